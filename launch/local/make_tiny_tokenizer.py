@@ -1,0 +1,30 @@
+"""Trains the tokenizer that ships with the package: python launch/local/make_tiny_tokenizer.py
+
+A byte-level BPE of 512 tokens over the words of the synthetic scenes and the frame of the vicuna_v1 template. The same
+code gives the same file; run it again only when the scenes' words change, and then train the towers again too.
+"""
+
+from llava_jax.data.conversation import render
+from llava_jax.data.scene_source import KINDS, SceneSource
+from llava_jax.data.tokenizer import train_tokenizer
+from llava_jax.train.inputs import TINY_TOKENIZER, open_tokenizer
+
+SCENES = 3000
+
+
+def texts():
+    for kind in KINDS:
+        source = SceneSource(kind, seed=0, held_out=False, image_size=16)
+        for i in range(SCENES):
+            template = "vicuna_v1" if kind == "instruct" else "plain"
+            segments = render(template, source[i].turns)
+            yield from (s.text for s in segments if s.kind == "text")
+
+
+if __name__ == "__main__":
+    train_tokenizer(texts(), 512, TINY_TOKENIZER)
+    tokenizer = open_tokenizer("tiny")
+    sample = SceneSource("text", 0, False, 16)[0].turns[1][1]
+    print(
+        TINY_TOKENIZER, tokenizer.vocab_size, "tokens;", len(sample.split()), "words ->", len(tokenizer.encode(sample))
+    )

@@ -1,0 +1,61 @@
+"""Checkpoints of a run: all parameters, optimizer, step, RNG, the place in the data, the config; Orbax, asynchronous.
+
+One checkpoint is a folder `checkpoints/<global step>/` with the items `state`, `data` and `run`. A folder without its
+commit marker is never taken for a checkpoint, so a kill while saving costs nothing but that save.
+"""
+
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+from flax import struct
+
+from llava_jax.errors import DataError
+
+
+class Store:
+    """The checkpoints below one folder. `state` is any pytree; flat parameter dicts keep their paths as names."""
+
+    def __init__(self, folder: Path, keep: int):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        try:
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        except OSError as e:
+            raise DataError(f"checkpoints cannot be kept in {folder}: {e.strerror or e}") from None
+
+    def latest(self) -> int | None:
+        """Global step of the newest complete checkpoint, None without one."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: struct.PyTreeNode, data: dict, run: dict) -> None:
+        """Starts saving (the arrays are copied off the device first, so the state may be donated right after)."""
+        if step in self._manager.all_steps():
+            return  # the end of a stage may coincide with a periodic save
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data), run=ocp.args.JsonSave(run)
+            ),
+        )
+
+    def read_run(self, step: int) -> dict:
+        """The `run` record of a checkpoint, read before anything large."""
+        return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+
+    def restore(self, step: int, abstract: struct.PyTreeNode) -> tuple[struct.PyTreeNode, dict]:
+        """(state laid out as `abstract`, place in the data). Any mesh may restore what another one saved."""
+        try:
+            items = self._manager.restore(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()),
+            )
+        except (ValueError, KeyError, FileNotFoundError) as e:
+            first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+            raise DataError(f"checkpoint {step} in {self._manager.directory} cannot be restored: {first}") from e
+        return items["state"], items["data"]
+
+    def wait(self) -> None:
+        """Returns when every started save is complete; raises what a save in the background raised."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()

@@ -1,0 +1,66 @@
+"""One module's weights in a safetensors file: read straight into device shards, written as the flat parameter paths.
+
+Keys are parameter paths below the module (`layers/q/kernel` for `llm/layers/q/kernel`), values have the stored dtype.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from llava_jax.errors import DataError
+
+BUILT_IN = Path(__file__).parent.parent / "pretrained"
+
+
+def resolve(path: str) -> Path:
+    """`tiny:NAME` is a file that ships with the package, everything else a path of the user's."""
+    return BUILT_IN / f"{path.removeprefix('tiny:')}.safetensors" if path.startswith("tiny:") else Path(path)
+
+
+def load_module(path: str, module: str, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Reads the parameters of `module` ("vision", "projector" or "llm").
+
+    like: parameter path -> shape, dtype and sharding wanted; only paths below `module/` are read. Each device reads its
+    own slice of the file, so no whole tensor is ever in memory where the weights are sharded.
+    Raises DataError when the file is missing or broken, or its tensors are not exactly the module's.
+    """
+    file = resolve(path)
+    wanted = {p.removeprefix(f"{module}/"): s for p, s in like.items() if p.startswith(f"{module}/")}
+    try:
+        with safe_open(file, framework="np") as tensors:
+            found = set(tensors.keys())
+            missing, extra = sorted(wanted.keys() - found), sorted(found - wanted.keys())
+            if missing or extra:
+                raise DataError(
+                    f"{file} does not fit `{module}`: missing {missing or 'none'}, unexpected {extra or 'none'}"
+                )
+            return {f"{module}/{name}": _read(tensors, name, spec, file) for name, spec in wanted.items()}
+    except FileNotFoundError:
+        raise DataError(f"weights file {file} (for `{module}`) does not exist") from None
+    except (SafetensorError, OSError) as e:
+        raise DataError(f"weights file {file} (for `{module}`) cannot be read: {e}") from None
+
+
+def _read(tensors, name: str, spec: jax.ShapeDtypeStruct, file: Path) -> jax.Array:
+    view = tensors.get_slice(name)
+    if tuple(view.get_shape()) != spec.shape:
+        raise DataError(f"{file}: tensor {name} has shape {tuple(view.get_shape())}, the model wants {spec.shape}")
+    return jax.make_array_from_callback(spec.shape, spec.sharding, lambda index: np.asarray(view[index], spec.dtype))
+
+
+def save_module(path: str, module: str, params: dict[str, jax.Array], dtype: str, note: dict[str, str]) -> Path:
+    """Writes the parameters below `module/` in `dtype`, atomically, with `note` as the file's metadata."""
+    file = resolve(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        p.removeprefix(f"{module}/"): np.asarray(v.astype(dtype)) for p, v in params.items() if p.startswith(module)
+    }
+    partial = file.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"module": module, "note": json.dumps(note, sort_keys=True)})
+    os.replace(partial, file)
+    return file

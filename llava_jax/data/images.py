@@ -1,0 +1,117 @@
+"""From an image file to the uint8 pixels a row carries. Normalisation happens on the device.
+
+A file from the outside is trusted with nothing: few formats, limits read from the header before a pixel is decoded,
+then a full decode (a JPEG cut in half still has a perfect header).
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from llava_jax.errors import ConfigError, DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+MAX_SIDE = 8192
+MAX_ASPECT = 200
+MAX_PIXELS = 33_000_000
+ASPECTS = ("crop", "pad")
+PAD_COLOR = (122, 116, 104)  # floor(255 * CLIP's mean)
+STRIP = 64  # rows of the padded canvas that exist at one time
+
+_REPAIR = "Replace the file, or remove the sample that names it."
+
+
+def load_image(source: Path | str | bytes | Image.Image, name: str) -> Image.Image:
+    """Opens, checks and fully decodes one image: a file, the bytes of one, or a PIL image -> PIL image in mode RGB.
+
+    Colours are converted as the original loader does, by `convert("RGB")`: alpha is dropped (not blended), palette and
+    CMYK are resolved. The exception is 16-bit grey, which PIL would clip to white: its high byte is kept, which is also
+    what PIL does with 16-bit RGB. An EXIF orientation is NOT applied, because the original does not and was trained
+    that way. Of an animation the first frame counts.
+
+    Raises DataError that names `name`, for a file that is missing or unreadable, another format than `FORMATS`, a side
+    above 8,192, an aspect ratio above 200, more than 33 million pixels, or pixels that do not decode.
+    """
+    try:
+        if isinstance(source, Image.Image):
+            return _decode(source, name)
+        with Image.open(_file(source, name), formats=FORMATS) as image:
+            return _decode(image, name)
+    except DataError:
+        raise
+    except Image.DecompressionBombError:
+        raise DataError(f"{name}: more than {MAX_PIXELS:,} pixels. Scale the image down.") from None
+    except UnidentifiedImageError:
+        # PIL's own text holds the memory address of the file object.
+        raise DataError(f"{name}: not an image of a known format ({', '.join(FORMATS)}). {_REPAIR}") from None
+    except Exception as fault:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
+        kind = type(fault).__name__
+        raise DataError(f"{name}: the image cannot be read ({kind}); is it damaged or cut off? {_REPAIR}") from None
+
+
+def preprocess(image: Image.Image, size: int, aspect: str) -> np.ndarray:
+    """RGB image -> uint8[size, size, 3], what CLIP's image processor makes of it before it rescales and normalises.
+
+    - "crop" (the original's `square`, v0 and v1): shortest edge to `size`, bicubic, long edge rounded down; then the
+      centre. Needs memory for at most MAX_ASPECT * size**2 pixels.
+    - "pad" (the original's `pad`, v1.5): as if pasted in the middle of a square canvas of the longer side, colour
+      (122, 116, 104), offset floor((long - short) / 2), and resized to `size`. The bytes are those of that recipe, but
+      the canvas (67 million pixels for 8192x41) never exists.
+
+    >>> preprocess(Image.new("RGB", (640, 480)), 224, "crop").shape
+    (224, 224, 3)
+
+    Raises ConfigError for another aspect.
+    """
+    if aspect == "crop":
+        image = _crop(image, size)
+    elif aspect == "pad":
+        image = _pad(image, size)
+    else:
+        raise ConfigError(f"image aspect {aspect!r} is unknown; choose one of {', '.join(ASPECTS)}")
+    return np.array(image)
+
+
+def _crop(image: Image.Image, size: int) -> Image.Image:
+    width, height = image.size
+    short = min(width, height)
+    width, height = int(size * width / short), int(size * height / short)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+
+
+def _pad(image: Image.Image, size: int) -> Image.Image:
+    width, height = image.size
+    long = max(width, height)
+    left, top = (long - width) // 2, (long - height) // 2
+    # PIL resizes all rows to the new width, rounds to bytes, then resizes the columns. The first half is done here
+    # strip by strip: rows are independent, and rows of nothing but padding stay what they are.
+    columns = Image.new("RGB", (size, long), PAD_COLOR)
+    for row in range(0, height, STRIP):
+        strip = Image.new("RGB", (long, min(STRIP, height - row)), PAD_COLOR)
+        strip.paste(image.crop((0, row, width, row + strip.height)), (left, 0))
+        columns.paste(strip.resize((size, strip.height), Image.Resampling.BICUBIC), (0, top + row))
+    return columns.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _file(source: Path | str | bytes, name: str) -> Path | io.BytesIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if not Path(source).is_file():  # a named pipe would block for ever
+        raise DataError(f"{name}: no such file. Check the image folder, or remove the sample that names it.")
+    return Path(source)
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    short, long = sorted(image.size)
+    if short < 1 or long > MAX_SIDE or long > MAX_ASPECT * short or short * long > MAX_PIXELS:
+        raise DataError(
+            f"{name}: {image.width}x{image.height} pixels; allowed are sides up to {MAX_SIDE}, an aspect ratio up to "
+            f"{MAX_ASPECT} and {MAX_PIXELS:,} pixels. Scale or crop the image."
+        )
+    image.load()
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")

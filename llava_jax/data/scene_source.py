@@ -1,0 +1,100 @@
+"""Endless training examples from synthetic scenes, one kind of text per source.
+
+| kind     | image | turns                                                                                   |
+|----------|-------|-----------------------------------------------------------------------------------------|
+| caption  | yes   | stage 1: a brief caption                                                                |
+| instruct | yes   | stage 2: conversation, detailed description or complex reasoning, mixed as in LLaVA-158K |
+| text     | no    | what a language model reads: the scene in words, then facts about it                    |
+
+`exam(...)` gives held-out questions, equally many of each kind, for the accuracy table.
+"""
+
+import random
+
+from llava_jax.data import scenes
+from llava_jax.data.example import Example
+
+KINDS = ("caption", "instruct", "text")
+ENDLESS = 2**31 - 1  # indices; each is another scene
+# LLaVA-Instruct-158K: 58K conversations, 23K detailed descriptions, 77K complex reasoning (paper, section 3)
+MIXTURE = (("conversation", 58), ("detail", 23), ("reasoning", 77))
+# kind -> how many answers are equally likely before one looks
+QUESTION_KINDS = {
+    "color": len(scenes.COLORS), "shape": len(scenes.SHAPES), "size": len(scenes.SIZES), "position": len(scenes.PLACES),
+    "count": len(scenes.NUMBERS) - 1, "existence": 2, "relation": 2, "reasoning": 2,
+}  # fmt: skip
+CONVERSATION_TURNS = 4
+FACTS = 4
+
+
+class SceneSource:
+    """Random-access source of examples; index and seed decide everything.
+
+    `held_out` scenes never occur among the others. `image_size` is the side of the drawn image in pixels.
+    """
+
+    def __init__(self, kind: str, seed: int, held_out: bool, image_size: int, length: int = ENDLESS):
+        self.kind, self.seed, self.held_out, self.image_size, self.length = kind, seed, held_out, image_size, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Example:
+        scene = scenes.draw_scene(self.seed, index, self.held_out)
+        rng = random.Random(f"{self.kind}/{self.seed}/{index}/{self.held_out}")
+        name = f"scene-{'held-out-' if self.held_out else ''}{self.seed}-{index}"
+        if self.kind == "text":
+            return Example(name, (("human", ""), ("gpt", _story(scene, rng))), ())
+        image = scenes.render(scene, self.image_size)
+        if self.kind == "caption":
+            return Example(
+                name, (("human", "<image>\nwhat is in the image ?"), ("gpt", scenes.caption(scene))), (image,)
+            )
+        return _instruction(name, scene, image, rng)
+
+
+def exam(seed: int, image_size: int, per_kind: int) -> list[Example]:
+    """`per_kind` single-question examples of each kind over held-out scenes, with `kind` set; deterministic."""
+    found: dict[str, list[Example]] = {kind: [] for kind in QUESTION_KINDS}
+    index = 0
+    while any(len(examples) < per_kind for examples in found.values()):
+        scene = scenes.draw_scene(seed, index, held_out=True)
+        rng = random.Random(f"exam/{seed}/{index}")
+        for q in scenes.questions(scene, rng):
+            if len(found[q.kind]) < per_kind:
+                turns = (("human", f"<image>\n{q.text}"), ("gpt", q.answer))
+                image = scenes.render(scene, image_size)
+                found[q.kind].append(Example(f"exam-{seed}-{index}-{q.kind}", turns, (image,), q.kind))
+        index += 1
+    return [example for examples in found.values() for example in examples]
+
+
+def _instruction(name: str, scene: scenes.Scene, image, rng: random.Random) -> Example:
+    kinds, weights = zip(*MIXTURE, strict=True)
+    kind = rng.choices(kinds, weights)[0]
+    if kind == "reasoning" and len(scene.objects) == 1:
+        kind = "conversation"  # nothing to reason about a lone object
+    asked = scenes.questions(scene, rng)
+    simple = [q for q in asked if q.kind != "reasoning"]
+    if kind == "detail":
+        pairs = [("describe the image in detail .", scenes.description(scene))]
+    elif kind == "conversation":
+        pairs = [(q.text, q.answer) for q in simple[:CONVERSATION_TURNS]]
+    else:
+        pairs = [(q.text, q.answer) for q in asked if q.kind == "reasoning"] + [(simple[0].text, simple[0].answer)]
+    turns = []
+    for i, (question, answer) in enumerate(pairs):
+        turns += [("human", f"<image>\n{question}" if i == 0 else question), ("gpt", answer)]
+    return Example(name, tuple(turns), (image,), kind)
+
+
+def _story(scene: scenes.Scene, rng: random.Random) -> str:
+    """The scene in words, in any order, then facts that follow from it: a text one can learn to read from."""
+    parts = [f"a {o.size} {o.name} {scenes.PLACES[o.cell]}" for o in scene.objects]
+    if rng.random() < 0.5:
+        rng.shuffle(parts)
+        told = " , ".join(parts)
+    else:
+        told = scenes.caption(scene)
+    facts = " ".join(f"{q.text} {q.answer} ." for q in scenes.questions(scene, rng)[:FACTS])
+    return f"{told} . {facts}"

@@ -1,0 +1,235 @@
+"""Synthetic scenes: coloured shapes drawn from a seed, with their truth in words and boxes.
+
+A scene is one to four objects in different cells of a 3x3 grid. It is drawn with Pillow and known exactly, so captions,
+boxes, conversations, descriptions and reasoning questions follow from it without a model or a download:
+
+    >>> scene = draw_scene(seed=0, index=7, held_out=False)
+    >>> caption(scene)
+    'a small purple cross at the bottom right'
+
+Train and held-out scenes are disjoint by content (the set of objects with their cells), not merely by index.
+The kinds of text mirror LLaVA's data (arXiv 2304.08485, section 3): brief captions for stage 1; conversation, detailed
+description and complex reasoning for stage 2.
+"""
+
+import dataclasses
+import hashlib
+import random
+
+from PIL import Image, ImageDraw
+
+COLORS = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (50, 80, 220),
+    "yellow": (240, 210, 40),
+    "purple": (150, 50, 180),
+    "black": (20, 20, 20),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+SIZES = {"small": 0.44, "large": 0.80}  # share of a grid cell's side
+GRID = 3
+PLACES = (
+    "at the top left", "at the top", "at the top right",
+    "on the left", "in the middle", "on the right",
+    "at the bottom left", "at the bottom", "at the bottom right",
+)  # fmt: skip
+NUMBERS = ("no", "one", "two", "three", "four")
+HELD_OUT_SHARE = 8  # one scene content in 8 is held out
+
+
+@dataclasses.dataclass(frozen=True)
+class Object:
+    """One shape. `dx`, `dy` in [-1, 1] shift it within the room its cell leaves it."""
+
+    size: str
+    color: str
+    shape: str
+    cell: int  # 0..8 in reading order
+    dx: float
+    dy: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.color} {self.shape}"
+
+    @property
+    def row(self) -> int:
+        return self.cell // GRID
+
+    @property
+    def column(self) -> int:
+        return self.cell % GRID
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """Objects in reading order, all with different (color, shape) and different cells; a light grey background."""
+
+    objects: tuple[Object, ...]
+    background: int
+
+    @property
+    def held_out(self) -> bool:
+        content = sorted((o.size, o.color, o.shape, o.cell) for o in self.objects)
+        return hashlib.sha256(repr(content).encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question with its true answer."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+def draw_scene(seed: int, index: int, held_out: bool) -> Scene:
+    """The `index`-th scene of the train or held-out half of the endless stream that `seed` names."""
+    rng = _rng("scene", seed, index, held_out)
+    while True:  # about 8/7 tries for train, 8 for held-out
+        scene = _any_scene(rng)
+        if scene.held_out == held_out:
+            return scene
+
+
+def _rng(*key) -> random.Random:
+    return random.Random("/".join(map(str, key)))  # seeding by a string is stable across Python versions
+
+
+def _any_scene(rng: random.Random) -> Scene:
+    count = rng.randint(1, 4)
+    cells = sorted(rng.sample(range(GRID * GRID), count))
+    looks = rng.sample([(c, s) for c in COLORS for s in SHAPES], count)
+    objects = tuple(
+        Object(rng.choice(tuple(SIZES)), color, shape, cell, rng.uniform(-1, 1), rng.uniform(-1, 1))
+        for cell, (color, shape) in zip(cells, looks, strict=True)
+    )
+    return Scene(objects, background=rng.randint(200, 250))
+
+
+# ------------------------------------------------------------------------------------------------- pixels
+
+
+def boxes(scene: Scene, image_size: int) -> list[tuple[float, float, float, float]]:
+    """One (x, y, width, height) per object in pixels, COCO's convention."""
+    cell = image_size / GRID
+    found = []
+    for o in scene.objects:
+        side = SIZES[o.size] * cell
+        room = (cell - side) / 2
+        x = o.column * cell + room * (1 + o.dx)
+        y = o.row * cell + room * (1 + o.dy)
+        found.append((x, y, side, side))
+    return found
+
+
+def render(scene: Scene, image_size: int) -> Image.Image:
+    """The scene as an RGB image of `image_size` pixels a side, drawn at four times the size and reduced."""
+    oversample = 4
+    canvas = Image.new("RGB", (image_size * oversample,) * 2, (scene.background,) * 3)
+    draw = ImageDraw.Draw(canvas)
+    for o, box in zip(scene.objects, boxes(scene, image_size * oversample), strict=True):
+        x, y, w, h = box
+        ink = COLORS[o.color]
+        if o.shape == "circle":
+            draw.ellipse((x, y, x + w, y + h), fill=ink)
+        elif o.shape == "square":
+            draw.rectangle((x, y, x + w, y + h), fill=ink)
+        elif o.shape == "triangle":
+            draw.polygon(((x + w / 2, y), (x + w, y + h), (x, y + h)), fill=ink)
+        else:
+            draw.rectangle((x + w / 3, y, x + 2 * w / 3, y + h), fill=ink)
+            draw.rectangle((x, y + h / 3, x + w, y + 2 * h / 3), fill=ink)
+    return canvas.resize((image_size, image_size), Image.Resampling.BOX)
+
+
+# -------------------------------------------------------------------------------------------------- words
+
+
+def caption(scene: Scene) -> str:
+    """Stage 1's brief caption: every object in reading order."""
+    parts = [f"a {o.size} {o.name} {PLACES[o.cell]}" for o in scene.objects]
+    return parts[0] if len(parts) == 1 else " , ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def description(scene: Scene) -> str:
+    """The detailed description: the number of objects, then each in a sentence."""
+    n = len(scene.objects)
+    text = ["there is one object ." if n == 1 else f"there are {NUMBERS[n]} objects ."]
+    text += [f"the {o.name} is {o.size} and {PLACES[o.cell]} ." for o in scene.objects]
+    return " ".join(text)
+
+
+def _relations(a: Object, b: Object) -> list[str]:
+    """What is true of a seen from b. Never empty: the cells differ."""
+    found = []
+    if a.row != b.row:
+        found.append("above" if a.row < b.row else "below")
+    if a.column != b.column:
+        found.append("left of" if a.column < b.column else "right of")
+    return found
+
+
+OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
+
+
+def questions(scene: Scene, rng: random.Random) -> list[Question]:
+    """One question of every kind that this scene allows, each drawn so that its answer cannot be guessed from its text:
+    yes and no, small and large, and the values of an attribute are equally likely."""
+    objects = scene.objects
+    found = []
+    o = rng.choice(objects)
+    found.append(Question("position", f"where is the {o.name} ?", PLACES[o.cell]))
+    o = rng.choice(objects)
+    found.append(Question("size", f"is the {o.name} small or large ?", o.size))
+    alone = [o for o in objects if sum(p.shape == o.shape for p in objects) == 1]
+    if alone:
+        o = rng.choice(alone)
+        found.append(Question("color", f"what color is the {o.shape} ?", o.color))
+    alone = [o for o in objects if sum(p.color == o.color for p in objects) == 1]
+    if alone:
+        o = rng.choice(alone)
+        found.append(Question("shape", f"what shape is the {o.color} object ?", o.shape))
+    found.append(Question("count", "how many objects are there ?", NUMBERS[len(objects)]))
+    found.append(_existence(objects, rng))
+    if len(objects) > 1:
+        a, b = rng.sample(objects, 2)
+        relation = rng.choice(_relations(a, b))
+        truth = rng.random() < 0.5
+        asked = relation if truth else OPPOSITE[relation]
+        found.append(Question("relation", f"is the {a.name} {asked} the {b.name} ?", "yes" if truth else "no"))
+        found.append(_reasoning(objects, rng))
+    rng.shuffle(found)
+    return found
+
+
+def _reasoning(objects: tuple[Object, ...], rng: random.Random) -> Question:
+    """Which of two objects lies further in a direction, answered with the reason before the conclusion."""
+    a, b = rng.sample(objects, 2)
+    relation = rng.choice(_relations(a, b))
+    # asking for the far end as often as for the near one: the order of naming tells nothing
+    wanted = rng.choice((relation, OPPOSITE[relation]))
+    direction = {"above": "up", "below": "down", "left of": "left", "right of": "right"}[wanted]
+    first = a if wanted == relation else b
+    question = f"which is further {direction} , the {a.name} or the {b.name} ?"
+    reason = f"the {a.name} is {PLACES[a.cell]} and the {b.name} is {PLACES[b.cell]} ,"
+    return Question("reasoning", question, f"{reason} so the {first.name}")
+
+
+def _existence(objects: tuple[Object, ...], rng: random.Random) -> Question:
+    present = {(o.color, o.shape) for o in objects}
+    if rng.random() < 0.5:
+        color, shape = rng.choice(sorted(present))
+        answer = "yes"
+    else:  # half of the absent ones share a color or a shape with an object that is there
+        absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in present]
+        near = [(c, s) for c, s in absent if any(c == o.color or s == o.shape for o in objects)]
+        color, shape = rng.choice(near if rng.random() < 0.5 else absent)
+        answer = "no"
+    return Question("existence", f"is there a {color} {shape} ?", answer)
+
+
+def conclusion(answer: str) -> str:
+    """The part of an answer that is graded: what follows the last `so`, or all of it."""
+    return answer.rsplit(" so ", 1)[-1].strip()

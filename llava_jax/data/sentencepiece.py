@@ -1,0 +1,101 @@
+"""Reads a SentencePiece model file (LLaMA's tokenizer.model) without the sentencepiece package."""
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from llava_jax.errors import DataError
+
+SPACE = "▁"  # how SentencePiece writes a space inside a piece
+
+
+def added_token(id: int, name: str, special: bool = True) -> dict[str, Any]:
+    """An entry of `added_tokens` in a tokenizer.json."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": id, "content": name, "special": special, **flags}
+
+
+def read_sentencepiece(content: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """(tokenizer.json as a dict, role -> name of a special token) of a model file: a protobuf message `ModelProto`.
+
+    Merges are not stored, only scores: two pieces merge where their concatenation is a piece, higher scores first.
+    Raises DataError (or IndexError, KeyError, ... on garbage) for a file that is no BPE model without normalisation.
+    """
+    pieces: list[tuple[str, float, int]] = []
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
+    for field, value in _protobuf(content):
+        if field == 1:
+            piece = dict(_protobuf(value))
+            pieces.append((piece[1].decode(), struct.unpack("<f", piece.get(2, bytes(4)))[0], piece.get(3, 1)))
+        elif field in (2, 3):
+            (trainer if field == 2 else normalizer).update(_protobuf(value))
+    if not pieces or trainer.get(3) != 2:
+        raise DataError("not a SentencePiece model of type BPE")
+    if normalizer.get(2) or normalizer.get(4, 1) or not normalizer.get(5, 1):
+        raise DataError("a SentencePiece model that normalises text, which LLaMA's does not; unsupported")
+
+    normal, unknown, control, user_defined = 1, 2, 3, 4
+    vocab = {text: id for id, (text, _, _) in enumerate(pieces)}
+    merges = []
+    for text, score, kind in pieces:
+        splits = [(text[:at], text[at:]) for at in range(1, len(text))] if kind in (normal, user_defined) else []
+        ranked = [(-score, vocab[a], vocab[b], a, b) for a, b in splits if a in vocab and b in vocab]
+        merges += sorted(ranked)
+    merges.sort(key=lambda merge: merge[0])
+    fields = {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}  # role: number, default
+    roles = {role: trainer.get(field, default) for role, (field, default) in fields.items()}
+    spec = {
+        "version": "1.0",
+        "added_tokens": [
+            added_token(id, text, special=kind != user_defined)
+            for id, (text, _, kind) in enumerate(pieces)
+            if kind in (unknown, control, user_defined)
+        ],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            *([{"type": "Prepend", "prepend": SPACE}] if normalizer.get(3, 1) else []),
+            {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+        ]},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+        ]},
+        "model": {
+            "type": "BPE",
+            "vocab": vocab,
+            "merges": [(a, b) for *_, a, b in merges],
+            "unk_token": pieces[roles["unk"]][0],
+            "fuse_unk": True,
+            "byte_fallback": True,
+        },
+    }  # fmt: skip
+    return spec, {role: pieces[id][0] for role, id in roles.items() if 0 <= id < len(pieces)}
+
+
+def _protobuf(message: bytes) -> Iterator[tuple[int, Any]]:
+    """(field number, value) of a protobuf message: varints as signed ints, everything else as bytes."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value - (1 << 64) if value >> 63 else value
+
+    while at < len(message):
+        key = varint()
+        kind = key & 7
+        if kind == 0:
+            yield key >> 3, varint()
+            continue
+        size = {1: 8, 5: 4}[kind] if kind != 2 else varint()
+        if not 0 <= size <= len(message) - at:
+            raise DataError("a damaged SentencePiece model: a field reaches beyond the end of the file")
+        yield key >> 3, message[at : at + size]
+        at += size

@@ -1,0 +1,103 @@
+"""The CLIP vision tower (arXiv 2103.00020) up to the hidden state that LLaVA reads. Axis letters: see layers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from llava_jax.architectures import ModelConfig
+from llava_jax.errors import ConfigError
+from llava_jax.models.layers import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    attention,
+    dtype_of,
+    gelu,
+    name_qkv,
+    quick_gelu,
+    stacked,
+)
+from llava_jax.sharding import constrain
+
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # of CLIP's training images, per RGB channel
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+_ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
+
+
+def normalize(images: jax.Array) -> jax.Array:
+    """uint8[..., 3] -> float32, (x / 255 - MEAN) / STD. Floating point images count as normalised: returned as are."""
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        return images
+    return (images.astype(jnp.float32) / 255 - MEAN) / STD
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, all to all: x [B, T, D] -> [B, T, D]."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x):
+        c, dtype = self.config.vision, self.config.feature_dtype
+        heads = (c.width, c.heads, c.width // c.heads), ("vision_embed", "heads", "head_size")
+
+        y = LayerNorm(c.norm_eps, "vision_embed", name="attention_norm")(x)
+        q, k, v = name_qkv(*(Linear("btd,dhe->bthe", *heads, dtype, bias=2, name=n)(y) for n in "qkv"))
+        y = attention(q, k, v, None, self.config.attention)
+        out = (c.heads, c.width // c.heads, c.width), ("heads", "head_size", "vision_embed")
+        x += Linear("bthe,hed->btd", *out, dtype, bias=1, name="o")(y)
+
+        y = LayerNorm(c.norm_eps, "vision_embed", name="mlp_norm")(x)
+        y = Linear("btd,df->btf", (c.width, c.mlp_width), ("vision_embed", "mlp"), dtype, bias=1, name="up")(y)
+        y = constrain(_ACTIVATIONS[c.activation](y), "batch", None, "mlp")
+        x += Linear("btf,fd->btd", (c.mlp_width, c.width), ("mlp", "vision_embed"), dtype, bias=1, name="down")(y)
+        return constrain(x, "batch", None, None), None
+
+
+class Clip(nn.Module):
+    """images -> hidden state `select_layer`, without (`patch`) or with (`cls_patch`) the class token.
+
+    All `layers` blocks and the final norm own parameters, so that a checkpoint survives the round trip; the blocks
+    after the selected one and the final norm are never computed (LLaVA reads the output of block 23 of 24).
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, images):
+        """uint8[B, H, W, 3], or floating point and already normalised -> feature_dtype[B, features, D].
+
+        Raises ConfigError when images are not image_size pixels square, or for an unknown activation, feature or layer.
+        """
+        c, dtype = self.config.vision, self.config.feature_dtype
+        side, p = c.image_size // c.patch_size, c.patch_size
+        if images.shape[1:] != (c.image_size, c.image_size, 3):
+            raise ConfigError(
+                f"images are {images.shape[1:]}, the vision tower takes {(c.image_size, c.image_size, 3)}"
+            )
+        if c.select_feature not in ("patch", "cls_patch"):
+            raise ConfigError(f"vision.select_feature {c.select_feature!r} is unknown; use patch or cls_patch")
+        if c.activation not in _ACTIVATIONS:
+            raise ConfigError(f"vision.activation {c.activation!r} is unknown; use {' or '.join(_ACTIVATIONS)}")
+        if not 0 <= c.blocks_used <= c.layers:
+            raise ConfigError(f"vision.select_layer {c.select_layer} is not one of the {c.layers + 1} hidden states")
+
+        x = normalize(images)[:, : side * p, : side * p].reshape(-1, side, p, side, p, 3)
+        patch = (p, p, 3, c.width), ("pixel", None, None, "vision_embed")
+        x = Linear("bypxqc,pqcd->byxd", *patch, dtype, name="patch")(x).reshape(-1, c.patches, c.width)
+        cls = Embedding((c.width,), ("vision_embed",), name="cls")().astype(x.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, c.width)), x], axis=1)
+        x += Embedding((c.patches + 1, c.width), ("position", "vision_embed"), name="position")().astype(x.dtype)
+        x = LayerNorm(c.norm_eps, "vision_embed", name="pre_norm")(x)
+        x = constrain(x, "batch", None, None)
+
+        if self.is_initializing():
+            x, _ = stacked(Block, self.config, c.layers)(self.config, name="layers")(x)
+        elif c.blocks_used:
+            blocks = stacked(Block, self.config, c.blocks_used)
+            first = lambda params: jax.tree.map(lambda w: w[: c.blocks_used], params)  # noqa: E731
+            x, _ = nn.map_variables(blocks, "params", trans_in_fn=first)(self.config, name="layers")(x)
+        LayerNorm(c.norm_eps, "vision_embed", name="post_norm")(x[:, 0])  # for its parameters; the result is not used
+        return (x if c.select_feature == "cls_patch" else x[:, 1:]).astype(dtype_of(dtype))

@@ -1,0 +1,235 @@
+"""The parts both towers share: products, norms, rotary positions, attention, and the loop over layers.
+
+Axis letters, in einsum strings and in shapes:
+    B batch   T query tokens   S key tokens   D width   H query heads   K key/value heads   G = H / K
+    E head size   F MLP width   V vocabulary   L layers   C channels of a pixel or feature
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+from llava_jax.architectures import LlamaConfig, ModelConfig
+from llava_jax.errors import ConfigError
+from llava_jax.sharding import param
+
+normal = nn.initializers.normal(0.02)  # what LLaMA and CLIP start their weights from
+
+
+def dtype_of(name: str) -> jnp.dtype:
+    """`float32` | `bfloat16` as a dtype. Raises ConfigError for any other name."""
+    if name not in ("float32", "bfloat16"):
+        raise ConfigError(f"dtype {name!r} is not supported; use float32 or bfloat16")
+    return jnp.dtype(name)
+
+
+def dot(spec: str, x: jax.Array, w: jax.Array, dtype: str, out: str | None = None) -> jax.Array:
+    """einsum(spec, x, w) with operands in `dtype`, sums in float32, the result in `out` (default: `dtype`).
+
+    Every matrix product of the model comes through here. In bfloat16 the two products of the backward pass take
+    bfloat16 operands too; plain autodiff would hand them a float32 cotangent, which misses the matrix units. `float32`
+    means float32 on every device (no TF32, no bfloat16 passes). `spec` names every axis, repeats none within an
+    operand, and each axis of an operand appears in the other or in the result.
+    """
+    x, w = x.astype(dtype_of(dtype)), w.astype(dtype_of(dtype))
+    if dtype == "bfloat16":
+        y = _bfloat16_dot(spec, x, w)
+    else:
+        y = jnp.einsum(spec, x, w, precision=jax.lax.Precision.HIGHEST)
+    return y.astype(dtype_of(out or dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _bfloat16_dot(spec, x, w):
+    return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32)
+
+
+def _bfloat16_dot_forward(spec, x, w):
+    return _bfloat16_dot(spec, x, w), (x, w)
+
+
+def _bfloat16_dot_backward(spec, operands, g):
+    x, w = operands
+    inputs, out_axes = spec.split("->")
+    x_axes, w_axes = inputs.split(",")
+    g = g.astype(jnp.bfloat16)
+    dx = jnp.einsum(f"{out_axes},{w_axes}->{x_axes}", g, w, preferred_element_type=jnp.float32)
+    dw = jnp.einsum(f"{out_axes},{x_axes}->{w_axes}", g, x, preferred_element_type=jnp.float32)
+    return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+_bfloat16_dot.defvjp(_bfloat16_dot_forward, _bfloat16_dot_backward)
+
+
+class Linear(nn.Module):
+    """dot(spec, x, kernel, dtype, out), plus a bias over the last `bias` axes of the kernel (0: none)."""
+
+    spec: str
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    dtype: str
+    bias: int = 0
+    out: str | None = None
+    kernel_init: nn.initializers.Initializer = normal
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = param(self, "kernel", self.kernel_init, self.shape, self.axes)
+        y = dot(self.spec, x, kernel, self.dtype, self.out)
+        if self.bias:
+            y += param(self, "bias", self.bias_init, self.shape[-self.bias :], self.axes[-self.bias :]).astype(y.dtype)
+        return y
+
+
+class Embedding(nn.Module):
+    """A table, returned whole."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+
+    @nn.compact
+    def __call__(self):
+        return param(self, "embedding", normal, self.shape, self.axes)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, in float32, returned in x's dtype (arXiv 1910.07467)."""
+
+    eps: float
+    axis: str
+
+    @nn.compact
+    def __call__(self, x):
+        scale = param(self, "scale", nn.initializers.ones, x.shape[-1:], (self.axis,))
+        y = x.astype(jnp.float32)
+        y *= jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + self.eps)
+        return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / std * scale + bias over the last axis, in float32, returned in x's dtype."""
+
+    eps: float
+    axis: str
+
+    @nn.compact
+    def __call__(self, x):
+        scale = param(self, "scale", nn.initializers.ones, x.shape[-1:], (self.axis,))
+        bias = param(self, "bias", nn.initializers.zeros, x.shape[-1:], (self.axis,))
+        y = x.astype(jnp.float32)
+        y -= jnp.mean(y, axis=-1, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + self.eps)
+        return (y * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(1.702 x), CLIP's activation."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact, erf form; the projector's activation."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def rope_frequencies(config: LlamaConfig) -> np.ndarray:
+    """Radians per position of each pair of channels: float32[E / 2], falling from 1 (arXiv 2104.09864).
+
+    `linear` scaling divides all of them by `factor`. `llama3` leaves waves shorter than original / high_freq_factor,
+    divides those longer than original / low_freq_factor, and goes smoothly from one to the other between (Llama 3.1).
+    Raises ConfigError for any other kind.
+    """
+    e, scaling = config.head_size, config.rope_scaling
+    frequencies = 1.0 / config.rope_base ** (np.arange(0, e, 2, dtype=np.float32) / e)
+    if scaling is None:
+        return frequencies.astype(np.float32)
+    if scaling.kind == "linear":
+        return (frequencies / scaling.factor).astype(np.float32)
+    if scaling.kind == "llama3":
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        waves_in_context = scaling.original_max_positions * frequencies / (2 * np.pi)
+        keep = np.clip((waves_in_context - low) / (high - low), 0.0, 1.0)
+        return (frequencies * (keep + (1 - keep) / scaling.factor)).astype(np.float32)
+    raise ConfigError(f"rope_scaling kind {scaling.kind!r} is unknown; use linear, llama3 or None")
+
+
+def rope_rotation(config: LlamaConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """positions int32[B, T] -> sine and cosine of each pair's angle, float32[B, T, 1, E / 2] each."""
+    angles = positions[:, :, None, None].astype(jnp.float32) * rope_frequencies(config)
+    return jnp.sin(angles), jnp.cos(angles)
+
+
+def rope(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates channel i together with channel i + E/2 (Hugging Face's order of LLaMA's channels), in float32.
+
+    x [B, T, heads, E], rotation from rope_rotation -> as x.
+    """
+    sin, cos = rotation
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def attention_mask(
+    q_positions: jax.Array, k_positions: jax.Array, q_segments: jax.Array, k_segments: jax.Array
+) -> jax.Array:
+    """bool[B, T, S]: a query sees the keys of its own segment at its own or an earlier position.
+
+    All arguments int32[B, T] or int32[B, S]. Padding is segment 0, so real tokens never see it, wherever it lies.
+
+    positions 0 1 0, segments 1 1 2 (two packed samples):   1 0 0
+                                                            1 1 0
+                                                            0 0 1
+    """
+    same = q_segments[:, :, None] == k_segments[:, None, :]
+    return same & (k_positions[:, None, :] <= q_positions[:, :, None])
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, kernel: str) -> jax.Array:
+    """Grouped-query attention, softmax in float32: query head h reads key/value head h // (H / K).
+
+    q [B, T, H, E]; k, v [B, S, K, E]; mask bool[B, T, S] or None for all to all -> [B, T, H, E] in q's dtype.
+    Raises ConfigError when `kernel` is not `xla`, the plain one.
+    """
+    if kernel != "xla":
+        raise ConfigError(f"attention kernel {kernel!r} is unknown; use xla")
+    b, t, h, e = q.shape
+    dtype = q.dtype.name
+    grouped = q.reshape(b, t, k.shape[2], -1, e)
+    scores = dot("btkge,bske->bkgts", grouped, k, dtype, out="float32") / np.sqrt(e)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1)
+    return dot("bkgts,bske->btkge", weights, v, dtype).reshape(b, t, h, e)
+
+
+def name_qkv(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Marks the three tensors that remat policy `save_qkv` keeps."""
+    return checkpoint_name(q, "q"), checkpoint_name(k, "k"), checkpoint_name(v, "v")
+
+
+def stacked(block: type[nn.Module], config: ModelConfig, length: int, in_axes=()) -> type[nn.Module]:
+    """`length` blocks in a row, their parameters stacked on a leading `layers` axis: block(carry, ...) -> carry, None.
+
+    `config.remat` says what the backward pass recomputes, `config.unroll` makes straight-line code from the same
+    parameters. Raises ConfigError for an unknown policy.
+    """
+    policies = {"full": None, "save_qkv": jax.checkpoint_policies.save_only_these_names("q", "k", "v")}
+    if config.remat in policies:
+        # Inside a loop the compiler cannot merge the recomputation with the forward pass; in straight-line code it can.
+        block = nn.remat(block, prevent_cse=config.unroll, policy=policies[config.remat])
+    elif config.remat != "none":
+        raise ConfigError(f"remat policy {config.remat!r} is unknown; use none, {', '.join(policies)}")
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=in_axes,
+        length=length,
+        unroll=length if config.unroll else 1,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )

@@ -1,0 +1,90 @@
+"""LLaVA: CLIP -> projector -> LLaMA (arXiv 2304.08485), joined where the token ids say IMAGE_TOKEN_ID."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from llava_jax.architectures import IMAGE_TOKEN_ID, ModelConfig
+from llava_jax.models.clip import Clip
+from llava_jax.models.llama import Cache, Llama
+from llava_jax.models.projector import Projector
+
+
+def merge(tokens: jax.Array, text: jax.Array, features: jax.Array) -> jax.Array:
+    """Puts a row's features, in order, where that row has placeholders; static shapes, no row sees another's features.
+
+    tokens int32[B, T], text [B, T, D] (what is there at placeholders does not matter), features [B, M, D] -> [B, T, D].
+    Unused features are dropped; placeholders beyond M become zeros.
+
+    tokens (-200 as *)  5 * * 6 *   text  a . . b .   features  p q r     result  a p q b r
+                        * 7 8 9 9         . c d e e             s t u             s c d e e
+    """
+    placeholder = tokens == IMAGE_TOKEN_ID
+    nth = jnp.cumsum(placeholder, axis=1) - 1
+    count = features.shape[1]
+    text = jnp.where(placeholder[..., None], 0, text)
+    if count == 0:
+        return text
+    picked = jnp.take_along_axis(features, jnp.clip(nth, 0, count - 1)[..., None], axis=1)
+    return jnp.where((placeholder & (nth < count))[..., None], picked, text)
+
+
+class Llava(nn.Module):
+    """Parameters: `vision`, `projector`, `llm`. `init` creates all of them, with or without images in its input."""
+
+    config: ModelConfig
+
+    def setup(self):
+        self.vision = Clip(self.config)
+        self.projector = Projector(self.config)
+        self.llm = Llama(self.config)
+
+    def encode_images(self, images):
+        """uint8[B, N, H, W, 3], or floating point and normalised -> dtype[B, N * features, D].
+
+        N = 0 runs no tower. The tower computes in feature_dtype, the projector in dtype.
+        """
+        b, n = images.shape[:2]
+        c = self.config
+        if n == 0 and self.is_initializing():
+            self.encode_images(jnp.zeros((b, 1, *images.shape[2:]), images.dtype))
+        if n == 0:
+            return jnp.zeros((b, 0, c.llm.width), c.dtype)
+        features = self.projector(self.vision(images.reshape(b * n, *images.shape[2:])))
+        return features.reshape(b, n * c.vision.features, c.llm.width)
+
+    def embed(self, tokens, images):
+        """tokens int32[B, T] with IMAGE_TOKEN_ID where features go -> dtype[B, T, D]."""
+        text = self.llm.embed(jnp.where(tokens == IMAGE_TOKEN_ID, 0, tokens))
+        return merge(tokens, text, self.encode_images(images))
+
+    def hidden(self, tokens, images, positions, segment_ids, cache: Cache | None = None):
+        """A batch's arrays -> (final states [B, T, D], cache), see Llama.hidden; a decoding step has N = 0 images."""
+        return self.llm.hidden(self.embed(tokens, images), positions, segment_ids, cache)
+
+    def logits(self, hidden):
+        """[B, T, D] -> float32[B, T, V]."""
+        return self.llm.logits(hidden)
+
+    def __call__(self, tokens, images, positions, segment_ids):
+        """tokens, positions, segment_ids int32[B, T]; images uint8[B, N, H, W, 3] -> float32[B, T, V]."""
+        return self.logits(self.hidden(tokens, images, positions, segment_ids)[0])
+
+
+def _create(config: ModelConfig, key: jax.Array):
+    one = jnp.zeros((1, 1), jnp.int32)
+    size = config.vision.image_size
+    return Llava(config).init(key, one, jnp.zeros((1, 0, size, size, 3), jnp.uint8), one, one)["params"]
+
+
+def abstract_params(config: ModelConfig) -> dict:
+    """Shapes, dtypes and logical axes of every parameter, boxed (nn.LogicallyPartitioned); allocates nothing.
+
+    Raises ConfigError for an unknown name in the config.
+    """
+    return jax.eval_shape(lambda key: _create(config, key), jax.random.key(0))
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> dict:
+    """Fresh float32 parameters, unboxed. Raises ConfigError for an unknown name in the config."""
+    return jax.jit(lambda key: nn.unbox(_create(config, key)))(key)

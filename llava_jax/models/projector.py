@@ -1,0 +1,49 @@
+"""The projector from image features to the language model's embeddings (arXiv 2304.08485 4.1; MLP: 2310.03744)."""
+
+import re
+
+from flax import linen as nn
+from jax import random
+
+from llava_jax.architectures import ModelConfig
+from llava_jax.errors import ConfigError
+from llava_jax.models.layers import Linear, gelu
+
+
+def projector_depth(name: str) -> int:
+    """Linear layers of a named projector: `linear` -> 1, `mlp2x_gelu` -> 2. Raises ConfigError for any other name."""
+    match = re.fullmatch(r"mlp(\d+)x_gelu", name)
+    depth = 1 if name == "linear" else int(match[1]) if match else 0
+    if depth < 1:
+        raise ConfigError(f"projector {name!r} is unknown; use linear or mlpNx_gelu, such as mlp2x_gelu")
+    return depth
+
+
+class Projector(nn.Module):
+    """Linear, then (depth - 1) times GELU and Linear: [B, T, C] -> dtype[B, T, D].
+
+    Weights and biases start from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as the original's do.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x):
+        c = self.config
+        fan_in, width, depth = c.vision.width, c.llm.width, projector_depth(c.projector)
+        # Axes alternate as in a tensor-parallel MLP; two layers of one width could not both be named `embed`.
+        into, out_of = "vision_embed", "embed" if depth == 1 else "mlp"
+        for i in range(1, depth + 1):
+            if i > 1:
+                x, fan_in, into, out_of = gelu(x), width, "mlp", "embed"
+            init = _uniform(fan_in**-0.5)
+            layer = Linear(
+                "btc,cd->btd", (fan_in, width), (into, out_of), c.dtype, bias=1, kernel_init=init, bias_init=init,
+                name=f"linear_{i}",
+            )  # fmt: skip
+            x = layer(x)
+        return x
+
+
+def _uniform(bound):
+    return lambda key, shape: random.uniform(key, shape, minval=-bound, maxval=bound)

@@ -1,0 +1,83 @@
+"""The mesh, the one table that maps logical axes to mesh axes, and the helpers that apply it.
+
+Mesh axes: `data` replicates weights, `fsdp` shards them over their embed axis and gathers them on use, `tensor` splits
+heads, MLP and vocabulary. The batch is split over `data` and `fsdp` together.
+"""
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from llava_jax.errors import ConfigError
+
+AXES = ("data", "fsdp", "tensor")
+
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("rows", "data"),  # of a batch whose features are split over fsdp
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("vocab", "tensor"),
+    ("layers", None),
+    ("head_size", None),
+    ("vision_embed", "fsdp"),
+    ("position", None),
+    ("pixel", None),
+)
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
+    """A mesh of shape (data, fsdp, tensor) over `devices` (default: all). One size may be -1: what is left over.
+
+    Raises ConfigError when the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+        raise ConfigError(f"mesh sizes must be positive, at most one of them -1; got {dict(zip(AXES, sizes))}")
+    if -1 in sizes:
+        known = -int(np.prod(sizes))
+        sizes[sizes.index(-1)] = len(devices) // known if len(devices) % known == 0 else 0
+    if int(np.prod(sizes)) != len(devices):
+        raise ConfigError(
+            f"mesh data={data} fsdp={fsdp} tensor={tensor} does not cover {len(devices)} devices; "
+            f"set one of them to -1 or make their product {len(devices)}"
+        )
+    # Auto axes: flax's logical constraints act as asserts under Explicit ones, make_mesh's default.
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def param(module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str | None, ...]):
+    """Declares one float32 parameter and names its logical axes; the only way a model makes a weight."""
+    assert len(shape) == len(axes), f"{name}: shape {shape} and axes {axes} differ in length"
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Tells the compiler how an activation is laid out. Acts only under `jax.set_mesh` + `logical_rules()`."""
+    return nn.with_logical_constraint(x, axes)
+
+
+def logical_rules():
+    """Context in which `constrain` knows the table."""
+    return nn.logical_axis_rules(RULES)
+
+
+def param_specs(boxed) -> dict:
+    """Tree of PartitionSpec (mesh axes) for a boxed (abstract) parameter tree."""
+    logical = nn.get_partition_spec(boxed)
+    return nn.logical_to_mesh(logical, RULES)
+
+
+def batch_spec() -> PartitionSpec:
+    """Every batch array is split along its first axis only."""
+    return PartitionSpec(("data", "fsdp"))
+
+
+def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows -> global device arrays split along the first axis."""
+    sharding = NamedSharding(mesh, batch_spec())
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

@@ -1,0 +1,160 @@
+"""Held-out loss, sample answers, and accuracy by kind of question, each with the image and with the image blanked.
+
+A blanked image is CLIP's mean colour everywhere: what a model still knows then, it knows from the text alone.
+"""
+
+import html
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from llava_jax.config import Stage
+from llava_jax.data.conversation import stop_string
+from llava_jax.data.example import Example
+from llava_jax.data.images import load_image, preprocess
+from llava_jax.data.pipeline import Row
+from llava_jax.data.scene_source import QUESTION_KINDS
+from llava_jax.data.scenes import conclusion
+from llava_jax.data.tokenize import expand_images, pad_row, stop_ids, tokenize_prompt
+from llava_jax.data.tokenizer import Tokenizer
+from llava_jax.generate.decode import greedy
+from llava_jax.models.llava import Llava
+from llava_jax.sharding import global_batch
+from llava_jax.train.inputs import StageData, in_order, round_up
+from llava_jax.train.state import Params, nested
+
+BLANK = np.array((122, 116, 104), np.uint8)  # zero after CLIP's normalisation; also LLaVA's padding colour
+
+
+def held_out_loss(eval_step, params: Params, stage: Stage, data: StageData, mesh: Mesh) -> dict[str, float]:
+    """{"val/loss": .., "val/loss_blank": ..}: mean over target tokens of the first `eval.samples` held-out rows."""
+    source = _First(data.held_out, min(stage.eval.samples, len(data.held_out)))
+    sums = np.zeros((2, 2))
+    for batch in in_order(source, data.to_row, stage.batch // stage.accumulation):
+        versions = [batch, blanked(batch)] if stage.data.max_images else [batch]
+        for i, version in enumerate(versions):
+            loss, targets = eval_step(params, global_batch(version, mesh))
+            sums[i] += float(loss), float(targets)
+    result = {"val/loss": sums[0, 0] / sums[0, 1]}
+    return result | ({"val/loss_blank": sums[1, 0] / sums[1, 1]} if stage.data.max_images else {})
+
+
+def blanked(batch: Row) -> Row:
+    return {**batch, "images": np.broadcast_to(BLANK, batch["images"].shape)}
+
+
+def answer(
+    model: Llava, params: Params, examples: list[Example], stage: Stage, tokenizer: Tokenizer, mesh: Mesh, blank: bool
+) -> list[str]:
+    """The model's greedy answer to the first question of each example, without the stop string."""
+    vision, template = model.config.vision, stage.data.template
+    prompts = {}
+    for e in examples:
+        ids = tokenize_prompt(tokenizer, template, e.turns[:1], len(e.images))
+        prompts[e.id] = expand_images(ids, np.zeros(len(ids), bool), vision.features)
+    longest = max(len(ids) for ids, _ in prompts.values())
+    length = round_up(longest, 16)  # few lengths, few compilations
+
+    def to_row(e: Example) -> Row:
+        row = pad_row(*prompts[e.id], length, tokenizer.pad_id)
+        pixels = [preprocess(load_image(i, e.id), vision.image_size, stage.data.aspect) for i in e.images]
+        row["images"] = np.zeros((stage.data.max_images, vision.image_size, vision.image_size, 3), np.uint8)
+        row["images"][: len(pixels)] = np.array(pixels) if pixels else 0
+        return row
+
+    stop = stop_ids(tokenizer, template)
+    # A stop of several tokens can only be found in the text; </s> still ends a row early.
+    stops = jnp.array(stop if len(stop) == 1 else (tokenizer.eos_id,), jnp.int32)
+    tree, answers = nested(params), []
+    for batch in in_order(examples, to_row, stage.batch // stage.accumulation):
+        batch = blanked(batch) if blank else batch
+        ids = greedy(model, tree, global_batch(batch, mesh), stops, stage.eval.max_new_tokens)
+        answers += list(np.asarray(multihost_utils.process_allgather(ids, tiled=True)))
+    return [_cut(row, stop, tokenizer, template) for row in answers[: len(examples)]]
+
+
+def _cut(ids: np.ndarray, stop: tuple[int, ...], tokenizer: Tokenizer, template: str) -> str:
+    ends = np.flatnonzero(np.isin(ids, (*stop[:1], tokenizer.eos_id) if len(stop) == 1 else (tokenizer.eos_id,)))
+    text = tokenizer.decode(ids[: ends[0]] if len(ends) else ids)
+    return text.split(stop_string(template))[0].strip()
+
+
+def accuracy(
+    model: Llava, params: Params, stage: Stage, data: StageData, tokenizer: Tokenizer, mesh: Mesh
+) -> dict[str, dict[str, float]]:
+    """{kind: {"image", "blank", "chance"}} in percent over the stage's exam, and the mean of the kinds as `overall`.
+
+    Right is the exact text; of an answer with a reason only its conclusion is graded. Chance is one over the number of
+    answers that are equally likely without seeing the image.
+    """
+    right: dict[str, dict[str, list[bool]]] = {kind: {"image": [], "blank": []} for kind in QUESTION_KINDS}
+    for mode in ("image", "blank"):
+        texts = answer(model, params, data.exam, stage, tokenizer, mesh, blank=mode == "blank")
+        for e, text in zip(data.exam, texts, strict=True):
+            right[e.kind][mode].append(conclusion(text) == conclusion(e.turns[1][1]))
+    table = {
+        kind: {mode: 100 * float(np.mean(marks)) for mode, marks in modes.items()}
+        | {"chance": 100 / QUESTION_KINDS[kind]}
+        for kind, modes in right.items()
+    }
+    columns = ("image", "blank", "chance")
+    table["overall"] = {c: float(np.mean([table[kind][c] for kind in QUESTION_KINDS])) for c in columns}
+    return table
+
+
+def format_accuracy(after: dict[str, dict[str, float]], before: dict[str, dict[str, float]] | None) -> list[str]:
+    """A text table: kind x accuracy with the image (before the stage, after it), blanked, by chance."""
+    lines = [f"{'question kind':14}{'before':>10}{'with image':>12}{'blanked':>10}{'by chance':>11}"]
+    for kind, row in after.items():
+        first = f"{before[kind]['image']:9.1f}%" if before else f"{'-':>10}"
+        lines.append(f"{kind:14}{first}{row['image']:11.1f}%{row['blank']:9.1f}%{row['chance']:10.1f}%")
+    return lines
+
+
+def save_answers(folder: Path, examples: list[Example], answers: list[str]) -> list[str]:
+    """Writes answers.json, answers.html and the images below `folder`; returns a text table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records, cells, lines = [], [], []
+    for i, (e, text) in enumerate(zip(examples, answers, strict=True)):
+        names = []
+        for k, image in enumerate(e.images):
+            names.append(f"{i}-{k}.png")
+            load_image(image, e.id).save(folder / names[-1])
+        question, reference = e.turns[0][1].replace("<image>", "").strip(), e.turns[1][1]
+        records.append({"id": e.id, "images": names, "question": question, "reference": reference, "answer": text})
+        pictures = "".join(f'<img src="{n}" alt="image of sample {html.escape(e.id)}" height="96">' for n in names)
+        cells.append(f"<tr><td>{pictures}" + "".join(f"<td>{html.escape(t)}" for t in (question, reference, text)))
+        lines += [f"  {e.id}: {question or '(caption)'}", f"    reference: {reference}", f"    answer:    {text}"]
+    (folder / "answers.json").write_text(json.dumps(records, indent=1, ensure_ascii=False), encoding="utf-8")
+    head = "<!doctype html><meta charset=utf-8><title>answers</title><table border=1 cellpadding=6>"
+    (folder / "answers.html").write_text(
+        head + "<tr><th>image<th>question<th>reference<th>answer" + "".join(cells) + "</table>", encoding="utf-8"
+    )
+    return lines
+
+
+class _First:
+    """The first n examples of a source."""
+
+    def __init__(self, source, n: int):
+        self._source, self._n = source, n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[index]
+
+
+def first_examples(source, n: int) -> list[Example]:
+    return [source[i] for i in range(min(n, len(source)))]
+
+
+def is_writer() -> bool:
+    """Files that are not checkpoints are written by process 0."""
+    return jax.process_index() == 0

@@ -1,0 +1,136 @@
+"""What a run writes while it trains: metrics.jsonl, timing.jsonl, TensorBoard, and one progress line now and then.
+
+`metrics.jsonl` holds only what the run's config and data decide, so two equal runs (or one that was killed and resumed)
+write equal files; everything a clock decides goes to `timing.jsonl`. Both are cut back to the restored step on resume.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import jax
+from tensorboardX import SummaryWriter
+
+from llava_jax.architectures import ModelConfig
+
+# Dense bf16 peak, TFLOP/s per device, as jax names it: the makers' data sheets.
+PEAK_TFLOPS = {
+    "TPU v4": 275, "TPU v5 lite": 197, "TPU v5": 459, "TPU v5p": 459, "TPU v6 lite": 918,
+    "NVIDIA A100-SXM4-40GB": 312, "NVIDIA A100-SXM4-80GB": 312, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989,
+}  # fmt: skip
+
+
+class MetricsWriter:
+    """Appends records to the workdir; on processes other than 0 it writes nothing."""
+
+    def __init__(self, workdir: Path, resume_step: int, stages: list[str]):
+        """Drops records beyond `resume_step` or of stages not in `stages`, which the resumed run writes again."""
+        self._files, self._board = {}, None
+        if jax.process_index() != 0:
+            return
+        for name in ("metrics", "timing"):
+            path = workdir / f"{name}.jsonl"
+            kept = [line for line in _complete_lines(path) if _is_kept(json.loads(line), resume_step, stages)]
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(kept), encoding="utf-8")
+            partial.replace(path)
+            self._files[name] = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(workdir / "tb"), purge_step=resume_step + 1)
+
+    def write(self, kind: str, step: int, values: dict) -> None:
+        """kind: `metrics` or `timing`; step: global step. Numbers also go to TensorBoard."""
+        if not self._files:
+            return
+        self._files[kind].write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        for file in self._files.values():
+            file.flush()
+        if self._board:
+            self._board.flush()
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        if self._board:
+            self._board.close()
+
+
+def _is_kept(record: dict, resume_step: int, stages: list[str]) -> bool:
+    return record["step"] <= resume_step and record["stage"] in stages
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """Lines that end in a newline: a killed process may leave half a record."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+class Progress:
+    """Smoothed step time and the progress line; time outside steps (compiling, evaluating, saving) does not count."""
+
+    def __init__(self, name: str, steps: int, tokens_per_step: int, flops_per_step: float):
+        self.name, self.steps, self.tokens, self.flops = name, steps, tokens_per_step, flops_per_step
+        self._step_time = self._wait = None
+        self._last = None
+
+    def pause(self) -> None:
+        """Whatever happens until the next `tick` is not a step."""
+        self._last = None
+
+    def tick(self, waited: float) -> float | None:
+        """Call once per step with the seconds spent waiting for data. Seconds since the last tick, None after a pause."""
+        now = time.perf_counter()
+        elapsed = None if self._last is None else now - self._last
+        self._last = now
+        if elapsed is not None:
+            smooth = 0.9 if self._step_time is not None else 0.0
+            self._step_time = smooth * (self._step_time or 0.0) + (1 - smooth) * elapsed
+            self._wait = smooth * (self._wait or 0.0) + (1 - smooth) * waited
+        return elapsed
+
+    def mfu(self) -> float | None:
+        """Model FLOPs per second over the peak of all devices, None where the peak is not known."""
+        peak = PEAK_TFLOPS.get(jax.devices()[0].device_kind)
+        if peak is None or not self._step_time:
+            return None
+        return self.flops / self._step_time / (peak * 1e12 * jax.device_count())
+
+    def line(self, step: int, loss: float) -> str:
+        head = f"{self.name} {step}/{self.steps} {100 * step // self.steps:3d}% | loss {loss:.4f}"
+        if not self._step_time:
+            return head
+        left = int((self.steps - step) * self._step_time)
+        mfu = self.mfu()
+        return (
+            f"{head} | {self.tokens / self._step_time:,.0f} tok/s | {self._step_time:.3f} s/step"
+            f" (data {100 * self._wait / self._step_time:.0f}%)"
+            + (f" | MFU {100 * mfu:.0f}%" if mfu is not None else "")
+            + f" | ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+        )
+
+
+def model_flops(
+    config: ModelConfig, sizes: dict[str, int], trained: set[str], rows: int, length: int, images: int
+) -> float:
+    """Model FLOPs of one step (no recomputation, causal attention counted half): 2 per weight and token forward, 2 more
+    for the gradient of the input where something before it trains, 2 more for the gradient of a trained weight.
+
+    sizes: path -> number of weights. rows: rows per step. images: image slots per row.
+    """
+    v, m = config.vision, config.llm
+    order = ("vision", "projector", "llm")
+    tokens = {"vision": rows * images * (v.patches + 1), "projector": rows * images * v.features, "llm": rows * length}
+    total = 0.0
+    for path, size in sizes.items():
+        module = path.split("/")[0]
+        if "embedding" in path and not (path.startswith("llm/") and m.tied_head):
+            continue  # a look-up, not a product
+        behind = any(order.index(t.split("/")[0]) <= order.index(module) and t != path for t in trained)
+        total += 2 * size * tokens[module] * (1 + behind + (path in trained))
+    attended = 2 * 2 * rows * length * (length / 2) * m.layers * m.heads * m.head_size
+    return total + attended * (3 if trained else 1)

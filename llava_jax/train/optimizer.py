@@ -1,0 +1,95 @@
+"""Which parameter learns at which rate: the table of a stage becomes rates per parameter and one optax transform.
+
+A stage's table is a list of (regex over the parameter path, peak learning rate or None). The first row whose regex
+matches the whole path decides; None means frozen. Frozen parameters are never given to the optimizer or differentiated.
+"""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llava_jax.config import Optimizer
+from llava_jax.errors import ConfigError
+
+NOT_DECAYED = ("scale", "bias")  # Hugging Face's rule, which the original trained with
+
+
+def rates(paths, table) -> dict[str, float | None]:
+    """Peak learning rate of every parameter, None for frozen.
+
+    >>> rates(["projector/linear_1/kernel", "llm/head/kernel"], [("projector/.*", 2e-3), (".*", None)])
+    {'projector/linear_1/kernel': 0.002, 'llm/head/kernel': None}
+
+    Raises ConfigError for a parameter that no row covers, and for a row that decides for no parameter (a typo there
+    would silently freeze what it meant to train).
+    """
+    found, used = {}, set()
+    for path in paths:
+        for i, (pattern, rate) in enumerate(table):
+            if re.fullmatch(pattern, path):
+                found[path] = rate
+                used.add(i)
+                break
+        else:
+            raise ConfigError(f"no row of learning_rates covers parameter {path}; add one, e.g. ('.*', None)")
+    idle = [pattern for i, (pattern, _) in enumerate(table) if i not in used]
+    if idle:
+        raise ConfigError(
+            f"learning_rates: {', '.join(map(repr, idle))} decides for no parameter; known: {_modules(found)}"
+        )
+    if all(rate is None for rate in found.values()):
+        raise ConfigError("learning_rates freezes every parameter: nothing to train")
+    return found
+
+
+def _modules(paths) -> str:
+    return ", ".join(sorted({"/".join(p.split("/")[:2]) for p in paths}))
+
+
+def shape_of_schedule(step, steps: int, warmup_ratio: float, kind: str):
+    """The share of the peak rate that update number `step` (0-based int or int32 array) uses.
+
+    Linear from 0 over ceil(warmup_ratio * steps) updates, then a half cosine to 0 (or constant), as Hugging Face's
+    `get_cosine_schedule_with_warmup`, which the original trained with: its first update has rate 0.
+    """
+    warmup = math.ceil(warmup_ratio * steps)
+    step = jnp.asarray(step, jnp.float32)
+    rising = step / max(1, warmup)
+    progress = (step - warmup) / max(1, steps - warmup)
+    falling = 0.5 * (1 + jnp.cos(math.pi * jnp.clip(progress, 0, 1))) if kind == "cosine" else jnp.ones_like(step)
+    return jnp.where(step < warmup, rising, falling)
+
+
+def make_optimizer(config: Optimizer, peak: dict[str, float], steps: int) -> optax.GradientTransformation:
+    """AdamW over the trained parameters (a flat dict with the keys of `peak`), each at its own peak rate.
+
+    Clipping is by the global norm of these gradients alone. Decay is decoupled and scaled by the rate (AdamW).
+    """
+    decayed = {path: path.rsplit("/", 1)[-1] not in NOT_DECAYED for path in peak}
+
+    def scale_by_rate(updates, count):
+        now = shape_of_schedule(count, steps, config.warmup_ratio, config.schedule)
+        return {path: -peak[path] * now * u for path, u in updates.items()}
+
+    def init(params):
+        del params
+        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+
+    def update(updates, state, params=None):
+        del params
+        return scale_by_rate(updates, state.count), optax.ScaleByScheduleState(count=state.count + 1)
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed) if config.weight_decay else optax.identity(),
+        optax.GradientTransformation(init, update),
+    )
+
+
+def state_bytes(opt_state) -> int:
+    """Bytes of optimizer state, from concrete or abstract arrays."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(opt_state))

@@ -1,0 +1,44 @@
+"""What a run prints before it starts: parameters and one sample as the model will see it."""
+
+import math
+
+import numpy as np
+
+from llava_jax.data.tokenize import IMAGE_TOKEN_ID
+from llava_jax.train.state import TrainState
+
+
+def parameter_table(state: TrainState, rates: dict[str, float | None]) -> list[str]:
+    """One line per parameter: path, shape, dtype, peak learning rate or `frozen`, sharding; then the totals.
+
+    state: abstract or concrete.
+    """
+    params = {**state.frozen, **state.trainable}
+    rows = [("parameter", "shape", "dtype", "trained at", "sharding")]
+    for path, x in sorted(params.items()):
+        rate = "frozen" if rates[path] is None else f"{rates[path]:g}"
+        rows.append((path, "x".join(map(str, x.shape)) or "scalar", str(x.dtype), rate, str(x.sharding.spec)[13:]))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    trained = sum(math.prod(x.shape) for x in state.trainable.values())
+    everything = sum(math.prod(x.shape) for x in params.values())
+    return [*lines, f"{everything:,} parameters, {trained:,} trained ({100 * trained / everything:.2f}%)"]
+
+
+def render_sample(row: dict[str, np.ndarray], tokenizer) -> str:
+    """A row as text, what the model is trained to say between [[ and ]], runs of image placeholders as <image x N>.
+
+    row: `tokens` int32[T], `target_mask` bool[T], `segment_ids` int32[T].
+    """
+    real = row["segment_ids"] > 0
+    kinds = np.where(row["tokens"] == IMAGE_TOKEN_ID, 2, row["target_mask"].astype(int))[real]
+    tokens = row["tokens"][real]
+    edges = np.flatnonzero(np.diff(kinds, prepend=-1, append=-1))
+    text = ""
+    for start, end in zip(edges, edges[1:], strict=False):
+        if kinds[start] == 2:
+            text += f"<image x {end - start}>"
+        else:
+            piece = tokenizer.decode(tokens[start:end], skip_special=False)
+            text += f"[[{piece}]]" if kinds[start] else piece
+    return f"{text}\n({real.sum()} tokens, {row['target_mask'].sum()} of them supervised, in a row of {len(real)})"

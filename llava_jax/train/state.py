@@ -1,0 +1,127 @@
+"""The training state: abstract first, then made sharded; nothing unsharded ever exists.
+
+Parameters live in two flat dicts, {"llm/layers/q/kernel": array}: `trainable` (float32, differentiated, with optimizer
+state) and `frozen` (compute dtype, an argument that no gradient is taken of).
+"""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from llava_jax.architectures import ModelConfig
+from llava_jax.models.llava import abstract_params, init_params
+from llava_jax.sharding import param_specs
+
+Params = dict[str, jax.Array]
+Specs = dict[str, PartitionSpec]
+
+
+@struct.dataclass
+class TrainState:
+    """`step` counts the updates of the current stage (int32). `rng` is the key that fresh parameters came from."""
+
+    step: jax.Array
+    trainable: Params
+    frozen: Params
+    opt_state: optax.OptState
+    rng: jax.Array
+
+
+def nested(params: Params) -> dict:
+    """Flat paths -> the tree a model is applied to."""
+    return unflatten_dict(params, sep="/")
+
+
+def abstract_model(config: ModelConfig) -> tuple[dict[str, jax.ShapeDtypeStruct], Specs]:
+    """(path -> shape and dtype, path -> PartitionSpec over mesh axes) of every parameter; computes nothing."""
+    boxed = abstract_params(config)
+    return flatten_dict(nn.unbox(boxed), sep="/"), flatten_dict(param_specs(boxed), sep="/")
+
+
+def storage_dtype(path: str, rate: float | None, config: ModelConfig) -> jnp.dtype:
+    """float32 for what is trained, else the compute dtype of the module that reads it."""
+    if rate is not None:
+        return jnp.dtype(jnp.float32)
+    return jnp.dtype(config.feature_dtype if path.startswith("vision/") else config.dtype)
+
+
+def fresh_params(config: ModelConfig, mesh: Mesh, rng: jax.Array, paths) -> Params:
+    """Randomly initialised float32 parameters for `paths`, made in their shards. Others are not even computed."""
+    _, specs = abstract_model(config)
+    wanted = {p: NamedSharding(mesh, specs[p]) for p in sorted(paths)}
+
+    def create(key):
+        every = flatten_dict(init_params(config, key), sep="/")
+        return {p: every[p] for p in wanted}
+
+    with jax.set_mesh(mesh):
+        return jax.jit(create, out_shardings=wanted)(rng)
+
+
+def abstract_state(config: ModelConfig, rates: dict[str, float | None], tx: optax.GradientTransformation, mesh: Mesh):
+    """A TrainState of jax.ShapeDtypeStruct with shardings: what a stage trains, restores and compiles against.
+
+    Adam's moments are sharded as their parameter; every counter is replicated.
+    """
+    shapes, specs = abstract_model(config)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def leaf(path: str) -> jax.ShapeDtypeStruct:
+        dtype = storage_dtype(path, rates[path], config)
+        return jax.ShapeDtypeStruct(shapes[path].shape, dtype, sharding=NamedSharding(mesh, specs[path]))
+
+    trainable = {p: leaf(p) for p in sorted(shapes) if rates[p] is not None}
+    frozen = {p: leaf(p) for p in sorted(shapes) if rates[p] is None}
+
+    def moment(key_path, x) -> jax.ShapeDtypeStruct:
+        name = getattr(key_path[-1], "key", None)
+        like = trainable.get(name)
+        sharding = like.sharding if like is not None and like.shape == x.shape else everywhere
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    opt_state = jax.tree_util.tree_map_with_path(moment, jax.eval_shape(tx.init, trainable))
+    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    rng = jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=everywhere)
+    return TrainState(scalar, trainable, frozen, opt_state, rng)
+
+
+def enter_stage(params: Params, rng: jax.Array, abstract: TrainState, tx: optax.GradientTransformation) -> TrainState:
+    """All parameters -> the state at step 0 of a stage: split, cast, resharded, with fresh optimizer state.
+
+    Whether `params` keep their buffers is not promised; do not use them afterwards.
+    """
+
+    def create(params, rng):
+        def take(part):
+            return {p: params[p].astype(like.dtype) for p, like in part.items()}
+
+        trainable = take(abstract.trainable)
+        return TrainState(jnp.zeros((), jnp.int32), trainable, take(abstract.frozen), tx.init(trainable), rng)
+
+    return jax.jit(create, out_shardings=shardings_of(abstract))(params, rng)
+
+
+def shardings_of(abstract) -> TrainState:
+    """The same tree with each leaf's sharding."""
+    return jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def all_params(state: TrainState) -> Params:
+    return {**state.frozen, **state.trainable}
+
+
+def fingerprint(params: Params) -> str:
+    """SHA-256 (hex) over names, dtypes, shapes and bytes, one tensor on the host at a time. Single process only."""
+    digest = hashlib.sha256()
+    for path in sorted(params):
+        value = np.asarray(params[path])
+        digest.update(f"{path} {value.dtype} {value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,110 @@
+"""The train step and the evaluation step: pure functions of (state, batch).
+
+Legend: B rows, T tokens, D width, V vocabulary, A micro-batches.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llava_jax.models.llava import Llava
+from llava_jax.sharding import constrain, logical_rules
+from llava_jax.train.state import TrainState, nested, shardings_of
+
+Batch = dict[str, jax.Array]
+
+
+def token_losses(model: Llava, params: dict, batch: Batch, chunks: int) -> jax.Array:
+    """Sum over target tokens of the next-token cross entropy, float32 scalar.
+
+    params: nested tree. Position t predicts token t+1 where `target_mask` marks t+1. With `chunks` > 1 the [B, T, V]
+    logits exist only for T / chunks positions at a time, and are made again in the backward pass.
+    """
+    hidden, _ = model.apply(
+        {"params": params}, batch["tokens"], batch["images"], batch["positions"], batch["segment_ids"],
+        method=Llava.hidden,
+    )  # fmt: skip
+    # Shifting the targets, not the states, keeps T (and so the chunks and the sharding) as it is.
+    targets = jnp.roll(batch["tokens"], -1, axis=1)
+    mask = jnp.roll(batch["target_mask"], -1, axis=1).at[:, -1].set(False)
+
+    def chunk_loss(args):
+        hidden, targets, mask = args
+        logits = model.apply({"params": params}, hidden, method=Llava.logits)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(mask, targets, 0))
+        return jnp.sum(jnp.where(mask, losses, 0.0))
+
+    if chunks == 1:
+        return chunk_loss((hidden, targets, mask))
+
+    def split(x):  # [B, T, ...] -> [chunks, B, T / chunks, ...]
+        return x.reshape(x.shape[0], chunks, -1, *x.shape[2:]).swapaxes(0, 1)
+
+    def add(total, args):
+        return total + jax.checkpoint(chunk_loss)(args), None
+
+    return jax.lax.scan(add, jnp.zeros(()), (split(hidden), split(targets), split(mask)))[0]
+
+
+def count_targets(batch: Batch) -> jax.Array:
+    """Target tokens that have a predecessor (position 0 is never predicted), float32 scalar."""
+    return jnp.sum(batch["target_mask"][:, 1:], dtype=jnp.float32)
+
+
+def gradients(model: Llava, trainable: dict, frozen: dict, batch: Batch, accumulation: int, chunks: int):
+    """(loss, gradients of the trainable parameters, number of target tokens).
+
+    Loss = sum over target tokens / their number in the *global* batch, also across micro-batches, so accumulation
+    changes nothing but memory. (The original averages the means of its micro-batches, which weighs short answers more.)
+    """
+    total = count_targets(batch)
+
+    def loss_fn(trainable, part):
+        # Only `trainable` is differentiated: no weight gradient of a frozen parameter exists, not even for the norm.
+        return token_losses(model, nested({**frozen, **trainable}), part, chunks) / jnp.maximum(total, 1.0)
+
+    if accumulation == 1:
+        loss, grads = jax.value_and_grad(loss_fn)(trainable, batch)
+        return loss, grads, total
+
+    def split(x):  # rows i, i+A, i+2A, ... are micro-batch i, so that each one is spread over all devices
+        parts = x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1)
+        return constrain(parts, None, "batch", *[None] * (x.ndim - 1))
+
+    def add(sums, part):
+        return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss_fn)(trainable, part)), None
+
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
+    (loss, grads), _ = jax.lax.scan(add, zeros, jax.tree.map(split, batch))
+    return loss, grads, total
+
+
+def make_train_step(
+    model: Llava, tx: optax.GradientTransformation, abstract: TrainState, accumulation: int, chunks: int
+):
+    """jitted (state, batch) -> (state, metrics). The state is donated.
+
+    metrics: float32 scalars `loss`, `grad_norm` (before clipping, trained parameters only), `targets`.
+    """
+
+    def step(state: TrainState, batch: Batch):
+        with logical_rules():
+            loss, grads, targets = gradients(model, state.trainable, state.frozen, batch, accumulation, chunks)
+        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "targets": targets}
+        return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
+
+    # Without out_shardings gradients may come back laid out differently, and every second step compiles again.
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(abstract), None))
+
+
+def make_eval_step(model: Llava, chunks: int):
+    """jitted (flat params, batch) -> (sum of target losses, number of targets)."""
+
+    @jax.jit
+    def step(params, batch: Batch):
+        with logical_rules():
+            return token_losses(model, nested(params), batch, chunks), count_targets(batch)
+
+    return step

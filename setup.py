@@ -1,0 +1,38 @@
+"""Installs llava_jax. Ranges, not pins: the newest jax that Python 3.11 gets is what the tests run on."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="llava_jax",
+    version="0.1.0",
+    description="LLaVA (visual instruction tuning) for JAX/Flax: TPU pods, GPUs and laptops",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["llava_jax", "llava_jax.*"]),
+    package_data={"llava_jax": ["pretrained/*.safetensors", "pretrained/tokenizer/*.json"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "flax>=0.12,<0.14",
+        "grain>=0.2.12",
+        "jax>=0.10,<0.13",
+        "ml_collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.6,<0.4",
+        "orbax-checkpoint>=0.11.30,<0.14",
+        "pillow>=12.3",
+        "safetensors>=0.6",
+        "tensorboardX>=2.6",
+        "tokenizers>=0.22",
+    ],
+    extras_require={
+        # torch and transformers' models are the parity oracle of the tests, nothing else. ==2.13.0 is a CPU build where
+        # only one is offered; any other release may pull gigabytes.
+        "test": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.12", "torch==2.13.0", "transformers>=5.0,<6"],
+        "tpu": ["jax[tpu]"],
+        "gpu": ["jax[cuda13]"],
+    },
+)

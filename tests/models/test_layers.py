@@ -1,0 +1,138 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hf_weights import LLM, llama_config
+from products import products
+from torch.nn.functional import gelu as torch_gelu
+from torch.nn.functional import layer_norm, scaled_dot_product_attention
+from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from llava_jax.architectures import RopeScaling
+from llava_jax.errors import ConfigError
+from llava_jax.models import layers
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape, dtype=np.float32)
+
+
+SPEC, X, W = "btd,dhe->bthe", normal(2, 3, 8), normal(8, 2, 4)
+
+
+def test_dot_in_float32_is_einsum():
+    np.testing.assert_allclose(layers.dot(SPEC, X, W, "float32"), np.einsum(SPEC, X, W), rtol=1e-5, atol=1e-5)
+
+
+def test_dot_in_bfloat16_sums_in_float32_and_casts_once():
+    y = layers.dot(SPEC, X, W, "bfloat16")
+    assert y.dtype == jnp.bfloat16
+    assert layers.dot(SPEC, X, W, "bfloat16", out="float32").dtype == jnp.float32
+    rounded = [np.asarray(jnp.asarray(a, jnp.bfloat16), np.float32) for a in (X, W)]
+    np.testing.assert_array_equal(y, jnp.asarray(np.einsum(SPEC, *rounded), jnp.bfloat16))
+
+
+def test_dot_in_bfloat16_has_bfloat16_operands_forward_and_backward():
+    def loss(x, w):
+        return layers.dot(SPEC, x, w, "bfloat16", out="float32").sum()
+
+    assert products(jax.grad(loss, (0, 1)), X, W) == [("bfloat16", "bfloat16", "float32")] * 3
+
+
+@pytest.mark.parametrize("spec, x, w", [(SPEC, X, W), ("btkge,bske->bkgts", normal(2, 3, 2, 2, 4), normal(2, 5, 2, 4))])
+def test_dot_gradient_in_bfloat16_is_close_to_float32(spec, x, w):
+    def gradients(dtype):
+        return jax.grad(lambda x, w: (layers.dot(spec, x, w, dtype, out="float32") ** 2).sum(), (0, 1))(x, w)
+
+    for ours, exact in zip(gradients("bfloat16"), gradients("float32"), strict=True):
+        assert ours.dtype == jnp.float32
+        assert np.abs(ours - exact).max() < 0.02 * np.abs(exact).max()
+
+
+def test_unknown_dtype_and_attention_kernel_are_named():
+    with pytest.raises(ConfigError, match="float16"):
+        layers.dot(SPEC, X, W, "float16")
+    with pytest.raises(ConfigError, match="flash3"):
+        layers.attention(normal(1, 2, 2, 4), normal(1, 2, 2, 4), normal(1, 2, 2, 4), None, "flash3")
+
+
+def test_activations_are_torch_s():
+    x = normal(100) * 3
+    np.testing.assert_allclose(layers.gelu(x), torch_gelu(torch.tensor(x)), atol=1e-6)
+    np.testing.assert_allclose(layers.quick_gelu(x), ACT2FN["quick_gelu"](torch.tensor(x)), atol=1e-6)
+
+
+def test_norms_are_torch_s_and_compute_in_float32():
+    x, scale, bias = normal(2, 3, 16) * 5 + 1, normal(16), normal(16)
+    theirs = layer_norm(torch.tensor(x), [16], torch.tensor(scale), torch.tensor(bias), eps=1e-3)
+    ours = layers.LayerNorm(1e-3, "embed").apply({"params": {"scale": scale, "bias": bias}}, x)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+    rms = LlamaRMSNorm(16, eps=1e-3)
+    rms.weight.data = torch.tensor(scale)
+    ours = layers.RMSNorm(1e-3, "embed").apply({"params": {"scale": scale}}, x)
+    np.testing.assert_allclose(ours, rms(torch.tensor(x)).detach(), atol=1e-5)
+
+    exact = layers.RMSNorm(1e-3, "embed").apply({"params": {"scale": scale}}, jnp.asarray(x, jnp.bfloat16))
+    assert exact.dtype == jnp.bfloat16
+    np.testing.assert_allclose(exact.astype(np.float32), ours, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [None, RopeScaling("linear", 4.0), RopeScaling("llama3", 8.0, 1.0, 4.0, original_max_positions=64)],
+    ids=["plain", "linear", "llama3"],
+)
+def test_rope_is_hugging_face_s(scaling):
+    config = dataclasses.replace(LLM, head_size=16, width=64, rope_scaling=scaling)
+    positions = np.array([[0, 1, 2, 50, 51], [7, 0, 0, 127, 3]], np.int32)
+    q, k = normal(2, 5, 4, 16), normal(2, 5, 2, 16)
+    rotation = layers.rope_rotation(config, positions)
+
+    cos, sin = LlamaRotaryEmbedding(llama_config(config))(torch.tensor(q), torch.tensor(positions).long())
+    theirs = apply_rotary_pos_emb(torch.tensor(q), torch.tensor(k), cos, sin, unsqueeze_dim=2)
+    for ours, expected in zip((layers.rope(q, rotation), layers.rope(k, rotation)), theirs, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+def test_unknown_rope_scaling_is_named():
+    with pytest.raises(ConfigError, match="yarn"):
+        layers.rope_frequencies(dataclasses.replace(LLM, rope_scaling=RopeScaling("yarn", 2.0)))
+
+
+def test_attention_mask_is_a_picture():
+    positions = jnp.array([[0, 1, 0, 1, 0]])
+    segments = jnp.array([[1, 1, 2, 2, 0]])  # two samples of two tokens, then padding
+    mask = layers.attention_mask(positions, positions, segments, segments)
+    np.testing.assert_array_equal(
+        mask[0].astype(int),
+        [
+            [1, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0],
+            [0, 0, 1, 0, 0],
+            [0, 0, 1, 1, 0],
+            [0, 0, 0, 0, 1],
+        ],
+    )
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_is_torch_s(kv_heads):
+    q, k, v = normal(2, 3, 4, 8), normal(2, 6, kv_heads, 8), normal(2, 6, kv_heads, 8)
+    mask = RNG.random((2, 3, 6)) < 0.5
+    mask[..., 0] = True
+    heads_first = [torch.tensor(x).transpose(1, 2) for x in (q, k, v)]
+    for ours_mask, theirs_mask in ((mask, torch.tensor(mask)[:, None]), (None, None)):
+        theirs = scaled_dot_product_attention(*heads_first, attn_mask=theirs_mask, enable_gqa=True).transpose(1, 2)
+        np.testing.assert_allclose(layers.attention(q, k, v, ours_mask, "xla"), theirs, atol=1e-5)
+
+
+def test_a_query_without_keys_stays_finite():
+    q = k = v = normal(1, 2, 1, 4)
+    assert np.isfinite(layers.attention(q, k, v, np.zeros((1, 2, 2), bool), "xla")).all()

@@ -1,0 +1,176 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import linen as nn
+from hf_weights import hf_llama, llama_params, small, weights
+from products import products
+
+from llava_jax.architectures import RopeScaling
+from llava_jax.errors import ConfigError
+from llava_jax.models.llama import Cache, Llama
+
+RNG = np.random.default_rng(0)
+B, T = 2, 9
+TOKENS = RNG.integers(0, 64, (B, T), dtype=np.int32)
+POSITIONS = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+ONES = np.ones((B, T), np.int32)
+
+
+def hidden(model, tokens, positions, segment_ids, cache=None):
+    return model.hidden(model.embed(tokens), positions, segment_ids, cache)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(config, params, tokens, positions, segment_ids, cache=None):
+    """-> float32[B, T, V], or with a cache (that, the new cache)."""
+
+    def run(model):
+        x, new = hidden(model, tokens, positions, segment_ids, cache)
+        return model.logits(x) if cache is None else (model.logits(x), new)
+
+    return nn.apply(run, Llama(config))({"params": params})
+
+
+def create(config):
+    model = hf_llama(config.llm)
+    w = weights(model)
+    return model, llama_params(w | weights(model, "model."), config.llm)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return create(small())[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(kv_heads=4),
+        dict(kv_heads=2),
+        dict(kv_heads=1, tied_head=True),
+        dict(qkv_bias=True),
+        dict(head_size=16),  # heads * head_size is not the width
+        dict(rope_base=500_000.0),
+        dict(rope_scaling=RopeScaling("linear", 2.0)),
+        dict(rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, original_max_positions=32)),
+    ],
+    ids=str,
+)
+def test_logits_are_hugging_face_s(changes):
+    config = small(llm=changes)
+    model, params = create(config)
+    with torch.no_grad():
+        theirs = model(torch.tensor(TOKENS).long()).logits.numpy()
+    ours = logits(config, params, TOKENS, POSITIONS, ONES)
+    assert ours.dtype == jnp.float32
+    assert np.abs(ours - theirs).max() <= 1e-4
+    assert np.abs(theirs).max() > 1  # the bound means something
+
+
+def test_no_logit_depends_on_a_later_token(params):
+    def run(embeddings):
+        score = lambda model: model.logits(model.hidden(embeddings, POSITIONS, ONES)[0])  # noqa: E731
+        return nn.apply(score, Llama(small()))({"params": params})
+
+    embeddings = RNG.standard_normal((B, T, 40), dtype=np.float32)
+    depends = jax.jit(jax.jacobian(lambda e: run(e)[0].sum(-1)))(embeddings)  # [T, B, T, D]
+    depends = np.abs(depends).sum(-1)
+    np.testing.assert_array_equal(depends[:, 0] > 0, np.tril(np.ones((T, T), bool)))
+    assert not depends[:, 1].any()  # nor on another row
+
+
+def test_padding_and_packing_do_not_change_logits(params):
+    expected = logits(small(), params, TOKENS, POSITIONS, ONES)
+    pad = lambda x, value: np.pad(x, ((0, 0), (0, 4)), constant_values=value)  # noqa: E731
+    padded = logits(small(), params, pad(TOKENS, 3), pad(POSITIONS, 0), pad(ONES, 0))
+    np.testing.assert_allclose(padded[:, :T], expected, atol=1e-5)
+
+    segments = np.repeat([[1, 2]], T, axis=1).astype(np.int32)
+    packed = logits(small(), params, TOKENS.reshape(1, -1), POSITIONS.reshape(1, -1), segments)
+    np.testing.assert_allclose(packed.reshape(B, T, -1), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_decoding_step_by_step_with_a_cache_equals_one_pass(params, unroll):
+    config = small(unroll=unroll)
+    expected = logits(config, params, TOKENS, POSITIONS, ONES)
+    cache = Cache.empty(config.llm, B, T + 3, "float32")
+    for start, stop in [(0, 4), (4, 5), (5, 6), (6, 9)]:  # a prompt, two tokens, three at once
+        part = (x[:, start:stop] for x in (TOKENS, POSITIONS, ONES))
+        ours, cache = logits(config, params, *part, cache)
+        np.testing.assert_allclose(ours, expected[:, start:stop], atol=1e-5)
+    assert int(cache.index) == T
+    np.testing.assert_array_equal(cache.segment_ids, [[1] * T + [0] * 3] * B)
+
+
+def test_rows_of_unequal_length_decode_together(params):
+    """Prompts of 2 and 5 tokens, right padded to 5; each row then goes on at its own position, in the same slot."""
+    lengths, steps = np.array([2, 5]), 4
+    expected = logits(small(), params, TOKENS, POSITIONS, ONES)
+    slots = np.arange(5)
+    real = slots < lengths[:, None]
+    prompt = np.where(real, TOKENS[:, :5], 63), np.where(real, slots, 0), real.astype(int)
+    cache = Cache.empty(small().llm, B, 5 + steps, "float32")
+    ours, cache = logits(small(), params, *(x.astype(np.int32) for x in prompt), cache)
+    for b in range(B):
+        np.testing.assert_allclose(ours[b, : lengths[b]], expected[b, : lengths[b]], atol=1e-5)
+    for i in range(steps):
+        at = (lengths + i).astype(np.int32)[:, None]
+        ours, cache = logits(small(), params, np.take_along_axis(TOKENS, at, 1), at, ONES[:, :1], cache)
+        np.testing.assert_allclose(ours[:, 0], np.take_along_axis(expected, at[..., None], 1)[:, 0], atol=1e-5)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_and_gradient(config, params):
+    return jax.value_and_grad(lambda p: (logits(config, p, TOKENS, POSITIONS, ONES) ** 2).mean())(params)
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full", "save_qkv"])
+def test_remat_and_unroll_change_neither_loss_gradient_nor_tree(params, remat, unroll):
+    config = small(remat=remat, unroll=unroll)
+    expected, ours = loss_and_gradient(small(), params), loss_and_gradient(config, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, expected)
+    init = lambda c: jax.eval_shape(nn.init(lambda m: logits_of(m), Llama(c)), jax.random.key(0))  # noqa: E731
+    assert init(config) == init(small())
+
+
+def logits_of(model):
+    return model.logits(hidden(model, TOKENS, POSITIONS, ONES)[0])
+
+
+@pytest.mark.parametrize("remat, recomputed", [("none", 0), ("save_qkv", 5), ("full", 8)])
+def test_remat_policies_recompute_what_they_say(params, remat, recomputed):
+    """9 products a block forward and 18 backward; `full` computes all again but the last, whose result no derivative
+    needs; `save_qkv` spares the three for q, k and v."""
+    config = small(remat=remat)
+    found = products(lambda p: loss_and_gradient(config, p), params)
+    assert len(found) == config.llm.layers * (9 + recomputed + 18) + 3  # and the head's
+
+
+def test_unroll_makes_straight_line_code(params):
+    for unroll in (False, True):
+        config = small(unroll=unroll, remat="full")
+        text = loss_and_gradient.lower(config, params).as_text()
+        assert ("stablehlo.while" in text) != unroll
+
+
+def test_unknown_remat_policy_is_named(params):
+    with pytest.raises(ConfigError, match="most"):
+        logits(small(remat="most"), params, TOKENS, POSITIONS, ONES)
+
+
+def test_bfloat16_is_close_and_every_product_has_bfloat16_operands(params):
+    config = dataclasses.replace(small(), dtype="bfloat16", remat="full")
+    expected, ours = loss_and_gradient(small(), params), loss_and_gradient(config, params)
+    assert abs(ours[0] - expected[0]) < 0.03 * abs(expected[0])
+    for a, b in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(expected[1]), strict=True):
+        assert np.abs(a - b).max() < 0.1 * np.abs(b).max()
+
+    found = products(lambda p: loss_and_gradient(config, p), params)
+    assert set(found) == {("bfloat16", "bfloat16", "float32")}
