@@ -27,7 +27,7 @@ def get_config():
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "caption", "plain", 56
     s.eval.every = 500
 
-    c.stages.language = s = config.stage(batch=64, steps=2500, fresh=("llm",))
+    c.stages.language = s = config.stage(batch=64, steps=1800, fresh=("llm",))
     s.learning_rates = (("llm/.*", 2e-3), (".*", None))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "text", "plain", 112
     s.data.max_images = 0

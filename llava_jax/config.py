@@ -1,8 +1,8 @@
 """What a run is: frozen dataclasses with every default in one place, and the way from an ml_collections ConfigDict.
 
-A file under `configs/` starts from `defaults()` (a ConfigDict), adds stages with `stage()` and changes values; flags such
-as `--config.stages.stage1.batch=64` change them once more; `from_config_dict` turns the result into a frozen `Config` and
-refuses unknown keys (with a suggestion) and wrong types. No ConfigDict travels further than `main`.
+A file under `configs/` starts from `defaults()` (a ConfigDict), adds stages with `stage()` and changes values; flags
+such as `--config.stages.stage1.batch=64` change them once more; `from_config_dict` turns the result into a frozen
+`Config` and refuses unknown keys (with a suggestion) and wrong types. No ConfigDict travels further than `main`.
 """
 
 import dataclasses

@@ -37,7 +37,9 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
-        raise ConfigError(f"mesh sizes must be positive, at most one of them -1; got {dict(zip(AXES, sizes))}")
+        raise ConfigError(
+            f"mesh sizes must be positive, at most one of them -1; got {dict(zip(AXES, sizes, strict=True))}"
+        )
     if -1 in sizes:
         known = -int(np.prod(sizes))
         sizes[sizes.index(-1)] = len(devices) // known if len(devices) % known == 0 else 0

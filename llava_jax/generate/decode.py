@@ -1,4 +1,4 @@
-"""Greedy decoding with the explicit key/value cache: one prefill, then one token per row and step, all on the device."""
+"""Greedy decoding with the explicit key/value cache: one prefill, then a token per row and step, all on the device."""
 
 from functools import partial
 
@@ -17,8 +17,8 @@ def greedy(
     """Most likely continuation of every prompt: int32[B, max_new_tokens], filled with stop_ids[0] behind a stop.
 
     params: nested tree. prompt: `tokens`, `positions`, `segment_ids` int32[B, T] right-padded (segment 0), `images`
-    uint8[B, N, H, W, 3]. stop_ids: int32[k], k >= 1; the stop token itself is part of the result. Rows of unequal length
-    decode together: every row writes the same cache slot, and positions, not slots, say what comes after what.
+    uint8[B, N, H, W, 3]. stop_ids: int32[k], k >= 1; the stop token itself is part of the result. Rows of unequal
+    length decode together: every row writes the same cache slot, and positions, not slots, say what follows what.
     """
     with logical_rules():
         b, t = prompt["tokens"].shape

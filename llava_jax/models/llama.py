@@ -115,8 +115,8 @@ class Llama(nn.Module):
     def embed(self, tokens):
         """int32[B, T], each a row of the table -> dtype[B, T, D]."""
         rows = jnp.take(self.table(), tokens, axis=0, mode="clip")  # the default fills with NaN beyond the table
-        # Two steps: a look-up in a table split over fsdp gives rows split over data only; to ask for the final layout at
-        # once makes the partitioner gather the whole batch.
+        # Two steps: a look-up in a table split over fsdp gives rows split over data only; to ask for the final layout
+        # at once makes the partitioner gather the whole batch.
         rows = constrain(rows.astype(dtype_of(self.config.dtype)), "rows", None, "embed")
         return constrain(rows, "batch", None, None)
 

@@ -3,11 +3,12 @@
 A blanked image is CLIP's mean colour everywhere: what a model still knows then, it knows from the text alone.
 """
 
+import dataclasses
 import html
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
@@ -31,14 +32,38 @@ from llava_jax.train.state import Params, nested
 BLANK = np.array((122, 116, 104), np.uint8)  # zero after CLIP's normalisation; also LLaVA's padding colour
 
 
-def held_out_loss(eval_step, params: Params, stage: Stage, data: StageData, mesh: Mesh) -> dict[str, float]:
+class Interrupted(Exception):
+    """The run was asked to stop in the middle of an evaluation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Speaker:
+    """A model with its weights and everything it takes to ask it something. `stop` is asked before every batch."""
+
+    model: Llava
+    params: Params
+    stage: Stage
+    tokenizer: Tokenizer
+    mesh: Mesh
+    stop: Callable[[], bool]
+
+    def batches(self, rows, to_row):
+        """`rows` once, in order. Raises Interrupted when `stop` says so."""
+        for batch in in_order(rows, to_row, self.stage.batch // self.stage.accumulation):
+            if self.stop():
+                raise Interrupted
+            yield batch
+
+
+def held_out_loss(eval_step, speaker: Speaker, data: StageData) -> dict[str, float]:
     """{"val/loss": .., "val/loss_blank": ..}: mean over target tokens of the first `eval.samples` held-out rows."""
+    stage = speaker.stage
     source = _First(data.held_out, min(stage.eval.samples, len(data.held_out)))
     sums = np.zeros((2, 2))
-    for batch in in_order(source, data.to_row, stage.batch // stage.accumulation):
+    for batch in speaker.batches(source, data.to_row):
         versions = [batch, blanked(batch)] if stage.data.max_images else [batch]
         for i, version in enumerate(versions):
-            loss, targets = eval_step(params, global_batch(version, mesh))
+            loss, targets = eval_step(speaker.params, global_batch(version, speaker.mesh))
             sums[i] += float(loss), float(targets)
     result = {"val/loss": sums[0, 0] / sums[0, 1]}
     return result | ({"val/loss_blank": sums[1, 0] / sums[1, 1]} if stage.data.max_images else {})
@@ -48,10 +73,9 @@ def blanked(batch: Row) -> Row:
     return {**batch, "images": np.broadcast_to(BLANK, batch["images"].shape)}
 
 
-def answer(
-    model: Llava, params: Params, examples: list[Example], stage: Stage, tokenizer: Tokenizer, mesh: Mesh, blank: bool
-) -> list[str]:
+def answer(speaker: Speaker, examples: list[Example], blank: bool) -> list[str]:
     """The model's greedy answer to the first question of each example, without the stop string."""
+    model, stage, tokenizer = speaker.model, speaker.stage, speaker.tokenizer
     vision, template = model.config.vision, stage.data.template
     prompts = {}
     for e in examples:
@@ -70,10 +94,10 @@ def answer(
     stop = stop_ids(tokenizer, template)
     # A stop of several tokens can only be found in the text; </s> still ends a row early.
     stops = jnp.array(stop if len(stop) == 1 else (tokenizer.eos_id,), jnp.int32)
-    tree, answers = nested(params), []
-    for batch in in_order(examples, to_row, stage.batch // stage.accumulation):
+    tree, answers = nested(speaker.params), []
+    for batch in speaker.batches(examples, to_row):
         batch = blanked(batch) if blank else batch
-        ids = greedy(model, tree, global_batch(batch, mesh), stops, stage.eval.max_new_tokens)
+        ids = greedy(model, tree, global_batch(batch, speaker.mesh), stops, stage.eval.max_new_tokens)
         answers += list(np.asarray(multihost_utils.process_allgather(ids, tiled=True)))
     return [_cut(row, stop, tokenizer, template) for row in answers[: len(examples)]]
 
@@ -84,18 +108,16 @@ def _cut(ids: np.ndarray, stop: tuple[int, ...], tokenizer: Tokenizer, template:
     return text.split(stop_string(template))[0].strip()
 
 
-def accuracy(
-    model: Llava, params: Params, stage: Stage, data: StageData, tokenizer: Tokenizer, mesh: Mesh
-) -> dict[str, dict[str, float]]:
-    """{kind: {"image", "blank", "chance"}} in percent over the stage's exam, and the mean of the kinds as `overall`.
+def accuracy(speaker: Speaker, exam: list[Example]) -> dict[str, dict[str, float]]:
+    """{kind: {"image", "blank", "chance"}} in percent over `exam`, and the mean of the kinds as `overall`.
 
     Right is the exact text; of an answer with a reason only its conclusion is graded. Chance is one over the number of
     answers that are equally likely without seeing the image.
     """
     right: dict[str, dict[str, list[bool]]] = {kind: {"image": [], "blank": []} for kind in QUESTION_KINDS}
     for mode in ("image", "blank"):
-        texts = answer(model, params, data.exam, stage, tokenizer, mesh, blank=mode == "blank")
-        for e, text in zip(data.exam, texts, strict=True):
+        texts = answer(speaker, exam, blank=mode == "blank")
+        for e, text in zip(exam, texts, strict=True):
             right[e.kind][mode].append(conclusion(text) == conclusion(e.turns[1][1]))
     table = {
         kind: {mode: 100 * float(np.mean(marks)) for mode, marks in modes.items()}
@@ -116,26 +138,36 @@ def format_accuracy(after: dict[str, dict[str, float]], before: dict[str, dict[s
     return lines
 
 
-def save_answers(folder: Path, examples: list[Example], answers: list[str]) -> list[str]:
-    """Writes answers.json, answers.html and the images below `folder`; returns a text table."""
+def format_answers(examples: list[Example], answers: list[str]) -> list[str]:
+    """Question, reference and answer of each example as text."""
+    lines = []
+    for e, text in zip(examples, answers, strict=False):
+        lines += [f"  {e.id}: {_question(e)}", f"    reference: {e.turns[1][1]}", f"    answer:    {text}"]
+    return lines
+
+
+def save_answers(folder: Path, examples: list[Example], answers: list[str]) -> None:
+    """Writes answers.json, answers.html and the images below `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    records, cells, lines = [], [], []
+    records, cells = [], []
     for i, (e, text) in enumerate(zip(examples, answers, strict=True)):
         names = []
         for k, image in enumerate(e.images):
             names.append(f"{i}-{k}.png")
             load_image(image, e.id).save(folder / names[-1])
-        question, reference = e.turns[0][1].replace("<image>", "").strip(), e.turns[1][1]
+        question, reference = _question(e), e.turns[1][1]
         records.append({"id": e.id, "images": names, "question": question, "reference": reference, "answer": text})
         pictures = "".join(f'<img src="{n}" alt="image of sample {html.escape(e.id)}" height="96">' for n in names)
         cells.append(f"<tr><td>{pictures}" + "".join(f"<td>{html.escape(t)}" for t in (question, reference, text)))
-        lines += [f"  {e.id}: {question or '(caption)'}", f"    reference: {reference}", f"    answer:    {text}"]
     (folder / "answers.json").write_text(json.dumps(records, indent=1, ensure_ascii=False), encoding="utf-8")
     head = "<!doctype html><meta charset=utf-8><title>answers</title><table border=1 cellpadding=6>"
     (folder / "answers.html").write_text(
         head + "<tr><th>image<th>question<th>reference<th>answer" + "".join(cells) + "</table>", encoding="utf-8"
     )
-    return lines
+
+
+def _question(example: Example) -> str:
+    return example.turns[0][1].replace("<image>", "").strip()
 
 
 class _First:
@@ -149,12 +181,3 @@ class _First:
 
     def __getitem__(self, index: int) -> Example:
         return self._source[index]
-
-
-def first_examples(source, n: int) -> list[Example]:
-    return [source[i] for i in range(min(n, len(source)))]
-
-
-def is_writer() -> bool:
-    """Files that are not checkpoints are written by process 0."""
-    return jax.process_index() == 0

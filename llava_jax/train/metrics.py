@@ -6,6 +6,7 @@ write equal files; everything a clock decides goes to `timing.jsonl`. Both are c
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -23,19 +24,21 @@ PEAK_TFLOPS = {
 class MetricsWriter:
     """Appends records to the workdir; on processes other than 0 it writes nothing."""
 
-    def __init__(self, workdir: Path, resume_step: int, stages: list[str]):
-        """Drops records beyond `resume_step` or of stages not in `stages`, which the resumed run writes again."""
+    def __init__(self, workdir: Path, keeps: Callable[[dict], bool]):
+        """Of records that are already there, only those that `keeps` says yes to stay."""
         self._files, self._board = {}, None
         if jax.process_index() != 0:
             return
+        newest = 0
         for name in ("metrics", "timing"):
             path = workdir / f"{name}.jsonl"
-            kept = [line for line in _complete_lines(path) if _is_kept(json.loads(line), resume_step, stages)]
+            kept = [line for line in _complete_lines(path) if keeps(json.loads(line))]
+            newest = max([newest, *(json.loads(line)["step"] for line in kept)])
             partial = path.with_suffix(".partial")
             partial.write_text("".join(kept), encoding="utf-8")
             partial.replace(path)
             self._files[name] = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir / "tb"), purge_step=resume_step + 1)
+        self._board = SummaryWriter(str(workdir / "tb"), purge_step=newest + 1)
 
     def write(self, kind: str, step: int, values: dict) -> None:
         """kind: `metrics` or `timing`; step: global step. Numbers also go to TensorBoard."""
@@ -59,10 +62,6 @@ class MetricsWriter:
             self._board.close()
 
 
-def _is_kept(record: dict, resume_step: int, stages: list[str]) -> bool:
-    return record["step"] <= resume_step and record["stage"] in stages
-
-
 def _complete_lines(path: Path) -> list[str]:
     """Lines that end in a newline: a killed process may leave half a record."""
     if not path.exists():
@@ -83,7 +82,7 @@ class Progress:
         self._last = None
 
     def tick(self, waited: float) -> float | None:
-        """Call once per step with the seconds spent waiting for data. Seconds since the last tick, None after a pause."""
+        """Once per step, with the seconds it waited for data -> seconds since the last tick, None after a pause."""
         now = time.perf_counter()
         elapsed = None if self._last is None else now - self._last
         self._last = now

@@ -1,0 +1,86 @@
+"""The folder of a run: config.json, metadata.json, and whether what is in it can be continued."""
+
+import dataclasses
+import json
+import platform
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+import llava_jax
+from llava_jax.checkpoint.store import Store
+from llava_jax.config import Config
+from llava_jax.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Resumed:
+    """Where a run goes on: the newest checkpoint's global step, its stage, and whether the evaluation that belongs to
+    that step had been made when it was saved."""
+
+    step: int
+    index: int
+    stage: str
+    evaluated: bool
+
+    def keeps(self, record: dict) -> bool:
+        """Whether a metrics record is of the past; later ones are about to be written again."""
+        if record["step"] != self.step:
+            return record["step"] < self.step
+        return record["stage"] == self.stage and (self.evaluated or "val/loss" not in record)
+
+
+def prepare(workdir: Path, config: Config, argv: list[str], mesh: Mesh) -> None:
+    """Makes the workdir and writes config.json and metadata.json. Raises DataError where it cannot."""
+    versions = {"llava_jax": llava_jax.__version__, "jax": jax.__version__, "python": platform.python_version()}
+    devices = {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "mesh": dict(mesh.shape)}
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "config.json", dataclasses.asdict(config))
+        write_json(workdir / "metadata.json", {"argv": argv, "versions": versions, "devices": devices})
+    except OSError as e:
+        raise DataError(f"workdir {workdir} cannot be written ({e.strerror or e}); choose another --workdir") from None
+
+
+def record(config: Config, index: int, stage: str, evaluated: bool) -> dict:
+    """What a checkpoint says about its run."""
+    return {"stage": stage, "index": index, "evaluated": evaluated, "config": _plain(config)}
+
+
+def find_resumable(store: Store, config: Config) -> Resumed | None:
+    """The newest checkpoint, None without one. Raises ConfigError where it is of another model or other stages."""
+    step = store.latest()
+    if step is None:
+        return None
+    found = store.read_run(step)
+    old, new = found["config"], _plain(config)
+    for key in ("vision", "llm", "projector", "select_feature"):
+        if old["model"][key] != new["model"][key]:
+            raise ConfigError(
+                f"the workdir holds a run with model.{key}={old['model'][key]!r}, the config says "
+                f"{new['model'][key]!r}; continue with the same model, or choose another --workdir"
+            )
+    reached = found["index"] + 1
+    if old["run"][:reached] != new["run"][:reached]:
+        raise ConfigError(
+            f"the workdir holds a run of stages {old['run']}, the config runs {new['run']}; choose another --workdir"
+        )
+    return Resumed(step, found["index"], found["stage"], found["evaluated"])
+
+
+def write_json(path: Path, value) -> None:
+    """Atomically, on process 0."""
+    if jax.process_index() == 0:
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
+        partial.replace(path)
+
+
+def read_json(path: Path) -> dict:
+    """{} where the file does not exist."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _plain(config: Config) -> dict:
+    return json.loads(json.dumps(dataclasses.asdict(config)))
