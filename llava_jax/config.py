@@ -7,6 +7,7 @@ such as `--config.stages.stage1.batch=64` change them once more; `from_config_di
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -15,6 +16,12 @@ from ml_collections import ConfigDict
 
 from llava_jax import architectures
 from llava_jax.errors import ConfigError
+
+AT_LEAST_ONE = (
+    "log_every", "checkpoint.every", "checkpoint.keep", "batch", "accumulation", "epochs", "loss_chunks", "data.length",
+    "eval.samples", "eval.max_new_tokens",
+)  # fmt: skip
+ANY_SIGN = ("model.select_layer", "mesh.data", "mesh.fsdp", "mesh.tensor")  # every other number is at least zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """safetensors files by module; empty means none. `load`: initial values; `save`: written after the last stage."""
+    """safetensors files by module; empty means none. `load`: a run's initial values; `save`: written after a stage."""
 
     vision: str = ""
     projector: str = ""
@@ -62,7 +69,7 @@ class Data:
     source: str = "llava_json"  # llava_json | scenes
     path: str = ""  # llava_json: the json file
     image_folder: str = ""  # llava_json: the root of its image paths
-    scenes: str = "caption"  # scenes: caption | instruct | describe | text
+    scenes: str = "caption"  # scenes: caption | instruct | text
     template: str = "vicuna_v1"
     aspect: str = "crop"  # crop (CLIP's processor) | pad (LLaVA v1.5)
     length: int = 2048  # tokens per row, image patches included
@@ -108,6 +115,7 @@ class Stage:
     accumulation: int = 1  # micro-batches per optimizer step
     steps: int = 0  # optimizer steps; 0: as many as `epochs` take
     epochs: int = 1
+    save: Weights = Weights()
     fresh: tuple[str, ...] = ()  # modules drawn anew before the stage: vision, projector, llm
     loss_chunks: int = 1  # pieces of the sequence the vocabulary-wide logits are made in
 
@@ -118,7 +126,6 @@ class Config:
     model: Model = Model()
     tokenizer: str = "tiny"  # a tokenizer.model or tokenizer.json, a folder with one, or `tiny` (built in)
     load: Weights = Weights()
-    save: Weights = Weights()
     mesh: Mesh = Mesh()
     checkpoint: Checkpoint = Checkpoint()
     log_every: int = 10  # steps between progress lines; every step is written to metrics.jsonl
@@ -178,13 +185,18 @@ def flatten(value, prefix: str = "") -> dict[str, object]:
 def describe(config: Config, overrides: dict[str, object], file: str) -> list[str]:
     """One line per value: path, value and where it came from (default, the config file, the command line)."""
     base = flatten(Config())
-    stage_base = flatten(Stage())
+    base |= flatten(Stage())  # no name is in both
     lines = []
     for path, value in flatten(config).items():
-        default = stage_base.get(path.split(".", 2)[2]) if path.startswith("stages.") else base.get(path)
-        origin = "command line" if path in overrides else "default" if value == default else file
+        given = any(path == o or path.startswith(f"{o}.") for o in overrides)  # a flag may set a whole group
+        origin = "command line" if given else "default" if value == base[_within_stage(path)] else file
         lines.append(f"{path} = {value!r}  ({origin})")
     return lines
+
+
+def _within_stage(path: str) -> str:
+    """`stages.NAME.data.path` -> `data.path`; other paths as they are."""
+    return path.split(".", 2)[2] if path.startswith("stages.") else path
 
 
 def _as_dict(value):
@@ -248,6 +260,8 @@ def _check(config: Config) -> None:
     """Ranges and choices that no type can say; everything that can be refused before jax is even imported."""
     if not config.run:
         raise ConfigError("config.run is empty: nothing to train; it lists the names of config.stages to run, in order")
+    if len(set(config.run)) < len(config.run):
+        raise ConfigError(f"config.run={config.run} names a stage twice; give the second a name of its own")
     for name in config.run:
         if name not in config.stages:
             raise ConfigError(
@@ -257,22 +271,31 @@ def _check(config: Config) -> None:
     _choice(config.model.dtype, ("float32", "bfloat16"), "config.model.dtype")
     _choice(config.model.feature_dtype, ("float32", "bfloat16"), "config.model.feature_dtype")
     _choice(config.model.remat, ("none", "full", "save_qkv"), "config.model.remat")
-    if config.log_every < 1 or config.checkpoint.every < 1 or config.checkpoint.keep < 1:
-        raise ConfigError("config.log_every, config.checkpoint.every and config.checkpoint.keep must be at least 1")
+    for path, value in flatten(config).items():
+        key = _within_stage(path)
+        least = 1 if key in AT_LEAST_ONE else 0
+        if isinstance(value, int | float) and key not in ANY_SIGN and not least <= value < math.inf:
+            raise ConfigError(f"config.{path}={value} must be at least {least}, and finite")
     for name, s in config.stages.items():
         at = f"config.stages.{name}"
         _choice(s.data.source, ("llava_json", "scenes"), f"{at}.data.source")
+        _choice(s.data.scenes, ("caption", "instruct", "text"), f"{at}.data.scenes")
         _choice(s.data.aspect, ("crop", "pad"), f"{at}.data.aspect")
         _choice(s.data.overlong, ("truncate", "error"), f"{at}.data.overlong")
         _choice(s.optimizer.schedule, ("cosine", "constant"), f"{at}.optimizer.schedule")
         if s.steps == 0 and s.data.source == "scenes":
             raise ConfigError(f"{at}.steps must be set: scenes never end, so there are no epochs to count")
-        if s.batch < 1 or s.accumulation < 1 or s.batch % s.accumulation:
-            raise ConfigError(f"{at}.batch={s.batch} is not a positive multiple of accumulation={s.accumulation}")
-        if s.loss_chunks < 1 or (s.data.length % s.loss_chunks):
+        if s.data.source == "llava_json" and name in config.run and not (s.data.path and s.data.image_folder):
+            raise ConfigError(f"{at}.data.path and image_folder must be set: the json file and the root of its images")
+        if s.batch % s.accumulation:
+            raise ConfigError(f"{at}.batch={s.batch} is not a multiple of accumulation={s.accumulation}")
+        if s.data.length % s.loss_chunks:
             raise ConfigError(f"{at}.data.length={s.data.length} is not a multiple of loss_chunks={s.loss_chunks}")
-        if not 0.0 <= s.data.held_out < 1.0:
-            raise ConfigError(f"{at}.data.held_out={s.data.held_out} must be at least 0 and below 1")
+        for key in ("data.held_out", "optimizer.b1", "optimizer.b2", "optimizer.warmup_ratio"):
+            if flatten(s)[key] >= 1:
+                raise ConfigError(f"{at}.{key}={flatten(s)[key]} must be below 1")
+        if not s.learning_rates:
+            raise ConfigError(f"{at}.learning_rates is empty; e.g. (('projector/.*', 2e-3), ('.*', None))")
         for module in s.fresh:
             _choice(module, ("vision", "projector", "llm"), f"{at}.fresh")
         for pattern, rate in s.learning_rates:
@@ -280,7 +303,7 @@ def _check(config: Config) -> None:
                 re.compile(pattern)
             except re.error as e:
                 raise ConfigError(f"{at}.learning_rates: {pattern!r} is not a regular expression: {e}") from None
-            if rate is not None and rate <= 0:
+            if rate is not None and not 0 < rate < math.inf:
                 raise ConfigError(f"{at}.learning_rates: {pattern!r} has rate {rate}; write None to freeze it")
 
 

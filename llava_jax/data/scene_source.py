@@ -13,6 +13,7 @@ import random
 
 from llava_jax.data import scenes
 from llava_jax.data.example import Example
+from llava_jax.errors import ConfigError
 
 KINDS = ("caption", "instruct", "text")
 ENDLESS = 2**31 - 1  # indices; each is another scene
@@ -25,6 +26,7 @@ QUESTION_KINDS = {
 }  # fmt: skip
 CONVERSATION_TURNS = 4
 FACTS = 4
+RETOLD = 0.35  # share of stories that are told again in reading order
 
 
 class SceneSource:
@@ -34,6 +36,8 @@ class SceneSource:
     """
 
     def __init__(self, kind: str, seed: int, held_out: bool, image_size: int, length: int = ENDLESS):
+        if kind not in KINDS:
+            raise ConfigError(f"scenes={kind!r} is not one of {', '.join(KINDS)}")
         self.kind, self.seed, self.held_out, self.image_size, self.length = kind, seed, held_out, image_size, length
 
     def __len__(self) -> int:
@@ -89,12 +93,14 @@ def _instruction(name: str, scene: scenes.Scene, image, rng: random.Random) -> E
 
 
 def _story(scene: scenes.Scene, rng: random.Random) -> str:
-    """The scene in words, in any order, then facts that follow from it: a text one can learn to read from."""
+    """The scene in words, in any order, then what follows from it: a text one can learn to read from."""
     parts = [f"a {o.size} {o.name} {scenes.PLACES[o.cell]}" for o in scene.objects]
-    if rng.random() < 0.5:
+    if rng.random() < 0.7:
         rng.shuffle(parts)
         told = " , ".join(parts)
     else:
         told = scenes.caption(scene)
+    if rng.random() < RETOLD:
+        return f"{told} . what is there ? {scenes.caption(scene)} ."
     facts = " ".join(f"{q.text} {q.answer} ." for q in scenes.questions(scene, rng)[:FACTS])
     return f"{told} . {facts}"

@@ -27,7 +27,7 @@ COLORS = {
     "black": (20, 20, 20),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
-SIZES = {"small": 0.44, "large": 0.80}  # share of a grid cell's side
+SIZES = {"small": 0.55, "large": 0.90}  # share of a grid cell's side
 GRID = 3
 PLACES = (
     "at the top left", "at the top", "at the top right",

@@ -87,9 +87,9 @@ def train(config: Config, folder: Path, argv: list[str]) -> None:
                     state = next_state(model_config, mesh, plan, state)
                 _introduce(run, plan)
                 state = run_stage(run, plan, state, place, evaluated)
-            store.wait()
-            for line in export(config, state) if jax.process_index() == 0 else ():
-                say(line)
+                store.wait()
+                for line in export(config, plan.stage, state) if jax.process_index() == 0 else ():
+                    say(line)
     finally:
         writer.close()
         store.close()

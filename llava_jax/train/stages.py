@@ -97,11 +97,11 @@ def next_state(model_config: ModelConfig, mesh: Mesh, plan: Plan, state: TrainSt
     return enter_stage(params, state.rng, plan.abstract, plan.tx)
 
 
-def export(config: Config, state: TrainState) -> list[str]:
-    """Writes the modules that `save` names; one line about each."""
+def export(config: Config, stage: Stage, state: TrainState) -> list[str]:
+    """Writes the modules that the stage's `save` names; one line about each."""
     lines = []
     for module in MODULES:
-        if file := getattr(config.save, module):
+        if file := getattr(stage.save, module):
             note = {"architecture": getattr(config.model, module), "select_layer": config.model.select_layer}
             path = save_module(file, module, all_params(state), "float32", note)
             lines.append(f"{module}: weights written to {path} ({path.stat().st_size:,} bytes)")
