@@ -22,6 +22,6 @@ def get_config():
 
     c.stages.stage2 = s = config.stage(batch=32, steps=300)
     s.learning_rates = (("vision/.*", None), (".*", 1e-3))
-    s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "instruct", "vicuna_v1", 104
+    s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "instruct", "vicuna_v1", 112
     s.eval.before, s.eval.questions = True, 50
     return c

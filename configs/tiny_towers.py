@@ -22,14 +22,14 @@ def get_config():
     c.run = ("language", "sight")
     c.log_every = 50
 
-    c.stages.language = s = config.stage(batch=64, steps=1600)
+    c.stages.language = s = config.stage(batch=64, steps=1000)
     s.learning_rates = (("llm/.*", 2e-3), (".*", None))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "text", "plain", 112
     s.data.max_images = 0
-    s.eval.every = 400
+    s.eval.every = 250
     s.save.llm = "tiny:llm"
 
-    c.stages.sight = s = config.stage(batch=64, steps=3000, fresh=("llm",))
+    c.stages.sight = s = config.stage(batch=64, steps=2000, fresh=("llm",))
     s.learning_rates = ((".*", 2e-3),)
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "caption", "plain", 56
     s.eval.every = 500

@@ -99,7 +99,7 @@ class Eval:
     samples: int = 256  # held-out rows for the loss
     answers: int = 8  # sample answers written with their images under samples/
     questions: int = 0  # scenes only: held-out questions per kind for the accuracy table
-    max_new_tokens: int = 48
+    max_new_tokens: int = 56
 
 
 @dataclasses.dataclass(frozen=True)

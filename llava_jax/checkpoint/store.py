@@ -18,9 +18,12 @@ class Store:
     def __init__(self, folder: Path, keep: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         except OSError as e:
-            raise DataError(f"checkpoints cannot be kept in {folder}: {e.strerror or e}") from None
+            raise DataError(
+                f"checkpoints cannot be kept in {folder}: {e.strerror or e}; choose another --workdir"
+            ) from None
 
     def latest(self) -> int | None:
         """Global step of the newest complete checkpoint, None without one."""
@@ -39,19 +42,19 @@ class Store:
 
     def read_run(self, step: int) -> dict:
         """The `run` record of a checkpoint, read before anything large."""
-        return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+        return self._read(step, run=ocp.args.JsonRestore())["run"]
 
     def restore(self, step: int, abstract: struct.PyTreeNode) -> tuple[struct.PyTreeNode, dict]:
         """(state laid out as `abstract`, place in the data). Any mesh may restore what another one saved."""
+        items = self._read(step, state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
+        return items["state"], items["data"]
+
+    def _read(self, step: int, **items):
         try:
-            items = self._manager.restore(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()),
-            )
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, FileNotFoundError) as e:
             first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
             raise DataError(f"checkpoint {step} in {self._manager.directory} cannot be restored: {first}") from e
-        return items["state"], items["data"]
 
     def wait(self) -> None:
         """Returns when every started save is complete; raises what a save in the background raised."""

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from llava_jax.errors import DataError
 
+FLOATS = ("F64", "F32", "F16", "BF16")
 BUILT_IN = Path(__file__).parent.parent / "pretrained"
 
 
@@ -50,17 +51,27 @@ def _read(tensors, name: str, spec: jax.ShapeDtypeStruct, file: Path) -> jax.Arr
     view = tensors.get_slice(name)
     if tuple(view.get_shape()) != spec.shape:
         raise DataError(f"{file}: tensor {name} has shape {tuple(view.get_shape())}, the model wants {spec.shape}")
+    if view.get_dtype() not in FLOATS:
+        raise DataError(f"{file}: tensor {name} holds {view.get_dtype()}, not numbers of {', '.join(FLOATS)}")
     return jax.make_array_from_callback(spec.shape, spec.sharding, lambda index: np.asarray(view[index], spec.dtype))
 
 
 def save_module(path: str, module: str, params: dict[str, jax.Array], dtype: str, note: dict[str, str]) -> Path:
-    """Writes the parameters below `module/` in `dtype`, atomically, with `note` as the file's metadata."""
+    """Writes the parameters below `module/` in `dtype`, atomically, with `note` as the file's metadata.
+
+    Raises DataError where it cannot; a file that was there stays.
+    """
     file = resolve(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
-        p.removeprefix(f"{module}/"): np.asarray(v.astype(dtype)) for p, v in params.items() if p.startswith(module)
+        p.removeprefix(f"{module}/"): np.asarray(v.astype(dtype))
+        for p, v in params.items()
+        if p.startswith(f"{module}/")
     }
     partial = file.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"module": module, "note": json.dumps(note, sort_keys=True)})
-    os.replace(partial, file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata={"module": module, "note": json.dumps(note, sort_keys=True)})
+        os.replace(partial, file)
+    except (SafetensorError, OSError) as e:
+        raise DataError(f"weights file {file} (for `{module}`) cannot be written: {e}") from None
     return file

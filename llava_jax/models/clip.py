@@ -47,12 +47,14 @@ class Block(nn.Module):
         q, k, v = name_qkv(*(Linear("btd,dhe->bthe", *heads, dtype, bias=2, name=n)(y) for n in "qkv"))
         y = attention(q, k, v, None, self.config.attention)
         out = (c.heads, c.width // c.heads, c.width), ("heads", "head_size", "vision_embed")
-        x += Linear("bthe,hed->btd", *out, dtype, bias=1, name="o")(y)
+        residual = (2 * c.layers) ** -0.5  # as in CLIP
+        x += Linear("bthe,hed->btd", *out, dtype, bias=1, init_scale=residual, name="o")(y)
 
         y = LayerNorm(c.norm_eps, "vision_embed", name="mlp_norm")(x)
         y = Linear("btd,df->btf", (c.width, c.mlp_width), ("vision_embed", "mlp"), dtype, bias=1, name="up")(y)
         y = constrain(_ACTIVATIONS[c.activation](y), "batch", None, "mlp")
-        x += Linear("btf,fd->btd", (c.mlp_width, c.width), ("mlp", "vision_embed"), dtype, bias=1, name="down")(y)
+        narrow = (c.mlp_width, c.width), ("mlp", "vision_embed")
+        x += Linear("btf,fd->btd", *narrow, dtype, bias=1, init_scale=residual, name="down")(y)
         return constrain(x, "batch", None, None), None
 
 

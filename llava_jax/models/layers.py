@@ -6,6 +6,7 @@ Axis letters, in einsum strings and in shapes:
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,6 @@ from llava_jax.architectures import LlamaConfig, ModelConfig
 from llava_jax.errors import ConfigError
 from llava_jax.sharding import param
 
-normal = nn.initializers.normal(0.02)  # what LLaMA and CLIP start their weights from
 
 
 def dtype_of(name: str) -> jnp.dtype:
@@ -66,7 +66,11 @@ _bfloat16_dot.defvjp(_bfloat16_dot_forward, _bfloat16_dot_backward)
 
 
 class Linear(nn.Module):
-    """dot(spec, x, kernel, dtype, out), plus a bias over the last `bias` axes of the kernel (0: none)."""
+    """dot(spec, x, kernel, dtype, out), plus a bias over the last `bias` axes of the kernel (0: none).
+
+    Kernels start from a normal of variance 1 / fan_in, which a tower of any width trains from (0.02, LLaMA's constant,
+    is that for a width of 2,500), times `init_scale`; biases from 0. An initializer given instead is used for both.
+    """
 
     spec: str
     shape: tuple[int, ...]
@@ -74,27 +78,32 @@ class Linear(nn.Module):
     dtype: str
     bias: int = 0
     out: str | None = None
-    kernel_init: nn.initializers.Initializer = normal
-    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+    init_scale: float = 1.0
+    init: nn.initializers.Initializer | None = None
 
     @nn.compact
     def __call__(self, x):
-        kernel = param(self, "kernel", self.kernel_init, self.shape, self.axes)
-        y = dot(self.spec, x, kernel, self.dtype, self.out)
+        inputs, outputs = self.spec.split("->")
+        kernel_axes = inputs.split(",")[1]
+        fan_in = math.prod(n for axis, n in zip(kernel_axes, self.shape, strict=True) if axis not in outputs)
+        init = self.init or nn.initializers.normal(self.init_scale * fan_in**-0.5)
+        y = dot(self.spec, x, param(self, "kernel", init, self.shape, self.axes), self.dtype, self.out)
         if self.bias:
-            y += param(self, "bias", self.bias_init, self.shape[-self.bias :], self.axes[-self.bias :]).astype(y.dtype)
+            init = self.init or nn.initializers.zeros
+            y += param(self, "bias", init, self.shape[-self.bias :], self.axes[-self.bias :]).astype(y.dtype)
         return y
 
 
 class Embedding(nn.Module):
-    """A table, returned whole."""
+    """A table, returned whole. Starts from a normal of variance 1 / width, as CLIP's embeddings do."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
 
     @nn.compact
     def __call__(self):
-        return param(self, "embedding", normal, self.shape, self.axes)
+        init = nn.initializers.normal(self.shape[-1] ** -0.5)
+        return param(self, "embedding", init, self.shape, self.axes)
 
 
 class RMSNorm(nn.Module):

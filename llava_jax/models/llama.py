@@ -86,14 +86,16 @@ class Block(nn.Module):
             v_cache, v = _write_and_read(v_cache, v, layer, slot)
         y = attention(q, k, v, mask, self.config.attention)
         out = (c.heads, c.head_size, c.width), ("heads", "head_size", "embed")
-        x += Linear("bthe,hed->btd", *out, dtype, name="o")(y)
+        residual = (2 * c.layers) ** -0.5  # 2 * layers products add up in x (GPT-2's rule)
+        x += Linear("bthe,hed->btd", *out, dtype, init_scale=residual, name="o")(y)
 
         y = RMSNorm(c.norm_eps, "embed", name="mlp_norm")(x)
         wide = (c.width, c.mlp_width), ("embed", "mlp")
         gate = Linear("btd,df->btf", *wide, dtype, name="gate")(y)
         up = Linear("btd,df->btf", *wide, dtype, name="up")(y)
         y = constrain(jax.nn.silu(gate) * up, "batch", None, "mlp")
-        x += Linear("btf,fd->btd", (c.mlp_width, c.width), ("mlp", "embed"), dtype, name="down")(y)
+        narrow = (c.mlp_width, c.width), ("mlp", "embed")
+        x += Linear("btf,fd->btd", *narrow, dtype, init_scale=residual, name="down")(y)
         return (constrain(x, "batch", None, None), k_cache, v_cache), None
 
 

@@ -38,7 +38,7 @@ class Projector(nn.Module):
                 x, fan_in, into, out_of = gelu(x), width, "mlp", "embed"
             init = _uniform(fan_in**-0.5)
             layer = Linear(
-                "btc,cd->btd", (fan_in, width), (into, out_of), c.dtype, bias=1, kernel_init=init, bias_init=init,
+                "btc,cd->btd", (fan_in, width), (into, out_of), c.dtype, bias=1, init=init,
                 name=f"linear_{i}",
             )  # fmt: skip
             x = layer(x)

@@ -63,12 +63,12 @@ def train(config: Config, folder: Path, argv: list[str]) -> None:
             f"{model_config.llm.vocab_size}; choose the tokenizer that belongs to the language model"
         )
     plans = make_plans(config, model_config, mesh, tokenizer)
-    workdir.prepare(folder, config, argv, mesh)
     store = Store(folder / "checkpoints", config.checkpoint.keep)
     resumed = workdir.find_resumable(store, config)
+    workdir.describe(folder, config, argv, mesh)
     writer = MetricsWriter(folder, resumed.keeps if resumed else lambda record: False)
     run = Run(config, folder, Llava(model_config), mesh, tokenizer, store, writer, say)
-    _stop_on_sigterm(run)
+    handler = signal.signal(signal.SIGTERM, lambda signum, frame: setattr(run, "stop", True))
 
     # --- the stages
     state = None
@@ -79,6 +79,7 @@ def train(config: Config, folder: Path, argv: list[str]) -> None:
                 place, evaluated = None, False
                 if resumed and plan.index == resumed.index:
                     state, place = store.restore(resumed.step, plan.abstract)
+                    _check_steps(plan, int(state.step), resumed.step)
                     evaluated = resumed.evaluated
                     say(f"continuing {folder} behind step {int(state.step)} of {plan.name}")
                 elif state is None:
@@ -93,6 +94,7 @@ def train(config: Config, folder: Path, argv: list[str]) -> None:
     finally:
         writer.close()
         store.close()
+        signal.signal(signal.SIGTERM, handler)
     for plan in plans:
         scores = workdir.read_json(_scores_file(run, plan))
         if scores.get("after"):
@@ -125,11 +127,12 @@ def run_stage(run: Run, plan: Plan, state: TrainState, place: dict | None, evalu
             unread = _read_metrics(run, plan, unread, progress)
             if evaluates and not run.stop:
                 evaluated = _evaluate(run, plan, state, eval_step, step)
-            if step > 0 and (run.stop or saves):
+            stopping = run.stop
+            if step > 0 and (stopping or saves):
                 run.writer.flush()  # on disk before the checkpoint that vouches for it
                 about = workdir.record(run.config, plan.index, plan.name, evaluated or not evaluates)
                 run.store.save(plan.start + step, state, batches.get_state(), about)
-            if run.stop:
+            if stopping:
                 run.store.wait()
                 raise Stopped(
                     f"stopped by SIGTERM behind step {step} of {plan.name}; the same command continues {run.folder}"
@@ -155,6 +158,14 @@ def run_stage(run: Run, plan: Plan, state: TrainState, place: dict | None, evalu
     return state
 
 
+def _check_steps(plan: Plan, step: int, global_step: int) -> None:
+    if plan.start + step != global_step or step > plan.data.steps:
+        raise ConfigError(
+            f"checkpoint {global_step} is step {step} of stage {plan.name}, which now has {plan.data.steps} steps from "
+            f"{plan.start} on; restore the stages' lengths, or choose another --workdir"
+        )
+
+
 def _introduce(run: Run, plan: Plan) -> None:
     """Prints what will be trained, and one sample as the model will see it."""
     for line in report.parameter_table(plan.abstract, plan.rates):
@@ -166,17 +177,17 @@ def _introduce(run: Run, plan: Plan) -> None:
 
 
 def _read_metrics(run: Run, plan: Plan, unread, progress: Progress) -> None:
-    """Waits for the metrics of a dispatched step and writes them. Raises UserError for a loss that is not finite."""
+    """Waits for the metrics of a dispatched step and writes them. Raises UserError where they are not finite."""
     if unread is None:
         return
     step, metrics = unread
     values = {f"train/{k}": float(v) for k, v in metrics.items()}
     run.writer.write("metrics", plan.start + step, {"stage": plan.name, **values})
-    if not math.isfinite(values["train/loss"]):
+    if not all(map(math.isfinite, values.values())):
         run.writer.flush()
         raise UserError(
-            f"the loss of step {step} of stage {plan.name} is {values['train/loss']}; lower the learning rate, or look "
-            f"at the data. The newest checkpoint in {run.folder} is from before."
+            f"step {step} of stage {plan.name}: loss {values['train/loss']}, gradient norm {values['train/grad_norm']}; "
+            f"lower the learning rate, or look at the data. The newest checkpoint in {run.folder} is from before."
         )
     if step == 1 or step % run.config.log_every == 0 or step == plan.data.steps:
         run.say(progress.line(step, values["train/loss"]))
@@ -214,14 +225,6 @@ def _evaluate(run: Run, plan: Plan, state: TrainState, eval_step, step: int) -> 
 
 def _scores_file(run: Run, plan: Plan) -> Path:
     return run.folder / f"accuracy-{plan.name}.json"
-
-
-def _stop_on_sigterm(run: Run) -> None:
-    def stop(signum, frame):
-        del signum, frame
-        run.stop = True
-
-    signal.signal(signal.SIGTERM, stop)
 
 
 def _compare_frozen(run: Run, before: str, after: str) -> None:

@@ -51,8 +51,12 @@ def count_targets(batch: Batch) -> jax.Array:
     return jnp.sum(batch["target_mask"][:, 1:], dtype=jnp.float32)
 
 
-def gradients(model: Llava, trainable: dict, frozen: dict, batch: Batch, accumulation: int, chunks: int):
+def gradients(
+    model: Llava, trainable: dict, frozen: dict, batch: Batch, accumulation: int, chunks: int, shardings: dict
+):
     """(loss, gradients of the trainable parameters, number of target tokens).
+
+    shardings: path -> NamedSharding of each trainable parameter, which its gradient (and the sum of it) takes on too.
 
     Loss = sum over target tokens / their number in the *global* batch, also across micro-batches, so accumulation
     changes nothing but memory. (The original averages the means of its micro-batches, which weighs short answers more.)
@@ -63,16 +67,20 @@ def gradients(model: Llava, trainable: dict, frozen: dict, batch: Batch, accumul
         # Only `trainable` is differentiated: no weight gradient of a frozen parameter exists, not even for the norm.
         return token_losses(model, nested({**frozen, **trainable}), part, chunks) / jnp.maximum(total, 1.0)
 
+    def loss_and_gradients(part):
+        loss, grads = jax.value_and_grad(loss_fn)(trainable, part)
+        # Left alone, the embedding's gradient would be whole on every device of `tensor`.
+        return loss, jax.lax.with_sharding_constraint(grads, shardings)
+
     if accumulation == 1:
-        loss, grads = jax.value_and_grad(loss_fn)(trainable, batch)
-        return loss, grads, total
+        return *loss_and_gradients(batch), total
 
     def split(x):  # rows i, i+A, i+2A, ... are micro-batch i, so that each one is spread over all devices
         parts = x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1)
         return constrain(parts, None, "batch", *[None] * (x.ndim - 1))
 
     def add(sums, part):
-        return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss_fn)(trainable, part)), None
+        return jax.tree.map(jnp.add, sums, loss_and_gradients(part)), None
 
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
     (loss, grads), _ = jax.lax.scan(add, zeros, jax.tree.map(split, batch))
@@ -87,16 +95,20 @@ def make_train_step(
     metrics: float32 scalars `loss`, `grad_norm` (before clipping, trained parameters only), `targets`.
     """
 
+    shardings = shardings_of(abstract)
+
     def step(state: TrainState, batch: Batch):
         with logical_rules():
-            loss, grads, targets = gradients(model, state.trainable, state.frozen, batch, accumulation, chunks)
+            loss, grads, targets = gradients(
+                model, state.trainable, state.frozen, batch, accumulation, chunks, shardings.trainable
+            )
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "targets": targets}
         return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
 
-    # Without out_shardings gradients may come back laid out differently, and every second step compiles again.
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(abstract), None))
+    # Without out_shardings the state may come back laid out differently, and the second step compiles again.
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def make_eval_step(model: Llava, chunks: int):

@@ -31,12 +31,11 @@ class Resumed:
         return record["stage"] == self.stage and (self.evaluated or "val/loss" not in record)
 
 
-def prepare(workdir: Path, config: Config, argv: list[str], mesh: Mesh) -> None:
-    """Makes the workdir and writes config.json and metadata.json. Raises DataError where it cannot."""
+def describe(workdir: Path, config: Config, argv: list[str], mesh: Mesh) -> None:
+    """Writes config.json and metadata.json. Raises DataError where it cannot."""
     versions = {"llava_jax": llava_jax.__version__, "jax": jax.__version__, "python": platform.python_version()}
     devices = {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "mesh": dict(mesh.shape)}
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / "config.json", dataclasses.asdict(config))
         write_json(workdir / "metadata.json", {"argv": argv, "versions": versions, "devices": devices})
     except OSError as e:
@@ -55,7 +54,7 @@ def find_resumable(store: Store, config: Config) -> Resumed | None:
         return None
     found = store.read_run(step)
     old, new = found["config"], _plain(config)
-    for key in ("vision", "llm", "projector", "select_feature"):
+    for key in ("vision", "llm", "projector", "select_layer", "select_feature"):
         if old["model"][key] != new["model"][key]:
             raise ConfigError(
                 f"the workdir holds a run with model.{key}={old['model'][key]!r}, the config says "

@@ -1,0 +1,131 @@
+"""Every file in configs/: it builds, its tables cover its model, and the published ones have the published numbers."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from llava_jax.config import flatten, model_config
+from llava_jax.data.conversation import find_template
+from llava_jax.data.pipeline import steps_per_run
+from llava_jax.main import read_config
+from llava_jax.train.optimizer import rates
+from llava_jax.train.state import abstract_model
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+LINEAR = {"7b": 4_198_400, "13b": 5_248_000}
+TWO_LAYERS = {"7b": 20_979_712, "13b": 31_467_520}
+DECODER = {"7b": 6_738_415_616, "13b": 13_015_864_320}
+MODULES = ("vision", "projector", "llm")
+# 336 px has 24 x 24 instead of 16 x 16 learned positions, 1024 wide
+VISION = {"clip_l14_224": 303_179_776, "clip_l14_336": 303_179_776 + (24 * 24 - 16 * 16) * 1024}
+
+
+def load(name: str, *flags: str):
+    sys.modules.pop("config_config", None)  # ml_collections would run the next file in the names of the last
+    return read_config(["main", f"--config={ROOT}/configs/{name}.py", *flags])[0]
+
+
+def sizes(config) -> dict[str, int]:
+    return {path: math.prod(x.shape) for path, x in abstract_model(model_config(config.model))[0].items()}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_it_builds_and_its_tables_cover_its_model(name):
+    config = load(name)
+    paths = sizes(config)
+    vision = model_config(config.model).vision
+    assert config.run and list(config.stages) == list(config.run)
+    for stage in config.stages.values():
+        assert len(rates(paths, stage.learning_rates)) == len(paths)
+        find_template(stage.data.template)
+        assert stage.data.max_images * vision.features < stage.data.length
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_its_docstring_is_a_notebook(name):
+    text = (ROOT / "configs" / f"{name}.py").read_text(encoding="utf-8")
+    assert text.startswith('"""')
+    if name.startswith("stage"):
+        doc = text.split('"""')[1]
+        for word in (
+            f"python -m llava_jax.main --config=configs/{name}.py",
+            "Not run on a pod yet",
+            "On disk",
+            "steps",
+        ):
+            assert word in doc
+        for path in [v for k, v in flatten(load(name)).items() if k.endswith((".path", ".image_folder", "tokenizer"))]:
+            assert path in doc, path
+
+
+# published row counts of the four data sets; `joined`: epochs without a gap, as here; `apart`: each with its own rest
+PUBLISHED = [
+    ("stage1", 595_375, 4652, 4652, 140),
+    ("stage2", 157_712, 14_786, 14_787, 444),
+    ("stage1_v1_5", 558_128, 2181, 2181, 66),
+    ("stage2_v1_5", 665_298, 5198, 5198, 156),
+]
+
+
+@pytest.mark.parametrize("name, rows, joined, apart, warmup", PUBLISHED)
+def test_the_published_runs_have_the_published_steps(name, rows, joined, apart, warmup):
+    (stage,) = load(name).stages.values()
+    assert stage.steps == 0 and stage.data.held_out == 0  # the data say how many
+    assert steps_per_run(rows, stage.batch, stage.epochs) == joined
+    assert stage.epochs * math.ceil(rows / stage.batch) == apart
+    assert math.ceil(stage.optimizer.warmup_ratio * joined) == warmup
+    assert f"{joined:,}" in (ROOT / "configs" / f"{name}.py").read_text(encoding="utf-8")
+
+
+HYPERPARAMETERS = {
+    "stage1": dict(batch=128, epochs=1, rate=2e-3, template="plain", aspect="crop", projector="linear", pixels=224),
+    "stage2": dict(batch=32, epochs=3, rate=2e-5, template="vicuna_v1", aspect="crop", projector="linear", pixels=224),
+    "stage1_v1_5": dict(
+        batch=256, epochs=1, rate=1e-3, template="plain", aspect="crop", projector="mlp2x_gelu", pixels=336
+    ),
+    "stage2_v1_5": dict(
+        batch=128, epochs=1, rate=2e-5, template="vicuna_v1", aspect="pad", projector="mlp2x_gelu", pixels=336
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HYPERPARAMETERS)
+def test_the_published_runs_have_the_published_settings(name):
+    config = load(name)
+    (stage,) = config.stages.values()
+    peak = {rate for _, rate in stage.learning_rates if rate is not None}
+    found = dict(
+        batch=stage.batch, epochs=stage.epochs, rate=peak.pop(), template=stage.data.template, aspect=stage.data.aspect,
+        projector=config.model.projector, pixels=model_config(config.model).vision.image_size,
+    )  # fmt: skip
+    assert found == HYPERPARAMETERS[name] and not peak
+    o = stage.optimizer
+    assert (o.warmup_ratio, o.schedule, o.weight_decay, o.b1, o.b2, o.eps) == (0.03, "cosine", 0.0, 0.9, 0.999, 1e-8)
+    assert (config.model.select_layer, config.model.select_feature, config.model.dtype) == (-2, "patch", "bfloat16")
+    assert name.startswith("stage1") or stage.data.length == 2048
+    assert config.tokenizer != "tiny"
+    assert not any(flatten(config.load).values())
+
+
+@pytest.mark.parametrize("size", ["7b", "13b"])
+@pytest.mark.parametrize("name", [p[0] for p in PUBLISHED])
+def test_what_the_published_runs_train(name, size):
+    version = "1.5" if "v1_5" in name else "1.3"
+    config = load(name, f"--config.model.llm=vicuna_{size}_v{version}")
+    count, projector = sizes(config), (TWO_LAYERS if version == "1.5" else LINEAR)[size]
+    total = {module: sum(n for path, n in count.items() if path.startswith(f"{module}/")) for module in MODULES}
+    assert total == {"vision": VISION[config.model.vision], "projector": projector, "llm": DECODER[size]}
+    (stage,) = config.stages.values()
+    trained = {path for path, rate in rates(count, stage.learning_rates).items() if rate is not None}
+    assert sum(count[path] for path in trained) == projector + (DECODER[size] if name.startswith("stage2") else 0)
+
+
+def test_a_stage_hands_its_projector_to_the_next():
+    for first, second in (("stage1", "stage2"), ("stage1_v1_5", "stage2_v1_5")):
+        one, two = load(first), load(second)
+        assert one.model == two.model and one.tokenizer == two.tokenizer
+        saved = one.stages["stage1"].save.projector
+        assert f"--config.load.projector={saved}" in (ROOT / "configs" / f"{second}.py").read_text(encoding="utf-8")

@@ -1,0 +1,67 @@
+"""What the code must never do with other people's files: run them, unpickle them, or open more than is allowed."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(p for folder in ("llava_jax", "configs", "launch") for p in (ROOT / folder).rglob("*.py"))
+NEVER_IMPORTED = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch"}
+NEVER_CALLED = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "tempfile.mktemp", "yaml.load"}
+NEVER_TRUE = {"allow_pickle", "trust_remote_code", "shell"}
+
+
+def faults(tree: ast.AST) -> list[str]:
+    """Each forbidden thing with its line."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            found += [f"{node.lineno}: import {n}" for n in names if n.split(".")[0] in NEVER_IMPORTED]
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            keywords = {k.arg: k.value for k in node.keywords}
+            if name in NEVER_CALLED or name.endswith(("torch.load", ".read_pickle")):
+                found.append(f"{node.lineno}: {name}()")
+            if name.split(".")[-2:] == ["Image", "open"] and "formats" not in keywords:
+                found.append(f"{node.lineno}: Image.open without formats=")
+            for key in NEVER_TRUE & keywords.keys():
+                if not (isinstance(keywords[key], ast.Constant) and keywords[key].value is False):
+                    found.append(f"{node.lineno}: {key}={ast.unparse(keywords[key])}")
+        if isinstance(node, ast.Constant) and node.value in NEVER_TRUE - {"shell"}:
+            found.append(f"{node.lineno}: the keyword {node.value!r} by name")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_forbidden(path):
+    assert faults(ast.parse(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle", "from pickle import loads", "def f():\n    import torch", "x = eval('1')", "exec(text)",
+        "torch.load(f)", "pd.read_pickle(f)", "np.load(f, allow_pickle=True)", "np.load(f, allow_pickle=flag)",
+        "AutoModel.from_pretrained(n, trust_remote_code=True)", "f(**{'trust_remote_code': True})", "yaml.load(text)",
+        "subprocess.run(c, shell=True)", "os.system(c)", "Image.open(path)", "PIL.Image.open(path)",
+    ],
+)  # fmt: skip
+def test_each_forbidden_thing_is_found(text):
+    assert len(faults(ast.parse(text))) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["jax.eval_shape(f, x)", "Image.open(p, formats=('PNG',))", "np.load(f, allow_pickle=False)", "re.compile(p)",
+     "jax.jit(f).lower(x).compile()", "open(path)", "yaml.safe_load(text)"],
+)  # fmt: skip
+def test_what_is_allowed_is_not(text):
+    assert faults(ast.parse(text)) == []
+
+
+def test_no_data_or_weights_of_an_executable_kind_are_shipped():
+    kinds = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy", ".npz", ".so", ".pyc"}
+    shipped = [p for p in (ROOT / "llava_jax").rglob("*") if p.suffix in kinds and "__pycache__" not in p.parts]
+    assert shipped == []
