@@ -2,9 +2,10 @@
 
     python -m llava_jax.main --config=configs/tiny_towers.py
 
-Stage `language` trains a LLaMA on text alone. Stage `sight` trains a ViT by captioning (CapPa, arXiv 2306.07915) with a
-new decoder that is thrown away. So the two towers that LLaVA joins have never met, as CLIP and Vicuna had not. They are
-written to llava_jax/pretrained/{llm,vision}.safetensors.
+Stage `language` trains a LLaMA on text alone, `dialogue` goes on with conversations about scenes that are described in
+words. Stage `sight` trains a ViT by captioning (CapPa, arXiv 2306.07915) with a new decoder that is thrown away. So the
+two towers that LLaVA joins have never met, as CLIP and Vicuna had not. They are written to
+llava_jax/pretrained/{llm,vision}.safetensors.
 """
 
 from llava_jax import config
@@ -19,7 +20,7 @@ def get_config():
     c.model.dtype = c.model.feature_dtype = "float32"
     c.model.remat, c.model.unroll = "none", True
     c.checkpoint.every = 250
-    c.run = ("language", "sight")
+    c.run = ("language", "dialogue", "sight")
     c.log_every = 50
 
     c.stages.language = s = config.stage(batch=64, steps=1000)
@@ -27,9 +28,15 @@ def get_config():
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "text", "plain", 112
     s.data.max_images = 0
     s.eval.every = 250
+
+    c.stages.dialogue = s = config.stage(batch=48, steps=700)
+    s.learning_rates = (("llm/.*", 2e-3), (".*", None))
+    s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "dialogue", "vicuna_v1", 136
+    s.data.max_images = 0
+    s.eval.every = 350
     s.save.llm = "tiny:llm"
 
-    c.stages.sight = s = config.stage(batch=64, steps=2000, fresh=("llm",))
+    c.stages.sight = s = config.stage(batch=64, steps=1500, fresh=("llm",))
     s.learning_rates = ((".*", 2e-3),)
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "caption", "plain", 56
     s.eval.every = 500

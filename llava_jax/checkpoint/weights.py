@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -59,14 +60,17 @@ def _read(tensors, name: str, spec: jax.ShapeDtypeStruct, file: Path) -> jax.Arr
 def save_module(path: str, module: str, params: dict[str, jax.Array], dtype: str, note: dict[str, str]) -> Path:
     """Writes the parameters below `module/` in `dtype`, atomically, with `note` as the file's metadata.
 
+    Every process must call it: sharded tensors are gathered, one at a time, and process 0 writes.
     Raises DataError where it cannot; a file that was there stays.
     """
     file = resolve(path)
-    tensors = {
-        p.removeprefix(f"{module}/"): np.asarray(v.astype(dtype))
-        for p, v in params.items()
-        if p.startswith(f"{module}/")
-    }
+    tensors = {}
+    for p in sorted(params):
+        if p.startswith(f"{module}/"):
+            whole = multihost_utils.process_allgather(params[p].astype(dtype), tiled=True)
+            tensors[p.removeprefix(f"{module}/")] = np.ascontiguousarray(whole)
+    if jax.process_index() != 0:
+        return file
     partial = file.with_suffix(".partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

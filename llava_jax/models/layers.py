@@ -19,7 +19,6 @@ from llava_jax.errors import ConfigError
 from llava_jax.sharding import param
 
 
-
 def dtype_of(name: str) -> jnp.dtype:
     """`float32` | `bfloat16` as a dtype. Raises ConfigError for any other name."""
     if name not in ("float32", "bfloat16"):

@@ -76,6 +76,7 @@ def train(config: Config, folder: Path, argv: list[str]) -> None:
         with jax.set_mesh(mesh):
             for plan in plans[resumed.index if resumed else 0 :]:
                 say(f"\nstage {plan.name}: {plan.data.steps} steps of {plan.stage.batch} rows")
+                _introduce(run, plan)
                 place, evaluated = None, False
                 if resumed and plan.index == resumed.index:
                     state, place = store.restore(resumed.step, plan.abstract)
@@ -83,13 +84,12 @@ def train(config: Config, folder: Path, argv: list[str]) -> None:
                     evaluated = resumed.evaluated
                     say(f"continuing {folder} behind step {int(state.step)} of {plan.name}")
                 elif state is None:
-                    state = first_state(config, model_config, mesh, plan)
+                    state = first_state(config, model_config, mesh, plan, say)
                 else:
                     state = next_state(model_config, mesh, plan, state)
-                _introduce(run, plan)
                 state = run_stage(run, plan, state, place, evaluated)
                 store.wait()
-                for line in export(config, plan.stage, state) if jax.process_index() == 0 else ():
+                for line in export(config, plan.stage, state):
                     say(line)
     finally:
         writer.close()
@@ -186,8 +186,8 @@ def _read_metrics(run: Run, plan: Plan, unread, progress: Progress) -> None:
     if not all(map(math.isfinite, values.values())):
         run.writer.flush()
         raise UserError(
-            f"step {step} of stage {plan.name}: loss {values['train/loss']}, gradient norm {values['train/grad_norm']}; "
-            f"lower the learning rate, or look at the data. The newest checkpoint in {run.folder} is from before."
+            f"step {step} of stage {plan.name} is not finite: {values}; lower the learning rate, or look at the data. "
+            f"The newest checkpoint in {run.folder} is from before."
         )
     if step == 1 or step % run.config.log_every == 0 or step == plan.data.steps:
         run.say(progress.line(step, values["train/loss"]))

@@ -74,13 +74,15 @@ def make_plans(config: Config, model_config: ModelConfig, mesh: Mesh, tokenizer:
     return plans
 
 
-def first_state(config: Config, model_config: ModelConfig, mesh: Mesh, plan: Plan) -> TrainState:
-    """Parameters loaded where `load` names a file, freshly drawn elsewhere."""
+def first_state(config: Config, model_config: ModelConfig, mesh: Mesh, plan: Plan, say) -> TrainState:
+    """Parameters loaded where `load` names a file, freshly drawn elsewhere; says which are which."""
     rng = jax.random.PRNGKey(config.seed)
     like = {**plan.abstract.frozen, **plan.abstract.trainable}
     params: Params = {}
     for module in MODULES:
-        if file := getattr(config.load, module):
+        file = getattr(config.load, module)
+        say(f"{module}: " + (f"weights from {file}" if file else "drawn at random"))
+        if file:
             params |= load_module(file, module, like)
     missing = [p for p in like if p not in params]
     if missing:
@@ -104,5 +106,5 @@ def export(config: Config, stage: Stage, state: TrainState) -> list[str]:
         if file := getattr(stage.save, module):
             note = {"architecture": getattr(config.model, module), "select_layer": config.model.select_layer}
             path = save_module(file, module, all_params(state), "float32", note)
-            lines.append(f"{module}: weights written to {path} ({path.stat().st_size:,} bytes)")
+            lines.append(f"{module}: weights written to {path}")
     return lines
