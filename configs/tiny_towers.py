@@ -3,8 +3,8 @@
     python -m llava_jax.main --config=configs/tiny_towers.py
 
 Stage `language` trains a LLaMA on text alone, `dialogue` goes on with conversations about scenes that are described in
-words. Stage `sight` trains a ViT by captioning (CapPa, arXiv 2306.07915) with a new decoder that is thrown away. So the
-two towers that LLaVA joins have never met, as CLIP and Vicuna had not. They are written to
+words, `sight` trains a ViT by captioning (CapPa, arXiv 2306.07915) with that LLaMA as its decoder. The projector between
+them is thrown away: the quickstart's stage 1 begins with a random one. The towers are written to
 llava_jax/pretrained/{llm,vision}.safetensors.
 """
 
@@ -34,11 +34,10 @@ def get_config():
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "dialogue", "vicuna_v1", 136
     s.data.max_images = 0
     s.eval.every = 350
-    s.save.llm = "tiny:llm"
 
-    c.stages.sight = s = config.stage(batch=64, steps=1500, fresh=("llm",))
-    s.learning_rates = ((".*", 2e-3),)
+    c.stages.sight = s = config.stage(batch=64, steps=1500)
+    s.learning_rates = (("llm/.*", 1e-3), (".*", 2e-3))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "caption", "plain", 56
     s.eval.every = 500
-    s.save.vision = "tiny:vision"
+    s.save.vision, s.save.llm = "tiny:vision", "tiny:llm"
     return c

@@ -50,9 +50,9 @@ def test_an_example_is_a_conversation_about_one_picture_or_none(kind):
         assert [role for role, _ in e.turns] == ["human", "gpt"] * (len(e.turns) // 2) and e.turns
         markers = [text.count("<image>") for _, text in e.turns]
         assert markers == [len(e.images)] + [0] * (len(markers) - 1)
-        assert len(e.images) == (kind != "text")
+        assert len(e.images) == (kind in ("caption", "instruct"))
         assert all(image.size == (48, 48) and image.mode == "RGB" for image in e.images)
-        assert kind == "instruct" or len(e.turns) == 2  # what the template `plain` takes
+        assert kind in ("instruct", "dialogue") or len(e.turns) == 2  # what the template `plain` takes
 
 
 @pytest.mark.parametrize("kind", ["caption", "instruct"])
@@ -79,6 +79,18 @@ def test_a_story_tells_its_scene_and_only_what_follows_from_it():
             assert is_said_truly(question + " ?", answer, facts), (question, answer, story)
             facts_told += 1
     assert facts_told > 1000
+
+
+def test_a_dialogue_describes_its_scene_and_answers_truly():
+    for i in range(500):
+        turns = source("dialogue")[i].turns
+        told, _, first = turns[0][1].partition(" .\n")
+        facts = from_boxes(scenes.draw_scene(0, i, False))
+        order = [f for c in re.split(r" , | and (?=a )", told) for f in facts if f"{f.color} {f.shape}" in c]
+        assert sorted(order) == sorted(facts) and tells(told, order), told
+        questions = [first, *(text for _, text in turns[2::2])]
+        for question, (_, answer) in zip(questions, turns[1::2], strict=True):
+            assert is_said_truly(question, answer, facts), (question, answer, told)
 
 
 def test_instructions_are_mixed_as_in_llava_158k():
