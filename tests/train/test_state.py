@@ -1,0 +1,138 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from small_run import CONFIG, EVERYTHING, STAGE_1, STAGE_2, changed, setup
+
+from llava_jax.errors import ConfigError
+from llava_jax.sharding import make_mesh
+from llava_jax.train.optimizer import state_bytes
+from llava_jax.train.state import abstract_model, all_params, enter_stage, fingerprint, fresh_params, nested
+
+# How each parameter is laid out over the mesh axes; layers are stacked on the first axis of llm/layers, vision/layers.
+SPECS = {
+    "llm/embed/embedding": P("tensor", "fsdp"),
+    "llm/head/kernel": P("fsdp", "tensor"),
+    "llm/layers/attention_norm/scale": P(None, "fsdp"),
+    "llm/layers/down/kernel": P(None, "tensor", "fsdp"),
+    "llm/layers/gate/kernel": P(None, "fsdp", "tensor"),
+    "llm/layers/k/kernel": P(None, "fsdp", "tensor", None),
+    "llm/layers/mlp_norm/scale": P(None, "fsdp"),
+    "llm/layers/o/kernel": P(None, "tensor", None, "fsdp"),
+    "llm/layers/q/kernel": P(None, "fsdp", "tensor", None),
+    "llm/layers/up/kernel": P(None, "fsdp", "tensor"),
+    "llm/layers/v/kernel": P(None, "fsdp", "tensor", None),
+    "llm/norm/scale": P("fsdp"),
+    "projector/linear_1/bias": P("tensor"),
+    "projector/linear_1/kernel": P("fsdp", "tensor"),
+    "projector/linear_2/bias": P("fsdp"),
+    "projector/linear_2/kernel": P("tensor", "fsdp"),
+    "vision/cls/embedding": P("fsdp"),
+    "vision/layers/attention_norm/bias": P(None, "fsdp"),
+    "vision/layers/attention_norm/scale": P(None, "fsdp"),
+    "vision/layers/down/bias": P(None, "fsdp"),
+    "vision/layers/down/kernel": P(None, "tensor", "fsdp"),
+    "vision/layers/k/bias": P(None, "tensor", None),
+    "vision/layers/k/kernel": P(None, "fsdp", "tensor", None),
+    "vision/layers/mlp_norm/bias": P(None, "fsdp"),
+    "vision/layers/mlp_norm/scale": P(None, "fsdp"),
+    "vision/layers/o/bias": P(None, "fsdp"),
+    "vision/layers/o/kernel": P(None, "tensor", None, "fsdp"),
+    "vision/layers/q/bias": P(None, "tensor", None),
+    "vision/layers/q/kernel": P(None, "fsdp", "tensor", None),
+    "vision/layers/up/bias": P(None, "tensor"),
+    "vision/layers/up/kernel": P(None, "fsdp", "tensor"),
+    "vision/layers/v/bias": P(None, "tensor", None),
+    "vision/layers/v/kernel": P(None, "fsdp", "tensor", None),
+    "vision/patch/kernel": P(None, None, None, "fsdp"),
+    "vision/position/embedding": P(None, "fsdp"),
+    "vision/post_norm/bias": P("fsdp"),
+    "vision/post_norm/scale": P("fsdp"),
+    "vision/pre_norm/bias": P("fsdp"),
+    "vision/pre_norm/scale": P("fsdp"),
+}
+
+
+def test_every_parameter_has_the_layout_of_the_table():
+    _, specs = abstract_model(CONFIG)
+    assert specs == SPECS
+
+
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)], ids=["fsdp=8", "data=2,fsdp=2,tensor=2"])
+def test_a_new_state_lies_in_its_shards_and_so_do_its_moments(mesh):
+    run = setup(EVERYTHING, mesh)
+    for path, x in run.state.trainable.items():
+        layouts = [x, *(m[path] for s in run.state.opt_state for m in (getattr(s, "mu", 0), getattr(s, "nu", 0)) if m)]
+        assert len(layouts) == 3, "parameter and two moments"
+        for y in layouts:
+            assert y.sharding.spec == SPECS[path], path
+            shard = tuple(
+                n // (run.mesh.shape[axis] if axis else 1)
+                for n, axis in zip(y.shape, [*SPECS[path], *[None] * y.ndim], strict=False)
+            )
+            assert {s.data.shape for s in y.addressable_shards} == {shard}, path
+    on_a_device = sum(x.addressable_shards[0].data.nbytes for x in run.state.trainable.values())
+    assert on_a_device < 1.2 * sum(x.nbytes for x in run.state.trainable.values()) / (mesh[1] * mesh[2])
+
+
+@pytest.mark.parametrize("table, trained", [(STAGE_1, {"projector"}), (STAGE_2, {"projector", "llm"})])
+def test_frozen_parameters_have_no_optimizer_state(table, trained):
+    config = changed(dtype="bfloat16")
+    run = setup(table, config=config)
+    state = run.state
+    assert {p.split("/")[0] for p in state.trainable} == trained
+    assert {**state.trainable, **state.frozen}.keys() == SPECS.keys()
+    assert all(x.dtype == jnp.float32 for x in state.trainable.values())
+    for path, x in state.frozen.items():
+        assert x.dtype == (jnp.float32 if path.startswith("vision/") else jnp.bfloat16), path
+    counters = 2 * 4
+    assert state_bytes(state.opt_state) == 2 * sum(x.nbytes for x in state.trainable.values()) + counters
+    assert state_bytes(state.opt_state) == state_bytes(run.abstract.opt_state)
+
+
+def test_values_do_not_depend_on_the_mesh_and_match_where_parts_are_drawn():
+    key = jax.random.PRNGKey(3)
+    one = fresh_params(CONFIG, make_mesh(1, 1, 1, jax.devices()[:1]), key, list(SPECS))
+    part = [p for p in SPECS if not p.startswith("llm/")]
+    eight = fresh_params(CONFIG, make_mesh(2, 2, 2), key, part)
+    assert one.keys() == SPECS.keys() and eight.keys() == set(part)
+    assert fingerprint(eight) == fingerprint({p: one[p] for p in part})
+
+
+def test_the_next_stage_starts_with_the_weights_and_with_a_fresh_optimizer():
+    first, second = setup(STAGE_1), setup(STAGE_2)
+    weights = all_params(first.state)
+    worn = jax.tree.map(lambda x: x + 1, first.state.opt_state)
+    state = first.state.replace(step=first.state.step + 5, opt_state=worn)
+    before = fingerprint(weights)
+    state = enter_stage(all_params(state), state.rng, second.abstract, second.tx)
+    assert fingerprint(all_params(state)) == before
+    assert int(state.step) == 0
+    assert not any(np.any(x) for x in jax.tree.leaves(state.opt_state))
+
+
+def test_a_fingerprint_sees_values_names_shapes_and_dtypes():
+    x = {"a": jnp.zeros(4), "b": jnp.ones((2, 2))}
+    others = [
+        {"a": jnp.zeros(4), "b": jnp.ones((2, 2)).at[1, 1].set(1 + 1e-6)},
+        {"a": jnp.zeros(4), "c": jnp.ones((2, 2))},
+        {"a": jnp.zeros(4), "b": jnp.ones(4)},
+        {"a": jnp.zeros(4, jnp.int32), "b": jnp.ones((2, 2))},
+    ]
+    assert len({fingerprint(y) for y in [x, *others]}) == 5
+    assert fingerprint(dict(reversed(x.items()))) == fingerprint(x)
+
+
+def test_nested_is_the_tree_a_model_takes():
+    assert nested({"a/b": 1, "a/c": 2, "d": 3}) == {"a": {"b": 1, "c": 2}, "d": 3}
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 1), (0, 8, 1), (-1, -1, 1), (-1, 3, 1), (3, 3, 3)], ids=str)
+def test_a_mesh_that_does_not_cover_the_devices_is_refused(sizes):
+    with pytest.raises(ConfigError, match="mesh"):
+        make_mesh(*sizes)
+
+
+def test_one_mesh_axis_takes_what_is_left():
+    assert dict(make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
