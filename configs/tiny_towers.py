@@ -3,8 +3,8 @@
     python -m llava_jax.main --config=configs/tiny_towers.py
 
 Stage `language` trains a LLaMA on text alone, `dialogue` goes on with conversations about scenes that are described in
-words, `sight` trains a ViT by captioning (CapPa, arXiv 2306.07915) with that LLaMA as its decoder. The projector between
-them is thrown away: the quickstart's stage 1 begins with a random one. The towers are written to
+words, `sight` trains a ViT by captioning (CapPa, arXiv 2306.07915) with that LLaMA as its decoder. The projector
+between them is thrown away: the quickstart's stage 1 begins with a random one. The towers are written to
 llava_jax/pretrained/{llm,vision}.safetensors.
 """
 
