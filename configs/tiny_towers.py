@@ -3,9 +3,9 @@
     python -m llava_jax.main --config=configs/tiny_towers.py
 
 Stage `language` trains a LLaMA on text alone, `dialogue` goes on with conversations about scenes that are described in
-words, `sight` trains a ViT by captioning (CapPa, arXiv 2306.07915) with that LLaMA as its decoder. The projector
-between them is thrown away: the quickstart's stage 1 begins with a random one. The towers are written to
-llava_jax/pretrained/{llm,vision}.safetensors.
+words, `sight` trains a ViT by captioning (CapPa, arXiv 2306.07915) with that LLaMA as its decoder, `study`
+goes on with facts about pictures as running text. The projector between them is thrown away: the quickstart's stage 1
+begins with a random one. The towers are written to llava_jax/pretrained/{llm,vision}.safetensors.
 """
 
 from llava_jax import config
@@ -20,7 +20,7 @@ def get_config():
     c.model.dtype = c.model.feature_dtype = "float32"
     c.model.remat, c.model.unroll = "none", True
     c.checkpoint.every = 250
-    c.run = ("language", "dialogue", "sight")
+    c.run = ("language", "dialogue", "sight", "study")
     c.log_every = 50
 
     c.stages.language = s = config.stage(batch=64, steps=1000)
@@ -39,5 +39,10 @@ def get_config():
     s.learning_rates = (("llm/.*", 1e-3), (".*", 2e-3))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "caption", "plain", 56
     s.eval.every = 500
+
+    c.stages.study = s = config.stage(batch=48, steps=600)
+    s.learning_rates = ((".*", 1e-3),)
+    s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "study", "plain", 88
+    s.eval.every = 300
     s.save.vision, s.save.llm = "tiny:vision", "tiny:llm"
     return c

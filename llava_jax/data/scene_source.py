@@ -5,6 +5,7 @@
 | caption  | yes   | stage 1: a brief caption                                                                |
 | instruct | yes   | stage 2: conversation, detailed description or complex reasoning, mixed as in LLaVA-158K |
 | text     | no    | what a language model reads: the scene in words, then facts about it                    |
+| study    | yes   | facts about the scene as running text, or the caption                                    |
 | dialogue | no    | what a chat model learns: conversation about a scene that the user describes in words    |
 
 `exam(...)` gives held-out questions, equally many of each kind, for the accuracy table.
@@ -16,7 +17,7 @@ from llava_jax.data import scenes
 from llava_jax.data.example import Example
 from llava_jax.errors import ConfigError
 
-KINDS = ("caption", "instruct", "text", "dialogue")
+KINDS = ("caption", "study", "instruct", "text", "dialogue")
 ENDLESS = 2**31 - 1  # indices; each is another scene
 # LLaVA-Instruct-158K: 58K conversations, 23K detailed descriptions, 77K complex reasoning (paper, section 3)
 MIXTURE = (("conversation", 58), ("detail", 23), ("reasoning", 77))
@@ -58,6 +59,9 @@ class SceneSource:
             return Example(
                 name, (("human", "<image>\nwhat is in the image ?"), ("gpt", scenes.caption(scene))), (image,)
             )
+        if self.kind == "study":
+            told = scenes.caption(scene) if rng.random() < RETOLD else _facts(scene, rng)
+            return Example(name, (("human", "<image>\nwhat is in the image ?"), ("gpt", told)), (image,))
         return _instruction(name, scene, image, rng)
 
 
@@ -107,8 +111,11 @@ def _story(scene: scenes.Scene, rng: random.Random) -> str:
     told = _told(scene, rng)
     if rng.random() < RETOLD:
         return f"{told} . what is there ? {scenes.caption(scene)} ."
-    facts = " ".join(f"{q.text} {q.answer} ." for q in scenes.questions(scene, rng)[:FACTS])
-    return f"{told} . {facts}"
+    return f"{told} . {_facts(scene, rng)}"
+
+
+def _facts(scene: scenes.Scene, rng: random.Random) -> str:
+    return " ".join(f"{q.text} {q.answer} ." for q in scenes.questions(scene, rng)[:FACTS])
 
 
 def _dialogue(scene: scenes.Scene, rng: random.Random) -> tuple[tuple[str, str], ...]:

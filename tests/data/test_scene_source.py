@@ -50,7 +50,7 @@ def test_an_example_is_a_conversation_about_one_picture_or_none(kind):
         assert [role for role, _ in e.turns] == ["human", "gpt"] * (len(e.turns) // 2) and e.turns
         markers = [text.count("<image>") for _, text in e.turns]
         assert markers == [len(e.images)] + [0] * (len(markers) - 1)
-        assert len(e.images) == (kind in ("caption", "instruct"))
+        assert len(e.images) == (kind in ("caption", "study", "instruct"))
         assert all(image.size == (48, 48) and image.mode == "RGB" for image in e.images)
         assert kind in ("instruct", "dialogue") or len(e.turns) == 2  # what the template `plain` takes
 
