@@ -26,12 +26,12 @@ def get_config():
     c.log_every = 20
     c.checkpoint.every = 200
 
-    c.stages.stage1 = s = config.stage(batch=64, steps=200)
+    c.stages.stage1 = s = config.stage(batch=64, steps=100)
     s.learning_rates = (("projector/.*", 2e-3), (".*", None))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "caption", "plain", 56
     s.eval.before = True
 
-    c.stages.stage2 = s = config.stage(batch=32, steps=600)
+    c.stages.stage2 = s = config.stage(batch=32, steps=750)
     s.learning_rates = (("vision/.*", None), (".*", 1e-3))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "instruct", "vicuna_v1", 112
     s.eval.before, s.eval.questions = True, 64

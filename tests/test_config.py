@@ -142,7 +142,10 @@ RANGES = [
     (("stages.one.learning_rates", ((".*", float("inf")),)), "rate inf"),
     (("stages.one.data.source", "scene"), "scene' is not one of llava_json, scenes; did you mean `scenes`"),
     (("stages.one.data.source", "llava_json"), "data.path and image_folder must be set"),
-    (("stages.one.data.scenes", "captions"), "captions' is not one of caption, instruct, text; did you mean `caption`"),
+    (
+        ("stages.one.data.scenes", "captions"),
+        "captions' is not one of caption, study, instruct, text, dialogue; did you mean `caption`",
+    ),
     (("stages.one.data.aspect", "square"), "square' is not one of crop, pad"),
     (("stages.one.data.overlong", "drop"), "drop' is not one of truncate, error"),
     (("stages.one.data.length", 0), "length=0 must be at least 1"),

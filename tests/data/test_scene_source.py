@@ -106,7 +106,7 @@ def test_instructions_are_mixed_as_in_llava_158k():
 
 
 def test_an_unknown_kind_of_text_is_refused():
-    with pytest.raises(ConfigError, match="describe.*caption, instruct, text"):
+    with pytest.raises(ConfigError, match="describe.*caption, study, instruct, text, dialogue"):
         source("describe")
 
 

@@ -174,7 +174,8 @@ def test_fresh_parameters_are_the_abstract_ones_and_differ_by_layer():
     abstract = nn.unbox(abstract_params(small()))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), fresh) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
     q = fresh["llm"]["layers"]["q"]["kernel"]
-    assert np.std(q) == pytest.approx(0.02, rel=0.05) and np.abs(q[0] - q[1]).max() > 0.01
+    assert np.std(q) == pytest.approx(small().llm.width ** -0.5, rel=0.05)  # variance 1 / fan_in
+    assert np.abs(q[0] - q[1]).max() > 0.01
     np.testing.assert_array_equal(fresh["llm"]["norm"]["scale"], np.ones(40))
     np.testing.assert_array_equal(fresh["vision"]["layers"]["q"]["bias"], np.zeros((3, 4, 8)))
 
