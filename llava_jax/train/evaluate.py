@@ -21,6 +21,7 @@ from llava_jax.data.images import load_image, preprocess
 from llava_jax.data.pipeline import Row
 from llava_jax.data.scene_source import QUESTION_KINDS
 from llava_jax.data.scenes import conclusion
+from llava_jax.data.sources import Subset
 from llava_jax.data.tokenize import expand_images, pad_row, stop_ids, tokenize_prompt
 from llava_jax.data.tokenizer import Tokenizer
 from llava_jax.generate.decode import greedy
@@ -58,7 +59,7 @@ class Speaker:
 def held_out_loss(eval_step, speaker: Speaker, data: StageData) -> dict[str, float]:
     """{"val/loss": .., "val/loss_blank": ..}: mean over target tokens of the first `eval.samples` held-out rows."""
     stage = speaker.stage
-    source = _First(data.held_out, min(stage.eval.samples, len(data.held_out)))
+    source = Subset(data.held_out, range(min(stage.eval.samples, len(data.held_out))))
     sums = np.zeros((2, 2))
     for batch in speaker.batches(source, data.to_row):
         versions = [batch, blanked(batch)] if stage.data.max_images else [batch]
@@ -168,16 +169,3 @@ def save_answers(folder: Path, examples: list[Example], answers: list[str]) -> N
 
 def _question(example: Example) -> str:
     return example.turns[0][1].replace("<image>", "").strip()
-
-
-class _First:
-    """The first n examples of a source."""
-
-    def __init__(self, source, n: int):
-        self._source, self._n = source, n
-
-    def __len__(self) -> int:
-        return self._n
-
-    def __getitem__(self, index: int) -> Example:
-        return self._source[index]
