@@ -4,6 +4,8 @@ Mesh axes: `data` replicates weights, `fsdp` shards them over their embed axis a
 heads, MLP and vocabulary. The batch is split over `data` and `fsdp` together.
 """
 
+import math
+
 import jax
 import numpy as np
 from flax import linen as nn
@@ -72,6 +74,19 @@ def param_specs(boxed) -> dict:
     """Tree of PartitionSpec (mesh axes) for a boxed (abstract) parameter tree."""
     logical = nn.get_partition_spec(boxed)
     return nn.logical_to_mesh(logical, RULES)
+
+
+def param_sharding(path: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> NamedSharding:
+    """The sharding of one parameter. Raises ConfigError where mesh axes do not divide what they are to split."""
+    for size, axes in zip(shape, spec, strict=False):
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        parts = math.prod(mesh.shape[name] for name in names)
+        if size % parts:
+            raise ConfigError(
+                f"mesh {' x '.join(names)} = {parts} does not divide {path} of shape {shape}, which it splits along "
+                f"the axis of {size}; choose a mesh size that divides {size}"
+            )
+    return NamedSharding(mesh, spec)
 
 
 def batch_spec() -> PartitionSpec:

@@ -57,6 +57,15 @@ def _read(tensors, name: str, spec: jax.ShapeDtypeStruct, file: Path) -> jax.Arr
     return jax.make_array_from_callback(spec.shape, spec.sharding, lambda index: np.asarray(view[index], spec.dtype))
 
 
+def check_writable(path: str, module: str) -> None:
+    """Raises DataError where `save_module` could not write; asked before hours of training, not after them."""
+    file = resolve(path)
+    folder = next(p for p in file.parents if p.exists())
+    if file.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        reason = "it is a folder" if file.is_dir() else f"{folder} is not a folder one may write to"
+        raise DataError(f"weights file {file} (for `{module}`) cannot be written: {reason}")
+
+
 def save_module(path: str, module: str, params: dict[str, jax.Array], dtype: str, note: dict[str, str]) -> Path:
     """Writes the parameters below `module/` in `dtype`, atomically, with `note` as the file's metadata.
 

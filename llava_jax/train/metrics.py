@@ -129,7 +129,11 @@ def model_flops(
         module = path.split("/")[0]
         if "embedding" in path and not (path.startswith("llm/") and m.tied_head):
             continue  # a look-up, not a product
+        if path.startswith("vision/layers/"):
+            size = size * v.blocks_used // v.layers  # the blocks behind the selected one never run
         behind = any(order.index(t.split("/")[0]) <= order.index(module) and t != path for t in trained)
         total += 2 * size * tokens[module] * (1 + behind + (path in trained))
+    seen = 2 * 2 * rows * images * (v.patches + 1) ** 2 * v.blocks_used * v.width
+    total += seen * (3 if any(p.startswith("vision/") for p in trained) else 1)
     attended = 2 * 2 * rows * length * (length / 2) * m.layers * m.heads * m.head_size
     return total + attended * (3 if trained else 1)

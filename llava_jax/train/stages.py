@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from llava_jax.architectures import ModelConfig
-from llava_jax.checkpoint.weights import load_module, save_module
+from llava_jax.checkpoint.weights import check_writable, load_module, save_module
 from llava_jax.config import Config, Stage
 from llava_jax.data.tokenizer import Tokenizer
 from llava_jax.errors import ConfigError
@@ -62,6 +62,9 @@ def make_plans(config: Config, model_config: ModelConfig, mesh: Mesh, tokenizer:
                 f"stages.{name}: {rows} rows per micro-batch do not split over data x fsdp = {devices} devices; "
                 f"make batch / accumulation a multiple of {devices}, e.g. {math.ceil(rows / devices) * devices}"
             )
+        for module in MODULES:
+            if file := getattr(stage.save, module):
+                check_writable(file, module)
         data = open_stage(name, stage, config.seed, tokenizer, model_config.vision)
         peak = rates(shapes, stage.learning_rates)
         trained = {path: rate for path, rate in peak.items() if rate is not None}

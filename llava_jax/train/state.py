@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llava_jax.architectures import ModelConfig
 from llava_jax.models.llava import abstract_params, init_params
-from llava_jax.sharding import param_specs
+from llava_jax.sharding import param_sharding, param_specs
 
 Params = dict[str, jax.Array]
 Specs = dict[str, PartitionSpec]
@@ -54,8 +54,8 @@ def storage_dtype(path: str, rate: float | None, config: ModelConfig) -> jnp.dty
 
 def fresh_params(config: ModelConfig, mesh: Mesh, rng: jax.Array, paths) -> Params:
     """Randomly initialised float32 parameters for `paths`, made in their shards. Others are not even computed."""
-    _, specs = abstract_model(config)
-    wanted = {p: NamedSharding(mesh, specs[p]) for p in sorted(paths)}
+    shapes, specs = abstract_model(config)
+    wanted = {p: param_sharding(p, shapes[p].shape, specs[p], mesh) for p in sorted(paths)}
 
     def create(key):
         every = flatten_dict(init_params(config, key), sep="/")
@@ -68,14 +68,15 @@ def fresh_params(config: ModelConfig, mesh: Mesh, rng: jax.Array, paths) -> Para
 def abstract_state(config: ModelConfig, rates: dict[str, float | None], tx: optax.GradientTransformation, mesh: Mesh):
     """A TrainState of jax.ShapeDtypeStruct with shardings: what a stage trains, restores and compiles against.
 
-    Adam's moments are sharded as their parameter; every counter is replicated.
+    Adam's moments are sharded as their parameter; every counter is replicated. Raises ConfigError where the mesh does
+    not divide a parameter.
     """
     shapes, specs = abstract_model(config)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def leaf(path: str) -> jax.ShapeDtypeStruct:
-        dtype = storage_dtype(path, rates[path], config)
-        return jax.ShapeDtypeStruct(shapes[path].shape, dtype, sharding=NamedSharding(mesh, specs[path]))
+        dtype, shape = storage_dtype(path, rates[path], config), shapes[path].shape
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=param_sharding(path, shape, specs[path], mesh))
 
     trainable = {p: leaf(p) for p in sorted(shapes) if rates[p] is not None}
     frozen = {p: leaf(p) for p in sorted(shapes) if rates[p] is None}

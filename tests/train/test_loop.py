@@ -225,6 +225,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     [
         (dict(stages__two__batch=12), "stages.two: 12 rows .* 8 devices; make batch / accumulation a multiple of 8"),
         (dict(mesh__tensor=3, mesh__fsdp=1), "does not cover 8 devices"),
+        (dict(mesh__tensor=8, mesh__fsdp=1), "mesh tensor = 8 does not divide llm/layers/k/kernel"),
         (dict(stages__two__data__length=4), "stages.two.data.length=4 leaves no room"),
         (dict(stages__two__learning_rates=(("llm/.*", 1e-3),)), "no row of learning_rates covers"),
     ],
@@ -233,6 +234,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_faults_of_the_last_stage_are_found_before_the_first_begins(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         train(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("place, reason", [("file/llm.safetensors", "is not a folder"), ("", "it is a folder")])
+def test_weights_that_could_not_be_written_are_refused_before_the_first_step(tmp_path, place, reason):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=f"weights file {tmp_path / place} .for `llm`. cannot be written: .*{reason}"):
+        train(tmp_path / "run", stages__two__save__llm=str(tmp_path / place))
     assert not (tmp_path / "run").exists()
 
 

@@ -134,5 +134,10 @@ def test_a_mesh_that_does_not_cover_the_devices_is_refused(sizes):
         make_mesh(*sizes)
 
 
+def test_a_mesh_that_does_not_divide_a_parameter_is_refused_by_name():
+    with pytest.raises(ConfigError, match=r"mesh tensor = 8 does not divide llm/layers/k/kernel .* axis of 2;"):
+        setup(EVERYTHING, mesh=(1, 1, 8))
+
+
 def test_one_mesh_axis_takes_what_is_left():
     assert dict(make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}

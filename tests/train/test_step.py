@@ -10,6 +10,8 @@ from small_run import CONFIG, EVERYTHING, STAGE_1, STAGE_2, changed, make_batch,
 
 from llava_jax.models.llava import Llava
 from llava_jax.sharding import global_batch, logical_rules
+from llava_jax.train.metrics import model_flops
+from llava_jax.train.optimizer import rates
 from llava_jax.train.state import abstract_model, all_params, enter_stage, fingerprint, nested
 from llava_jax.train.step import count_targets, gradients, make_eval_step, token_losses
 
@@ -198,6 +200,15 @@ def test_a_stage_that_trains_the_projector_costs_at_most_70_percent_of_full_trai
     work, are never made, and nothing goes back into the vision tower. The step clips and reports a norm all the same.
     (0.64 here; 0.97 where all gradients are made and a mask in the optimizer throws most away.)"""
     assert flops(STAGE_1) <= 0.70 * flops(EVERYTHING)
+
+
+@pytest.mark.parametrize("table", [STAGE_1, STAGE_2, EVERYTHING], ids=["stage 1", "stage 2", "everything"])
+def test_the_flops_that_a_run_reports_are_those_of_the_step(table):
+    """XLA also counts norms, softmax and the optimizer; the model's count is the products alone."""
+    shapes, _ = abstract_model(WIDE)
+    trained = {p for p, rate in rates(shapes, table).items() if rate is not None}
+    counted = model_flops(WIDE, {p: x.size for p, x in shapes.items()}, trained, rows=8, length=32, images=1)
+    assert 0.8 < counted / flops(table) < 1.0
 
 
 # ------------------------------------------------------------------------------------------------------ metrics
