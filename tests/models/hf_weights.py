@@ -16,6 +16,8 @@ from transformers import (
 from transformers import LlamaConfig as HFLlamaConfig
 
 from llava_jax.architectures import LlamaConfig, ModelConfig, VisionConfig
+from llava_jax.checkpoint import torch_layout
+from llava_jax.train.state import abstract_model, nested
 
 VISION = VisionConfig(
     image_size=24, patch_size=8, width=32, layers=3, heads=4, mlp_width=48,
@@ -94,87 +96,42 @@ def hf_llava(c: ModelConfig, image_token: int) -> LlavaForConditionalGeneration:
     return randomized(LlavaForConditionalGeneration(config))
 
 
-def weights(model: torch.nn.Module, prefix: str = "") -> dict[str, np.ndarray]:
-    """The part of the state dict below `prefix`, names without it."""
-    return {k[len(prefix) :]: v.detach().numpy() for k, v in model.state_dict().items() if k.startswith(prefix)}
+def weights(model: torch.nn.Module, prefix: str = "", instead: str = "") -> dict[str, np.ndarray]:
+    """The part of the state dict below `prefix`, names with `instead` in its place."""
+    found = model.state_dict().items()
+    return {instead + k[len(prefix) :]: v.detach().numpy() for k, v in found if k.startswith(prefix)}
 
 
-def _stack(w: dict, layers: int, pattern: str, arrange) -> np.ndarray:
-    return np.stack([arrange(w[pattern.format(i)]) for i in range(layers)])
+def params(rows, w: dict[str, np.ndarray], shapes: dict) -> dict:
+    """The parameters of one module as a tree. shapes: flat paths below the module -> shape."""
+    found = {}
+    for row in rows:
+        if row.path in shapes:
+            shape = shapes[row.path].shape
+            found[row.path] = torch_layout.read(
+                row, shape, (slice(None),) * len(shape), np.float32, lambda n, i: w[n][i]
+            )
+    assert found.keys() == shapes.keys()
+    return nested(found)
 
 
-def _norm(w: dict, name: str) -> dict:
-    return {"scale": w[f"{name}.weight"], "bias": w[f"{name}.bias"]}
+def _shapes(c: ModelConfig, module: str) -> dict:
+    return {p.removeprefix(f"{module}/"): x for p, x in abstract_model(c)[0].items() if p.startswith(f"{module}/")}
 
 
-def clip_params(w: dict[str, np.ndarray], c: VisionConfig) -> dict:
-    e = c.width // c.heads
-
-    def layer(name, weight, bias="bias", arrange=lambda x: x, arrange_bias=lambda x: x):
-        at = "encoder.layers.{}." + name
-        return {
-            weight: _stack(w, c.layers, at + ".weight", arrange),
-            bias: _stack(w, c.layers, at + ".bias", arrange_bias),
-        }
-
-    def qkv(name):
-        kernel = lambda x: x.T.reshape(c.width, c.heads, e)  # noqa: E731
-        return layer(f"self_attn.{name}_proj", "kernel", "bias", kernel, lambda x: x.reshape(c.heads, e))
-
-    return {
-        "patch": {"kernel": w["embeddings.patch_embedding.weight"].transpose(2, 3, 1, 0)},
-        "cls": {"embedding": w["embeddings.class_embedding"]},
-        "position": {"embedding": w["embeddings.position_embedding.weight"]},
-        "pre_norm": _norm(w, "pre_layrnorm"),
-        "post_norm": _norm(w, "post_layernorm"),
-        "layers": {
-            "attention_norm": layer("layer_norm1", "scale"),
-            "q": qkv("q"),
-            "k": qkv("k"),
-            "v": qkv("v"),
-            "o": layer("self_attn.out_proj", "kernel", arrange=lambda x: x.T.reshape(c.heads, e, c.width)),
-            "mlp_norm": layer("layer_norm2", "scale"),
-            "up": layer("mlp.fc1", "kernel", arrange=np.transpose),
-            "down": layer("mlp.fc2", "kernel", arrange=np.transpose),
-        },
-    }
+def clip_params(w: dict[str, np.ndarray], c: ModelConfig) -> dict:
+    return params(torch_layout.CLIP, w, _shapes(c, "vision"))
 
 
-def llama_params(w: dict[str, np.ndarray], c: LlamaConfig) -> dict:
-    """From names below `model.`, plus `lm_head.weight`."""
-
-    def layer(name, arrange=lambda x: x):
-        return _stack(w, c.layers, "layers.{}." + name, arrange)
-
-    def qkv(name, heads):
-        weight = layer(f"self_attn.{name}_proj.weight", lambda x: x.T.reshape(c.width, heads, c.head_size))
-        if not c.qkv_bias:
-            return {"kernel": weight}
-        bias = layer(f"self_attn.{name}_proj.bias", lambda x: x.reshape(heads, c.head_size))
-        return {"kernel": weight, "bias": bias}
-
-    params = {
-        "embed": {"embedding": w["embed_tokens.weight"]},
-        "norm": {"scale": w["norm.weight"]},
-        "layers": {
-            "attention_norm": {"scale": layer("input_layernorm.weight")},
-            "q": qkv("q", c.heads),
-            "k": qkv("k", c.kv_heads),
-            "v": qkv("v", c.kv_heads),
-            "o": {"kernel": layer("self_attn.o_proj.weight", lambda x: x.T.reshape(c.heads, c.head_size, c.width))},
-            "mlp_norm": {"scale": layer("post_attention_layernorm.weight")},
-            "gate": {"kernel": layer("mlp.gate_proj.weight", np.transpose)},
-            "up": {"kernel": layer("mlp.up_proj.weight", np.transpose)},
-            "down": {"kernel": layer("mlp.down_proj.weight", np.transpose)},
-        },
-    }
-    return params if c.tied_head else params | {"head": {"kernel": w["lm_head.weight"].T}}
+def llama_params(w: dict[str, np.ndarray], c: ModelConfig) -> dict:
+    return params(torch_layout.LLAMA, w, _shapes(c, "llm"))
 
 
 def llava_params(model: LlavaForConditionalGeneration, c: ModelConfig) -> dict:
-    w = weights(model, "model.multi_modal_projector.")
+    llm = {f"model.{k}": v for k, v in weights(model, "model.language_model.").items()}
+    projector = torch_layout.projector_rows(2, "hf")
     return {
-        "vision": clip_params(weights(model, "model.vision_tower."), c.vision),
-        "projector": {n: {"kernel": w[f"{n}.weight"].T, "bias": w[f"{n}.bias"]} for n in ("linear_1", "linear_2")},
-        "llm": llama_params(weights(model, "model.language_model.") | weights(model), c.llm),
+        "vision": clip_params(weights(model, "model.vision_tower."), c),
+        "projector": params(projector, weights(model, "model.multi_modal_projector."), _shapes(c, "projector")),
+        "llm": llama_params(llm | weights(model, "lm_head", "lm_head"), c),
     }

@@ -26,7 +26,7 @@ def features(config, params, images=PIXELS):
 @pytest.fixture(scope="module")
 def tower():
     model = hf_clip(small().vision)
-    return model, clip_params(weights(model), small().vision)
+    return model, clip_params(weights(model), small())
 
 
 def test_images_are_normalized_as_clip_s_processor_does():
@@ -55,7 +55,7 @@ def test_gelu_tower():
     model = hf_clip(config.vision)
     with torch.no_grad():
         theirs = model(torch.tensor(PIXELS).permute(0, 3, 1, 2)).last_hidden_state.numpy()[:, 1:]
-    np.testing.assert_allclose(features(config, clip_params(weights(model), config.vision)), theirs, atol=1e-4)
+    np.testing.assert_allclose(features(config, clip_params(weights(model), config)), theirs, atol=1e-4)
 
 
 def test_uint8_images_equal_normalized_ones(tower):

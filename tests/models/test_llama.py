@@ -38,8 +38,7 @@ def logits(config, params, tokens, positions, segment_ids, cache=None):
 
 def create(config):
     model = hf_llama(config.llm)
-    w = weights(model)
-    return model, llama_params(w | weights(model, "model."), config.llm)
+    return model, llama_params(weights(model), config)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,97 @@
+"""torch_layout.py: every parameter has its torch tensors. That the values land in the right places is shown by the
+parity tests of tests/models, which read transformers' models through these rows."""
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+
+from llava_jax import architectures
+from llava_jax.architectures import ModelConfig
+from llava_jax.checkpoint import torch_layout
+from llava_jax.checkpoint.torch_layout import CLIP, HEADS_IN, LLAMA, names, projector_rows, read, torch_index, write
+from llava_jax.train.state import abstract_model
+
+
+def shapes_of(projector: str, llm: str) -> dict[str, tuple[int, ...]]:
+    towers = architectures.VISION["clip_l14_336"], architectures.LLM[llm]
+    config = ModelConfig(*towers, projector, "float32", "float32", "none", False, "xla")
+    return {path: x.shape for path, x in abstract_model(config)[0].items()}
+
+
+@pytest.mark.parametrize("projector, depth", [("linear", 1), ("mlp2x_gelu", 2), ("mlp3x_gelu", 3)])
+@pytest.mark.parametrize("llm", ["vicuna_13b_v1.5", "llama3_8b", "smollm2_135m"])
+def test_every_parameter_has_one_row_and_no_torch_tensor_has_two(projector, depth, llm):
+    rows = {"vision": CLIP, "projector": projector_rows(depth, "llava"), "llm": LLAMA}
+    found = {f"{module}/{row.path}": row for module, table in rows.items() for row in table}
+    shapes = shapes_of(projector, llm)
+    assert shapes.keys() <= found.keys()
+    unused = found.keys() - shapes.keys()
+    assert unused <= {f"llm/layers/{x}/bias" for x in "qkv"} | {"llm/head/kernel"}, "what only some models have"
+    tensors = [(path.split("/")[0], n) for path, shape in shapes.items() for n in names(found[path], shape)]
+    assert len(set(tensors)) == len(tensors)
+
+
+def test_shapes_are_those_of_the_published_files():
+    def tensors(table, module, shapes):
+        rows = {f"{module}/{row.path}": row for row in table}
+        for path in rows.keys() & shapes.keys():
+            shape = shapes[path][1:] if rows[path].stacked else shapes[path]
+            for name in names(rows[path], shapes[path]):
+                yield name, torch_layout.torch_shape(rows[path].groups, shape)
+
+    shapes = shapes_of("mlp2x_gelu", "llama3_8b")
+    llm, vision = dict(tensors(LLAMA, "llm", shapes)), dict(tensors(CLIP, "vision", shapes))
+    assert len(llm) == 3 + 32 * 9 and len(vision) == 7 + 24 * 16
+    assert llm["model.embed_tokens.weight"] == llm["lm_head.weight"] == (128_256, 4096)
+    assert (
+        llm["model.layers.31.self_attn.q_proj.weight"] == llm["model.layers.0.self_attn.o_proj.weight"] == (4096, 4096)
+    )
+    assert llm["model.layers.31.self_attn.k_proj.weight"] == (1024, 4096)
+    assert llm["model.layers.31.mlp.gate_proj.weight"] == (14_336, 4096)
+    assert llm["model.layers.31.mlp.down_proj.weight"] == (4096, 14_336)
+    assert vision["embeddings.patch_embedding.weight"] == (1024, 3, 14, 14)
+    assert vision["embeddings.position_embedding.weight"] == (577, 1024)
+    assert vision["encoder.layers.23.self_attn.out_proj.weight"] == (1024, 1024)
+    assert vision["encoder.layers.23.mlp.fc1.weight"] == (4096, 1024)
+    assert sum(math.prod(shape) for shape in vision.values()) == 303_507_456  # CLIP L/14-336 with post_layernorm
+
+
+SHAPES = {
+    "cls/embedding": (4,), "patch/kernel": (2, 2, 3, 4), "position/embedding": (5, 4), "layers/q/kernel": (3, 4, 6, 2),
+    "layers/q/bias": (3, 6, 2), "layers/o/kernel": (3, 6, 2, 4), "layers/up/kernel": (3, 4, 8),
+    "layers/up/bias": (3, 8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SHAPES)
+def test_what_is_written_is_read_back_whole_and_in_parts(path):
+    row, shape = next(row for row in CLIP if row.path == path), SHAPES[path]
+    value = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    tensors = write(row, value)
+    assert list(tensors) == names(row, shape) and all(x.flags.c_contiguous for x in tensors.values())
+    asked = []
+
+    def tensor(name, index):
+        asked.append(tensors[name][index].size)
+        return tensors[name][index]
+
+    whole = (slice(None),) * len(shape)
+    np.testing.assert_array_equal(read(row, shape, whole, np.float32, tensor), value)
+    splits = [axis for axis, n in enumerate(shape) if n in (3, 4, 6, 8) and path != "patch/kernel"]
+    for axis in splits:  # as a mesh splits it: layers never, but a pipeline might
+        index = (*whole[:axis], slice(shape[axis] // 2, shape[axis]), *whole[axis + 1 :])
+        asked.clear()
+        part = read(row, shape, index, np.float16, tensor)
+        assert part.dtype == np.float16 and sum(asked) == part.size, "nothing beyond the part is read"
+        np.testing.assert_array_equal(part, value[index].astype(np.float16))
+
+
+def test_a_head_is_never_split_inside():
+    with pytest.raises(AssertionError):
+        torch_index(HEADS_IN, (4, 6, 2), (slice(None), slice(None), slice(0, 1)))
+
+
+def test_the_docstrings_tell_the_truth():
+    assert doctest.testmod(torch_layout).failed == 0
