@@ -1,0 +1,141 @@
+"""config.json of Hugging Face and of the original LLaVA -> our architectures.
+
+transformers leaves out what equals its defaults, so the defaults of its classes stand here (5.23,
+`configuration_{llama,mistral,qwen2,clip,llava}.py`). What our models cannot compute is refused by name, never dropped.
+"""
+
+import json
+from pathlib import Path
+
+from llava_jax.architectures import VISION, LlamaConfig, RopeScaling, VisionConfig
+from llava_jax.errors import DataError
+
+_LLAMA = dict(
+    vocab_size=32_000, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32, num_attention_heads=32,
+    num_key_value_heads=None, head_dim=None, hidden_act="silu", max_position_embeddings=2048, rms_norm_eps=1e-6,
+    tie_word_embeddings=False, attention_bias=False, mlp_bias=False, sliding_window=None, use_sliding_window=True,
+)  # fmt: skip
+LANGUAGE_MODELS = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA
+    | dict(intermediate_size=14_336, num_key_value_heads=8, max_position_embeddings=131_072, sliding_window=4096),
+    "qwen2": _LLAMA
+    | dict(
+        vocab_size=151_936, intermediate_size=22_016, num_key_value_heads=32, max_position_embeddings=32_768,
+        sliding_window=4096, use_sliding_window=False,
+    ),
+}  # fmt: skip
+_CLIP = dict(
+    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, num_channels=3,
+    image_size=224, patch_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5,
+)  # fmt: skip
+# The tower of a LlavaConfig whose file does not describe it is CLIP's L/14-336.
+_LLAVA_TOWER = dict(
+    hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
+    patch_size=14,
+)  # fmt: skip
+STRATEGIES = {"default": "patch", "full": "cls_patch"}
+TOWERS = {
+    "openai/clip-vit-large-patch14": VISION["clip_l14_224"],
+    "openai/clip-vit-large-patch14-336": VISION["clip_l14_336"],
+}
+
+
+def read_config(folder: Path) -> dict:
+    """config.json as a dict. Raises DataError where it is missing, broken, or asks for code of its own."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{file} does not exist: it says what model the weights are of") from None
+    except (ValueError, OSError) as e:
+        raise DataError(f"{file} cannot be read: {e}") from None
+    if not isinstance(config, dict):
+        raise DataError(f"{file} holds no object")
+    if "auto_map" in config:
+        raise DataError(f"{file} asks for code of its own (auto_map); only the architectures built in are loaded")
+    return config
+
+
+def language_model(config: dict, where: str) -> LlamaConfig:
+    """The decoder that a LLaMA, Mistral or Qwen2 config describes; `where` names its file in messages.
+
+    Beyond a sliding window (Mistral 0.1) attention would differ, so the window is the longest context. Raises DataError
+    for another model, and for biases, activations or rotary scalings that we do not have.
+    """
+    kind = config.get("model_type", "llama")
+    if kind not in LANGUAGE_MODELS:
+        raise DataError(f"{where}: language model {kind!r} is not one of {', '.join(LANGUAGE_MODELS)}")
+    c = LANGUAGE_MODELS[kind] | config
+    for key, wanted in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+        if c[key] != wanted:
+            raise DataError(f"{where}: {key}={c[key]!r} is not supported, only {wanted!r}")
+    base, scaling = _rope(c, where)
+    longest = c["max_position_embeddings"]
+    if c["sliding_window"] and c["use_sliding_window"]:
+        longest = min(longest, c["sliding_window"])
+    heads = c["num_attention_heads"]
+    return LlamaConfig(
+        vocab_size=c["vocab_size"], width=c["hidden_size"], layers=c["num_hidden_layers"], heads=heads,
+        kv_heads=c["num_key_value_heads"] or heads, head_size=c["head_dim"] or c["hidden_size"] // heads,
+        mlp_width=c["intermediate_size"], norm_eps=c["rms_norm_eps"], rope_base=base, rope_scaling=scaling,
+        qkv_bias=kind == "qwen2", tied_head=c["tie_word_embeddings"], max_positions=longest,
+    )  # fmt: skip
+
+
+def _rope(c: dict, where: str) -> tuple[float, RopeScaling | None]:
+    """transformers 5 writes `rope_parameters`, earlier ones `rope_theta` and `rope_scaling`."""
+    rope = (
+        {"rope_theta": c.get("rope_theta", 10_000.0)} | (c.get("rope_scaling") or {}) | (c.get("rope_parameters") or {})
+    )
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return float(rope["rope_theta"]), None
+    try:
+        if kind == "linear":
+            return float(rope["rope_theta"]), RopeScaling("linear", float(rope["factor"]))
+        if kind == "llama3":
+            return float(rope["rope_theta"]), RopeScaling(
+                "llama3", float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"]),
+                int(rope["original_max_position_embeddings"]),
+            )  # fmt: skip
+    except KeyError as e:
+        raise DataError(f"{where}: rotary scaling {kind!r} lacks {e}") from None
+    raise DataError(f"{where}: rotary scaling {kind!r} is not one of default, linear, llama3")
+
+
+def vision_tower(config: dict, where: str, select_layer: int, select_feature: str) -> VisionConfig:
+    """The tower that a `clip_vision_model` config (or the vision part of a `clip` one) describes."""
+    kind = config.get("model_type", "clip_vision_model")
+    if kind != "clip_vision_model":
+        raise DataError(f"{where}: vision tower {kind!r} is not supported, only clip_vision_model")
+    c = _CLIP | config
+    if c["hidden_act"] not in ("quick_gelu", "gelu") or c["num_channels"] != 3:
+        raise DataError(f"{where}: a tower with {c['hidden_act']!r} and {c['num_channels']} channels is not supported")
+    return VisionConfig(
+        image_size=c["image_size"], patch_size=c["patch_size"], width=c["hidden_size"], layers=c["num_hidden_layers"],
+        heads=c["num_attention_heads"], mlp_width=c["intermediate_size"], activation=c["hidden_act"],
+        norm_eps=c["layer_norm_eps"], select_layer=select_layer, select_feature=select_feature,
+    )  # fmt: skip
+
+
+def hf_llava(config: dict, where: str) -> tuple[VisionConfig, LlamaConfig, str]:
+    """(tower, decoder, activation between the projector's two layers) of a LlavaConfig."""
+    layer = config.get("vision_feature_layer", -2)
+    if not isinstance(layer, int):
+        raise DataError(f"{where}: vision_feature_layer={layer!r}: features of several layers are not supported")
+    strategy = config.get("vision_feature_select_strategy", "default")
+    if strategy not in STRATEGIES:
+        raise DataError(f"{where}: vision_feature_select_strategy={strategy!r} is not one of {', '.join(STRATEGIES)}")
+    if not config.get("multimodal_projector_bias", True):
+        raise DataError(f"{where}: a projector without biases is not supported")
+    tower = config.get("vision_config") or {}
+    if tower.get("model_type", "clip_vision_model") == "clip_vision_model":
+        tower = _LLAVA_TOWER | tower
+    text = dict(config.get("text_config") or {})
+    # transformers keeps this flag on either level
+    text["tie_word_embeddings"] = text.get("tie_word_embeddings", False) or config.get("tie_word_embeddings", False)
+    act = config.get("projector_hidden_act", "gelu")
+    if act not in ("gelu", "linear"):
+        raise DataError(f"{where}: projector_hidden_act={act!r} is not one of gelu, linear")
+    return vision_tower(tower, where, layer, STRATEGIES[strategy]), language_model(text, where), act
