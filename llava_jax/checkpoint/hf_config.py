@@ -139,3 +139,49 @@ def hf_llava(config: dict, where: str) -> tuple[VisionConfig, LlamaConfig, str]:
     if act not in ("gelu", "linear"):
         raise DataError(f"{where}: projector_hidden_act={act!r} is not one of gelu, linear")
     return vision_tower(tower, where, layer, STRATEGIES[strategy]), language_model(text, where), act
+
+
+def to_hf(vision: VisionConfig, llm: LlamaConfig, projector: str, image_token_id: int, dtype: str) -> dict:
+    """The config.json of a `LlavaForConditionalGeneration`; read back, it gives the same architectures.
+
+    Rotary settings are written under the keys that every transformers knows (`rope_theta`, `rope_scaling`). A linear
+    projector is written with `projector_hidden_act="linear"`: its second layer is the identity, see `hf_export`.
+    Raises DataError for a model that transformers' classes cannot hold.
+    """
+    if projector not in ("linear", "mlp2x_gelu"):
+        raise DataError(f"Hugging Face's LLaVA has a projector of two layers; {projector} cannot be written for it")
+    if llm.qkv_bias and llm.head_size * llm.heads != llm.width:
+        raise DataError("Hugging Face's Qwen2 has no head size of its own: heads * head_size must be the width")
+    text = dict(
+        model_type="qwen2" if llm.qkv_bias else "llama",
+        architectures=["Qwen2ForCausalLM" if llm.qkv_bias else "LlamaForCausalLM"],
+        vocab_size=llm.vocab_size, hidden_size=llm.width, intermediate_size=llm.mlp_width,
+        num_hidden_layers=llm.layers, num_attention_heads=llm.heads, num_key_value_heads=llm.kv_heads,
+        hidden_act="silu", rms_norm_eps=llm.norm_eps, rope_theta=llm.rope_base, rope_scaling=_hf_scaling(llm),
+        max_position_embeddings=llm.max_positions, tie_word_embeddings=llm.tied_head, dtype=dtype,
+    )  # fmt: skip
+    tower = dict(
+        model_type="clip_vision_model", hidden_size=vision.width, intermediate_size=vision.mlp_width,
+        num_hidden_layers=vision.layers, num_attention_heads=vision.heads, image_size=vision.image_size,
+        patch_size=vision.patch_size, hidden_act=vision.activation, layer_norm_eps=vision.norm_eps, dtype=dtype,
+    )  # fmt: skip
+    strategy = next(name for name, feature in STRATEGIES.items() if feature == vision.select_feature)
+    return dict(
+        model_type="llava", architectures=["LlavaForConditionalGeneration"], dtype=dtype,
+        text_config=text if llm.qkv_bias else text | {"head_dim": llm.head_size}, vision_config=tower,
+        vision_feature_layer=vision.select_layer, vision_feature_select_strategy=strategy,
+        projector_hidden_act="linear" if projector == "linear" else "gelu", multimodal_projector_bias=True,
+        image_token_index=image_token_id, image_seq_length=vision.features, tie_word_embeddings=llm.tied_head,
+    )  # fmt: skip
+
+
+def _hf_scaling(llm: LlamaConfig) -> dict | None:
+    s = llm.rope_scaling
+    if s is None:
+        return None
+    if s.kind == "linear":
+        return dict(rope_type="linear", factor=s.factor)
+    return dict(
+        rope_type="llama3", factor=s.factor, low_freq_factor=s.low_freq_factor, high_freq_factor=s.high_freq_factor,
+        original_max_position_embeddings=s.original_max_positions,
+    )  # fmt: skip

@@ -8,8 +8,14 @@ from hf_weights import clip_config, llama_config, small
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig, MistralConfig, Qwen2Config
 
 from llava_jax.architectures import LLM, VISION, RopeScaling
-from llava_jax.checkpoint.hf_config import TOWERS, hf_llava, language_model, read_config, vision_tower
+from llava_jax.checkpoint.hf_config import TOWERS, hf_llava, language_model, read_config, to_hf, vision_tower
 from llava_jax.errors import DataError
+
+VARIANTS = [
+    {}, dict(kv_heads=4, tied_head=True), dict(qkv_bias=True), dict(head_size=16), dict(rope_base=5e5),
+    dict(rope_scaling=RopeScaling("linear", 2.0)),
+    dict(rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, original_max_positions=32)),
+]  # fmt: skip
 
 
 def through_a_file(config, folder) -> dict:
@@ -47,15 +53,7 @@ def test_a_tower_s_defaults_are_those_of_transformers(tmp_path, whole):
     assert ours.norm_eps == c.layer_norm_eps
 
 
-@pytest.mark.parametrize(
-    "llm",
-    [
-        {}, dict(kv_heads=4, tied_head=True), dict(qkv_bias=True), dict(head_size=16), dict(rope_base=5e5),
-        dict(rope_scaling=RopeScaling("linear", 2.0)),
-        dict(rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, original_max_positions=32)),
-    ],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize("llm", VARIANTS, ids=str)
 @pytest.mark.parametrize("vision", [{}, dict(select_layer=-1, select_feature="cls_patch", activation="gelu")], ids=str)
 def test_a_llava_config_comes_back(tmp_path, llm, vision):
     c = small(llm=llm, vision=vision)
@@ -65,6 +63,30 @@ def test_a_llava_config_comes_back(tmp_path, llm, vision):
         vision_feature_layer=c.vision.select_layer, vision_feature_select_strategy=strategy,
     )  # fmt: skip
     assert hf_llava(through_a_file(config, tmp_path), "config.json") == (c.vision, c.llm, "gelu")
+
+
+@pytest.mark.parametrize("llm", VARIANTS, ids=str)
+@pytest.mark.parametrize("vision", [{}, dict(select_layer=-1, select_feature="cls_patch", activation="gelu")], ids=str)
+def test_what_we_write_is_what_transformers_and_we_read(tmp_path, llm, vision):
+    c = small(llm=llm, vision=vision)
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(c.vision, c.llm, c.projector, 63, "float32")))
+    assert hf_llava(read_config(tmp_path), "config.json") == (c.vision, c.llm, "gelu")
+    theirs = AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(theirs, LlavaConfig)
+    (tmp_path / "again").mkdir()
+    theirs.save_pretrained(tmp_path / "again")
+    assert hf_llava(read_config(tmp_path / "again"), "config.json") == (c.vision, c.llm, "gelu")
+    assert (theirs.image_token_id, theirs.image_seq_length) == (63, c.vision.features)
+
+
+@pytest.mark.parametrize(
+    "llm, projector, message",
+    [({}, "mlp3x_gelu", "mlp3x_gelu cannot be written"), (dict(qkv_bias=True, head_size=16), "linear", "head size")],
+)
+def test_what_their_classes_cannot_hold_is_refused(llm, projector, message):
+    c = small(llm=llm)
+    with pytest.raises(DataError, match=message):
+        to_hf(c.vision, c.llm, projector, 63, "float32")
 
 
 def test_the_published_llava_1_5_file_says_little_and_means_vicuna_and_clip():
