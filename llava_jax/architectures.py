@@ -110,7 +110,7 @@ VISION = {
     "clip_l14_224": _clip_l14(224),
     "clip_l14_336": _clip_l14(336),
     "tiny": VisionConfig(
-        image_size=48, patch_size=12, width=128, layers=4, heads=4, mlp_width=512,
+        image_size=48, patch_size=16, width=128, layers=4, heads=4, mlp_width=512,
         activation="quick_gelu", norm_eps=1e-5, select_layer=-2, select_feature="patch",
     ),
 }  # fmt: skip

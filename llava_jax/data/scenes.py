@@ -4,7 +4,7 @@ A scene is one to four objects in different cells of a 3x3 grid. It is drawn wit
 boxes, conversations, descriptions and reasoning questions follow from it without a model or a download:
 
     >>> scene = draw_scene(seed=0, index=7, held_out=False)
-    >>> caption(scene)
+    >>> caption(scene, random.Random(0))
     'a small purple cross at the bottom right'
 
 Train and held-out scenes are disjoint by content (the set of objects with their cells), not merely by index.
@@ -27,7 +27,7 @@ COLORS = {
     "black": (20, 20, 20),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
-SIZES = {"small": 0.55, "large": 0.90}  # share of a grid cell's side
+SIZES = {"small": 0.60, "large": 0.90}  # share of a grid cell's side
 GRID = 3
 PLACES = (
     "at the top left", "at the top", "at the top right",
@@ -40,7 +40,7 @@ HELD_OUT_SHARE = 8  # one scene content in 8 is held out
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-    """One shape. `dx`, `dy` in [-1, 1] shift it within the room its cell leaves it."""
+    """One shape. `dx`, `dy` in [-0.5, 0.5] shift it by that share of the room its cell leaves it on each side."""
 
     size: str
     color: str
@@ -102,7 +102,7 @@ def _any_scene(rng: random.Random) -> Scene:
     cells = sorted(rng.sample(range(GRID * GRID), count))
     looks = rng.sample([(c, s) for c in COLORS for s in SHAPES], count)
     objects = tuple(
-        Object(rng.choice(tuple(SIZES)), color, shape, cell, rng.uniform(-1, 1), rng.uniform(-1, 1))
+        Object(rng.choice(tuple(SIZES)), color, shape, cell, rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5))
         for cell, (color, shape) in zip(cells, looks, strict=True)
     )
     return Scene(objects, background=rng.randint(200, 250))
@@ -147,9 +147,11 @@ def render(scene: Scene, image_size: int) -> Image.Image:
 # -------------------------------------------------------------------------------------------------- words
 
 
-def caption(scene: Scene) -> str:
-    """Stage 1's brief caption: every object in reading order."""
-    parts = [f"a {o.size} {o.name} {PLACES[o.cell]}" for o in scene.objects]
+def caption(scene: Scene, rng: random.Random) -> str:
+    """Stage 1's brief caption: every object, two times in three in reading order, else in any, where a place cannot be
+    told by counting the objects."""
+    objects = scene.objects if rng.random() < 2 / 3 else rng.sample(scene.objects, len(scene.objects))
+    parts = [f"a {o.size} {o.name} {PLACES[o.cell]}" for o in objects]
     return parts[0] if len(parts) == 1 else " , ".join(parts[:-1]) + " and " + parts[-1]
 
 

@@ -91,7 +91,9 @@ class Clip(nn.Module):
         x = Linear("bypxqc,pqcd->byxd", *patch, dtype, name="patch")(x).reshape(-1, c.patches, c.width)
         cls = Embedding((c.width,), ("vision_embed",), name="cls")().astype(x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, c.width)), x], axis=1)
-        x += Embedding((c.patches + 1, c.width), ("position", "vision_embed"), name="position")().astype(x.dtype)
+        # As large as what the patches start from: a tenth of it, and the features of a young tower hold no places.
+        table = (c.patches + 1, c.width), ("position", "vision_embed")
+        x += Embedding(*table, variance=1.0, name="position")().astype(x.dtype)
         x = LayerNorm(c.norm_eps, "vision_embed", name="pre_norm")(x)
         x = constrain(x, "batch", None, None)
 

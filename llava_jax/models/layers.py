@@ -94,14 +94,15 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table, returned whole. Starts from a normal of variance 1 / width, as CLIP's embeddings do."""
+    """A table, returned whole. Starts from a normal of variance `variance`; 0 means 1 / width, as CLIP's do."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
+    variance: float = 0.0
 
     @nn.compact
     def __call__(self):
-        init = nn.initializers.normal(self.shape[-1] ** -0.5)
+        init = nn.initializers.normal((self.variance or 1 / self.shape[-1]) ** 0.5)
         return param(self, "embedding", init, self.shape, self.axes)
 
 

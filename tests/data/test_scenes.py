@@ -136,6 +136,11 @@ def tells(text: str, facts: list[Fact]) -> bool:
     return True
 
 
+def as_told(text: str, facts: list[Fact]) -> list[Fact]:
+    """`facts` in the order in which `text` names them; what it does not name comes first."""
+    return sorted(facts, key=lambda f: text.find(f"{f.color} {f.shape}"))
+
+
 def asked(scene, key) -> list[scenes.Question]:
     return scenes.questions(scene, random.Random(f"test/{key}"))
 
@@ -224,12 +229,21 @@ def test_captions_and_descriptions_say_what_the_picture_shows():
     for i in range(1500):
         scene = scenes.draw_scene(0, i, False)
         facts = read(scenes.render(scene, 240)) if i < 60 else from_boxes(scene)
-        caption, description = scenes.caption(scene), scenes.description(scene)
-        assert tells(caption, facts), caption
+        caption, description = scenes.caption(scene, random.Random(i)), scenes.description(scene)
+        assert tells(caption, as_told(caption, facts)), caption
         assert tells(description, facts), description
         assert caption.count("small") + caption.count("large") == len(facts)
         number = ("no", "one", "two", "three", "four")[len(facts)]
         assert re.search(rf"\b{number} objects?\b", description), description
+
+
+def test_a_caption_names_the_objects_in_any_order():
+    scene = next(s for i in range(100) if len((s := scenes.draw_scene(0, i, False)).objects) == 3)
+    facts = from_boxes(scene)
+    orders = Counter()
+    for i in range(600):
+        orders[tuple(as_told(scenes.caption(scene, random.Random(i)), facts))] += 1
+    assert len(orders) == 6 and min(orders.values()) > 60
 
 
 def test_every_answer_is_true():
