@@ -55,7 +55,14 @@ def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "images").mkdir()
     Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / "images" / "bus.jpg")
     vision = dataclasses.replace(
-        architectures.VISION["tiny"], image_size=24, width=32, layers=2, heads=2, mlp_width=64, select_layer=-2
+        architectures.VISION["tiny"],
+        image_size=24,
+        patch_size=12,
+        width=32,
+        layers=2,
+        heads=2,
+        mlp_width=64,
+        select_layer=-2,
     )
     llm = dataclasses.replace(
         architectures.LLM["tiny"], width=32, layers=1, heads=2, kv_heads=2, head_size=16, mlp_width=64
