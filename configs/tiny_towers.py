@@ -31,8 +31,8 @@ def get_config():
     s.eval.every = 400
 
     c.stages.sight = s = config.stage(batch=32, steps=1400)
-    # A faster ViT gives up what the language model cannot read yet: at 1e-3 its features lose the shapes, and the
-    # captions never learn to name them.
+    # A faster ViT gives up what the language model cannot read yet: at 1e-3 its features lose the shapes before the
+    # captions have learned to name them.
     s.learning_rates = (("llm/.*", 1e-3), (".*", 3e-4))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "caption", "plain", 48
     s.optimizer.b2 = 0.98

@@ -13,9 +13,9 @@ from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from llava_jax.checkpoint.torch_files import FLOATS
 from llava_jax.errors import DataError
 
-FLOATS = ("F64", "F32", "F16", "BF16")
 BUILT_IN = Path(__file__).parent.parent / "pretrained"
 
 

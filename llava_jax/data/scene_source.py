@@ -51,14 +51,11 @@ class SceneSource:
         if self.kind == "text":
             return Example(name, (("human", ""), ("gpt", _story(scene, rng))), ())
         image = scenes.render(scene, self.image_size)
-        if self.kind == "caption":
-            return Example(
-                name, (("human", "<image>\nwhat is in the image ?"), ("gpt", scenes.caption(scene, rng))), (image,)
-            )
-        if self.kind == "study":
-            told = scenes.caption(scene, rng) if rng.random() < RETOLD else _facts(scene, rng)
-            return Example(name, (("human", "<image>\nwhat is in the image ?"), ("gpt", told)), (image,))
-        return _instruction(name, scene, image, rng)
+        if self.kind == "instruct":
+            return _instruction(name, scene, image, rng)
+        captioned = self.kind == "caption" or rng.random() < RETOLD
+        told = scenes.caption(scene, rng) if captioned else _facts(scene, rng)
+        return Example(name, _turns([("what is in the image ?", told)]), (image,))
 
 
 def exam(seed: int, image_size: int, per_kind: int) -> list[Example]:
@@ -90,7 +87,7 @@ def _instruction(name: str, scene: scenes.Scene, image, rng: random.Random) -> E
         pairs = [(q.text, q.answer) for q in simple[:CONVERSATION_TURNS]]
     else:
         pairs = [(q.text, q.answer) for q in asked if q.kind == "reasoning"] + [(simple[0].text, simple[0].answer)]
-    return Example(name, _turns("<image>", pairs), (image,), kind)
+    return Example(name, _turns(pairs), (image,), kind)
 
 
 def _story(scene: scenes.Scene, rng: random.Random) -> str:
@@ -105,9 +102,9 @@ def _facts(scene: scenes.Scene, rng: random.Random) -> str:
     return " ".join(f"{q.text} {q.answer} ." for q in scenes.questions(scene, rng)[:FACTS])
 
 
-def _turns(given: str, pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Questions and answers as turns; what the first question is about stands on a line before it."""
+def _turns(pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Questions and answers about one image, which stands before the first question."""
     turns = []
     for i, (question, answer) in enumerate(pairs):
-        turns += [("human", f"{given}\n{question}" if i == 0 else question), ("gpt", answer)]
+        turns += [("human", question if i else f"<image>\n{question}"), ("gpt", answer)]
     return tuple(turns)

@@ -74,17 +74,19 @@ def test_a_linear_projector_s_second_layer_changes_no_bit(tmp_path):
     np.testing.assert_array_equal(x @ second.T, x)
 
 
-@pytest.mark.parametrize("limit, files", [(10**9, 1), (60_000, 6)])
-def test_files_come_back_tensor_by_tensor(tmp_path, limit, files):
+@pytest.mark.parametrize("limit", [10**9, 60_000])
+def test_files_come_back_tensor_by_tensor(tmp_path, limit):
     config = small()
     params = random_params(config)
     save_hf(tmp_path / "out", params, config, IMAGE, "float32", shard_bytes=limit)
     shards = sorted((tmp_path / "out").glob("*.safetensors"))
-    assert (len(shards) == 1) == (files == 1) == (not (tmp_path / "out" / INDEX).exists())
-    if files > 1:
+    total = sum(4 * x.size for x in params.values())
+    assert len(shards) == 1 if limit > total else len(shards) >= total / limit
+    assert (tmp_path / "out" / INDEX).exists() == (len(shards) > 1)
+    if limit < total:
         assert all(f.stat().st_size < limit + 20_000 for f in shards)
         index = json.loads((tmp_path / "out" / INDEX).read_text())
-        assert index["metadata"]["total_size"] == sum(4 * x.size for x in params.values())
+        assert index["metadata"]["total_size"] == total
     found = TorchFiles(tmp_path / "out")
     rows = torch_rows(find_dialect(found), found, depth=2)
     check(found, rows, {p: x.shape for p, x in params.items()}, tied=False)
