@@ -33,7 +33,7 @@ def get_config():
 
     c.stages.stage2 = s = config.stage(batch=32, steps=900)
     s.learning_rates = (("vision/.*", None), (".*", 2e-3))
-    s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "instruct", "vicuna_v1", 100
+    s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "instruct", "vicuna_v1", 96
     s.optimizer.b2 = 0.98  # a short run: squared gradients averaged over a shorter past than AdamW's usual 0.999
     s.eval.before, s.eval.questions = True, 64
     return c

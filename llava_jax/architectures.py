@@ -131,5 +131,5 @@ LLM = {
         576, 30, 9, 1536, vocab_size=49_152, kv_heads=3, norm_eps=1e-5, rope_base=100_000.0, tied_head=True,
         max_positions=8192,
     ),
-    "tiny": _llama(128, 4, 2, 344, vocab_size=512, norm_eps=1e-5, tied_head=True, max_positions=512),
+    "tiny": _llama(128, 4, 4, 344, vocab_size=512, norm_eps=1e-5, tied_head=True, max_positions=512),
 }  # fmt: skip

@@ -24,7 +24,7 @@ def texts():
 if __name__ == "__main__":
     train_tokenizer(texts(), 512, TINY_TOKENIZER)
     tokenizer = open_tokenizer("tiny")
-    sample = SceneSource("text", 0, False, 16)[0].turns[1][1]
+    sample = SceneSource("study", 0, False, 16)[0].turns[1][1]
     print(
         TINY_TOKENIZER, tokenizer.vocab_size, "tokens;", len(sample.split()), "words ->", len(tokenizer.encode(sample))
     )

@@ -4,8 +4,7 @@
 |----------|-------|-----------------------------------------------------------------------------------------|
 | caption  | yes   | stage 1: a brief caption                                                                |
 | instruct | yes   | stage 2: conversation, detailed description or complex reasoning, mixed as in LLaVA-158K |
-| text     | no    | what a language model reads: the scene in words, then facts about it                    |
-| study    | yes   | facts about the scene as running text, or the caption                                    |
+| study    | yes   | a short question and its answer, as running text                                        |
 
 `exam(...)` gives held-out questions, equally many of each kind, for the accuracy table.
 """
@@ -16,7 +15,7 @@ from llava_jax.data import scenes
 from llava_jax.data.example import Example
 from llava_jax.errors import ConfigError
 
-KINDS = ("caption", "study", "instruct", "text")
+KINDS = ("caption", "study", "instruct")
 ENDLESS = 2**31 - 1  # indices; each is another scene
 # LLaVA-Instruct-158K: 58K conversations, 23K detailed descriptions, 77K complex reasoning (paper, section 3)
 MIXTURE = (("conversation", 58), ("detail", 23), ("reasoning", 77))
@@ -26,8 +25,6 @@ QUESTION_KINDS = {
     "count": len(scenes.NUMBERS) - 1, "existence": 2, "relation": 2, "reasoning": 2,
 }  # fmt: skip
 CONVERSATION_TURNS = 4
-FACTS = 6
-RETOLD = 0.25  # share of rows that retell the scene instead of answering questions about it
 
 
 class SceneSource:
@@ -48,13 +45,15 @@ class SceneSource:
         scene = scenes.draw_scene(self.seed, index, self.held_out)
         rng = random.Random(f"{self.kind}/{self.seed}/{index}/{self.held_out}")
         name = f"scene-{'held-out-' if self.held_out else ''}{self.seed}-{index}"
-        if self.kind == "text":
-            return Example(name, (("human", ""), ("gpt", _story(scene, rng))), ())
         image = scenes.render(scene, self.image_size)
         if self.kind == "instruct":
             return _instruction(name, scene, image, rng)
-        captioned = self.kind == "caption" or rng.random() < RETOLD
-        told = scenes.caption(scene, rng) if captioned else _facts(scene, rng)
+        if self.kind == "caption":
+            told = scenes.caption(scene, rng)
+        else:
+            # One question a row: beside earlier ones it is far harder to learn which object the last one means.
+            q = rng.choice([q for q in scenes.questions(scene, rng) if q.kind != "reasoning"])
+            told = f"{q.text} {q.answer} ."
         return Example(name, _turns([("what is in the image ?", told)]), (image,))
 
 
@@ -88,18 +87,6 @@ def _instruction(name: str, scene: scenes.Scene, image, rng: random.Random) -> E
     else:
         pairs = [(q.text, q.answer) for q in asked if q.kind == "reasoning"] + [(simple[0].text, simple[0].answer)]
     return Example(name, _turns(pairs), (image,), kind)
-
-
-def _story(scene: scenes.Scene, rng: random.Random) -> str:
-    """The scene in words, then what follows from it: a text one can learn to read from."""
-    told = scenes.caption(scene, rng)
-    if rng.random() < RETOLD:
-        return f"{told} . what is there ? {scenes.caption(scene, rng)} ."
-    return f"{told} . {_facts(scene, rng)}"
-
-
-def _facts(scene: scenes.Scene, rng: random.Random) -> str:
-    return " ".join(f"{q.text} {q.answer} ." for q in scenes.questions(scene, rng)[:FACTS])
 
 
 def _turns(pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

@@ -30,9 +30,9 @@ SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = {"small": 0.60, "large": 0.90}  # share of a grid cell's side
 GRID = 3
 PLACES = (
-    "at the top left", "at the top", "at the top right",
-    "on the left", "in the middle", "on the right",
-    "at the bottom left", "at the bottom", "at the bottom right",
+    "top left", "top", "top right",
+    "left", "middle", "right",
+    "bottom left", "bottom", "bottom right",
 )  # fmt: skip
 NUMBERS = ("no", "one", "two", "three", "four")
 HELD_OUT_SHARE = 8  # one scene content in 8 is held out
@@ -151,7 +151,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
     """Stage 1's brief caption: every object, two times in three in reading order, else in any, where a place cannot be
     told by counting the objects."""
     objects = scene.objects if rng.random() < 2 / 3 else rng.sample(scene.objects, len(scene.objects))
-    parts = [f"a {o.size} {o.name} {PLACES[o.cell]}" for o in objects]
+    parts = [f"a {o.size} {o.name} at the {PLACES[o.cell]}" for o in objects]
     return parts[0] if len(parts) == 1 else " , ".join(parts[:-1]) + " and " + parts[-1]
 
 
@@ -184,7 +184,7 @@ def questions(scene: Scene, rng: random.Random) -> list[Question]:
     o = rng.choice(objects)
     found.append(Question("position", f"where is the {o.name} ?", PLACES[o.cell]))
     o = rng.choice(objects)
-    found.append(Question("size", f"is the {o.name} small or large ?", o.size))
+    found.append(Question("size", f"what size is the {o.name} ?", o.size))
     alone = [o for o in objects if sum(p.shape == o.shape for p in objects) == 1]
     if alone:
         o = rng.choice(alone)

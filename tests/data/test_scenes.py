@@ -19,6 +19,7 @@ from llava_jax.data.scene_source import QUESTION_KINDS
 COLOR = "|".join(scenes.COLORS)
 SHAPE = "|".join(scenes.SHAPES)
 NAME = re.compile(rf"\b({COLOR}) ({SHAPE})\b")
+PLACE = re.compile(r"\b(?:top|bottom)(?: left| right)?\b|\b(?:left|middle|right)\b")
 LIMIT = 80 * sum(scenes.SIZES.values()) / 2  # pixels between small and large where a cell has 80
 
 
@@ -84,7 +85,7 @@ def from_boxes(scene) -> list[Fact]:
 
 def kind_of(text: str) -> str | None:
     signs = {
-        "position": r"^where ", "size": r"small or large", "color": r"^what color", "shape": r"^what shape",
+        "position": r"^where ", "size": r"^what size", "color": r"^what color", "shape": r"^what shape",
         "count": r"^how many", "existence": r"^is there", "reasoning": r"^which ",
         "relation": r"^is .*(above|below|left of|right of)",
     }  # fmt: skip
@@ -131,7 +132,7 @@ def tells(text: str, facts: list[Fact]) -> bool:
         return False
     for clause, fact in zip(clauses, facts, strict=True):
         sizes = re.findall("small|large", clause)
-        if not clause.strip().endswith(" " + fact.place) or sizes not in ([], [fact.size]):
+        if PLACE.findall(clause) != [fact.place] or sizes not in ([], [fact.size]):
             return False
     return True
 
