@@ -31,7 +31,16 @@ setup(
     extras_require={
         # torch and transformers' models are the parity oracle of the tests, nothing else. ==2.13.0 is a CPU build where
         # only one is offered; any other release may pull gigabytes.
-        "test": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.12", "torch==2.13.0", "transformers>=5.0,<6"],
+        "test": [
+            "accelerate>=1",  # without it transformers reads no GGUF
+            "gguf>=0.18,<1",
+            "hypothesis>=6.100",
+            "pytest>=8.0",
+            "ruff>=0.12",
+            "torch==2.13.0",
+            "transformers>=5.0,<6",
+        ],
+        "gguf": ["gguf>=0.18,<1"],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],
     },

@@ -1,8 +1,8 @@
 """LLaVA v1, stage 1: a linear projector learns to put CLIP's features where LLaMA finds words. Vicuna-7B, 224 px.
 
     python -m llava_jax.main --config=configs/stage1.py \\
-        --config.load.vision=data/weights/clip_l14_224.safetensors \\
-        --config.load.llm=data/weights/vicuna_7b_v1.3.safetensors
+        --config.load.vision=data/clip-vit-large-patch14 \\
+        --config.load.llm=data/vicuna-7b-v1.3
 
 Not run on a pod yet. Meant for 8 accelerators of 16 GB (a v5e-8) or more: the frozen model is 13.5 GB in bfloat16,
 split over them. Where one chip holds all of it, copies save the gathering: --config.mesh.data=-1 --config.mesh.fsdp=1.
@@ -11,10 +11,9 @@ split over them. Where one chip holds all of it, copies save the gathering: --co
 On disk, all yours to bring:
     data/llava_pretrain/chat.json            LLaVA-CC3M-Pretrain-595K
     data/llava_pretrain/images/              its images.zip, unpacked
-    data/vicuna-7b-v1.3/tokenizer.model      Vicuna's tokenizer, or a folder with its tokenizer.json
-    data/weights/*.safetensors               our parameter names (checkpoint/weights.py). Nothing here converts Hugging
-                                             Face files to them yet; without --config.load.* a tower starts at random,
-                                             which is of use for a speed test only.
+    data/clip-vit-large-patch14/             Hugging Face's folder of the tower, as safetensors
+    data/vicuna-7b-v1.3/                     Vicuna's, with its tokenizer. Without --config.load.* a tower starts at
+                                             random, which is of use for a speed test only.
 
 Settings: arXiv 2304.08485, section 5: one epoch, batch 128, rate 2e-3, no decay, 3 % warm-up, cosine. 595,375 rows make
 4,652 steps, 140 of them warm-up. 4,198,400 parameters are trained (13B: 5,248,000).

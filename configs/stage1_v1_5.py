@@ -1,8 +1,8 @@
 """LLaVA v1.5, stage 1: a two-layer projector between CLIP at 336 px and Vicuna-7B v1.5.
 
     python -m llava_jax.main --config=configs/stage1_v1_5.py \\
-        --config.load.vision=data/weights/clip_l14_336.safetensors \\
-        --config.load.llm=data/weights/vicuna_7b_v1.5.safetensors
+        --config.load.vision=data/clip-vit-large-patch14-336 \\
+        --config.load.llm=data/vicuna-7b-v1.5
 
 Not run on a pod yet. Meant for 8 accelerators of 16 GB (a v5e-8) or more, as configs/stage1.py.
 13B: --config.model.llm=vicuna_13b_v1.5, with its weights and tokenizer.
@@ -10,8 +10,8 @@ Not run on a pod yet. Meant for 8 accelerators of 16 GB (a v5e-8) or more, as co
 On disk, all yours to bring:
     data/llava_pretrain_lcs/blip_laion_cc_sbu_558k.json    LLaVA-Pretrain (LCS-558K)
     data/llava_pretrain_lcs/images/                        its images, in their five-digit folders
-    data/vicuna-7b-v1.5/tokenizer.model                    Vicuna's tokenizer, or a folder with its tokenizer.json
-    data/weights/*.safetensors                             as in configs/stage1.py
+    data/clip-vit-large-patch14-336/                       Hugging Face's folder of the tower, as safetensors
+    data/vicuna-7b-v1.5/                                   Vicuna's, with its tokenizer
 
 Settings: arXiv 2310.03744 and its script: one epoch, batch 256, rate 1e-3, no decay, 3 % warm-up, cosine. 558,128 rows
 make 2,181 steps, 66 of them warm-up. 20,979,712 parameters are trained (13B: 31,467,520).

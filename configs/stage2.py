@@ -1,8 +1,8 @@
 """LLaVA v1, stage 2: projector and language model learn to follow instructions about images; the ViT stays frozen.
 
     python -m llava_jax.main --config=configs/stage2.py \\
-        --config.load.vision=data/weights/clip_l14_224.safetensors \\
-        --config.load.llm=data/weights/vicuna_7b_v1.3.safetensors \\
+        --config.load.vision=data/clip-vit-large-patch14 \\
+        --config.load.llm=data/vicuna-7b-v1.3 \\
         --config.load.projector=workdir/stage1/projector.safetensors
 
 Not run on a pod yet. Meant for 16 accelerators of 16 GB (a v5e-16) or more: weights, gradients and Adam's two moments
@@ -12,9 +12,8 @@ chips.
 On disk, all yours to bring:
     data/llava_instruct/llava_instruct_150k.json    LLaVA-Instruct-158K
     data/coco/train2017/                            its images, under the bare names that the file gives them
-    data/vicuna-7b-v1.3/tokenizer.model             Vicuna's tokenizer, or a folder with its tokenizer.json
-    data/weights/*.safetensors                      as in configs/stage1.py, whose result is the projector. A module
-                                                    starts at random where the run prints load.MODULE = ''.
+    data/clip-vit-large-patch14/                    as in configs/stage1.py, whose result is the projector
+    data/vicuna-7b-v1.3/                            as there
 
 Settings: arXiv 2304.08485, section 5: three epochs, batch 32, rate 2e-5, no decay, 3 % warm-up, cosine, 2048 tokens.
 157,712 rows make 14,786 steps; the original ends each epoch with a smaller batch and counts 14,787.

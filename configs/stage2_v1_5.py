@@ -1,8 +1,8 @@
 """LLaVA v1.5, stage 2: instructions and academic VQA, 665K rows, images padded to the square at 336 px.
 
     python -m llava_jax.main --config=configs/stage2_v1_5.py \\
-        --config.load.vision=data/weights/clip_l14_336.safetensors \\
-        --config.load.llm=data/weights/vicuna_7b_v1.5.safetensors \\
+        --config.load.vision=data/clip-vit-large-patch14-336 \\
+        --config.load.llm=data/vicuna-7b-v1.5 \\
         --config.load.projector=workdir/stage1_v1_5/projector.safetensors
 
 Not run on a pod yet. Meant for 32 accelerators of 16 GB (a v5e-32) or more; on fewer, split the batch with
@@ -12,8 +12,8 @@ On disk, all yours to bring:
     data/llava_v1_5/llava_v1_5_mix665k.json    the mixture; some rows are text alone
     data/llava_v1_5/images/                    holds coco/train2017, gqa/images, ocr_vqa/images,
                                                textvqa/train_images, vg/VG_100K and vg/VG_100K_2
-    data/vicuna-7b-v1.5/tokenizer.model        Vicuna's tokenizer, or a folder with its tokenizer.json
-    data/weights/*.safetensors                 as in configs/stage2.py
+    data/clip-vit-large-patch14-336/           as in configs/stage1_v1_5.py, whose result is the projector
+    data/vicuna-7b-v1.5/                       as there
 
 Settings: arXiv 2310.03744 and its script: one epoch, batch 128, rate 2e-5, no decay, 3 % warm-up, cosine, 2048 tokens.
 665,298 rows make 5,198 steps, 156 of them warm-up.

@@ -93,18 +93,22 @@ def torch_rows(dialect: Dialect, files: TorchFiles | None, depth: int) -> dict[s
     return found
 
 
-def check(files: TorchFiles, rows: dict[str, Row], shapes: dict[str, tuple[int, ...]], tied: bool) -> None:
+def check(
+    files: TorchFiles, rows: dict[str, Row], shapes: dict[str, tuple[int, ...]], tied: bool,
+    unused: tuple[str, ...] = (),
+) -> None:  # fmt: skip
     """Every parameter of `shapes` has its tensors, of the right shape, and no tensor is left over.
 
     Raises DataError that names the tensors. tied: a head in the file repeats the embedding and is not read, as
-    transformers does.
+    transformers does. unused: regexes of names that need no parameter.
     """
     wanted: dict[str, tuple[int, ...]] = {}
     for path, shape in shapes.items():
         row = rows[path]
         one = torch_shape(row.groups, shape[1:] if row.stacked else shape)
         wanted |= dict.fromkeys(names(row, shape), one)
-    ignored = "|".join([IGNORED, IGNORED_IN_CLIP, *([re.escape(rows["llm/head/kernel"].name)] if tied else [])])
+    head = [re.escape(rows["llm/head/kernel"].name)] if tied and "llm/head/kernel" in rows else []
+    ignored = "|".join([IGNORED, IGNORED_IN_CLIP, *head, *unused])
     left = {name for name in files.names() if not re.fullmatch(ignored, name)}
     missing, extra = sorted(wanted.keys() - left), sorted(left - wanted.keys())
     if missing or extra:

@@ -1,5 +1,6 @@
-"""Writes a model's weights and config.json as transformers' `LlavaForConditionalGeneration` loads them."""
+"""Writes a model as transformers' `LlavaForConditionalGeneration` and `AutoProcessor` load it."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,24 +15,39 @@ from safetensors.numpy import save_file
 from llava_jax.architectures import ModelConfig
 from llava_jax.checkpoint.dialects import DIALECTS, torch_rows
 from llava_jax.checkpoint.hf_config import to_hf
+from llava_jax.checkpoint.hf_processor import save_processor
 from llava_jax.checkpoint.torch_files import INDEX
 from llava_jax.checkpoint.torch_layout import write
+from llava_jax.data.conversation import IMAGE_MARKER
+from llava_jax.data.tokenizer import Tokenizer
 from llava_jax.errors import DataError
 
+VOCABULARY_AXIS = {"llm/embed/embedding": 0, "llm/head/kernel": 1}
 SHARD_BYTES = 5_000_000_000  # as much as transformers puts into one file
 
 
 def save_hf(
-    folder: Path, params: dict[str, jax.Array], config: ModelConfig, image_token_id: int, dtype: str,
+    folder: Path, params: dict[str, jax.Array], config: ModelConfig, tokenizer: Tokenizer, dtype: str,
+    image_token_id: int | None = None, template: str = "vicuna_v1", aspect: str = "crop",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:  # fmt: skip
-    """params: every parameter by path. dtype: float32 | bfloat16 | float16, that of the files.
+    """params: every parameter by path. dtype: float32 | bfloat16 | float16, that of the files. template, aspect: how
+    the model was trained, for the chat template and the image processor.
+
+    image_token_id: where the vocabulary has `<image>` already. None: it comes behind the tokenizer's last token, and
+    the embedding grows to the next multiple of 64 where it has no row for it, as llava-hf's own conversion does it.
 
     Every process must call it; process 0 writes. One parameter at a time is gathered, and no more than one file's
     tensors are held. The folder appears when it is complete. Raises DataError where it exists or cannot be written, and
     for a model that transformers' classes cannot hold.
     """
-    about = to_hf(config.vision, config.llm, config.projector, image_token_id, dtype)
+    if image_token_id is None:
+        image_token_id = tokenizer.special.get(IMAGE_MARKER, tokenizer.vocab_size)
+    vocabulary = config.llm.vocab_size
+    if image_token_id >= vocabulary:
+        vocabulary = -(-(image_token_id + 1) // 64) * 64
+    llm = dataclasses.replace(config.llm, vocab_size=vocabulary)
+    about = to_hf(config.vision, llm, config.projector, image_token_id, dtype)
     if folder.exists():
         raise DataError(f"{folder} exists already; choose a new folder")
     partial = folder.with_name(folder.name + ".partial")
@@ -40,8 +56,9 @@ def save_hf(
         if main:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
+            save_processor(partial, config, tokenizer, image_token_id, template, aspect)
         places, total = {}, 0
-        for number, shard in enumerate(_shards(_tensors(params, config, dtype), shard_bytes)):
+        for number, shard in enumerate(_shards(_tensors(params, config, vocabulary, dtype), shard_bytes)):
             places |= dict.fromkeys(shard, number)
             total += sum(x.nbytes for x in shard.values())
             if main:
@@ -54,15 +71,29 @@ def save_hf(
         raise DataError(f"{folder} cannot be written: {e}") from None
 
 
-def _tensors(params: dict[str, jax.Array], config: ModelConfig, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(
+    params: dict[str, jax.Array], config: ModelConfig, vocabulary: int, dtype: str
+) -> Iterator[tuple[str, np.ndarray]]:
     rows = torch_rows(DIALECTS[0], None, depth=2)
     for path in sorted(params):
-        whole = multihost_utils.process_allgather(params[path].astype(dtype), tiled=True)
-        yield from write(rows[path], np.asarray(whole)).items()
+        whole = np.asarray(multihost_utils.process_allgather(params[path].astype(dtype), tiled=True))
+        if path in VOCABULARY_AXIS:
+            whole = _grow(whole, VOCABULARY_AXIS[path], vocabulary)
+        yield from write(rows[path], whole).items()
     if config.projector == "linear":  # the second layer that their class has: it changes nothing
         width = config.llm.width
         yield from write(rows["projector/linear_2/kernel"], np.eye(width, dtype=dtype)).items()
         yield from write(rows["projector/linear_2/bias"], np.zeros(width, dtype)).items()
+
+
+def _grow(table: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """Adds words to a table. A new word's row is the mean of the old ones: its logit is the mean of theirs, so it is
+    never the most likely."""
+    new = size - table.shape[axis]
+    if not new:
+        return table
+    mean = table.astype(np.float32).mean(axis=axis, keepdims=True).astype(table.dtype)
+    return np.concatenate([table, np.repeat(mean, new, axis)], axis)
 
 
 def _shards(tensors: Iterator[tuple[str, np.ndarray]], limit: int) -> Iterator[dict[str, np.ndarray]]:

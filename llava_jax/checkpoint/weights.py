@@ -13,6 +13,8 @@ from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from llava_jax.checkpoint.gguf import is_gguf
+from llava_jax.checkpoint.source import open_source
 from llava_jax.checkpoint.torch_files import FLOATS
 from llava_jax.errors import DataError
 
@@ -25,13 +27,17 @@ def resolve(path: str) -> Path:
 
 
 def load_module(path: str, module: str, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Reads the parameters of `module` ("vision", "projector" or "llm").
+    """Reads the parameters of `module` ("vision", "projector" or "llm") from a file that `save_module` wrote, or from
+    a folder of Hugging Face's or the original LLaVA's that holds it (a CLIP, a Vicuna, a whole LLaVA), or a GGUF: see
+    `source`.
 
     like: parameter path -> shape, dtype and sharding wanted; only paths below `module/` are read. Each device reads its
     own slice of the file, so no whole tensor is ever in memory where the weights are sharded.
     Raises DataError when the file is missing or broken, or its tensors are not exactly the module's.
     """
     file = resolve(path)
+    if file.is_dir() or is_gguf(file):
+        return open_source(file).load({p: s for p, s in like.items() if p.startswith(f"{module}/")})
     wanted = {p.removeprefix(f"{module}/"): s for p, s in like.items() if p.startswith(f"{module}/")}
     try:
         with safe_open(file, framework="np") as tensors:

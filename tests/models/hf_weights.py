@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import torch
 from transformers import (
@@ -135,3 +136,9 @@ def llava_params(model: LlavaForConditionalGeneration, c: ModelConfig) -> dict:
         "projector": params(projector, weights(model, "model.multi_modal_projector."), _shapes(c, "projector")),
         "llm": llama_params(llm | weights(model, "lm_head", "lm_head"), c),
     }
+
+
+def random_params(config: ModelConfig) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    shapes, _ = abstract_model(config)
+    return {p: jax.numpy.asarray(0.2 * rng.standard_normal(x.shape, dtype=np.float32)) for p, x in shapes.items()}
