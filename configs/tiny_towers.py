@@ -3,9 +3,9 @@
     python -m llava_jax.main --config=configs/tiny_towers.py
 
 Stage `sight` trains a ViT by captioning, as CapPa does (arXiv 2306.07915); the LLaMA that was its decoder is thrown
-away. Stage `study` trains a new LLaMA through that ViT on short questions about pictures, answered in running text. The
-projector between them is thrown away: the quickstart's stage 1 begins with a random one. The towers are written to
-llava_jax/pretrained/{llm,vision}.safetensors.
+away. Stage `study` trains a new LLaMA through that ViT on short questions about pictures, answered in running text; in
+stage `tell` it learns to caption beside that. The projector between them is thrown away: the quickstart's stage 1
+begins with a random one. The towers are written to llava_jax/pretrained/{llm,vision}.safetensors.
 """
 
 from llava_jax import config
@@ -20,7 +20,7 @@ def get_config():
     c.model.dtype = c.model.feature_dtype = "float32"
     c.model.remat, c.model.unroll = "none", True
     c.checkpoint.every = 500
-    c.run = ("sight", "study")
+    c.run = ("sight", "study", "tell")
     c.log_every = 50
 
     c.stages.sight = s = config.stage(batch=32, steps=1600)
@@ -38,5 +38,10 @@ def get_config():
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "study", "plain", 24
     s.optimizer.b2 = 0.98
     s.eval.every = 1000
+
+    c.stages.tell = s = config.stage(batch=48, steps=600)
+    s.learning_rates = (("vision/.*", None), (".*", 1e-3))
+    s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "tell", "plain", 48
+    s.optimizer.b2 = 0.98
     s.save.vision, s.save.llm = "tiny:vision", "tiny:llm"
     return c

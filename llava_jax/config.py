@@ -69,7 +69,7 @@ class Data:
     source: str = "llava_json"  # llava_json | scenes
     path: str = ""  # llava_json: the json file
     image_folder: str = ""  # llava_json: the root of its image paths
-    scenes: str = "caption"  # scenes: caption | study | instruct
+    scenes: str = "caption"  # scenes: caption | study | tell | instruct
     template: str = "vicuna_v1"
     aspect: str = "crop"  # crop (CLIP's processor) | pad (LLaVA v1.5)
     length: int = 2048  # tokens per row, image patches included
@@ -279,7 +279,7 @@ def _check(config: Config) -> None:
     for name, s in config.stages.items():
         at = f"config.stages.{name}"
         _choice(s.data.source, ("llava_json", "scenes"), f"{at}.data.source")
-        _choice(s.data.scenes, ("caption", "study", "instruct"), f"{at}.data.scenes")
+        _choice(s.data.scenes, ("caption", "study", "tell", "instruct"), f"{at}.data.scenes")
         _choice(s.data.aspect, ("crop", "pad"), f"{at}.data.aspect")
         _choice(s.data.overlong, ("truncate", "error"), f"{at}.data.overlong")
         _choice(s.optimizer.schedule, ("cosine", "constant"), f"{at}.optimizer.schedule")

@@ -5,6 +5,7 @@
 | caption  | yes   | stage 1: a brief caption                                                                |
 | instruct | yes   | stage 2: conversation, detailed description or complex reasoning, mixed as in LLaVA-158K |
 | study    | yes   | a short question and its answer, as running text                                        |
+| tell     | yes   | of both, evenly                                                                         |
 
 `exam(...)` gives held-out questions, equally many of each kind, for the accuracy table.
 """
@@ -15,7 +16,7 @@ from llava_jax.data import scenes
 from llava_jax.data.example import Example
 from llava_jax.errors import ConfigError
 
-KINDS = ("caption", "study", "instruct")
+KINDS = ("caption", "study", "tell", "instruct")
 ENDLESS = 2**31 - 1  # indices; each is another scene
 # LLaVA-Instruct-158K: 58K conversations, 23K detailed descriptions, 77K complex reasoning (paper, section 3)
 MIXTURE = (("conversation", 58), ("detail", 23), ("reasoning", 77))
@@ -48,7 +49,7 @@ class SceneSource:
         image = scenes.render(scene, self.image_size)
         if self.kind == "instruct":
             return _instruction(name, scene, image, rng)
-        if self.kind == "caption":
+        if self.kind == "caption" or (self.kind == "tell" and rng.random() < 0.5):
             told = scenes.caption(scene, rng)
         else:
             # One question a row: beside earlier ones it is far harder to learn which object the last one means.

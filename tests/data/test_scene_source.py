@@ -75,6 +75,16 @@ def test_a_study_row_is_one_true_short_question_of_any_kind():
     assert set(kinds) == set(QUESTION_KINDS) - {"reasoning"} and min(kinds.values()) > 30, kinds
 
 
+def test_half_of_what_is_told_are_captions_and_half_are_questions():
+    told = [source("tell")[i].turns[1][1] for i in range(400)]
+    questions = [text for text in told if " ? " in text]
+    assert 160 < len(questions) < 240
+    assert all(re.fullmatch(r"(.+ \?) (.+) \.", text) for text in questions)
+    for i, text in enumerate(told):
+        if " ? " not in text:
+            assert tells(text, as_told(text, from_boxes(scenes.draw_scene(0, i, False)))), text
+
+
 def test_instructions_are_mixed_as_in_llava_158k():
     n = 3000
     kinds = Counter(source("instruct")[i].kind for i in range(n))
@@ -88,7 +98,7 @@ def test_instructions_are_mixed_as_in_llava_158k():
 
 
 def test_an_unknown_kind_of_text_is_refused():
-    with pytest.raises(ConfigError, match="describe.*caption, study, instruct"):
+    with pytest.raises(ConfigError, match="describe.*caption, study, tell, instruct"):
         source("describe")
 
 
