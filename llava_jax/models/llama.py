@@ -29,15 +29,14 @@ class Cache(struct.PyTreeNode):
     """Keys and values of the tokens so far. All rows write to the same slot; a row's padding stays in segment 0, and
     nobody sees segment 0. So rows of unequal length decode together: what counts is `positions`, not the slot.
 
-    Every layer has arrays of its own, heads before slots, and tokens see each other before they are written: so a step
-    reads the cache where it lies and writes one slot in place. One array for all layers, slots before heads, or reading
-    what was just written, and the cache is copied for every token.
+    Every layer has arrays of its own, heads before slots: a step then writes one slot in place and reads the rest where
+    it lies. One array for all layers, or slots before heads, would be copied for every token.
     """
 
     layers: tuple[tuple[jax.Array, jax.Array], ...]  # per layer keys and values, [max(B, 2), K, S, E] each
     positions: jax.Array  # int32[B, S]
     segment_ids: jax.Array  # int32[B, S], 0 where nothing or padding is written
-    index: jax.Array | int  # int32[], the next slot; an int 0 says while tracing that there is nothing to look at
+    index: jax.Array  # int32[], the next slot
 
     @classmethod
     def empty(cls, config: LlamaConfig, batch: int, length: int, dtype: str) -> "Cache":
@@ -45,7 +44,7 @@ class Cache(struct.PyTreeNode):
         rows = max(batch, 2)  # XLA drops an axis of one, and then turns the whole cache around for every token
         zeros = lambda: jnp.zeros((rows, config.kv_heads, length, config.head_size), dtype_of(dtype))  # noqa: E731
         slots = jnp.zeros((batch, length), jnp.int32)
-        return cls(tuple((zeros(), zeros()) for _ in range(config.layers)), slots, slots, index=0)
+        return cls(tuple((zeros(), zeros()) for _ in range(config.layers)), slots, slots, jnp.zeros((), jnp.int32))
 
     def longer(self, length: int) -> "Cache":
         """The same with `length` more slots behind."""
@@ -83,31 +82,22 @@ def _write(cache: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
     return _on_mesh(plain(cache, new))
 
 
-def _attend(q: jax.Array, own: tuple, past: tuple, mask: jax.Array, past_mask: jax.Array) -> jax.Array:
-    """`layers.attention` to the tokens' own keys and values and to a cache's: q [B, T, H, E] -> the same shape.
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """`layers.attention` on a cache: q [B, T, H, E], k, v [max(B, 2), K, S, E], mask bool[B, T, S] -> [B, T, H, E].
 
-    own: keys, values [B, T, K, E]; past: [max(B, 2), K, S, E]; masks bool[B, T, T], bool[B, T, S]. The products with
-    the cache have their axes in the order in which it lies, and it on the right: any other way, XLA turns the whole
-    cache around first, per token (and on CPU finds no bfloat16 product at all).
+    Both products have their axes in the order in which the cache lies, and the cache on the right: any other way, XLA
+    turns the whole cache around first, per token (and on CPU finds no bfloat16 product at all).
     """
-    (b, t, h, e), (rows, heads, _, _) = q.shape, past[0].shape
-    dtype = q.dtype.name
-    q = q.reshape(b, t, heads, h // heads, e)
+    b, t, h, e = q.shape
+    dtype, heads = q.dtype.name, k.shape[1]
+    rows = k.shape[0] if t == 1 else b
+    q = jnp.broadcast_to(q.reshape(b, t, heads, h // heads, e), (rows, t, heads, h // heads, e))
     if t == 1 and h == heads:
         q = jnp.repeat(q, 2, axis=1)  # a product of one row converts (CPU) or copies (TPU) the whole cache first
-    q, k, v = (jnp.broadcast_to(x, (rows, *x.shape[1:])) for x in (q, *own))
-
-    def scores(spec, keys, mask):
-        x = dot(spec, q, keys, dtype, out="float32") * e**-0.5
-        return jnp.where(mask[:, None, :, None], x, jnp.finfo(jnp.float32).min)
-
-    x, x_past = scores("btkge,bske->bktgs", k, mask), scores("btkge,bkse->bktgs", past[0], past_mask)
-    top = jnp.maximum(x.max(axis=-1, keepdims=True), x_past.max(axis=-1, keepdims=True))
-    x, x_past = jnp.exp(x - top), jnp.exp(x_past - top)
-    total = x.sum(axis=-1, keepdims=True) + x_past.sum(axis=-1, keepdims=True)
-    y = dot("bktgs,bkse->bktge", x_past / total, past[1], dtype, out="float32")
-    y += dot("bktgs,bske->bktge", x / total, v, dtype, out="float32")
-    return y[:b, :, :t].swapaxes(1, 2).reshape(b, t, h, e).astype(dtype)
+    scores = dot("btkge,bkse->bktgs", q, k[:rows], dtype, out="float32") * e**-0.5
+    weights = jax.nn.softmax(jnp.where(mask[:, None, :, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
+    y = dot("bktgs,bkse->bktge", weights, v[:rows], dtype)[:b, :, :t]
+    return y.swapaxes(1, 2).reshape(b, t, h, e)
 
 
 def unstack(stacked: dict) -> tuple[dict, ...]:
@@ -122,9 +112,8 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, rotation, mask, past=None, past_mask=None, slot=None):
-        """x [B, T, D] -> (x, past). past: None, or this layer's cached (keys, values), where x's go to `slot`;
-        past_mask bool[B, T, S] says what x sees there, None nothing."""
+    def __call__(self, x, rotation, mask, past=None, slot=None):
+        """x [B, T, D] -> (x, past). past: None, or this layer's cached (keys, values), where x's go to `slot`."""
         c, dtype = self.config.llm, self.config.dtype
         heads = (c.width, c.heads, c.head_size), ("embed", "heads", "head_size")
         kv_heads = (c.width, c.kv_heads, c.head_size), ("embed", "kv_heads", "head_size")
@@ -136,12 +125,11 @@ class Block(nn.Module):
         v = Linear("btd,dke->btke", *kv_heads, dtype, bias, name="v")(y)
         q, k, v = name_qkv(rope(q, rotation), rope(k, rotation), v)
         q = constrain(q, "batch", None, "heads", None)
-        if past_mask is None:
+        if past is None:
             y = attention(q, k, v, mask, self.config.attention)
         else:
-            y = _attend(q, (k, v), past, mask, past_mask)
-        if past is not None:
             past = _write(past[0], k, slot), _write(past[1], v, slot)
+            y = _attend(q, *past, mask)
         out = (c.heads, c.head_size, c.width), ("heads", "head_size", "embed")
         residual = (2 * c.layers) ** -0.5  # 2 * layers products add up in x (GPT-2's rule)
         # einsum sums over axes in alphabetical order; were e before h, the kernel would be turned around per token.
@@ -187,19 +175,18 @@ class Llama(nn.Module):
         the parameters may also be what `unstack` makes of it: taking a layer out of stacked weights copies it.
         """
         rotation = rope_rotation(self.config.llm, positions)
-        mask = attention_mask(positions, positions, segment_ids, segment_ids)
         if cache is None:
+            mask = attention_mask(positions, positions, segment_ids, segment_ids)
             return self.norm(self.layers(embeddings, rotation, mask)[0]), None
 
-        is_new = isinstance(cache.index, int) and cache.index == 0
-        past_mask = None if is_new else attention_mask(positions, cache.positions, segment_ids, cache.segment_ids)
+        slot, cache = cache.index, cache.write_tokens(positions, segment_ids)
+        mask = attention_mask(positions, cache.positions, segment_ids, cache.segment_ids)
         weights = self.variables["params"]["layers"]
         block, x, written = Block(self.config, parent=None), embeddings, []
         for one, past in zip(weights if isinstance(weights, tuple) else unstack(weights), cache.layers, strict=True):
-            x, past = block.apply({"params": one}, x, rotation, mask, past, past_mask, cache.index)
+            x, past = block.apply({"params": one}, x, rotation, mask, past, slot)
             written.append(past)
-        cache = cache.write_tokens(positions, segment_ids).replace(layers=tuple(written))
-        return self.norm(x), cache
+        return self.norm(x), cache.replace(layers=tuple(written))
 
     def logits(self, hidden):
         """[B, T, D] -> float32[B, T, V]."""
