@@ -124,7 +124,7 @@ class Stage:
 class Config:
     seed: int = 0
     model: Model = Model()
-    tokenizer: str = "tiny"  # a tokenizer.model or tokenizer.json, a folder with one, or `tiny` (built in)
+    tokenizer: str = "tiny"  # a tokenizer.model, tokenizer.json or .gguf, a folder, or `tiny` (built in)
     load: Weights = Weights()
     mesh: Mesh = Mesh()
     checkpoint: Checkpoint = Checkpoint()

@@ -61,6 +61,15 @@ def test_what_is_allowed_is_not(text):
     assert faults(ast.parse(text)) == []
 
 
+def test_torch_s_pickles_are_read_in_one_place_and_as_weights_only():
+    calls = [
+        (path.name, line.strip()) for path in FILES for line in path.read_text(encoding="utf-8").splitlines()
+        if "torch.load(" in line
+    ]  # fmt: skip
+    assert [name for name, _ in calls] == ["pickled.py"], "in the text of its other process"
+    assert "weights_only=True" in calls[0][1]
+
+
 def test_no_data_or_weights_of_an_executable_kind_are_shipped():
     kinds = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy", ".npz", ".so", ".pyc"}
     shipped = [p for p in (ROOT / "llava_jax").rglob("*") if p.suffix in kinds and "__pycache__" not in p.parts]

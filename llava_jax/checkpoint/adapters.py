@@ -12,7 +12,6 @@ bit. A tensor that has no place is an error, never dropped.
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from llava_jax.checkpoint.dialects import DIALECTS, IGNORED
+from llava_jax.checkpoint.hf_config import read_object
 from llava_jax.errors import DataError
 
 Index = tuple[slice, ...]
@@ -99,16 +99,7 @@ def with_extra(base: Reader, extra: Reader) -> Joined:
 
 def read_lora_config(folder: Path) -> dict:
     """adapter_config.json of a LoRA folder. Raises DataError where it is missing or broken."""
-    file = folder / "adapter_config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{file} does not exist: it says how the adapter is merged") from None
-    except (ValueError, OSError) as e:
-        raise DataError(f"{file} cannot be read: {e}") from None
-    if not isinstance(config, dict):
-        raise DataError(f"{file} holds no object")
-    return config
+    return read_object(folder / "adapter_config.json", "how the adapter is merged")
 
 
 def with_lora(base: Reader, adapter: Reader, config: dict) -> Joined:

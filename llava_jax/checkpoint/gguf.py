@@ -6,7 +6,7 @@ turns blocks into numbers; it is imported only when a file is opened.
 
     file = GgufFile(Path("SmolLM2-135M-Instruct.Q4_1.gguf"))     # a reader of tensors, in the dialect `llm`
     architecture(file) == LLM["smollm2_135m"]
-    read_tokenizer(file).encode("Hello") == [19556]
+    read_tokenizer(file).encode("Hello") == [19556]              # gguf_tokenizer
     file.chat_template                                           # text of a Jinja template, or None
 """
 

@@ -41,17 +41,23 @@ TOWERS = {
 }
 
 
+def read_object(file: Path, purpose: str) -> dict:
+    """The object in a json file that says `purpose`. Raises DataError where it is missing or broken."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{file} does not exist: it says {purpose}") from None
+    except (ValueError, OSError) as e:
+        raise DataError(f"{file} cannot be read: {e}") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{file} holds no object")
+    return found
+
+
 def read_config(folder: Path) -> dict:
     """config.json as a dict. Raises DataError where it is missing, broken, or asks for code of its own."""
     file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{file} does not exist: it says what model the weights are of") from None
-    except (ValueError, OSError) as e:
-        raise DataError(f"{file} cannot be read: {e}") from None
-    if not isinstance(config, dict):
-        raise DataError(f"{file} holds no object")
+    config = read_object(file, "what model the weights are of")
     if "auto_map" in config:
         raise DataError(f"{file} asks for code of its own (auto_map); only the architectures built in are loaded")
     return config

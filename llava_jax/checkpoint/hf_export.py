@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from llava_jax.architectures import ModelConfig
 from llava_jax.checkpoint.dialects import DIALECTS, torch_rows
 from llava_jax.checkpoint.hf_config import to_hf
-from llava_jax.checkpoint.hf_processor import save_processor
+from llava_jax.checkpoint.hf_processor import processor_files
 from llava_jax.checkpoint.torch_files import INDEX
 from llava_jax.checkpoint.torch_layout import write
 from llava_jax.data.conversation import IMAGE_MARKER
@@ -31,15 +31,17 @@ def save_hf(
     image_token_id: int | None = None, template: str = "vicuna_v1", aspect: str = "crop",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:  # fmt: skip
-    """params: every parameter by path. dtype: float32 | bfloat16 | float16, that of the files. template, aspect: how
+    """Writes a whole model into a new folder.
+
+    params: every parameter by path. dtype: float32 | bfloat16 | float16, that of the files. template, aspect: how
     the model was trained, for the chat template and the image processor.
 
     image_token_id: where the vocabulary has `<image>` already. None: it comes behind the tokenizer's last token, and
     the embedding grows to the next multiple of 64 where it has no row for it, as llava-hf's own conversion does it.
 
     Every process must call it; process 0 writes. One parameter at a time is gathered, and no more than one file's
-    tensors are held. The folder appears when it is complete. Raises DataError where it exists or cannot be written, and
-    for a model that transformers' classes cannot hold.
+    tensors are held. The folder appears when it is complete. Raises DataError where it exists or cannot be written, for
+    a model that transformers' classes cannot hold, and for what `processor_files` refuses.
     """
     if image_token_id is None:
         image_token_id = tokenizer.special.get(IMAGE_MARKER, tokenizer.vocab_size)
@@ -48,6 +50,8 @@ def save_hf(
         vocabulary = -(-(image_token_id + 1) // 64) * 64
     llm = dataclasses.replace(config.llm, vocab_size=vocabulary)
     about = to_hf(config.vision, llm, config.projector, image_token_id, dtype)
+    texts = processor_files(config, tokenizer, image_token_id, template, aspect)
+    texts["config.json"] = json.dumps(about, indent=2)
     if folder.exists():
         raise DataError(f"{folder} exists already; choose a new folder")
     partial = folder.with_name(folder.name + ".partial")
@@ -56,7 +60,6 @@ def save_hf(
         if main:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            save_processor(partial, config, tokenizer, image_token_id, template, aspect)
         places, total = {}, 0
         for number, shard in enumerate(_shards(_tensors(params, config, vocabulary, dtype), shard_bytes)):
             places |= dict.fromkeys(shard, number)
@@ -65,9 +68,11 @@ def save_hf(
                 save_file(shard, partial / f"part-{number}", metadata={"format": "pt"})
         if main:
             _name_shards(partial, places, total)
-            (partial / "config.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+            for name, text in texts.items():
+                (partial / name).write_text(text, encoding="utf-8")
             partial.replace(folder)
     except (OSError, SafetensorError) as e:
+        shutil.rmtree(partial, ignore_errors=True)
         raise DataError(f"{folder} cannot be written: {e}") from None
 
 

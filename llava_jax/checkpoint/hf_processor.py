@@ -4,23 +4,22 @@
 """
 
 import json
-from pathlib import Path
 
 from llava_jax.architectures import ModelConfig, VisionConfig
 from llava_jax.data.conversation import IMAGE_MARKER, Segment, find_template
-from llava_jax.data.sentencepiece import added_token
+from llava_jax.data.sentencepiece import SPACE, added_token
 from llava_jax.data.tokenizer import Tokenizer
 from llava_jax.errors import DataError
 from llava_jax.models.clip import MEAN, STD
 
 
-def save_processor(
-    folder: Path, config: ModelConfig, tokenizer: Tokenizer, image_token_id: int, template: str, aspect: str
-) -> None:
-    """Writes preprocessor_config.json, processor_config.json, the tokenizer's files, chat_template.jinja and
-    generation_config.json into `folder`. aspect: crop | pad, as in training.
+def processor_files(
+    config: ModelConfig, tokenizer: Tokenizer, image_token_id: int, template: str, aspect: str
+) -> dict[str, str]:
+    """Name -> text of preprocessor_config.json, processor_config.json, the tokenizer's files, chat_template.jinja and
+    generation_config.json. aspect: crop | pad, as in training.
 
-    Raises DataError for a template that has no chat form.
+    Raises DataError for a template that has no chat form, and for an image token that is another word.
     """
     vision = config.vision
     whole = vision.select_feature == "cls_patch"
@@ -39,10 +38,8 @@ def save_processor(
             bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id
         ),
     }
-    text = chat_template(template)
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+    texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in files.items()}
+    return texts | {"chat_template.jinja": chat_template(template)}
 
 
 def _image_processor(vision: VisionConfig, aspect: str) -> dict:
@@ -66,11 +63,12 @@ def _tokenizer(tokenizer: Tokenizer, image_token_id: int) -> dict:
     if image_token_id not in taken:
         spec["added_tokens"].append(added_token(image_token_id, IMAGE_MARKER))
     if tokenizer.dummy_prefix:
-        prefix = {"type": "Prepend", "prepend": "\u2581"}
-        rest = spec["normalizer"]["normalizers"] if spec["normalizer"]["type"] == "Sequence" else [spec["normalizer"]]
-        spec["normalizer"] = {"type": "Sequence", "normalizers": [prefix, *rest]}
-        strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
-        spec["decoder"]["decoders"].append(strip)
+        # Also after `<image>`, where ours puts it too. Ours puts none after `</s>` in tokenizers that are not legacy,
+        # which no normalizer can say: later rounds of a chat then begin with one space more.
+        first = {"type": "Prepend", "prepend": SPACE}
+        spec["normalizer"] = _sequence("normalizers", first, spec["normalizer"])
+        strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}  # of every piece there is: of one, then
+        spec["decoder"] = _sequence("decoders", spec["decoder"], {"type": "Fuse"}, strip)
     if tokenizer.add_bos:
         name = next(name for name, id in tokenizer.special.items() if id == tokenizer.bos_id)
         sequence = [{"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
@@ -79,6 +77,12 @@ def _tokenizer(tokenizer: Tokenizer, image_token_id: int) -> dict:
             special_tokens={name: {"id": name, "ids": [tokenizer.bos_id], "tokens": [name]}},
         )  # fmt: skip
     return spec
+
+
+def _sequence(key: str, *parts: dict | None) -> dict:
+    """Parts of a tokenizer.json one after the other."""
+    flat = [one for part in parts if part for one in (part[key] if part["type"] == "Sequence" else [part])]
+    return {"type": "Sequence", key: flat}
 
 
 def _tokenizer_config(tokenizer: Tokenizer, longest: int) -> dict:

@@ -1,4 +1,4 @@
-"""config.json of the original LLaVA (`LlavaLlamaForCausalLM`) <-> our architectures.
+"""config.json of the original LLaVA (`LlavaLlamaForCausalLM`) -> our architectures.
 
 It is a LLaMA's config with `mm_*` keys beside it; what is absent has the defaults of the original's `builder.py` and
 `llava_arch.py`. The tower is a name there, not a description, and its weights are often somewhere else.
@@ -6,8 +6,8 @@ It is a LLaMA's config with `mm_*` keys beside it; what is absent has the defaul
 
 import re
 
-from llava_jax.architectures import LlamaConfig, VisionConfig
-from llava_jax.checkpoint.hf_config import TOWERS, language_model, to_hf
+from llava_jax.architectures import LlamaConfig
+from llava_jax.checkpoint.hf_config import language_model
 from llava_jax.errors import DataError
 
 # LLaVA says which decoder it wraps in its own model_type; v0 releases kept `llama`.
@@ -42,23 +42,3 @@ def read_original(config: dict, where: str) -> tuple[str, LlamaConfig, str, int,
     tower = config.get("mm_vision_tower") or "openai/clip-vit-large-patch14"
     layer = config.get("mm_vision_select_layer", -2)
     return tower, language_model(config | {"model_type": DECODERS[kind]}, where), projector, layer, feature
-
-
-def to_original(vision: VisionConfig, llm: LlamaConfig, projector: str, tower: str, dtype: str) -> dict:
-    """The config.json of a `LlavaLlamaForCausalLM` that looks for its tower under the name `tower`."""
-    text = to_hf(vision, llm, "linear", 0, dtype)["text_config"]
-    kind, cls = ("llava_qwen", "LlavaQwenForCausalLM") if llm.qkv_bias else ("llava_llama", "LlavaLlamaForCausalLM")
-    return text | dict(
-        model_type=kind, architectures=[cls], torch_dtype=dtype, mm_vision_tower=tower, mm_hidden_size=vision.width,
-        mm_projector_type=projector, mm_vision_select_layer=vision.select_layer,
-        mm_vision_select_feature=vision.select_feature, mm_patch_merge_type="flat", use_mm_proj=True,
-        mm_use_im_start_end=False, mm_use_im_patch_token=False,
-    )  # fmt: skip
-
-
-def tower_name(vision: VisionConfig) -> str:
-    """The published tower of this shape. Raises DataError where there is none to name."""
-    for name, known in TOWERS.items():
-        if (known.image_size, known.width, known.layers) == (vision.image_size, vision.width, vision.layers):
-            return name
-    raise DataError("the original LLaVA knows its tower by name, and no published CLIP has this one's shape")

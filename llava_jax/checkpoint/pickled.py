@@ -5,7 +5,6 @@ That process writes them as safetensors, which hold no code, and this one reads 
 imported here.
 """
 
-import json
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import tempfile
 import weakref
 from pathlib import Path
 
-from llava_jax.checkpoint.torch_files import TorchFiles
+from llava_jax.checkpoint.torch_files import TorchFiles, weight_files
 from llava_jax.errors import ConfigError, DataError
 
 INDEX = "pytorch_model.bin.index.json"
@@ -75,14 +74,16 @@ def read_pickled(path: Path, allowed: bool) -> TorchFiles:
     The copies need as much room as the files, in the system's temporary folder (TMPDIR chooses it), and go when the
     reader does, at the latest when the program ends. One file at a time is unpickled.
 
-    allowed: the user's --allow-pickle; without it DataError says why and what to do. Raises ConfigError where there is
+    allowed: the user's word for it; without it DataError says why and what to do. Raises ConfigError where there is
     no torch >= 2.10, and DataError for files that are missing, broken, or hold anything but tensors by name.
     """
-    sources = _sources(path)
+    sources = weight_files(path, INDEX, "pytorch_model*.bin")
+    if not sources:
+        raise DataError(f"{path} holds no weights: neither .safetensors nor pytorch_model.bin")
     if not allowed:
         raise DataError(
-            f"{sources[0]} is a pickle, a program that runs as it is read; if you trust where it is from, say "
-            f"--allow-pickle (it is then read in a process of its own, tensors only), or convert it to safetensors"
+            f"{sources[0]} is a pickle, a program that runs as it is read; convert it to safetensors, or, if you trust "
+            f"where it is from, open it with pickles_allowed=True (in a process of its own, tensors only)"
         )
     folder = Path(tempfile.mkdtemp(prefix="llava_jax-"))
     try:
@@ -107,22 +108,3 @@ def _copy(source: Path, target: Path) -> None:
         lines = done.stderr.strip().splitlines() or [f"the process that read it ended with {done.returncode}"]
         hint = f" (in {target.parent}; TMPDIR chooses another place)" if "No space left" in lines[-1] else ""
         raise DataError(f"{source} cannot be read as weights: {lines[-1]}{hint}")
-
-
-def _sources(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    index = path / INDEX
-    if not index.exists():
-        found = sorted(path.glob("pytorch_model*.bin"))
-        if not found:
-            raise DataError(f"{path} holds no weights: neither .safetensors nor pytorch_model.bin")
-        return found
-    try:
-        wanted = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
-        raise DataError(f"{index} is not an index of weights files: {e!r}") from None
-    for name in wanted:
-        if not isinstance(name, str) or Path(name).name != name or not (path / name).is_file():
-            raise DataError(f"{index} names {name!r}, which is not a file beside it")
-    return [path / name for name in wanted]

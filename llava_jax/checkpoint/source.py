@@ -19,11 +19,10 @@ import numpy as np
 from llava_jax.architectures import LlamaConfig, ModelConfig, VisionConfig
 from llava_jax.checkpoint import hf_config
 from llava_jax.checkpoint.adapters import Reader, read_lora_config, with_delta, with_extra, with_lora
-from llava_jax.checkpoint.dialects import DIALECTS, PATCHES, check, find_dialect, load, torch_rows
+from llava_jax.checkpoint.dialects import PATCHES, check, find_dialect, load, torch_rows
 from llava_jax.checkpoint.gguf import GgufFile, architecture, is_gguf
 from llava_jax.checkpoint.original_config import read_original
 from llava_jax.checkpoint.pickled import find_weights, open_weights
-from llava_jax.checkpoint.torch_files import TorchFiles
 from llava_jax.checkpoint.torch_layout import Row
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.models.projector import projector_depth
@@ -95,17 +94,18 @@ def open_source(
 
     tower: a CLIP folder, for a LLaVA that lacks its own. base: the model that a LoRA folder, a projector or delta
     weights are to be joined with (see `adapters`). Raises DataError for what is missing, broken or unknown, and
-    ConfigError for a `tower` that is not needed.
+    ConfigError for a `tower` or `base` that is not needed.
     """
     if is_gguf(path):
+        if tower or base:
+            raise ConfigError(f"{path} is a whole language model; it takes no tower and no base")
         files = GgufFile(path)
         rows = torch_rows(find_dialect(files), files, 0)
         return Source(path, None, architecture(files), None, (Part(("llm",), files, rows),))
     files = _files(path, base, pickles_allowed)
-    dialect = find_dialect(files)
-    folder = path if path.is_dir() else path.parent
+    dialect, folder = find_dialect(files), _folder(path)
     if base and not (folder / "config.json").exists():
-        folder = base  # PEFT writes none
+        folder = _folder(base)  # PEFT writes none
     config, where = hf_config.read_config(folder), str(folder / "config.json")
     if tower and dialect.name != "original":
         raise ConfigError(f"{path} needs no separate tower")
@@ -116,7 +116,8 @@ def open_source(
         llm = hf_config.language_model(config, where)
         return Source(path, None, llm, None, (Part(("llm",), files, torch_rows(dialect, files, 0)),))
     if dialect.name == "original":
-        return _original(path, files, config, where, tower)
+        other = open_weights(tower, pickles_allowed) if tower else None
+        return _original(path, files, config, where, other)
     vision, llm, act = hf_config.hf_llava(config, where)
     rows = torch_rows(dialect, files, depth=2)
     projector, unused = "mlp2x_gelu", ()
@@ -124,6 +125,10 @@ def open_source(
         projector, unused = "linear", _identity(files, rows)
     part = Part(("vision", "projector", "llm"), files, rows, unused)
     return Source(path, vision, llm, projector, (part,))
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
 
 
 def _files(path: Path, base: Path | None, pickles_allowed: bool) -> Reader:
@@ -135,7 +140,7 @@ def _files(path: Path, base: Path | None, pickles_allowed: bool) -> Reader:
         if adapter:
             raise DataError(f"{path} holds a LoRA adapter; name the model it was trained on as base")
         files = open_weights(alone or path, pickles_allowed)
-        if all("mm_projector" in name for name in files.names()):
+        if _is_projector(files):
             raise DataError(f"{path} holds a projector alone; name its language model as base")
         return files
     files = open_weights(base, pickles_allowed)
@@ -144,9 +149,12 @@ def _files(path: Path, base: Path | None, pickles_allowed: bool) -> Reader:
             files = with_extra(files, open_weights(extra, pickles_allowed))
         return with_lora(files, open_weights(adapter, pickles_allowed), read_lora_config(path))
     added = open_weights(alone or path, pickles_allowed)
-    if all("mm_projector" in name for name in added.names()):
-        return with_extra(files, added)
-    return with_delta(files, added)
+    return with_extra(files, added) if _is_projector(added) else with_delta(files, added)
+
+
+def _is_projector(files: Reader) -> bool:
+    names = files.names()
+    return bool(names) and all("mm_projector" in name for name in names)
 
 
 def _identity(files: Reader, rows: dict[str, Row]) -> tuple[str, ...]:
@@ -163,21 +171,21 @@ def _identity(files: Reader, rows: dict[str, Row]) -> tuple[str, ...]:
     raise DataError(f"{files.path}: projector_hidden_act is linear, but {kernel} is not the identity")
 
 
-def _original(path: Path, files: Reader, config: dict, where: str, tower: Path | None) -> Source:
+def _original(path: Path, files: Reader, config: dict, where: str, tower: Reader | None) -> Source:
     dialect = find_dialect(files)
     name, llm, projector, layer, feature = read_original(config, where)
     rows = torch_rows(dialect, files, projector_depth(projector))
     own = any(prefix + PATCHES in files for prefix in dialect.vision)
     if tower:
         if own:
-            raise ConfigError(f"{path} holds its tower already; leave out {tower}")
-        other = TorchFiles(tower)
-        if find_dialect(other) is not DIALECTS[-2]:
-            raise DataError(f"{tower} holds no CLIP tower")
-        about = hf_config.read_config(tower)
-        vision = hf_config.vision_tower(about.get("vision_config", about), str(tower), layer, feature)
+            raise ConfigError(f"{path} holds its tower already; leave out {tower.path}")
+        clip = find_dialect(tower)
+        if clip.name != "clip":
+            raise DataError(f"{tower.path} holds no CLIP tower")
+        about = hf_config.read_config(_folder(tower.path))
+        vision = hf_config.vision_tower(about.get("vision_config", about), str(tower.path), layer, feature)
         parts = (
-            Part(("vision",), other, torch_rows(DIALECTS[-2], other, 0)),
+            Part(("vision",), tower, torch_rows(clip, tower, 0)),
             Part(("projector", "llm"), files, rows),
         )
         return Source(path, vision, llm, projector, parts)

@@ -27,7 +27,10 @@ class TorchFiles:
         self._open: tuple[Path, object] | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Path] = {}
-        for file in _weight_files(path):
+        found = weight_files(path, INDEX, "*.safetensors")
+        if not found:
+            raise DataError(f"{path} holds no .safetensors weights")
+        for file in found:
             tensors = self._tensors(file)
             for name in tensors.keys():  # noqa: SIM118, not a dict
                 if name in self._files:
@@ -72,20 +75,19 @@ class TorchFiles:
         return self._open[1]
 
 
-def _weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path, index_name: str, pattern: str) -> list[Path]:
+    """The files of a checkpoint: `path` itself if it is one, those that the folder's index names, else all that match
+    `pattern`; empty where there are none. Raises DataError for a broken index, and one that leaves its folder."""
     if path.is_file():
         return [path]
-    index = path / INDEX
+    index = path / index_name
     if not index.exists():
-        found = sorted(path.glob("*.safetensors"))
-        if not found:
-            raise DataError(f"{path} holds no .safetensors weights")
-        return found
+        return sorted(path.glob(pattern))
     try:
         wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
-        raise DataError(f"{index} is not an index of safetensors files: {e!r}") from None
+        raise DataError(f"{index} is not an index of weights files: {e!r}") from None
     for name in wanted:
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name or not (path / name).is_file():
             raise DataError(f"{index} names {name!r}, which is not a file beside it")
     return [path / name for name in sorted(wanted)]

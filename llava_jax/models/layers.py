@@ -94,11 +94,11 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table, returned whole. Starts from a normal of variance `variance`; 0 means 1 / width, as CLIP's do."""
+    """A table, returned whole. Starts from a normal of `variance`, by default 1 / width, as CLIP's do."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
-    variance: float = 0.0
+    variance: float | None = None
 
     @nn.compact
     def __call__(self):

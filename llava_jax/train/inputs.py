@@ -9,6 +9,8 @@ from pathlib import Path
 import jax
 
 from llava_jax.architectures import VisionConfig
+from llava_jax.checkpoint.gguf import GgufFile, is_gguf
+from llava_jax.checkpoint.gguf_tokenizer import read_tokenizer
 from llava_jax.config import Stage
 from llava_jax.data.conversation import find_template
 from llava_jax.data.example import Example
@@ -34,7 +36,9 @@ class StageData:
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """`tiny` is the one that ships with the package, everything else a path."""
+    """`tiny` is the one that ships with the package, everything else a path: see `load_tokenizer`; or a GGUF file."""
+    if is_gguf(Path(name)):
+        return read_tokenizer(GgufFile(Path(name)))
     return load_tokenizer(TINY_TOKENIZER if name == "tiny" else name)
 
 

@@ -18,6 +18,7 @@ from llava_jax.checkpoint.hf_export import save_hf
 from llava_jax.checkpoint.torch_files import INDEX, TorchFiles
 from llava_jax.data.images import preprocess
 from llava_jax.data.tokenize import expand_images, tokenize_prompt
+from llava_jax.data.tokenizer import load_tokenizer
 from llava_jax.errors import DataError
 from llava_jax.models.clip import normalize
 from llava_jax.models.llava import Llava
@@ -109,7 +110,7 @@ def test_a_failed_export_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("llava_jax.checkpoint.hf_export.save_file", full)
     with pytest.raises(DataError, match=f"{tmp_path}/out cannot be written.*No space left"):
         save_hf(tmp_path / "out", random_params(config), config, TOKENIZER, "float32", IMAGE)
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_old_folder_is_not_touched_and_a_model_that_does_not_fit_is_refused(tmp_path):
@@ -188,4 +189,30 @@ def test_an_image_token_that_is_another_word_and_a_template_without_chat_are_ref
         folder_with(tmp_path, sized(), image_token_id=300)
     with pytest.raises(DataError, match="'plain' is not for chats"):
         folder_with(tmp_path, sized(), template="plain")
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["Prepend", "Metaspace"])
+def test_llama_s_tokenizer_keeps_its_space_before_a_text(tmp_path, real_data, form):
+    tokenizer = load_tokenizer(real_data / "tokenizers" / "llama2.model")
+    config = small(llm=dict(vocab_size=32_000))
+    save_hf(tmp_path / "out", random_params(config), config, tokenizer, "bfloat16")
+    if form == "Metaspace":  # how later conversions say the same
+        file = tmp_path / "out" / "tokenizer.json"
+        spec = json.loads(file.read_text())
+        metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}
+        spec |= {"normalizer": None, "pre_tokenizer": metaspace, "decoder": metaspace}
+        file.write_text(json.dumps(spec))
+        tokenizer = load_tokenizer(tmp_path / "out")
+        save_hf(tmp_path / "again", random_params(config), config, tokenizer, "bfloat16")
+    processor = AutoProcessor.from_pretrained(tmp_path / ("out" if form == "Prepend" else "again"))
+    asked = [("human", "<image>\nIs it a bus?"), ("gpt", "Yes, a red one."), ("human", "<s> Where is it?")]
+    messages = [{"role": {"human": "user", "gpt": "assistant"}[role], "content": text} for role, text in asked]
+    text = processor.apply_chat_template(messages).replace("<s>", "[s]")  # typed by a user, and special for them
+    found = processor(text=text, images=[Image.new("RGB", (40, 24))], return_tensors="np")["input_ids"][0]
+    asked[-1] = ("human", "[s] Where is it?")
+    ids = tokenize_prompt(tokenizer, "vicuna_v1", asked, 1)
+    ids, _ = expand_images(ids, np.zeros(len(ids), bool), config.vision.features)
+    assert tokenizer.legacy and processor.image_token_id == 32_000
+    assert np.where(np.asarray(ids) == IMAGE_TOKEN_ID, 32_000, ids).tolist() == found.tolist()
+    assert processor.tokenizer.decode(tokenizer.encode("A bus", dummy_prefix=True)) == "A bus"

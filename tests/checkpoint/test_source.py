@@ -14,7 +14,6 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_jax.architectures import IMAGE_TOKEN_ID, RopeScaling
 from llava_jax.checkpoint import hf_config
-from llava_jax.checkpoint.original_config import to_original
 from llava_jax.checkpoint.source import open_source
 from llava_jax.checkpoint.weights import load_module
 from llava_jax.config import Optimizer
@@ -51,7 +50,11 @@ def write_original(folder, model, config, with_tower: bool, **changes) -> None:
             tensors[new + name.removeprefix(old)] = value.contiguous()
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
-    about = to_original(config.vision, config.llm, config.projector, TOWER, "float32") | changes
+    about = hf_config.to_hf(config.vision, config.llm, "linear", 0, "float32")["text_config"] | dict(
+        model_type="llava_llama", mm_vision_tower=TOWER, mm_projector_type=config.projector,
+        mm_vision_select_layer=config.vision.select_layer, mm_vision_select_feature=config.vision.select_feature,
+    )  # fmt: skip
+    about |= changes
     (folder / "config.json").write_text(json.dumps(about))
 
 
@@ -199,6 +202,17 @@ def test_one_module_is_read_out_of_a_whole_llava(tmp_path):
         load_module(str(tmp_path / "clip"), "llm", like(CONFIG))
 
 
+def test_a_file_without_tensors_is_nothing_that_is_known(tmp_path):
+    hf_llama(CONFIG.llm).save_pretrained(tmp_path)
+    save_file({}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        DataError, match="holds no LLaVA, CLIP tower or LLaMA that is known: its tensors begin with nothing"
+    ):
+        open_source(tmp_path)
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        open_source(tmp_path / "nowhere")
+
+
 # ------------------------------------------------------------------------------------------------ with a base
 
 
@@ -236,10 +250,13 @@ def test_a_projector_alone_joins_its_language_model_and_a_tower(tmp_path):
     torch.save({k: v for k, v in tensors.items() if "mm_projector" in k}, tmp_path / "stage1" / "mm_projector.bin")
     files = dict(tower=tmp_path / "clip", base=tmp_path / "vicuna")
     assert_computes(open_source(tmp_path / "stage1", **files, pickles_allowed=True), model)
-    with pytest.raises(DataError, match="mm_projector.bin is a pickle.*--allow-pickle"):
+    with pytest.raises(DataError, match="mm_projector.bin is a pickle.*convert it.*pickles_allowed=True"):
         open_source(tmp_path / "stage1", **files)
     with pytest.raises(DataError, match="stage1 holds a projector alone; name its language model as base"):
         open_source(tmp_path / "stage1", pickles_allowed=True)
+    (tmp_path / "clip" / "model.safetensors").unlink()
+    torch.save(clip.state_dict(), tmp_path / "clip" / "pytorch_model.bin")  # as the 336 px tower is published
+    assert_computes(open_source(tmp_path / "stage1", **files, pickles_allowed=True), model)
 
 
 def test_delta_weights_are_added_to_their_base(tmp_path, monkeypatch):

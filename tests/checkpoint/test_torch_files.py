@@ -81,7 +81,7 @@ def test_a_folder_without_weights_is_named(tmp_path):
         ("[]", "is not an index"),
         ('{"weight_map": {"a": "../one.safetensors"}}', r"names '\.\./one.safetensors', which is not a file beside it"),
         ('{"weight_map": {"a": 3}}', "names 3, which is not a file beside it"),
-        ('{"weight_map": {"a": "two.safetensors"}}', "two.safetensors does not exist"),
+        ('{"weight_map": {"a": "two.safetensors"}}', "names 'two.safetensors', which is not a file beside it"),
     ],
 )
 def test_an_index_that_does_not_fit_is_named(tmp_path, text, message):
