@@ -2,10 +2,10 @@
 
     python -m llava_jax.main --config=configs/quickstart.py
 
-The paper's two stages (arXiv 2304.08485, section 4.2) on synthetic scenes, from two tiny pretrained towers that have
-never met (configs/tiny_towers.py makes them). Stage 1: the projector alone, on captions. Stage 2: projector and
-language model, on conversations, descriptions and reasoning. At the end: accuracy on held-out scenes by kind of
-question, before and after stage 2, with the image, without it, and by chance.
+The paper's two stages (arXiv 2304.08485, section 4.2) on synthetic scenes, from two tiny pretrained towers whose
+projector was thrown away (configs/tiny_towers.py makes them). Stage 1: the projector alone, on captions. Stage 2:
+projector and language model, on conversations, descriptions and reasoning. At the end: accuracy on held-out scenes by
+kind of question, before and after stage 2, with the image, without it, and by chance.
 """
 
 from llava_jax import config
