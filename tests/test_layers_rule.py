@@ -17,6 +17,7 @@ RANKS = {
     "llava_jax.models": 2,
     "llava_jax.checkpoint": 3, "llava_jax.generate": 3,
     "llava_jax.train": 4,
+    "llava_jax.loaded": 5,
     "llava_jax.main": 6,
 }  # fmt: skip
 RANK_0_MAY_USE = sys.stdlib_module_names | {"ml_collections", "llava_jax"}

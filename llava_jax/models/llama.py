@@ -27,10 +27,13 @@ from llava_jax.sharding import constrain
 
 class Cache(struct.PyTreeNode):
     """Keys and values of the tokens so far. All rows write to the same slot; a row's padding stays in segment 0, and
-    nobody sees segment 0. So rows of unequal length decode together: what counts is `positions`, not the slot."""
+    nobody sees segment 0. So rows of unequal length decode together: what counts is `positions`, not the slot.
 
-    k: jax.Array  # [L, B, S, K, E]
-    v: jax.Array  # [L, B, S, K, E]
+    Every layer has arrays of its own, heads before slots: a step then writes one slot in place and reads the rest where
+    it lies. One array for all layers, or slots before heads, would be copied for every token.
+    """
+
+    layers: tuple[tuple[jax.Array, jax.Array], ...]  # per layer keys and values, [max(B, 2), K, S, E] each
     positions: jax.Array  # int32[B, S]
     segment_ids: jax.Array  # int32[B, S], 0 where nothing or padding is written
     index: jax.Array  # int32[], the next slot
@@ -38,10 +41,16 @@ class Cache(struct.PyTreeNode):
     @classmethod
     def empty(cls, config: LlamaConfig, batch: int, length: int, dtype: str) -> "Cache":
         """`length` slots for `batch` rows: prompt and answer together, for writing beyond the end is not detected."""
-        kv = (config.layers, batch, length, config.kv_heads, config.head_size)
+        rows = max(batch, 2)  # XLA drops an axis of one, and then turns the whole cache around for every token
+        zeros = lambda: jnp.zeros((rows, config.kv_heads, length, config.head_size), dtype_of(dtype))  # noqa: E731
         slots = jnp.zeros((batch, length), jnp.int32)
-        dtype = dtype_of(dtype)
-        return cls(jnp.zeros(kv, dtype), jnp.zeros(kv, dtype), slots, slots, jnp.zeros((), jnp.int32))
+        return cls(tuple((zeros(), zeros()) for _ in range(config.layers)), slots, slots, jnp.zeros((), jnp.int32))
+
+    def longer(self, length: int) -> "Cache":
+        """The same with `length` more slots behind."""
+        add = lambda x, axis: jnp.pad(x, [(0, length if i == axis else 0) for i in range(x.ndim)])  # noqa: E731
+        layers = tuple((_on_mesh(add(k, 2)), _on_mesh(add(v, 2))) for k, v in self.layers)
+        return Cache(layers, add(self.positions, 1), add(self.segment_ids, 1), self.index)
 
     def write_tokens(self, positions: jax.Array, segment_ids: jax.Array) -> "Cache":
         """Notes T tokens (int32[B, T] each) in the next T slots and moves on; blocks write their keys and values."""
@@ -53,11 +62,48 @@ class Cache(struct.PyTreeNode):
         )
 
 
-def _write_and_read(cache: jax.Array, new: jax.Array, layer: jax.Array, slot: jax.Array):
-    """Puts new [B, T, K, E] at `slot` of `layer` in the cache [L, B, S, K, E]; -> cache, that layer [B, S, K, E]."""
-    cache = jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), (layer, 0, slot, 0, 0))
-    cache = constrain(cache, None, "batch", None, "kv_heads", None)
-    return cache, jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
+def _on_mesh(cache: jax.Array) -> jax.Array:
+    return constrain(cache, "batch", "kv_heads", None, None)
+
+
+def _write(cache: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
+    """Puts new [B, T, K, E] at `slot` of one layer's keys or values [max(B, 2), K, S, E]."""
+
+    def plain(cache, new):
+        return jax.lax.dynamic_update_slice(cache, new, (0, 0, slot, 0))
+
+    def as_bits(cache, new):
+        return plain(cache.view(jnp.uint16), new.view(jnp.uint16)).view(jnp.bfloat16)
+
+    new = new.swapaxes(1, 2).astype(cache.dtype)
+    if cache.dtype == jnp.bfloat16:
+        # For a write in bfloat16, XLA for CPU converts the whole cache to float32 and back; a TPU copies it for `view`.
+        return _on_mesh(jax.lax.platform_dependent(cache, new, cpu=as_bits, default=plain))
+    return _on_mesh(plain(cache, new))
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """`layers.attention` on a cache: q [B, T, H, E], k, v [max(B, 2), K, S, E], mask bool[B, T, S] -> [B, T, H, E].
+
+    Both products have their axes in the order in which the cache lies, and the cache on the right: any other way, XLA
+    turns the whole cache around first, per token (and on CPU finds no bfloat16 product at all).
+    """
+    b, t, h, e = q.shape
+    dtype, heads = q.dtype.name, k.shape[1]
+    rows = k.shape[0] if t == 1 else b
+    q = jnp.broadcast_to(q.reshape(b, t, heads, h // heads, e), (rows, t, heads, h // heads, e))
+    if t == 1 and h == heads:
+        q = jnp.repeat(q, 2, axis=1)  # a product of one row converts (CPU) or copies (TPU) the whole cache first
+    scores = dot("btkge,bkse->bktgs", q, k[:rows], dtype, out="float32") / e**0.5
+    weights = jax.nn.softmax(jnp.where(mask[:, None, :, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
+    y = dot("bktgs,bkse->bktge", weights, v[:rows], dtype)[:b, :, :t]
+    return y.swapaxes(1, 2).reshape(b, t, h, e)
+
+
+def unstack(stacked: dict) -> tuple[dict, ...]:
+    """The parameters of all blocks, [L, ...] each -> one tree per block."""
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    return tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count))
 
 
 class Block(nn.Module):
@@ -66,10 +112,9 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, carry, layer, rotation, mask, slot):
-        """carry: x [B, T, D] and the cache's k, v (None, None without one); layer int32[]; slot int32[] or None."""
+    def __call__(self, x, rotation, mask, past=None, slot=None):
+        """x [B, T, D] -> (x, past). past: None, or this layer's cached (keys, values), where x's go to `slot`."""
         c, dtype = self.config.llm, self.config.dtype
-        x, k_cache, v_cache = carry
         heads = (c.width, c.heads, c.head_size), ("embed", "heads", "head_size")
         kv_heads = (c.width, c.kv_heads, c.head_size), ("embed", "kv_heads", "head_size")
         bias = 2 if c.qkv_bias else 0
@@ -80,14 +125,15 @@ class Block(nn.Module):
         v = Linear("btd,dke->btke", *kv_heads, dtype, bias, name="v")(y)
         q, k, v = name_qkv(rope(q, rotation), rope(k, rotation), v)
         q = constrain(q, "batch", None, "heads", None)
-        if slot is not None:
-            # The whole cache is carried and updated in place: as scan inputs and outputs it would be copied per token.
-            k_cache, k = _write_and_read(k_cache, k, layer, slot)
-            v_cache, v = _write_and_read(v_cache, v, layer, slot)
-        y = attention(q, k, v, mask, self.config.attention)
+        if past is None:
+            y = attention(q, k, v, mask, self.config.attention)
+        else:
+            past = _write(past[0], k, slot), _write(past[1], v, slot)
+            y = _attend(q, *past, mask)
         out = (c.heads, c.head_size, c.width), ("heads", "head_size", "embed")
         residual = (2 * c.layers) ** -0.5  # 2 * layers products add up in x (GPT-2's rule)
-        x += Linear("bthe,hed->btd", *out, dtype, init_scale=residual, name="o")(y)
+        # einsum sums over axes in alphabetical order; were e before h, the kernel would be turned around per token.
+        x += Linear("bthi,hid->btd", *out, dtype, init_scale=residual, name="o")(y)
 
         y = RMSNorm(c.norm_eps, "embed", name="mlp_norm")(x)
         wide = (c.width, c.mlp_width), ("embed", "mlp")
@@ -96,7 +142,7 @@ class Block(nn.Module):
         y = constrain(jax.nn.silu(gate) * up, "batch", None, "mlp")
         narrow = (c.mlp_width, c.width), ("mlp", "embed")
         x += Linear("btf,fd->btd", *narrow, dtype, init_scale=residual, name="down")(y)
-        return (constrain(x, "batch", None, None), k_cache, v_cache), None
+        return constrain(x, "batch", None, None), past
 
 
 class Llama(nn.Module):
@@ -107,8 +153,7 @@ class Llama(nn.Module):
     def setup(self):
         c, dtype = self.config.llm, self.config.dtype
         self.table = Embedding((c.vocab_size, c.width), ("vocab", "embed"), name="embed")
-        in_axes = (0, nn.broadcast, nn.broadcast, nn.broadcast)
-        self.layers = stacked(Block, self.config, c.layers, in_axes)(self.config)
+        self.layers = stacked(Block, self.config, c.layers, in_axes=(nn.broadcast, nn.broadcast))(self.config)
         self.norm = RMSNorm(c.norm_eps, "embed")
         if not c.tied_head:
             head = (c.width, c.vocab_size), ("embed", "vocab")
@@ -126,19 +171,22 @@ class Llama(nn.Module):
         """Embeddings [B, T, D], positions, segment_ids int32[B, T] -> (states after the final norm [B, T, D], cache).
 
         With a cache the T tokens are written to its next T slots and see what is already there; the returned cache
-        holds them too. Without one the second value is None.
+        holds them too. Without one the second value is None. With a cache the blocks run one by one, and `layers` of
+        the parameters may also be what `unstack` makes of it: taking a layer out of stacked weights copies it.
         """
         rotation = rope_rotation(self.config.llm, positions)
         if cache is None:
-            slot, k, v = None, None, None
             mask = attention_mask(positions, positions, segment_ids, segment_ids)
-        else:
-            slot, k, v = cache.index, cache.k, cache.v
-            cache = cache.write_tokens(positions, segment_ids)
-            mask = attention_mask(positions, cache.positions, segment_ids, cache.segment_ids)
-        number = jnp.arange(self.config.llm.layers, dtype=jnp.int32)
-        (x, k, v), _ = self.layers((embeddings, k, v), number, rotation, mask, slot)
-        return self.norm(x), None if cache is None else cache.replace(k=k, v=v)
+            return self.norm(self.layers(embeddings, rotation, mask)[0]), None
+
+        slot, cache = cache.index, cache.write_tokens(positions, segment_ids)
+        mask = attention_mask(positions, cache.positions, segment_ids, cache.segment_ids)
+        weights = self.variables["params"]["layers"]
+        block, x, written = Block(self.config, parent=None), embeddings, []
+        for one, past in zip(weights if isinstance(weights, tuple) else unstack(weights), cache.layers, strict=True):
+            x, past = block.apply({"params": one}, x, rotation, mask, past, slot)
+            written.append(past)
+        return self.norm(x), cache.replace(layers=tuple(written))
 
     def logits(self, hidden):
         """[B, T, D] -> float32[B, T, V]."""

@@ -24,7 +24,7 @@ from llava_jax.data.scenes import conclusion
 from llava_jax.data.sources import Subset
 from llava_jax.data.tokenize import expand_images, pad_row, stop_ids, tokenize_prompt
 from llava_jax.data.tokenizer import Tokenizer
-from llava_jax.generate.decode import greedy
+from llava_jax.generate.decode import decode_view, greedy
 from llava_jax.models.llava import Llava
 from llava_jax.sharding import global_batch
 from llava_jax.train.inputs import StageData, in_order, round_up
@@ -95,10 +95,10 @@ def answer(speaker: Speaker, examples: list[Example], blank: bool) -> list[str]:
     stop = stop_ids(tokenizer, template)
     # A stop of several tokens can only be found in the text; </s> still ends a row early.
     stops = jnp.array(stop if len(stop) == 1 else (tokenizer.eos_id,), jnp.int32)
-    tree, answers = nested(speaker.params), []
+    view, answers = decode_view(nested(speaker.params)), []
     for batch in speaker.batches(examples, to_row):
         batch = blanked(batch) if blank else batch
-        ids = greedy(model, tree, global_batch(batch, speaker.mesh), stops, stage.eval.max_new_tokens)
+        ids = greedy(model, view, global_batch(batch, speaker.mesh), stops, stage.eval.max_new_tokens)
         answers += list(np.asarray(multihost_utils.process_allgather(ids, tiled=True)))
     return [_cut(row, stop, tokenizer, template) for row in answers[: len(examples)]]
 

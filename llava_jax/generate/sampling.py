@@ -1,0 +1,53 @@
+"""From scores to a token: greedy, temperature, top-k, top-p; the same draw whatever batch a row is in."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+class Sampling(struct.PyTreeNode):
+    """How each row chooses. All are arrays: new values compile nothing, and rows of one batch may differ."""
+
+    temperature: jax.Array  # float32[B]; 0 takes the likeliest token, whatever the rest says
+    top_k: jax.Array  # int32[B]; 0 for all
+    top_p: jax.Array  # float32[B]; 1 for all
+    seed: jax.Array  # uint32[B]
+    row: jax.Array  # uint32[B]; rows that share seed and row share their luck
+
+
+def choose(logits: jax.Array, sampling: Sampling, positions: jax.Array) -> jax.Array:
+    """The next token of every row: logits float32[B, V], positions int32[B] of the tokens to come -> int32[B].
+
+    Scores are divided by the temperature, then the top_k likeliest tokens stay, then of those the fewest whose
+    probabilities sum to top_p or more, at least one; among equals the lower id comes first. (transformers applies the
+    three in this order too.) One uniform number, made of seed, row and position alone, picks a token.
+
+        probabilities .5 .2 .2 .1, top_k 3, top_p .6:   .5 .2 .2 of .9 -> .56 is not enough, .56 + .22 is -> ids 0, 1
+    """
+    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    is_drawn = sampling.temperature > 0
+    drawn = lambda: jnp.where(is_drawn, _draw(logits, sampling, positions), likeliest)  # noqa: E731
+    return jax.lax.cond(is_drawn.any(), drawn, lambda: likeliest)  # sorting a vocabulary costs more than a small model
+
+
+def _draw(logits, sampling, positions):
+    order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
+    scores = jnp.take_along_axis(logits, order, axis=-1)
+    scores = (scores - scores[:, :1]) / jnp.maximum(sampling.temperature, 1e-6)[:, None]
+    rank = jnp.arange(logits.shape[-1])
+    top_k = jnp.where(sampling.top_k > 0, sampling.top_k, logits.shape[-1])
+    weights = jnp.where(rank < top_k[:, None], jnp.exp(scores), 0)
+
+    before = jnp.cumsum(weights, axis=-1) - weights
+    top_p = jnp.where(sampling.top_p < 1, sampling.top_p, jnp.inf)[:, None]
+    kept = (before < top_p * weights.sum(axis=-1, keepdims=True)) | (rank == 0)
+    sums = jnp.cumsum(jnp.where(kept, weights, 0), axis=-1)
+
+    uniform = jax.vmap(_uniform)(sampling.seed, sampling.row, positions)
+    picked = (sums <= uniform[:, None] * sums[:, -1:]).sum(axis=-1)  # the first whose sum is above the number
+    return jnp.take_along_axis(order, picked[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+def _uniform(seed, row, position):
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), position)
+    return jax.random.uniform(key)

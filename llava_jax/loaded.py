@@ -1,0 +1,244 @@
+"""The public Python surface: a whole LLaVA, loaded from anything, on the devices at hand.
+
+    lv = llava_jax.load("llava-1.5-7b-hf")
+    lv.chat([{"role": "user", "content": "What is unusual here?"}], images=["taxi.jpg"])
+
+`llava_jax.load` is the way to make one.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from PIL import Image
+
+from llava_jax.architectures import IMAGE_TOKEN_ID, ModelConfig
+from llava_jax.checkpoint.hf_export import save_hf
+from llava_jax.checkpoint.source import open_source
+from llava_jax.data.conversation import IMAGE_MARKER
+from llava_jax.data.images import load_image, preprocess
+from llava_jax.data.tokenize import expand_images, stop_ids, tokenize_prompt
+from llava_jax.data.tokenizer import Tokenizer, load_tokenizer
+from llava_jax.errors import DataError
+from llava_jax.generate.decode import decode_view
+from llava_jax.generate.generate import Answer, Prompt, Settings, generate, stream
+from llava_jax.models.llava import Llava
+from llava_jax.sharding import logical_rules, make_mesh
+from llava_jax.train.state import Params, abstract_model, abstract_state, nested
+
+ROLES = {"user": "human", "assistant": "gpt"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model with its weights. `template` and `aspect` are those it was trained with."""
+
+    config: ModelConfig
+    params: Params
+    mesh: Mesh
+    tokenizer: Tokenizer
+    template: str
+    aspect: str
+    image_token_id: int  # what stands for an image feature in ids that come from transformers' processor
+
+    def logits(self, input_ids, pixel_values=None, attention_mask=None) -> np.ndarray:
+        """float32[B, T, V] of what transformers' LlavaProcessor returns: input_ids int[B, T] with one image token per
+        feature, pixel_values float[N, 3, H, W] of all images in order, attention_mask int[B, T] (padding on either
+        side; its positions mean nothing). Raises DataError where images and image tokens disagree."""
+        batch = self._batch(input_ids, pixel_values, attention_mask)
+        with jax.set_mesh(self.mesh):
+            return np.asarray(_logits(Llava(self.config), nested(self.params), batch))
+
+    def generate(
+        self, input_ids, pixel_values=None, attention_mask=None, *, max_new_tokens: int = 512,
+        temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0,
+    ) -> np.ndarray:  # fmt: skip
+        """New ids int32[B, n], n the longest answer, shorter ones filled up with the pad token; inputs as `logits`."""
+        batch = self._batch(input_ids, pixel_values, attention_mask)
+        prompts = []
+        for i, (tokens, seen) in enumerate(zip(batch["tokens"], batch["segment_ids"] > 0, strict=True)):
+            count = int((tokens[seen] == IMAGE_TOKEN_ID).sum()) // self.config.vision.features
+            prompts.append(Prompt(tokens[seen], batch["images"][i, :count], row=i))
+        settings = Settings(
+            self._stop_ids, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+        )
+        answers = generate(Llava(self.config), self._view, prompts, settings, mesh=self.mesh)
+        new = np.full((len(answers), max(len(a.ids) for a in answers)), self.tokenizer.pad_id, np.int32)
+        for row, answer in zip(new, answers, strict=True):
+            row[: len(answer.ids)] = answer.ids
+        return new
+
+    def chat(
+        self, messages: Sequence[dict], images: Sequence[Image.Image | str | Path] = (), *, is_streamed: bool = False,
+        max_new_tokens: int = 512, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0,
+        stop: Sequence[str] = (), seed: int = 0,
+    ) -> str | Iterator[str]:  # fmt: skip
+        """The assistant's answer to OpenAI-style messages, whole or as an iterator of pieces.
+
+        A message is {"role": "user" | "assistant", "content": text or a list of {"type": "text", "text": ...} and
+        {"type": "image"}}. The k-th image part is the k-th of `images` (PIL images or paths; nothing is fetched from
+        the net). Messages without image parts get all images before the first question. Raises DataError for
+        messages or images that cannot be used.
+        """
+        prompt = self._prompt(messages, images)
+        settings = Settings(
+            self._stop_ids, tuple(stop), max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+            top_k=top_k, seed=seed,
+        )  # fmt: skip
+        if is_streamed:
+            return self._pieces(prompt, settings)
+        return self._answer(prompt, settings).text.strip()
+
+    def save(self, path: str | Path, dtype: str = "bfloat16") -> None:
+        """Writes a folder that transformers loads, weights in `dtype`. Raises DataError where it cannot."""
+        known = self.image_token_id if self.image_token_id < self.config.llm.vocab_size else None
+        save_hf(Path(path), self.params, self.config, self.tokenizer, dtype, known, self.template, self.aspect)
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _view(self) -> dict:
+        return decode_view(nested(self.params))
+
+    @property
+    def _stop_ids(self) -> tuple[int, ...]:
+        return stop_ids(self.tokenizer, self.template)
+
+    def _answer(self, prompt: Prompt, settings: Settings) -> Answer:
+        return generate(Llava(self.config), self._view, [prompt], settings, self.tokenizer, self.mesh)[0]
+
+    def _pieces(self, prompt: Prompt, settings: Settings) -> Iterator[str]:
+        is_first = True
+        for (piece,) in stream(Llava(self.config), self._view, [prompt], settings, self.tokenizer, self.mesh):
+            text = piece.text.lstrip() if is_first else piece.text  # `ASSISTANT:` is followed by a space
+            if text:
+                is_first = False
+                yield text
+
+    def _prompt(self, messages: Sequence[dict], images: Sequence) -> Prompt:
+        turns = [_turn(i, message) for i, message in enumerate(messages)]
+        if not turns or turns[-1][0] != "human":
+            raise DataError("messages must end with one of the user's")
+        if images and not any(IMAGE_MARKER in text for _, text in turns):
+            role, text = turns[0]
+            turns[0] = (role, f"{IMAGE_MARKER}\n" * len(images) + text)
+        vision = self.config.vision
+        ids = tokenize_prompt(self.tokenizer, self.template, turns, len(images))
+        ids, _ = expand_images(ids, np.zeros(len(ids), bool), vision.features)
+        pixels = [
+            preprocess(load_image(image, _name(i, image)), vision.image_size, self.aspect)
+            for i, image in enumerate(images)
+        ]
+        return Prompt(ids, pixels)
+
+    def _batch(self, input_ids, pixel_values, attention_mask) -> dict[str, np.ndarray]:
+        ids = np.asarray(input_ids)
+        if ids.ndim != 2:
+            raise DataError(f"input_ids has shape {ids.shape}; it must be [rows, tokens]")
+        seen = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask) > 0
+        tokens = np.where((ids == self.image_token_id) & seen, IMAGE_TOKEN_ID, ids).astype(np.int32)
+        vision = self.config.vision
+        counts = (tokens == IMAGE_TOKEN_ID).sum(axis=1)
+        given = 0 if pixel_values is None else len(pixel_values)
+        if (counts % vision.features).any() or counts.sum() != given * vision.features:
+            raise DataError(
+                f"{given} image(s) of {vision.features} features, but {counts.tolist()} image tokens in the rows of "
+                f"input_ids; every image needs one token ({self.image_token_id}) per feature"
+            )
+        per_row = counts // vision.features
+        images = np.zeros((len(ids), per_row.max(initial=0), vision.image_size, vision.image_size, 3), np.float32)
+        if given:
+            pixels = np.asarray(pixel_values, np.float32).transpose(0, 2, 3, 1)
+            if pixels.shape[1:] != images.shape[2:]:
+                raise DataError(
+                    f"pixel_values has images of shape {pixels.shape[1:3]}, the tower takes {images.shape[2:4]}"
+                )
+            row = np.repeat(np.arange(len(ids)), per_row)
+            images[row, np.arange(given) - np.repeat(np.cumsum(per_row) - per_row, per_row)] = pixels
+        positions = np.maximum(np.cumsum(seen, axis=1) - 1, 0).astype(np.int32)
+        return dict(tokens=tokens, images=images, positions=positions, segment_ids=seen.astype(np.int32))
+
+
+@jax.jit(static_argnums=0)
+def _logits(model: Llava, params: dict, batch: dict):
+    with logical_rules():
+        return model.apply(
+            {"params": params}, batch["tokens"], batch["images"], batch["positions"], batch["segment_ids"]
+        )
+
+
+def _name(number: int, image: Image.Image | str | Path) -> str:
+    return f"image {number + 1}" if isinstance(image, Image.Image) else str(image)
+
+
+def _turn(number: int, message: dict) -> tuple[str, str]:
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise DataError(
+            f"message {number} has the role {role!r}; there are user and assistant, and the template's own system text"
+        )
+    if isinstance(content, str):
+        return ROLES[role], content
+    text = ""
+    for part in content if isinstance(content, list | tuple) else [content]:
+        match part:
+            case {"type": "image"}:
+                text += f"{IMAGE_MARKER}\n"
+            case {"type": "text", "text": str(said)}:
+                text += said
+            case _:
+                raise DataError(f"message {number} has a part that is neither text nor image: {str(part)[:80]}")
+    return ROLES[role], text
+
+
+def load(
+    path: str | Path, *, dtype: str = "bfloat16", tower: str | Path | None = None, base: str | Path | None = None,
+    tokenizer: str | Path | None = None, template: str = "vicuna_v1", aspect: str | None = None,
+    pickles_allowed: bool = False, mesh: Mesh | None = None,
+) -> Loaded:  # fmt: skip
+    """A model from a folder of Hugging Face's LLaVA or of the original's; its content decides.
+
+    dtype: float32 | bfloat16, of weights and arithmetic. tower, base, pickles_allowed: see `open_source`. tokenizer:
+    where the folder has none. aspect: crop | pad; None takes what the folder's own files say. mesh: None spreads the
+    weights over all devices. Raises DataError or ConfigError that name what is missing or does not fit.
+    """
+    path = Path(path)
+    source = open_source(path, *(x and Path(x) for x in (tower, base)), pickles_allowed=pickles_allowed)
+    config = source.model(dtype)
+    words = load_tokenizer(tokenizer or _with_tokenizer(path, base))
+    image_token_id, found = _habits(path)
+    if image_token_id is None:
+        image_token_id = words.special.get(IMAGE_MARKER, words.vocab_size)
+    if words.vocab_size > max(config.llm.vocab_size, image_token_id + 1):
+        raise DataError(
+            f"the tokenizer has {words.vocab_size} tokens, the weights have {config.llm.vocab_size}: they "
+            "do not belong together"
+        )
+    mesh = mesh or make_mesh(1, -1, 1)
+    frozen = dict.fromkeys(abstract_model(config)[0])
+    params = source.load(abstract_state(config, frozen, optax.identity(), mesh).frozen)
+    return Loaded(config, params, mesh, words, template, aspect or found, image_token_id)
+
+
+def _with_tokenizer(path: Path, base: str | Path | None) -> Path:
+    """The folder whose tokenizer is the model's: a LoRA folder or a projector may have left it to its base."""
+    folder = path if path.is_dir() else path.parent
+    has_own = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+    return folder if has_own or base is None else Path(base)
+
+
+def _habits(path: Path) -> tuple[int | None, str]:
+    """(image token, aspect) as config.json and preprocessor_config.json say it."""
+    folder = path if path.is_dir() else path.parent
+    about = {}
+    for name in ("config.json", "preprocessor_config.json"):
+        if (folder / name).exists():
+            about |= json.loads((folder / name).read_text(encoding="utf-8"))
+    pads = about.get("image_aspect_ratio") == "pad" or about.get("do_pad") is True
+    return about.get("image_token_index", about.get("image_token_id")), "pad" if pads else "crop"

@@ -1,0 +1,141 @@
+"""loaded.py: what `llava_jax.load` gives answers as transformers does from the same folder."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from hf_weights import hf_llava, random_params, small
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+import llava_jax
+from llava_jax.checkpoint.hf_export import save_hf
+from llava_jax.errors import DataError
+from llava_jax.train.inputs import open_tokenizer
+
+TOKENIZER = open_tokenizer("tiny")
+CONFIG = small(llm=dict(vocab_size=512, max_positions=256))
+
+
+@pytest.fixture(scope="module", params=["mlp2x_gelu", "linear"])
+def folder(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "llava 01 ä"
+    config = dataclasses.replace(CONFIG, projector=request.param)
+    save_hf(folder, random_params(config), config, TOKENIZER, "float32")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ours(folder):
+    return llava_jax.load(folder, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def theirs(folder):
+    return LlavaForConditionalGeneration.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def inputs(folder):
+    """Three conversations, with one image, with none, with two; padded on the left, as transformers generates."""
+    processor = AutoProcessor.from_pretrained(folder)
+    pictures = [Image.new("RGB", (30 + 9 * i, 40), (40 * i, 200 - 50 * i, 90)) for i in range(3)]
+    asked = [
+        "USER: <image>\nwhat color is the cross ? ASSISTANT:",
+        "USER: is there a circle ? ASSISTANT:",
+        "USER: <image>\n<image>\nwhich is further left , the red cross or the blue circle ? ASSISTANT:",
+    ]
+    return processor(text=asked, images=pictures, padding=True, return_tensors="np")
+
+
+def torch_inputs(inputs) -> dict:
+    return {k: torch.tensor(v) for k, v in inputs.items()}
+
+
+def test_logits_are_theirs(ours, theirs, inputs):
+    with torch.no_grad():
+        wanted = theirs(**torch_inputs(inputs)).logits.numpy()
+    found = ours.logits(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
+    real = inputs["attention_mask"] > 0
+    assert np.abs(found[real] - wanted[real]).max() <= 1e-4 * np.abs(wanted[real]).max()
+    assert (found[real].argmax(-1) == wanted[real].argmax(-1)).all()
+
+
+def test_32_greedy_tokens_are_theirs(ours, theirs, inputs):
+    with torch.no_grad():
+        wanted = theirs.generate(**torch_inputs(inputs), max_new_tokens=32, do_sample=False)
+    found = ours.generate(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"], max_new_tokens=32)
+    wanted = wanted.numpy()[:, inputs["input_ids"].shape[1] :]
+    assert found.shape[1] == wanted.shape[1]
+    ends = [(row == TOKENIZER.eos_id).argmax() + 1 if (row == TOKENIZER.eos_id).any() else 32 for row in wanted]
+    for a, b, end in zip(found, wanted, ends, strict=True):
+        assert a[:end].tolist() == b[:end].tolist()
+
+
+def test_chat_says_what_generate_says_of_the_processor_s_ids(ours, folder):
+    processor = AutoProcessor.from_pretrained(folder)
+    picture = Image.new("RGB", (50, 40), (200, 30, 30))
+    parts = [{"type": "image"}, {"type": "text", "text": "what color is the cross ?"}]
+    messages = [{"role": "user", "content": parts}]
+    ready = processor(text=processor.apply_chat_template(messages), images=[picture], return_tensors="np")
+    ids = ours.generate(ready["input_ids"], ready["pixel_values"], max_new_tokens=20)[0]
+    wanted = TOKENIZER.decode(ids).strip()
+    assert ours.chat(messages, [picture], max_new_tokens=20) == wanted
+    plain = [{"role": "user", "content": "what color is the cross ?"}]
+    assert ours.chat(plain, [picture], max_new_tokens=20) == wanted, "images come before the first question"
+    pieces = list(ours.chat(plain, [picture], max_new_tokens=20, is_streamed=True))
+    assert "".join(pieces).strip() == wanted and len(pieces) > 1
+
+
+def test_an_image_may_be_a_path_and_answers_may_be_drawn(ours, tmp_path):
+    picture = Image.new("RGB", (50, 40), (200, 30, 30))
+    picture.save(tmp_path / "p.png")
+    asked = [{"role": "user", "content": "where is it ?"}]
+    settings = dict(max_new_tokens=12, temperature=1.0, seed=3)
+    assert ours.chat(asked, [tmp_path / "p.png"], **settings) == ours.chat(asked, [picture], **settings)
+    assert len({ours.chat(asked, [picture], **settings | {"seed": seed}) for seed in range(6)}) > 1
+
+
+def test_saved_and_loaded_again_every_tensor_is_the_same(ours, folder, tmp_path):
+    ours.save(tmp_path / "again", dtype="float32")
+    again = llava_jax.load(tmp_path / "again", dtype="float32")
+    assert again.config == ours.config and again.image_token_id == ours.image_token_id
+    assert again.params.keys() == ours.params.keys()
+    for path, value in ours.params.items():
+        assert (np.asarray(again.params[path]) == np.asarray(value)).all(), path
+    for file in folder.iterdir():
+        one, two = file.read_bytes(), (tmp_path / "again" / file.name).read_bytes()
+        assert one == two or json.loads(one) == json.loads(two), file.name  # json: the order of keys is free
+
+
+def test_what_does_not_fit_is_said_in_one_line(ours, inputs, tmp_path):
+    ids, pixels = inputs["input_ids"], inputs["pixel_values"]
+    with pytest.raises(DataError, match=r"2 image.s. of 9 features, but .9, 0, 18. image tokens"):
+        ours.logits(ids, pixels[:2], inputs["attention_mask"])
+    with pytest.raises(DataError, match="input_ids has shape"):
+        ours.logits(ids[0], pixels)
+    with pytest.raises(DataError, match="images of shape .12, 12., the tower takes .24, 24."):
+        ours.logits(ids, pixels[:, :, ::2, ::2], inputs["attention_mask"])
+    picture = Image.new("RGB", (50, 40))
+    for messages, images, message in (
+        ([], (), "messages must end with one of the user's"),
+        ([{"role": "system", "content": "be brief"}], (), "message 0 has the role 'system'"),
+        ([{"role": "user", "content": [{"type": "video"}]}], (), "message 0 has a part that is neither text nor image"),
+        ([{"role": "user", "content": [{"type": "image"}]}], (), "1 <image> marker.s., but the sample has 0 image"),
+        ([{"role": "user", "content": [{"type": "image"}]}], (picture, picture), "1 <image> marker.s."),
+        ([{"role": "user", "content": "hi"}], (tmp_path / "no.png",), "no.png"),
+    ):
+        with pytest.raises(DataError, match=message):
+            ours.chat(messages, images)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    config = small()
+    hf_llava(config, 63).save_pretrained(tmp_path / "it")
+    with pytest.raises(DataError, match="the tokenizer has 500 tokens, the weights have 64"):
+        llava_jax.load(tmp_path / "it", tokenizer=llava_jax.__path__[0] + "/pretrained/tokenizer")
+    (tmp_path / "it" / "config.json").write_text(json.dumps({"auto_map": {}}))
+    with pytest.raises(DataError, match="asks for code of its own"):
+        llava_jax.load(tmp_path / "it")
