@@ -1,6 +1,6 @@
 """Trains the tokenizer that ships with the package: python launch/local/make_tiny_tokenizer.py
 
-A byte-level BPE of 512 tokens over the words of the synthetic scenes and the frame of the vicuna_v1 template. The same
+A byte-level BPE of 500 tokens over the words of the synthetic scenes and the frame of the vicuna_v1 template. The same
 code gives the same file; run it again only when the scenes' words change, and then train the towers again too.
 """
 

@@ -91,9 +91,10 @@ class Clip(nn.Module):
         x = Linear("bypxqc,pqcd->byxd", *patch, dtype, name="patch")(x).reshape(-1, c.patches, c.width)
         cls = Embedding((c.width,), ("vision_embed",), name="cls")().astype(x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, c.width)), x], axis=1)
-        # As large as what the patches start from: a tenth of it, and the features of a young tower hold no places.
+        # Larger than what the patches start from (variance about 1). Places are a part of the features that shrinks as
+        # a tower learns: from a tenth of this, a young tower's features hold none.
         table = (c.patches + 1, c.width), ("position", "vision_embed")
-        x += Embedding(*table, variance=1.0, name="position")().astype(x.dtype)
+        x += Embedding(*table, variance=4.0, name="position")().astype(x.dtype)
         x = LayerNorm(c.norm_eps, "vision_embed", name="pre_norm")(x)
         x = constrain(x, "batch", None, None)
 
