@@ -219,6 +219,7 @@ def _suggest(key: str, known) -> str:
 
 
 def build(kind: type, values: object, path: str):
+    """A dict as the dataclass `kind`. Raises ConfigError, naming the place below `path`, for what does not fit it."""
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must be a group of settings, not {values!r}")
     fields = {f.name: f for f in dataclasses.fields(kind)}

@@ -155,6 +155,7 @@ def test_a_workdir_gives_its_newest_step_its_template_and_its_shards(tmp_path, m
     kinds = {name: x[0] for name, x in tensors(tmp_path / "hf").items()}
     assert kinds["language_model.lm_head.weight"] == torch.bfloat16
     assert kinds["multi_modal_projector.linear_1.bias"] == torch.float32
+    assert {"5", "9"} <= {step.name for step in (folder / "checkpoints").iterdir()}, "reading takes nothing away"
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "float32", "holds both"
     assert json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())["do_pad"]
     assert convert(folder, tmp_path / "ours", "--to", "orbax", "--dtype", "float16") == 0
@@ -277,6 +278,22 @@ def test_an_export_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch, to)
     with pytest.raises(KeyboardInterrupt):
         convert(folder, tmp_path / "dst", "--to", to)
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_pickled_projector_joins_its_base_and_its_tower(tmp_path):
+    parts = {"clip": hf_clip(CONFIG.vision), "llm": hf_llama(CONFIG.llm)}
+    for name, model in parts.items():
+        model.save_pretrained(tmp_path / name)
+    stage1 = original(tmp_path / "stage1")
+    projector = {name: x for name, x in load_file(stage1 / "model.safetensors").items() if "mm_projector" in name}
+    torch.save(projector, stage1 / "mm_projector.bin")
+    (stage1 / "model.safetensors").unlink()
+    flags = ("--base", tmp_path / "llm", "--tower", tmp_path / "clip", "--allow-pickle")
+    assert convert(stage1, tmp_path / "whole", "--to", "llava", *flags) == 0
+    found = load_file(tmp_path / "whole" / "model.safetensors")
+    llm = load_file(tmp_path / "llm" / "model.safetensors")
+    assert found.keys() == projector.keys() | llm.keys()
+    assert all((x == found[name]).all() for name, x in (projector | llm).items())
 
 
 # --------------------------------------------------------------------------------------------------------- --verify

@@ -53,8 +53,7 @@ class Store:
 
     def params(self, step: int) -> dict[str, tuple[str, str]]:
         """Path of every parameter -> (the part of the state that holds it, dtype). Reads no arrays."""
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            tree = reader.metadata(self._manager.directory / str(step) / "state").item_metadata.tree
+        tree = ocp.PyTreeCheckpointHandler().metadata(self._manager.directory / str(step) / "state").tree
         return {
             path: (part, x.dtype.name) for part in ("frozen", "trainable") for path, x in (tree.get(part) or {}).items()
         }
