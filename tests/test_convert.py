@@ -22,6 +22,7 @@ from llava_jax.checkpoint.hf_export import save_hf
 from llava_jax.checkpoint.original_export import save_original
 from llava_jax.checkpoint.store import Store
 from llava_jax.config import Config, Data, Model, Stage
+from llava_jax.errors import DataError
 from llava_jax.train.inputs import TINY_TOKENIZER, open_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -162,6 +163,9 @@ def test_a_workdir_gives_its_newest_step_its_template_and_its_shards(tmp_path, m
     again = llava_jax.load(tmp_path / "ours", dtype=None)
     assert (again.template, again.aspect, again.image_token_id) == ("llava_v1", "pad", found.image_token_id)
     assert {x.dtype.name for x in again.params.values()} == {"float16"}
+    monkeypatch.setitem(architectures.LLM, "small", dataclasses.replace(CONFIG.llm, vocab_size=640))
+    with pytest.raises(DataError, match=r"has shape \(512, 40\), the config asks for \(640, 40\)"):
+        llava_jax.load(folder)
 
 
 # ------------------------------------------------------------------------------------------------ what must not work

@@ -54,6 +54,12 @@ class Own:
                 f"checkpoint {self.step} of {self.path} does not fit its config: missing {missing[:3] or 'none'}, "
                 f"unexpected {extra[:3] or 'none'}"
             )
+        for path, spec in like.items():
+            if found[path][2] != spec.shape:
+                raise DataError(
+                    f"checkpoint {self.step} of {self.path}: {path} has shape {found[path][2]}, the config asks for "
+                    f"{spec.shape}"
+                )
         return self._ask(lambda store: store.restore_params(self.step, like))
 
     def _ask(self, question):

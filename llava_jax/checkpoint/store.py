@@ -51,11 +51,13 @@ class Store:
         items = self._read(step, state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
         return items["state"], items["data"]
 
-    def params(self, step: int) -> dict[str, tuple[str, str]]:
-        """Path of every parameter -> (the part of the state that holds it, dtype). Reads no arrays."""
+    def params(self, step: int) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+        """Path of every parameter -> (the part of the state that holds it, dtype, shape). Reads no arrays."""
         tree = ocp.PyTreeCheckpointHandler().metadata(self._manager.directory / str(step) / "state").tree
         return {
-            path: (part, x.dtype.name) for part in ("frozen", "trainable") for path, x in (tree.get(part) or {}).items()
+            path: (part, x.dtype.name, tuple(x.shape))
+            for part in ("frozen", "trainable")
+            for path, x in (tree.get(part) or {}).items()
         }
 
     def restore_params(self, step: int, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
