@@ -151,7 +151,7 @@ def stage(**changes) -> ConfigDict:
 
 def from_config_dict(values: ConfigDict) -> Config:
     """ConfigDict -> frozen Config. Raises ConfigError for an unknown key, a wrong type or a value out of range."""
-    config = _build(Config, values.to_dict(), "config")
+    config = build(Config, values.to_dict(), "config")
     _check(config)
     # A ConfigDict sorts its keys; `run` says the order, and a stage that it leaves out does not exist.
     return dataclasses.replace(config, stages={name: config.stages[name] for name in config.run})
@@ -218,7 +218,8 @@ def _suggest(key: str, known) -> str:
     return f"; did you mean `{near[0]}`?" if near else ""
 
 
-def _build(kind: type, values: object, path: str):
+def build(kind: type, values: object, path: str):
+    """A dict as the dataclass `kind`. Raises ConfigError, naming the place below `path`, for what does not fit it."""
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must be a group of settings, not {values!r}")
     fields = {f.name: f for f in dataclasses.fields(kind)}
@@ -231,7 +232,7 @@ def _build(kind: type, values: object, path: str):
 
 def _value(expected, value, path: str):
     if dataclasses.is_dataclass(expected):
-        return _build(expected, value, path)
+        return build(expected, value, path)
     origin, args = typing.get_origin(expected), typing.get_args(expected)
     if origin is dict:
         if not isinstance(value, dict):

@@ -1,38 +1,54 @@
-"""The public Python surface: a whole LLaVA, loaded from anything, on the devices at hand.
+"""The public Python surface: a whole LLaVA on the devices at hand, that answers and is saved.
 
     lv = llava_jax.load("llava-1.5-7b-hf")
     lv.chat([{"role": "user", "content": "What is unusual here?"}], images=["taxi.jpg"])
 
-`llava_jax.load` is the way to make one.
+`llava_jax.load` is the way to make one, see `loading`.
 """
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from PIL import Image
 
 from llava_jax.architectures import IMAGE_TOKEN_ID, ModelConfig
 from llava_jax.checkpoint.hf_export import save_hf
-from llava_jax.checkpoint.source import open_source
+from llava_jax.checkpoint.original_export import save_original
+from llava_jax.checkpoint.own import save_own
 from llava_jax.data.conversation import IMAGE_MARKER
 from llava_jax.data.images import load_image, preprocess
 from llava_jax.data.tokenize import expand_images, stop_ids, tokenize_prompt
-from llava_jax.data.tokenizer import Tokenizer, load_tokenizer
-from llava_jax.errors import DataError
+from llava_jax.data.tokenizer import Tokenizer
+from llava_jax.errors import ConfigError, DataError
 from llava_jax.generate.decode import decode_view
 from llava_jax.generate.generate import Answer, Prompt, Settings, generate, stream
 from llava_jax.models.llava import Llava
-from llava_jax.sharding import logical_rules, make_mesh
-from llava_jax.train.state import Params, abstract_model, abstract_state, nested
+from llava_jax.sharding import logical_rules
+from llava_jax.train.state import Params, nested
 
 ROLES = {"user": "human", "assistant": "gpt"}
+FORMATS = ("hf", "llava", "orbax")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a model is written like again where it was read in the same format.
+
+    tokenizer: the folder or file it was read from. original: config.json of an original LLaVA. hf_tower,
+    original_tower: prefix of the tower's tensors, None for the usual one.
+    """
+
+    tokenizer: Path | None = None
+    original: dict = dataclasses.field(default_factory=dict)
+    hf_tower: str | None = None
+    original_tower: str | None = None
+    tower_is_inside: bool = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +62,7 @@ class Loaded:
     template: str
     aspect: str
     image_token_id: int  # what stands for an image feature in ids that come from transformers' processor
+    origin: Origin = Origin()
 
     def logits(self, input_ids, pixel_values=None, attention_mask=None) -> np.ndarray:
         """float32[B, T, V] of what transformers' LlavaProcessor returns: input_ids int[B, T] with one image token per
@@ -95,10 +112,28 @@ class Loaded:
             return self._pieces(prompt, settings)
         return self._answer(prompt, settings).text.strip()
 
-    def save(self, path: str | Path, dtype: str = "bfloat16") -> None:
-        """Writes a folder that transformers loads, weights in `dtype`. Raises DataError where it cannot."""
-        known = self.image_token_id if self.image_token_id < self.config.llm.vocab_size else None
-        save_hf(Path(path), self.params, self.config, self.tokenizer, dtype, known, self.template, self.aspect)
+    def save(self, path: str | Path, format: str = "hf", dtype: str | None = None) -> None:
+        """Writes a new folder: `hf`, which transformers loads; `llava`, the original's; `orbax`, our own, laid out as a
+        run's. dtype: float32 | bfloat16 | float16, of the files; None: each weight as it is here.
+
+        The folder appears when it is complete. Raises DataError where it exists or cannot be written, and for a model
+        that the format cannot hold.
+        """
+        one_of(format, FORMATS, "format")
+        one_of(dtype, (None, *DTYPES), "dtype")
+        path, c, origin, tokens = Path(path), self.config, self.origin, self.tokenizer
+        if format == "hf":
+            known = self.image_token_id if self.image_token_id < c.llm.vocab_size else None
+            save_hf(path, self.params, c, tokens, dtype, known, self.template, self.aspect, tower=origin.hf_tower)
+        elif format == "llava":
+            save_original(
+                path, self.params, c, tokens, origin.tokenizer, dtype, self.aspect, origin.original,
+                origin.original_tower, origin.tower_is_inside,
+            )  # fmt: skip
+        else:
+            params = {p: x.astype(dtype) for p, x in self.params.items()} if dtype else self.params
+            about = self.template, self.aspect, self.image_token_id
+            save_own(path, params, c, tokens, origin.tokenizer, *about)
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -197,48 +232,6 @@ def _turn(number: int, message: dict) -> tuple[str, str]:
     return ROLES[role], text
 
 
-def load(
-    path: str | Path, *, dtype: str = "bfloat16", tower: str | Path | None = None, base: str | Path | None = None,
-    tokenizer: str | Path | None = None, template: str = "vicuna_v1", aspect: str | None = None,
-    pickles_allowed: bool = False, mesh: Mesh | None = None,
-) -> Loaded:  # fmt: skip
-    """A model from a folder of Hugging Face's LLaVA or of the original's; its content decides.
-
-    dtype: float32 | bfloat16, of weights and arithmetic. tower, base, pickles_allowed: see `open_source`. tokenizer:
-    where the folder has none. aspect: crop | pad; None takes what the folder's own files say. mesh: None spreads the
-    weights over all devices. Raises DataError or ConfigError that name what is missing or does not fit.
-    """
-    path = Path(path)
-    source = open_source(path, *(x and Path(x) for x in (tower, base)), pickles_allowed=pickles_allowed)
-    config = source.model(dtype)
-    words = load_tokenizer(tokenizer or _with_tokenizer(path, base))
-    image_token_id, found = _habits(path)
-    if image_token_id is None:
-        image_token_id = words.special.get(IMAGE_MARKER, words.vocab_size)
-    if words.vocab_size > max(config.llm.vocab_size, image_token_id + 1):
-        raise DataError(
-            f"the tokenizer has {words.vocab_size} tokens, the weights have {config.llm.vocab_size}: they "
-            "do not belong together"
-        )
-    mesh = mesh or make_mesh(1, -1, 1)
-    frozen = dict.fromkeys(abstract_model(config)[0])
-    params = source.load(abstract_state(config, frozen, optax.identity(), mesh).frozen)
-    return Loaded(config, params, mesh, words, template, aspect or found, image_token_id)
-
-
-def _with_tokenizer(path: Path, base: str | Path | None) -> Path:
-    """The folder whose tokenizer is the model's: a LoRA folder or a projector may have left it to its base."""
-    folder = path if path.is_dir() else path.parent
-    has_own = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
-    return folder if has_own or base is None else Path(base)
-
-
-def _habits(path: Path) -> tuple[int | None, str]:
-    """(image token, aspect) as config.json and preprocessor_config.json say it."""
-    folder = path if path.is_dir() else path.parent
-    about = {}
-    for name in ("config.json", "preprocessor_config.json"):
-        if (folder / name).exists():
-            about |= json.loads((folder / name).read_text(encoding="utf-8"))
-    pads = about.get("image_aspect_ratio") == "pad" or about.get("do_pad") is True
-    return about.get("image_token_index", about.get("image_token_id")), "pad" if pads else "crop"
+def one_of(value: str | None, allowed: tuple, name: str) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r} is not one of {', '.join(x for x in allowed if x)}")

@@ -48,17 +48,18 @@ class Reader(Protocol):
     def __contains__(self, name: str) -> bool: ...
     def names(self) -> list[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
+    def dtype(self, name: str) -> str: ...  # that of the file; a sum of two tensors has its base's
     def read(self, name: str, index: Index) -> np.ndarray: ...
     def close(self) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Joined:
-    """The tensors of `base`, except where `changed` has (shape, read) for a name, made of `added` or of both."""
+    """The tensors of `base`, except where `changed` has (shape, dtype, read) for a name, made of `added` or of both."""
 
     base: Reader
     added: Reader
-    changed: dict[str, tuple[tuple[int, ...], Callable[[Index], np.ndarray]]]
+    changed: dict[str, tuple[tuple[int, ...], str, Callable[[Index], np.ndarray]]]
 
     @property
     def path(self) -> Path:
@@ -73,8 +74,11 @@ class Joined:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.changed[name][0] if name in self.changed else self.base.shape(name)
 
+    def dtype(self, name: str) -> str:
+        return self.changed[name][1] if name in self.changed else self.base.dtype(name)
+
     def read(self, name: str, index: Index) -> np.ndarray:
-        return self.changed[name][1](index) if name in self.changed else self.base.read(name, index)
+        return self.changed[name][2](index) if name in self.changed else self.base.read(name, index)
 
     def close(self) -> None:
         self.base.close()
@@ -143,7 +147,7 @@ def with_lora(base: Reader, adapter: Reader, config: dict) -> Joined:
                 f"{where}: A {adapter.shape(a)} and B {adapter.shape(b)} of rank {rank} do not fit {name} {shape} of "
                 f"{base.path}; is it the base that the adapter was trained on?"
             )
-        changed[name] = shape, _merge(base, name, adapter, a, b, scale, transposed)
+        changed[name] = shape, base.dtype(name), _merge(base, name, adapter, a, b, scale, transposed)
     if forgotten := _forgotten(base, changed, config):
         raise DataError(f"{adapter.path} lacks a change of {forgotten[0]}, which adapter_config.json targets")
     return Joined(base, adapter, changed)
@@ -165,12 +169,12 @@ def with_delta(base: Reader, delta: Reader) -> Joined:
         if name not in names and not re.fullmatch(IGNORED, name):
             raise DataError(f"{delta.path} has no tensor {name} of the base {base.path}; is it the base of this delta?")
         if name in names:
-            changed[name] = delta.shape(name), _add(base, delta, name)
+            changed[name] = delta.shape(name), base.dtype(name), _add(base, delta, name)
     return Joined(base, delta, changed)
 
 
 def _placed(base: Reader, added: Reader, names: dict[str, str]) -> dict:
-    """(shape, read) of added's tensors by the name in the model; `names`: stored name -> that name."""
+    """(shape, dtype, read) of added's tensors by the name in the model; `names`: stored name -> that name."""
     found = {}
     for stored, name in names.items():
         shape = added.shape(stored)
@@ -184,7 +188,7 @@ def _placed(base: Reader, added: Reader, names: dict[str, str]) -> dict:
             have = base.shape(name)
             if not name.endswith(TABLES) or shape[1:] != have[1:] or shape[0] < have[0]:
                 raise DataError(f"{added.path}: tensor {stored} has shape {shape}, the base {base.path} has {have}")
-        found[name] = shape, lambda index, stored=stored: added.read(stored, index)
+        found[name] = shape, added.dtype(stored), lambda index, stored=stored: added.read(stored, index)
     return found
 
 

@@ -71,15 +71,15 @@ def find_dialect(files: TorchFiles) -> Dialect:
     )
 
 
-def torch_rows(dialect: Dialect, files: TorchFiles | None, depth: int) -> dict[str, Row]:
+def torch_rows(dialect: Dialect, files: TorchFiles | None, depth: int, tower: str | None = None) -> dict[str, Row]:
     """Parameter path -> row with the tensor's whole name, of every module that the dialect knows.
 
-    files: decide between the spellings of the tower; None for the first, which every reader knows. depth: layers of the
-    projector.
+    files: decide between the spellings of the tower; None for `tower`, or without one for the first, which every
+    reader knows. depth: layers of the projector.
     """
     found = {}
     if dialect.vision:
-        prefix = next((p for p in dialect.vision if files and p + PATCHES in files), dialect.vision[0])
+        prefix = next((p for p in dialect.vision if files and p + PATCHES in files), tower or dialect.vision[0])
         found |= {f"vision/{row.path}": dataclasses.replace(row, name=prefix + row.name) for row in CLIP}
     if dialect.projector:
         style = "llava" if dialect.name == "original" else "hf"

@@ -110,6 +110,9 @@ class GgufFile:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors[name].shape
 
+    def dtype(self, name: str) -> str:
+        return "float32"  # what `read` gives
+
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """The part `index` of a tensor, float32: only its rows are read, and decoded in pieces of some MB.
 

@@ -158,19 +158,11 @@ def to_hf(vision: VisionConfig, llm: LlamaConfig, projector: str, image_token_id
         raise DataError(f"Hugging Face's LLaVA has a projector of two layers; {projector} cannot be written for it")
     if llm.qkv_bias and llm.head_size * llm.heads != llm.width:
         raise DataError("Hugging Face's Qwen2 has no head size of its own: heads * head_size must be the width")
-    text = dict(
+    text = hf_text(llm) | dict(
         model_type="qwen2" if llm.qkv_bias else "llama",
-        architectures=["Qwen2ForCausalLM" if llm.qkv_bias else "LlamaForCausalLM"],
-        vocab_size=llm.vocab_size, hidden_size=llm.width, intermediate_size=llm.mlp_width,
-        num_hidden_layers=llm.layers, num_attention_heads=llm.heads, num_key_value_heads=llm.kv_heads,
-        hidden_act="silu", rms_norm_eps=llm.norm_eps, rope_theta=llm.rope_base, rope_scaling=_hf_scaling(llm),
-        max_position_embeddings=llm.max_positions, tie_word_embeddings=llm.tied_head, dtype=dtype,
+        architectures=["Qwen2ForCausalLM" if llm.qkv_bias else "LlamaForCausalLM"], dtype=dtype,
     )  # fmt: skip
-    tower = dict(
-        model_type="clip_vision_model", hidden_size=vision.width, intermediate_size=vision.mlp_width,
-        num_hidden_layers=vision.layers, num_attention_heads=vision.heads, image_size=vision.image_size,
-        patch_size=vision.patch_size, hidden_act=vision.activation, layer_norm_eps=vision.norm_eps, dtype=dtype,
-    )  # fmt: skip
+    tower = hf_tower(vision) | dict(dtype=dtype)
     strategy = next(name for name, feature in STRATEGIES.items() if feature == vision.select_feature)
     return dict(
         model_type="llava", architectures=["LlavaForConditionalGeneration"], dtype=dtype,
@@ -178,6 +170,25 @@ def to_hf(vision: VisionConfig, llm: LlamaConfig, projector: str, image_token_id
         vision_feature_layer=vision.select_layer, vision_feature_select_strategy=strategy,
         projector_hidden_act="linear" if projector == "linear" else "gelu", multimodal_projector_bias=True,
         image_token_index=image_token_id, image_seq_length=vision.features, tie_word_embeddings=llm.tied_head,
+    )  # fmt: skip
+
+
+def hf_text(llm: LlamaConfig) -> dict:
+    """The keys of a decoder's config.json that LLaMA and Qwen2 share."""
+    return dict(
+        vocab_size=llm.vocab_size, hidden_size=llm.width, intermediate_size=llm.mlp_width,
+        num_hidden_layers=llm.layers, num_attention_heads=llm.heads, num_key_value_heads=llm.kv_heads,
+        hidden_act="silu", rms_norm_eps=llm.norm_eps, rope_theta=llm.rope_base, rope_scaling=_hf_scaling(llm),
+        max_position_embeddings=llm.max_positions, tie_word_embeddings=llm.tied_head,
+    )  # fmt: skip
+
+
+def hf_tower(vision: VisionConfig) -> dict:
+    """A CLIP tower's config.json."""
+    return dict(
+        model_type="clip_vision_model", hidden_size=vision.width, intermediate_size=vision.mlp_width,
+        num_hidden_layers=vision.layers, num_attention_heads=vision.heads, image_size=vision.image_size,
+        patch_size=vision.patch_size, hidden_act=vision.activation, layer_norm_eps=vision.norm_eps,
     )  # fmt: skip
 
 

@@ -32,14 +32,20 @@ def processor_files(
             image_token=IMAGE_MARKER,
             num_additional_image_tokens=1,  # CLS; the strategy `default` takes it off again
         ),
-        "tokenizer.json": _tokenizer(tokenizer, image_token_id),
-        "tokenizer_config.json": _tokenizer_config(tokenizer, config.llm.max_positions),
+        "tokenizer.json": tokenizer_spec(tokenizer, image_token_id),
+        "tokenizer_config.json": tokenizer_config(tokenizer, config.llm.max_positions)
+        | dict(processor_class="LlavaProcessor", extra_special_tokens={"image_token": IMAGE_MARKER}),
         "generation_config.json": dict(
             bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id
         ),
     }
-    texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in files.items()}
-    return texts | {"chat_template.jinja": chat_template(template)}
+    return {name: json_text(content) for name, content in files.items()} | {
+        "chat_template.jinja": chat_template(template)
+    }
+
+
+def json_text(content: dict) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _image_processor(vision: VisionConfig, aspect: str) -> dict:
@@ -54,13 +60,14 @@ def _image_processor(vision: VisionConfig, aspect: str) -> dict:
     return shared | dict(image_processor_type="CLIPImageProcessor")
 
 
-def _tokenizer(tokenizer: Tokenizer, image_token_id: int) -> dict:
-    """Its tokenizer.json with what we take off put back: the space before a text, BOS before a sequence."""
+def tokenizer_spec(tokenizer: Tokenizer, image_token_id: int | None = None) -> dict:
+    """Its tokenizer.json with what we take off put back: the space before a text, BOS before a sequence. With an id,
+    `<image>` is a word of it."""
     spec = json.loads(tokenizer.backend.to_str())
     taken = {token["id"]: token["content"] for token in spec["added_tokens"]}
     if taken.get(image_token_id, IMAGE_MARKER) != IMAGE_MARKER or image_token_id in spec["model"]["vocab"].values():
         raise DataError(f"the tokenizer has {tokenizer.backend.id_to_token(image_token_id)!r} where <image> should be")
-    if image_token_id not in taken:
+    if image_token_id is not None and image_token_id not in taken:
         spec["added_tokens"].append(added_token(image_token_id, IMAGE_MARKER))
     if tokenizer.dummy_prefix:
         # Also after `<image>`, where ours puts it too. Ours puts none after `</s>` in tokenizers that are not legacy,
@@ -85,14 +92,15 @@ def _sequence(key: str, *parts: dict | None) -> dict:
     return {"type": "Sequence", key: flat}
 
 
-def _tokenizer_config(tokenizer: Tokenizer, longest: int) -> dict:
+def tokenizer_config(tokenizer: Tokenizer, longest: int) -> dict:
+    """Its tokenizer_config.json; `legacy` is for `load_tokenizer`, transformers does not know it for such a class."""
     ids = dict(
         unk_token=tokenizer.unk_id, bos_token=tokenizer.bos_id, eos_token=tokenizer.eos_id, pad_token=tokenizer.pad_id
     )
     names = {role: name for role, id in ids.items() for name, own in tokenizer.special.items() if own == id}
     return names | dict(
-        tokenizer_class="PreTrainedTokenizerFast", processor_class="LlavaProcessor", model_max_length=longest,
-        padding_side="left", clean_up_tokenization_spaces=False, extra_special_tokens={"image_token": IMAGE_MARKER},
+        tokenizer_class="PreTrainedTokenizerFast", model_max_length=longest, padding_side="left",
+        clean_up_tokenization_spaces=False, legacy=tokenizer.legacy,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from llava_jax.checkpoint.dialects import PATCHES, check, find_dialect, load, to
 from llava_jax.checkpoint.gguf import GgufFile, architecture, is_gguf
 from llava_jax.checkpoint.original_config import read_original
 from llava_jax.checkpoint.pickled import find_weights, open_weights
-from llava_jax.checkpoint.torch_layout import Row
+from llava_jax.checkpoint.torch_layout import Row, names
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.models.projector import projector_depth
 
@@ -40,9 +40,11 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """`vision`, `llm` and `projector` are None where the source does not have that module."""
+    """`vision`, `llm` and `projector` are None where the source does not have that module. `about`: its config.json."""
 
     path: Path
+    dialect: str
+    about: dict
     vision: VisionConfig | None
     llm: LlamaConfig | None
     projector: str | None
@@ -56,13 +58,33 @@ class Source:
         """The whole model, computing in `dtype`. Raises DataError where a module is missing, and says which."""
         missing = {"vision", "projector", "llm"} - set(self.modules)
         if missing:
+            alone = self.modules[0]
             raise DataError(
-                f"{self.path} is not a whole LLaVA: it has no {' and no '.join(sorted(missing))}"
-                + ("; name a folder with the CLIP tower" if missing == {"vision"} else "")
+                f"{self.path} is not a whole LLaVA: it has no {' and no '.join(sorted(missing))}; "
+                + (
+                    "name a folder with the CLIP tower (tower=, --tower)"
+                    if missing == {"vision"}
+                    else f"a run starts from it with --config.load.{alone}={self.path}"
+                )
             )
         return ModelConfig(
             self.vision, self.llm, self.projector, dtype, dtype, remat="none", unroll=False, attention="xla"
         )
+
+    def dtypes(self, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, str]:
+        """Parameter path -> float32 | bfloat16 | float16 in which it loses nothing; float32 for what is not there."""
+        found = {}
+        for path, spec in shapes.items():
+            part = next(part for part in self.parts if path.split("/")[0] in part.modules)
+            stored = {part.files.dtype(name) for name in names(part.rows[path], spec.shape) if name in part.files}
+            found[path] = stored.pop() if len(stored) == 1 and stored <= {"bfloat16", "float16"} else "float32"
+        return found
+
+    @property
+    def tower_prefix(self) -> str | None:
+        """What the names of the tower's tensors begin with, where it lies beside the language model."""
+        part = next((part for part in self.parts if {"vision", "llm"} <= set(part.modules)), None)
+        return part and part.rows["vision/cls/embedding"].name.removesuffix("embeddings.class_embedding")
 
     def load(self, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """The parameters of `like` (path -> shape, dtype, sharding), of some modules or of all.
@@ -101,7 +123,7 @@ def open_source(
             raise ConfigError(f"{path} is a whole language model; it takes no tower and no base")
         files = GgufFile(path)
         rows = torch_rows(find_dialect(files), files, 0)
-        return Source(path, None, architecture(files), None, (Part(("llm",), files, rows),))
+        return Source(path, "gguf", {}, None, architecture(files), None, (Part(("llm",), files, rows),))
     files = _files(path, base, pickles_allowed)
     dialect, folder = find_dialect(files), _folder(path)
     if base and not (folder / "config.json").exists():
@@ -111,10 +133,12 @@ def open_source(
         raise ConfigError(f"{path} needs no separate tower")
     if dialect.name == "clip":
         vision = hf_config.vision_tower(config.get("vision_config", config), where, -2, "patch")
-        return Source(path, vision, None, None, (Part(("vision",), files, torch_rows(dialect, files, 0)),))
+        part = Part(("vision",), files, torch_rows(dialect, files, 0))
+        return Source(path, dialect.name, config, vision, None, None, (part,))
     if dialect.name == "llm":
         llm = hf_config.language_model(config, where)
-        return Source(path, None, llm, None, (Part(("llm",), files, torch_rows(dialect, files, 0)),))
+        part = Part(("llm",), files, torch_rows(dialect, files, 0))
+        return Source(path, dialect.name, config, None, llm, None, (part,))
     if dialect.name == "original":
         other = open_weights(tower, pickles_allowed) if tower else None
         return _original(path, files, config, where, other)
@@ -124,7 +148,7 @@ def open_source(
     if act == "linear":
         projector, unused = "linear", _identity(files, rows)
     part = Part(("vision", "projector", "llm"), files, rows, unused)
-    return Source(path, vision, llm, projector, (part,))
+    return Source(path, dialect.name, config, vision, llm, projector, (part,))
 
 
 def _folder(path: Path) -> Path:
@@ -138,10 +162,10 @@ def _files(path: Path, base: Path | None, pickles_allowed: bool) -> Reader:
     adapter, alone = find_weights(path, "adapter_model"), find_weights(path, "mm_projector")
     if base is None:
         if adapter:
-            raise DataError(f"{path} holds a LoRA adapter; name the model it was trained on as base")
+            raise DataError(f"{path} holds a LoRA adapter; name the model it was trained on as base (base=, --base)")
         files = open_weights(alone or path, pickles_allowed)
         if _is_projector(files):
-            raise DataError(f"{path} holds a projector alone; name its language model as base")
+            raise DataError(f"{path} holds a projector alone; name its language model as base (base=, --base)")
         return files
     files = open_weights(base, pickles_allowed)
     if adapter:
@@ -188,10 +212,14 @@ def _original(path: Path, files: Reader, config: dict, where: str, tower: Reader
             Part(("vision",), tower, torch_rows(clip, tower, 0)),
             Part(("projector", "llm"), files, rows),
         )
-        return Source(path, vision, llm, projector, parts)
+        return Source(path, dialect.name, config, vision, llm, projector, parts)
     if not own:
-        return Source(path, None, llm, projector, (Part(("projector", "llm"), files, rows),))
-    if name not in hf_config.TOWERS:
+        return Source(path, dialect.name, config, None, llm, projector, (Part(("projector", "llm"), files, rows),))
+    part = Part(("vision", "projector", "llm"), files, rows)
+    if "vision_config" in config:  # ours, see original_export: the tower is none that has a name
+        vision = hf_config.vision_tower(config["vision_config"], where, layer, feature)
+    elif name in hf_config.TOWERS:
+        vision = dataclasses.replace(hf_config.TOWERS[name], select_layer=layer, select_feature=feature)
+    else:
         raise DataError(f"{where}: mm_vision_tower={name!r} is not one of {', '.join(hf_config.TOWERS)}")
-    known = dataclasses.replace(hf_config.TOWERS[name], select_layer=layer, select_feature=feature)
-    return Source(path, known, llm, projector, (Part(("vision", "projector", "llm"), files, rows),))
+    return Source(path, dialect.name, config, vision, llm, projector, (part,))

@@ -6,6 +6,7 @@ commit marker is never taken for a checkpoint, so a kill while saving costs noth
 
 from pathlib import Path
 
+import jax
 import orbax.checkpoint as ocp
 from flax import struct
 
@@ -16,6 +17,7 @@ class Store:
     """The checkpoints below one folder. `state` is any pytree; flat parameter dicts keep their paths as names."""
 
     def __init__(self, folder: Path, keep: int):
+        """keep: newest checkpoints kept. Raises DataError where the folder cannot be made."""
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -48,6 +50,25 @@ class Store:
         """(state laid out as `abstract`, place in the data). Any mesh may restore what another one saved."""
         items = self._read(step, state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
         return items["state"], items["data"]
+
+    def params(self, step: int) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+        """Path of every parameter -> (the part of the state that holds it, dtype, shape). Reads no arrays."""
+        tree = ocp.PyTreeCheckpointHandler().metadata(self._manager.directory / str(step) / "state").tree
+        return {
+            path: (part, x.dtype.name, tuple(x.shape))
+            for part in ("frozen", "trainable")
+            for path, x in (tree.get(part) or {}).items()
+        }
+
+    def restore_params(self, step: int, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """The parameters of `like` (path -> shape, dtype, sharding), nothing else; each device reads its own part."""
+        at = self.params(step)
+        wanted = {part: {p: x for p, x in like.items() if at[p][0] == part} for part in ("frozen", "trainable")}
+        wanted = {part: specs for part, specs in wanted.items() if specs}
+        how = ocp.checkpoint_utils.construct_restore_args(wanted)
+        args = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
+        found = self._read(step, state=args)["state"]
+        return {p: found[at[p][0]][p] for p in like}
 
     def _read(self, step: int, **items):
         try:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from llava_jax.errors import DataError
 
 INDEX = "model.safetensors.index.json"
-FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class TorchFiles:
@@ -26,6 +26,7 @@ class TorchFiles:
         self.path = path
         self._open: tuple[Path, object] | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, str] = {}
         self._files: dict[str, Path] = {}
         found = weight_files(path, INDEX, "*.safetensors")
         if not found:
@@ -37,6 +38,7 @@ class TorchFiles:
                     raise DataError(f"tensor {name} is in both {self._files[name]} and {file}")
                 view = tensors.get_slice(name)
                 self._files[name], self._shapes[name] = file, tuple(view.get_shape())
+                self._dtypes[name] = FLOATS.get(view.get_dtype(), "float32")  # `read` refuses what is not among them
         self.close()
 
     def __contains__(self, name: str) -> bool:
@@ -47,6 +49,9 @@ class TorchFiles:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
+
+    def dtype(self, name: str) -> str:
+        return self._dtypes[name]
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """The part `index` of a tensor, in the dtype of the file. Raises DataError where it does not hold numbers."""

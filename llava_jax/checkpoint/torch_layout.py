@@ -149,9 +149,3 @@ def read(
     for i, layer in enumerate(layers):
         found[i] = to_ours(row.groups, part, tensor(row.name.format(layer), where))
     return found
-
-
-def write(row: Row, value: np.ndarray) -> dict[str, np.ndarray]:
-    """Our whole parameter as torch tensors by name."""
-    layers = value if row.stacked else [value]
-    return {name: to_torch(row.groups, x) for name, x in zip(names(row, value.shape), layers, strict=True)}

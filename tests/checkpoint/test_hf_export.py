@@ -107,7 +107,7 @@ def test_a_failed_export_leaves_no_folder(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llava_jax.checkpoint.hf_export.save_file", full)
+    monkeypatch.setattr("llava_jax.checkpoint.torch_write._write_file", full)
     with pytest.raises(DataError, match=f"{tmp_path}/out cannot be written.*No space left"):
         save_hf(tmp_path / "out", random_params(config), config, TOKENIZER, "float32", IMAGE)
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,121 @@
+"""What `python -m llava_jax convert` needs: python launch/local/measure_convert.py [--folder=/tmp]
+
+Writes a random LLaVA of TinyLlama's shapes (1.1 billion weights, bfloat16, a small CLIP tower) in four files, converts
+it in a process of its own and prints the peak of its memory beside what it must hold: the arrays it reads into. Beyond
+them, 1.3 times the largest file and 0.5 GB are allowed. Reading is timed too, beside a plain read of the same files.
+The folder needs 5 GB, and nothing stays in it.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+GB = 1e9
+BOUND = 1.3, 0.5 * GB
+
+
+def write_source(folder: Path) -> None:
+    """In Hugging Face's form, by the exporter, from weights that repeat: their values do not matter, their bytes do."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from llava_jax.architectures import LlamaConfig, ModelConfig, VisionConfig
+    from llava_jax.checkpoint.hf_export import save_hf
+    from llava_jax.train.inputs import open_tokenizer
+    from llava_jax.train.state import abstract_model
+
+    vision = VisionConfig(
+        image_size=224, patch_size=14, width=256, layers=6, heads=4, mlp_width=1024,
+        activation="quick_gelu", norm_eps=1e-5, select_layer=-2, select_feature="patch",
+    )  # fmt: skip
+    llm = LlamaConfig(
+        vocab_size=32_000, width=2048, layers=22, heads=32, kv_heads=4, head_size=64, mlp_width=5632, norm_eps=1e-5,
+        rope_base=10_000.0, rope_scaling=None, qkv_bias=False, tied_head=False, max_positions=2048,
+    )  # fmt: skip
+    config = ModelConfig(vision, llm, "mlp2x_gelu", "bfloat16", "bfloat16", "none", False, "xla")
+    some = (0.02 * np.random.default_rng(0).standard_normal(1_000_003, np.float32)).astype(jnp.bfloat16)
+    params = {p: jnp.asarray(np.resize(some, x.shape)) for p, x in abstract_model(config)[0].items()}
+    size = sum(x.nbytes for x in params.values())
+    save_hf(folder, params, config, open_tokenizer("tiny"), "bfloat16", shard_bytes=int(size / 3.9))
+
+
+# Reads into the arrays that a conversion reads into, and nothing else.
+READ = """
+import sys, time
+from llava_jax.loading import load
+began = time.perf_counter()
+model = load(sys.argv[1], dtype=None)
+for x in model.params.values():
+    x.block_until_ready()
+print(time.perf_counter() - began, sum(x.nbytes for x in model.params.values()))
+"""
+
+
+def drop_cache(files: list[Path]) -> None:
+    for file in files:
+        with file.open("rb") as f:
+            os.fsync(f.fileno())
+            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def plain_read(files: list[Path]) -> float:
+    """Seconds to read the files through one buffer of 16 MB."""
+    buffer = bytearray(1 << 24)
+    began = time.perf_counter()
+    for file in files:
+        with file.open("rb", buffering=0) as f:
+            while f.readinto(buffer):
+                pass
+    return time.perf_counter() - began
+
+
+def peak_of(command: list[str]) -> tuple[int, float]:
+    """(peak resident bytes, seconds) of a process that must end well."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
+    return usage.ru_maxrss * 1024, time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", default=None, help="where the files go; the system's temporary folder")
+    parser.add_argument("--to", default="llava", choices=("hf", "llava", "orbax"))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+        src, dst = Path(temporary) / "src", Path(temporary) / "dst"
+        subprocess.run([sys.executable, __file__, "--write", str(src)], check=True)  # its memory is not ours
+        files = sorted(src.glob("*.safetensors"))
+        sizes = [file.stat().st_size for file in files]
+        drop_cache(files)
+        plain = plain_read(files)
+        drop_cache(files)
+        done = subprocess.run([sys.executable, "-c", READ, str(src)], check=True, capture_output=True, text=True)
+        seconds, arrays = map(float, done.stdout.split())
+        drop_cache(files)
+        base, _ = peak_of([sys.executable, "-c", "import jax, llava_jax.loading; jax.devices()"])
+        peak, whole = peak_of([sys.executable, "-m", "llava_jax", "convert", str(src), str(dst), "--to", args.to])
+    share, fixed = BOUND
+    beyond, allowed = peak - arrays, share * max(sizes) + fixed
+    print(f"source: {len(files)} files, {sum(sizes) / GB:.2f} GB, the largest {max(sizes) / GB:.2f} GB")
+    print(f"destination arrays: {arrays / GB:.2f} GB; the program alone, before it reads: {base / GB:.2f} GB")
+    print(
+        f"peak of convert --to {args.to}: {peak / GB:.2f} GB in {whole:.0f} s, {beyond / GB:.2f} GB beyond the arrays;"
+    )
+    print(f"allowed beyond them: 1.3 x {max(sizes) / GB:.2f} + 0.5 = {allowed / GB:.2f} GB")
+    print(f"read into arrays: {sum(sizes) / seconds / 1e6:.0f} MB/s; plain read: {sum(sizes) / plain / 1e6:.0f} MB/s")
+    sys.exit("the bound is missed" if beyond > allowed else 0)
+
+
+if __name__ == "__main__":
+    os.environ["JAX_PLATFORMS"] = "cpu"  # there the arrays lie in the memory that is measured
+    if sys.argv[1:2] == ["--write"]:
+        write_source(Path(sys.argv[2]))
+    else:
+        main()

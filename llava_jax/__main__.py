@@ -1,0 +1,33 @@
+"""python -m llava_jax VERB ...; `python -m llava_jax --help` lists the verbs. Training is `python -m llava_jax.main`.
+
+Exit codes: 0 done, 1 the verb says that something is wrong with its result, 2 bad usage or input.
+"""
+
+import os
+import sys
+
+import tyro
+
+from llava_jax.convert import convert
+from llava_jax.errors import UserError
+
+# A verb is a function of its command line; it imports jax when it is called, so that --help answers at once.
+VERBS = {
+    "convert": convert,
+}
+
+
+def main(argv: list[str]) -> int:
+    """Runs the verb that `argv` (without the program's name) begins with; returns the exit code."""
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            VERBS, prog="python -m llava_jax", args=argv, config=(tyro.conf.FlagCreatePairsOff,)
+        )
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the compiler's start-up chatter
+    sys.exit(main(sys.argv[1:]))

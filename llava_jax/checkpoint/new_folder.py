@@ -1,0 +1,42 @@
+"""A folder that appears when it is complete, and not at all when something goes wrong."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from safetensors import SafetensorError
+
+from llava_jax.errors import DataError
+
+
+def check_new(folder: Path) -> None:
+    """Raises DataError where there is something already. Asked first of all, before anything is read."""
+    if folder.exists() or folder.is_symlink():
+        raise DataError(f"{folder} exists already; choose a new folder")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """The folder to write to, `<folder>.partial`; it gets its name when the block ends.
+
+    Every process enters it; process 0 makes and renames the folder, and it alone may write small files there. Raises
+    DataError where the folder exists or cannot be written; after any error or interrupt nothing is left behind.
+    """
+    check_new(folder)
+    partial = folder.with_name(folder.name + ".partial")
+    main = jax.process_index() == 0
+    try:
+        if main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        yield partial
+        if main:
+            partial.replace(folder)
+    except BaseException as e:
+        if main:
+            shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(e, OSError | SafetensorError):
+            raise DataError(f"{folder} cannot be written: {e}") from None
+        raise

@@ -1,0 +1,38 @@
+"""What transformers computes from a folder that was written for it. The only module that may import torch, and only
+`verify` asks for it, where it is installed."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+
+def transformers_trace(folder: Path, ids: np.ndarray, pixels: np.ndarray, image: Image.Image) -> dict[str, np.ndarray]:
+    """The points of `verify.Trace`, in float32 and channels last.
+
+    ids int[1, T] with the image token per feature, pixels float32[1, H, W, 3]: what the model is given. `pixels` of the
+    result is what transformers' own image processor makes of `image`.
+    """
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    found = {}
+
+    def keep(name: str, value: torch.Tensor) -> None:
+        found[name] = value.detach().numpy()
+
+    inner = model.model
+    patches = next(m for name, m in inner.vision_tower.named_modules() if name.endswith("patch_embedding"))
+    patches.register_forward_hook(lambda _, __, out: keep("patch embedding", out.permute(0, 2, 3, 1)))
+    inner.multi_modal_projector.register_forward_pre_hook(lambda _, args: keep("selected layer", args[0]))
+    inner.multi_modal_projector.register_forward_hook(lambda _, __, out: keep("projector", out))
+    inner.language_model.register_forward_pre_hook(
+        lambda _, __, kwargs: keep("merged embeddings", kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    inner.language_model.register_forward_hook(lambda _, __, out: keep("last hidden", out[0]))
+    given = torch.tensor(pixels).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        keep("logits", model(input_ids=torch.tensor(ids).long(), pixel_values=given).logits)
+    theirs = processor.image_processor(image, return_tensors="np")["pixel_values"]
+    return found | {"pixels": np.asarray(theirs, np.float32).transpose(0, 2, 3, 1)}
