@@ -1,4 +1,4 @@
-"""The public Python surface: a whole LLaVA, loaded from anything, on the devices at hand.
+"""The public Python surface: a LLaVA, or a language model alone, loaded from anything, on the devices at hand.
 
     lv = llava_jax.load("llava-1.5-7b-hf")
     lv.chat([{"role": "user", "content": "What is unusual here?"}], images=["taxi.jpg"])
@@ -8,7 +8,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,9 +18,12 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from llava_jax.architectures import IMAGE_TOKEN_ID, ModelConfig
+from llava_jax.checkpoint.gguf import GgufFile, is_gguf
+from llava_jax.checkpoint.gguf_tokenizer import read_tokenizer
+from llava_jax.checkpoint.hf_config import read_object
 from llava_jax.checkpoint.hf_export import save_hf
 from llava_jax.checkpoint.source import open_source
-from llava_jax.data.conversation import IMAGE_MARKER
+from llava_jax.data.conversation import IMAGE_MARKER, find_template, stop_string
 from llava_jax.data.images import load_image, preprocess
 from llava_jax.data.tokenize import expand_images, stop_ids, tokenize_prompt
 from llava_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -63,7 +65,7 @@ class Loaded:
         batch = self._batch(input_ids, pixel_values, attention_mask)
         prompts = []
         for i, (tokens, seen) in enumerate(zip(batch["tokens"], batch["segment_ids"] > 0, strict=True)):
-            count = int((tokens[seen] == IMAGE_TOKEN_ID).sum()) // self.config.vision.features
+            count = int((tokens[seen] == IMAGE_TOKEN_ID).sum()) // max(self.config.features, 1)
             prompts.append(Prompt(tokens[seen], batch["images"][i, :count], row=i))
         settings = Settings(
             self._stop_ids, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
@@ -88,15 +90,18 @@ class Loaded:
         """
         prompt = self._prompt(messages, images)
         settings = Settings(
-            self._stop_ids, tuple(stop), max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-            top_k=top_k, seed=seed,
+            self._stop_ids, (*stop, *self._stop_strings), max_new_tokens=max_new_tokens, temperature=temperature,
+            top_p=top_p, top_k=top_k, seed=seed,
         )  # fmt: skip
         if is_streamed:
             return self._pieces(prompt, settings)
         return self._answer(prompt, settings).text.strip()
 
     def save(self, path: str | Path, dtype: str = "bfloat16") -> None:
-        """Writes a folder that transformers loads, weights in `dtype`. Raises DataError where it cannot."""
+        """Writes a folder that transformers loads, weights in `dtype`. Raises DataError where it cannot, as for a
+        language model alone."""
+        if not self.config.vision:
+            raise DataError(f"{path}: only a whole LLaVA can be saved, this is a language model alone")
         known = self.image_token_id if self.image_token_id < self.config.llm.vocab_size else None
         save_hf(Path(path), self.params, self.config, self.tokenizer, dtype, known, self.template, self.aspect)
 
@@ -109,6 +114,12 @@ class Loaded:
     @property
     def _stop_ids(self) -> tuple[int, ...]:
         return stop_ids(self.tokenizer, self.template)
+
+    @property
+    def _stop_strings(self) -> tuple[str, ...]:
+        """What ends an answer where the template writes no special token there."""
+        has_token = any(segment.kind == "special" for segment in find_template(self.template).train.tail)
+        return () if has_token else (stop_string(self.template),)
 
     def _answer(self, prompt: Prompt, settings: Settings) -> Answer:
         return generate(Llava(self.config), self._view, [prompt], settings, self.tokenizer, self.mesh)[0]
@@ -128,11 +139,12 @@ class Loaded:
         if images and not any(IMAGE_MARKER in text for _, text in turns):
             role, text = turns[0]
             turns[0] = (role, f"{IMAGE_MARKER}\n" * len(images) + text)
-        vision = self.config.vision
+        if images and not self.config.vision:
+            raise DataError("this is a language model alone, it takes no images")
         ids = tokenize_prompt(self.tokenizer, self.template, turns, len(images))
-        ids, _ = expand_images(ids, np.zeros(len(ids), bool), vision.features)
+        ids, _ = expand_images(ids, np.zeros(len(ids), bool), self.config.features)
         pixels = [
-            preprocess(load_image(image, _name(i, image)), vision.image_size, self.aspect)
+            preprocess(load_image(image, _name(i, image)), self.config.image_size, self.aspect)
             for i, image in enumerate(images)
         ]
         return Prompt(ids, pixels)
@@ -143,16 +155,18 @@ class Loaded:
             raise DataError(f"input_ids has shape {ids.shape}; it must be [rows, tokens]")
         seen = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask) > 0
         tokens = np.where((ids == self.image_token_id) & seen, IMAGE_TOKEN_ID, ids).astype(np.int32)
-        vision = self.config.vision
+        features, size = self.config.features, self.config.image_size
         counts = (tokens == IMAGE_TOKEN_ID).sum(axis=1)
         given = 0 if pixel_values is None else len(pixel_values)
-        if (counts % vision.features).any() or counts.sum() != given * vision.features:
+        if (given or counts.any()) and not features:
+            raise DataError("this is a language model alone, it takes no images")
+        if (counts % max(features, 1)).any() or counts.sum() != given * features:
             raise DataError(
-                f"{given} image(s) of {vision.features} features, but {counts.tolist()} image tokens in the rows of "
+                f"{given} image(s) of {features} features, but {counts.tolist()} image tokens in the rows of "
                 f"input_ids; every image needs one token ({self.image_token_id}) per feature"
             )
-        per_row = counts // vision.features
-        images = np.zeros((len(ids), per_row.max(initial=0), vision.image_size, vision.image_size, 3), np.float32)
+        per_row = counts // max(features, 1)
+        images = np.zeros((len(ids), per_row.max(initial=0), size, size, 3), np.float32)
         if given:
             pixels = np.asarray(pixel_values, np.float32).transpose(0, 2, 3, 1)
             if pixels.shape[1:] != images.shape[2:]:
@@ -199,19 +213,23 @@ def _turn(number: int, message: dict) -> tuple[str, str]:
 
 def load(
     path: str | Path, *, dtype: str = "bfloat16", tower: str | Path | None = None, base: str | Path | None = None,
-    tokenizer: str | Path | None = None, template: str = "vicuna_v1", aspect: str | None = None,
+    tokenizer: str | Path | None = None, template: str | None = None, aspect: str | None = None,
     pickles_allowed: bool = False, mesh: Mesh | None = None,
 ) -> Loaded:  # fmt: skip
-    """A model from a folder of Hugging Face's LLaVA or of the original's; its content decides.
+    """A model from a folder of Hugging Face's LLaVA or of the original's, or a language model alone from a folder or a
+    GGUF file; its content decides.
 
     dtype: float32 | bfloat16, of weights and arithmetic. tower, base, pickles_allowed: see `open_source`. tokenizer:
-    where the folder has none. aspect: crop | pad; None takes what the folder's own files say. mesh: None spreads the
-    weights over all devices. Raises DataError or ConfigError that name what is missing or does not fit.
+    where the folder has none. template: a row of the table; None takes chatml where the model's own chat template does,
+    else vicuna_v1. aspect: crop | pad; None takes what the folder's own files say. mesh: None spreads the weights over
+    all devices. Raises DataError or ConfigError that name what is missing or does not fit.
     """
     path = Path(path)
+    find_template(template or "vicuna_v1")
     source = open_source(path, *(x and Path(x) for x in (tower, base)), pickles_allowed=pickles_allowed)
     config = source.model(dtype)
-    words = load_tokenizer(tokenizer or _with_tokenizer(path, base))
+    at = _with_tokenizer(path, base)
+    words = _tokenizer(Path(tokenizer or at))
     image_token_id, found = _habits(path)
     if image_token_id is None:
         image_token_id = words.special.get(IMAGE_MARKER, words.vocab_size)
@@ -223,11 +241,33 @@ def load(
     mesh = mesh or make_mesh(1, -1, 1)
     frozen = dict.fromkeys(abstract_model(config)[0])
     params = source.load(abstract_state(config, frozen, optax.identity(), mesh).frozen)
-    return Loaded(config, params, mesh, words, template, aspect or found, image_token_id)
+    return Loaded(config, params, mesh, words, template or _template(at), aspect or found, image_token_id)
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    return read_tokenizer(GgufFile(path)) if is_gguf(path) else load_tokenizer(path)
+
+
+def _template(path: Path) -> str:
+    """The row of the table for a model whose tokenizer, and with it a chat template, is at `path`."""
+    if is_gguf(path):
+        own = GgufFile(path).chat_template
+    else:
+        jinja = path / "chat_template.jinja"
+        own = jinja.read_text(encoding="utf-8", errors="replace") if jinja.exists() else ""
+        for name in ("tokenizer_config.json", "chat_template.json"):
+            own += str(_object(path / name).get("chat_template"))
+    return "chatml" if "<|im_start|>" in (own or "") else "vicuna_v1"
+
+
+def _object(file: Path) -> dict:
+    return read_object(file, "what the model was trained with") if file.exists() else {}
 
 
 def _with_tokenizer(path: Path, base: str | Path | None) -> Path:
-    """The folder whose tokenizer is the model's: a LoRA folder or a projector may have left it to its base."""
+    """Where the model's tokenizer is: a LoRA folder or a projector may have left it to its base."""
+    if is_gguf(path):
+        return path
     folder = path if path.is_dir() else path.parent
     has_own = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
     return folder if has_own or base is None else Path(base)
@@ -238,7 +278,6 @@ def _habits(path: Path) -> tuple[int | None, str]:
     folder = path if path.is_dir() else path.parent
     about = {}
     for name in ("config.json", "preprocessor_config.json"):
-        if (folder / name).exists():
-            about |= json.loads((folder / name).read_text(encoding="utf-8"))
+        about |= {} if is_gguf(path) else _object(folder / name)
     pads = about.get("image_aspect_ratio") == "pad" or about.get("do_pad") is True
     return about.get("image_token_index", about.get("image_token_id")), "pad" if pads else "crop"
