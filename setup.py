@@ -27,6 +27,7 @@ setup(
         "safetensors>=0.6",
         "tensorboardX>=2.6",
         "tokenizers>=0.22",
+        "tyro>=0.9",
     ],
     extras_require={
         # torch and transformers' models are the parity oracle of the tests, nothing else. ==2.13.0 is a CPU build where

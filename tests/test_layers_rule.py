@@ -18,7 +18,8 @@ RANKS = {
     "llava_jax.checkpoint": 3, "llava_jax.generate": 3,
     "llava_jax.train": 4,
     "llava_jax.loaded": 5,
-    "llava_jax.main": 6,
+    "llava_jax.terminal": 6,
+    "llava_jax.main": 6, "llava_jax.__main__": 7,
 }  # fmt: skip
 RANK_0_MAY_USE = sys.stdlib_module_names | {"ml_collections", "llava_jax"}
 
