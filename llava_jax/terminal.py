@@ -123,7 +123,7 @@ def converse(
             _note("this is a language model alone, it takes no images")
         elif command == "/image":
             try:
-                waiting.append(_open(Path(rest.strip(" '\"")).expanduser()))
+                waiting.append(_open(Path(os.path.expanduser(rest.strip(" '\"")))))
                 _note(f"the next question comes with {len(waiting)} image(s)")
             except DataError as e:
                 _note(e)
@@ -183,7 +183,7 @@ def _lines() -> Iterator[str]:
 
 def _open(file: Path) -> Image.Image:
     """Raises DataError."""
-    if not file.is_file():
+    if not os.path.isfile(file):  # Path's own raises for names too long, and for folders that may not be read
         raise DataError(f"{file}: no such image file")
     return load_image(file, str(file))
 

@@ -22,6 +22,7 @@ from llava_jax.train.inputs import open_tokenizer
 
 PATIENCE = 1800  # seconds; all but a few are the machine's other work
 CHAT = [sys.executable, "-m", "llava_jax", "chat"]
+ROOT = Path(__file__).parent.parent
 RED = Image.new("RGB", (8, 8), (200, 30, 30))
 
 
@@ -108,10 +109,11 @@ def test_an_image_comes_with_the_next_question_only(picture):
 def test_a_bad_image_is_said_in_one_line_and_the_conversation_goes_on(tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     model = Model(["a"])
-    talk(model, f"/image {tmp_path}/none.png", f"/image {tmp_path}/bad.png", "/image", "hello")
+    odd = (f"/image {'x' * 5000}", "/image ~nobody-of-this-name/a.png", "/image")
+    talk(model, f"/image {tmp_path}/none.png", f"/image {tmp_path}/bad.png", *odd, "hello")
     assert model.asked == [(["hello"], 0)]
     out, err = capsys.readouterr()
-    assert out == "a\n" and len(err.splitlines()) == 3
+    assert out == "a\n" and len(err.splitlines()) == 5
     assert "none.png: no such image file" in err and "bad.png" in err
 
 
@@ -197,7 +199,10 @@ def test_images_for_a_language_model_alone_are_refused(stub, picture):
 
 def test_help_needs_no_jax():
     code = "import sys, llava_jax.terminal; print(sorted({'jax', 'flax', 'torch', 'transformers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        == "[]\n"
+    )
 
 
 # A real model in a process of its own
@@ -215,7 +220,7 @@ def folder(tmp_path_factory):
 def test_a_pipe_gets_the_answers_alone(folder, picture):
     command = [*CHAT, str(folder), "--image", str(picture), "--max-new-tokens", "4"]
     text = "what color is the cross ?\n/image none.png\nis there a circle ?\n"
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     model = loaded.load(folder)
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what color is the cross ?"}]}]
@@ -227,7 +232,7 @@ def test_a_pipe_gets_the_answers_alone(folder, picture):
 
 
 def test_a_path_that_is_no_model_ends_with_one_line(tmp_path):
-    done = subprocess.run([*CHAT, str(tmp_path / "gone")], capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run([*CHAT, str(tmp_path / "gone")], capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
     assert done.returncode == 1 and done.stdout == ""
     assert (
         done.stderr.splitlines()[-1] == f"error: {tmp_path / 'gone'} does not exist" and "Traceback" not in done.stderr
@@ -237,7 +242,9 @@ def test_a_path_that_is_no_model_ends_with_one_line(tmp_path):
 def test_on_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_the_program(folder):
     main, side = pty.openpty()
     command = [*CHAT, str(folder), "--max-new-tokens", "8000", "--dtype", "float32"]
-    process = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, start_new_session=True, preexec_fn=owned)
+    process = subprocess.Popen(
+        command, stdin=side, stdout=side, stderr=side, start_new_session=True, preexec_fn=owned, cwd=ROOT
+    )
     os.close(side)
     try:
         until(main, "> ")

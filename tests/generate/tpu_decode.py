@@ -1,8 +1,8 @@
 """Compiles the decoding of a token for a TPU v5e that is not there. A program, for libtpu wants a process of its own.
 
-    python tpu_decode.py FOLDER BATCH KV_HEADS
+    python tpu_decode.py FOLDER loop|single BATCH KV_HEADS
 
-Writes the optimised programs to FOLDER/{loop,single}.txt and what their memory is used for to FOLDER/memory.json.
+Writes the optimised program to FOLDER/program.txt and what its memory is used for to FOLDER/memory.json.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from llava_jax.train.state import abstract_model, nested  # noqa: E402
 LENGTH, NEW = 3584, 512  # slots: the cache of a long conversation
 
 
-def main(folder: Path, b: int, kv_heads: int) -> None:
+def main(folder: Path, kind: str, b: int, kv_heads: int) -> None:
     llm = dataclasses.replace(LLM["llama2_7b"], layers=2, kv_heads=kv_heads)
     config = ModelConfig(VISION["clip_l14_336"], llm, "mlp2x_gelu", "bfloat16", "bfloat16", "none", False, "xla")
     chip = topologies.get_topology_desc("v5e:1x1", platform="tpu", chips_per_host_bounds=(1, 1, 1)).devices[0]
@@ -47,18 +47,18 @@ def main(folder: Path, b: int, kv_heads: int) -> None:
     )
     view, state = jax.tree.map(lambda x: array(x.shape, x.dtype), (jax.eval_shape(decode_view, weights), start))
     rows = array((b,), bool)
-    programs = dict(
-        loop=decode.lower(model, view, state, array((), jnp.int32), rows),
-        single=decode_one.lower(model, view, state, rows),
+    lowered = (
+        decode.lower(model, view, state, array((), jnp.int32), rows)
+        if kind == "loop"
+        else decode_one.lower(model, view, state, rows)
     )
-    about = {"cache": list(state.cache.layers[0][0].shape), "layers": llm.layers}
-    for name, lowered in programs.items():
-        compiled = lowered.compile()
-        (folder / f"{name}.txt").write_text(compiled.as_text())
-        memory = compiled.memory_analysis()
-        about[name] = dict(temporary=memory.temp_size_in_bytes, reused=memory.alias_size_in_bytes)
+    compiled = lowered.compile()
+    (folder / "program.txt").write_text(compiled.as_text())
+    memory = compiled.memory_analysis()
+    about = dict(cache=list(state.cache.layers[0][0].shape), layers=llm.layers)
+    about |= dict(temporary=memory.temp_size_in_bytes, reused=memory.alias_size_in_bytes)
     (folder / "memory.json").write_text(json.dumps(about))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
