@@ -23,6 +23,8 @@ from llava_jax.train.inputs import open_tokenizer
 PATIENCE = 1800  # seconds; all but a few are the machine's other work
 CHAT = [sys.executable, "-m", "llava_jax", "chat"]
 ROOT = Path(__file__).parent.parent
+# Runs a command after making the terminal on its standard input the one whose Ctrl-C reaches it.
+OWNED = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 RED = Image.new("RGB", (8, 8), (200, 30, 30))
 
 
@@ -218,15 +220,17 @@ def folder(tmp_path_factory):
 
 
 def test_a_pipe_gets_the_answers_alone(folder, picture):
-    command = [*CHAT, str(folder), "--image", str(picture), "--max-new-tokens", "4"]
+    drawn = dict(max_new_tokens=4, temperature=1.0, seed=3)  # the likeliest words of this model never change
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in drawn.items()]
+    command = [*CHAT, str(folder), "--image", str(picture), *flags]
     text = "what color is the cross ?\n/image none.png\nis there a circle ?\n"
     done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     model = loaded.load(folder)
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what color is the cross ?"}]}]
-    first = model.chat(messages, [picture], max_new_tokens=4)
+    first = model.chat(messages, [picture], **drawn)
     messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "is there a circle ?"}]
-    second = model.chat(messages, [picture], max_new_tokens=4)
+    second = model.chat(messages, [picture], **drawn)
     assert [line.strip() for line in done.stdout.splitlines()] == [first, second] and first != second
     assert "none.png: no such image file" in done.stderr and "Traceback" not in done.stderr
 
@@ -241,10 +245,8 @@ def test_a_path_that_is_no_model_ends_with_one_line(tmp_path):
 
 def test_on_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_the_program(folder):
     main, side = pty.openpty()
-    command = [*CHAT, str(folder), "--max-new-tokens", "8000", "--dtype", "float32"]
-    process = subprocess.Popen(
-        command, stdin=side, stdout=side, stderr=side, start_new_session=True, preexec_fn=owned, cwd=ROOT
-    )
+    command = [sys.executable, "-c", OWNED, *CHAT, str(folder), "--max-new-tokens=8000", "--dtype=float32"]
+    process = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, start_new_session=True, cwd=ROOT)
     os.close(side)
     try:
         until(main, "> ")
@@ -260,14 +262,6 @@ def test_on_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_the_program(folder):
     finally:
         process.kill()
         os.close(main)
-
-
-def owned():
-    """Makes the terminal on standard input the one whose Ctrl-C reaches this process."""
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def until(terminal: int, text: str) -> str:
