@@ -10,9 +10,11 @@ import tyro
 
 from llava_jax.convert import convert
 from llava_jax.errors import UserError
+from llava_jax.terminal import chat
 
 # A verb is a function of its command line; it imports jax when it is called, so that --help answers at once.
 VERBS = {
+    "chat": chat,
     "convert": convert,
 }
 

@@ -75,16 +75,27 @@ class LlamaConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole LLaVA: two towers, the projector between them, and how to compute."""
+    """A whole LLaVA: two towers, the projector between them, and how to compute. Or a language model alone: then
+    `vision` and `projector` are None."""
 
-    vision: VisionConfig
+    vision: VisionConfig | None
     llm: LlamaConfig
-    projector: str  # linear | mlpNx_gelu
+    projector: str | None  # linear | mlpNx_gelu
     dtype: str  # float32 | bfloat16: matrix products and activations
     feature_dtype: str  # float32 | bfloat16: what the vision tower computes in
     remat: str  # none | full | save_qkv: what the backward pass recomputes
     unroll: bool  # layers as straight-line code instead of a loop
     attention: str  # xla
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of a side of the images; 0 where there are none."""
+        return self.vision.image_size if self.vision else 0
+
+    @property
+    def features(self) -> int:
+        """Placeholder tokens of one image; 0 where there are none."""
+        return self.vision.features if self.vision else 0
 
 
 def _clip_l14(image_size: int) -> VisionConfig:

@@ -15,3 +15,7 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A sample, image or data file that cannot be used; the message names it (exit code 1)."""
+
+
+class TooLong(DataError):
+    """A conversation that leaves the model no room for an answer."""

@@ -1,4 +1,4 @@
-"""The public Python surface: a whole LLaVA on the devices at hand, that answers and is saved.
+"""The public Python surface: a LLaVA, or a language model alone, on the devices at hand, that answers and is saved.
 
     lv = llava_jax.load("llava-1.5-7b-hf")
     lv.chat([{"role": "user", "content": "What is unusual here?"}], images=["taxi.jpg"])
@@ -20,7 +20,7 @@ from llava_jax.architectures import IMAGE_TOKEN_ID, ModelConfig
 from llava_jax.checkpoint.hf_export import save_hf
 from llava_jax.checkpoint.original_export import save_original
 from llava_jax.checkpoint.own import save_own
-from llava_jax.data.conversation import IMAGE_MARKER
+from llava_jax.data.conversation import IMAGE_MARKER, find_template, stop_string
 from llava_jax.data.images import load_image, preprocess
 from llava_jax.data.tokenize import expand_images, stop_ids, tokenize_prompt
 from llava_jax.data.tokenizer import Tokenizer
@@ -80,7 +80,7 @@ class Loaded:
         batch = self._batch(input_ids, pixel_values, attention_mask)
         prompts = []
         for i, (tokens, seen) in enumerate(zip(batch["tokens"], batch["segment_ids"] > 0, strict=True)):
-            count = int((tokens[seen] == IMAGE_TOKEN_ID).sum()) // self.config.vision.features
+            count = int((tokens[seen] == IMAGE_TOKEN_ID).sum()) // max(self.config.features, 1)
             prompts.append(Prompt(tokens[seen], batch["images"][i, :count], row=i))
         settings = Settings(
             self._stop_ids, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
@@ -105,8 +105,8 @@ class Loaded:
         """
         prompt = self._prompt(messages, images)
         settings = Settings(
-            self._stop_ids, tuple(stop), max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-            top_k=top_k, seed=seed,
+            self._stop_ids, (*stop, *self._stop_strings), max_new_tokens=max_new_tokens, temperature=temperature,
+            top_p=top_p, top_k=top_k, seed=seed,
         )  # fmt: skip
         if is_streamed:
             return self._pieces(prompt, settings)
@@ -116,9 +116,11 @@ class Loaded:
         """Writes a new folder: `hf`, which transformers loads; `llava`, the original's; `orbax`, our own, laid out as a
         run's. dtype: float32 | bfloat16 | float16, of the files; None: each weight as it is here.
 
-        The folder appears when it is complete. Raises DataError where it exists or cannot be written, and for a model
-        that the format cannot hold.
+        The folder appears when it is complete. Raises DataError where it exists or cannot be written, for a model that
+        the format cannot hold, and for a language model alone.
         """
+        if not self.config.vision:
+            raise DataError("a language model alone is not written; a run starts from it with --config.load.llm=FOLDER")
         one_of(format, FORMATS, "format")
         one_of(dtype, (None, *DTYPES), "dtype")
         path, c, origin, tokens = Path(path), self.config, self.origin, self.tokenizer
@@ -145,6 +147,12 @@ class Loaded:
     def _stop_ids(self) -> tuple[int, ...]:
         return stop_ids(self.tokenizer, self.template)
 
+    @property
+    def _stop_strings(self) -> tuple[str, ...]:
+        """What ends an answer where the template writes no special token there."""
+        has_token = any(segment.kind == "special" for segment in find_template(self.template).train.tail)
+        return () if has_token else (stop_string(self.template),)
+
     def _answer(self, prompt: Prompt, settings: Settings) -> Answer:
         return generate(Llava(self.config), self._view, [prompt], settings, self.tokenizer, self.mesh)[0]
 
@@ -163,11 +171,12 @@ class Loaded:
         if images and not any(IMAGE_MARKER in text for _, text in turns):
             role, text = turns[0]
             turns[0] = (role, f"{IMAGE_MARKER}\n" * len(images) + text)
-        vision = self.config.vision
+        if images and not self.config.vision:
+            raise DataError("this is a language model alone, it takes no images")
         ids = tokenize_prompt(self.tokenizer, self.template, turns, len(images))
-        ids, _ = expand_images(ids, np.zeros(len(ids), bool), vision.features)
+        ids, _ = expand_images(ids, np.zeros(len(ids), bool), self.config.features)
         pixels = [
-            preprocess(load_image(image, _name(i, image)), vision.image_size, self.aspect)
+            preprocess(load_image(image, _name(i, image)), self.config.image_size, self.aspect)
             for i, image in enumerate(images)
         ]
         return Prompt(ids, pixels)
@@ -178,16 +187,18 @@ class Loaded:
             raise DataError(f"input_ids has shape {ids.shape}; it must be [rows, tokens]")
         seen = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask) > 0
         tokens = np.where((ids == self.image_token_id) & seen, IMAGE_TOKEN_ID, ids).astype(np.int32)
-        vision = self.config.vision
+        features, size = self.config.features, self.config.image_size
         counts = (tokens == IMAGE_TOKEN_ID).sum(axis=1)
         given = 0 if pixel_values is None else len(pixel_values)
-        if (counts % vision.features).any() or counts.sum() != given * vision.features:
+        if (given or counts.any()) and not features:
+            raise DataError("this is a language model alone, it takes no images")
+        if (counts % max(features, 1)).any() or counts.sum() != given * features:
             raise DataError(
-                f"{given} image(s) of {vision.features} features, but {counts.tolist()} image tokens in the rows of "
+                f"{given} image(s) of {features} features, but {counts.tolist()} image tokens in the rows of "
                 f"input_ids; every image needs one token ({self.image_token_id}) per feature"
             )
-        per_row = counts // vision.features
-        images = np.zeros((len(ids), per_row.max(initial=0), vision.image_size, vision.image_size, 3), np.float32)
+        per_row = counts // max(features, 1)
+        images = np.zeros((len(ids), per_row.max(initial=0), size, size, 3), np.float32)
         if given:
             pixels = np.asarray(pixel_values, np.float32).transpose(0, 2, 3, 1)
             if pixels.shape[1:] != images.shape[2:]:

@@ -1,4 +1,5 @@
-"""`llava_jax.load`: a whole LLaVA from anything, its weights read straight into the shards of the devices at hand."""
+"""`llava_jax.load`: a LLaVA from anything, or a language model alone, its weights read straight into the shards of the
+devices at hand."""
 
 from pathlib import Path
 
@@ -6,10 +7,11 @@ import jax
 from jax.sharding import Mesh
 
 from llava_jax.architectures import ModelConfig
+from llava_jax.checkpoint.gguf import GgufFile, is_gguf
 from llava_jax.checkpoint.hf_config import read_object
 from llava_jax.checkpoint.own import Own, is_own, open_own
 from llava_jax.checkpoint.source import Source, open_source
-from llava_jax.data.conversation import IMAGE_MARKER
+from llava_jax.data.conversation import IMAGE_MARKER, find_template
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.loaded import DTYPES, Loaded, Origin, one_of
 from llava_jax.sharding import make_mesh, param_sharding
@@ -23,29 +25,30 @@ def load(
     aspect: str | None = None, pickles_allowed: bool = False, mesh: Mesh | None = None,
 ) -> Loaded:  # fmt: skip
     """A model from a folder of Hugging Face's LLaVA or of the original's, the workdir of a run (its newest checkpoint),
-    or what `save` wrote; its content decides.
+    or what `save` wrote; or a language model alone, from a folder or a GGUF file. Its content decides.
 
     dtype: float32 | bfloat16 | float16, of the weights; None: each as its file has it. Arithmetic is in bfloat16 where
     all of them are, else in float32. tower, base, pickles_allowed: see `open_source`. tokenizer: where the folder has
-    none, or another one. template: None for what the run says, else vicuna_v1. aspect: crop | pad; None takes what the
-    folder's own files say. mesh: None spreads the weights over all devices. Raises DataError or ConfigError that name
-    what is missing or does not fit.
+    none, or another one. template: None for what the run says, chatml where the model's own chat template is, else
+    vicuna_v1. aspect: crop | pad; None takes what the folder's own files say. mesh: None spreads the weights over all
+    devices. Raises DataError or ConfigError that name what is missing or does not fit.
     """
     path, mesh = Path(path), mesh or make_mesh(1, -1, 1)
     one_of(dtype, (None, *DTYPES), "dtype")
     one_of(aspect, (None, "crop", "pad"), "aspect")
+    find_template(template or "vicuna_v1")
     if is_own(path):
         if tower or base:
             raise ConfigError(f"{path} is a whole model of ours; it takes no tower and no base")
         source = open_own(path)
-        found = source.aspect, source.template, source.image_token_id
+        found_aspect, found_template, image_token_id = source.aspect, source.template, source.image_token_id
         words_at = tokenizer or source.tokenizer
     else:
         source = open_source(path, *(x and Path(x) for x in (tower, base)), pickles_allowed=pickles_allowed)
         source.model("float32")  # a module that is missing is said before a tokenizer that is
-        found = _habits(path)
-        words_at = tokenizer or _with_tokenizer(path, base)
-    found_aspect, found_template, image_token_id = found
+        found_aspect, image_token_id = _habits(path)
+        at = _with_tokenizer(path, base)
+        words_at, found_template = tokenizer or at, _template(at)
     words = open_tokenizer(str(words_at))
     if image_token_id is None:
         image_token_id = words.special.get(IMAGE_MARKER, words.vocab_size)
@@ -87,19 +90,35 @@ def _origin(source: Source | Own, tokenizer: Path) -> Origin:
 
 
 def _with_tokenizer(path: Path, base: str | Path | None) -> Path:
-    """The folder whose tokenizer is the model's: a LoRA folder or a projector may have left it to its base."""
+    """Where the model's tokenizer is: a LoRA folder or a projector may have left it to its base."""
+    if is_gguf(path):
+        return path
     folder = path if path.is_dir() else path.parent
     has_own = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
     return folder if has_own or base is None else Path(base)
 
 
-def _habits(path: Path) -> tuple[str, str, int | None]:
-    """(aspect, template, image token) as config.json and preprocessor_config.json say it; they know no template."""
+def _template(path: Path) -> str:
+    """The row of the table for a model whose tokenizer, and with it a chat template, is at `path`."""
+    if is_gguf(path):
+        own = GgufFile(path).chat_template
+    else:
+        jinja = path / "chat_template.jinja"
+        own = jinja.read_text(encoding="utf-8", errors="replace") if jinja.exists() else ""
+        for name in ("tokenizer_config.json", "chat_template.json"):
+            own += str(_object(path / name).get("chat_template"))
+    return "chatml" if "<|im_start|>" in (own or "") else "vicuna_v1"
+
+
+def _habits(path: Path) -> tuple[str, int | None]:
+    """(aspect, image token) as config.json and preprocessor_config.json say it."""
+    if is_gguf(path):
+        return "crop", None
     folder = path if path.is_dir() else path.parent
-    about = {}
-    for name in ("config.json", "preprocessor_config.json"):
-        if (folder / name).exists():
-            about |= read_object(folder / name, "how images are prepared")
+    about = _object(folder / "config.json") | _object(folder / "preprocessor_config.json")
     pads = about.get("image_aspect_ratio") == "pad" or about.get("do_pad") is True
-    token = about.get("image_token_index", about.get("image_token_id"))
-    return "pad" if pads else "crop", "vicuna_v1", token
+    return "pad" if pads else "crop", about.get("image_token_index", about.get("image_token_id"))
+
+
+def _object(file: Path) -> dict:
+    return read_object(file, "how the model was trained") if file.exists() else {}

@@ -6,14 +6,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from hf_weights import hf_llava, random_params, small
+from hf_weights import hf_llama, hf_llava, random_params, small
 from PIL import Image
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoProcessor, LlamaForCausalLM, LlavaForConditionalGeneration
 
 import llava_jax
 from llava_jax.checkpoint.hf_export import save_hf
+from llava_jax.data.conversation import TEMPLATES
 from llava_jax.errors import DataError
-from llava_jax.train.inputs import open_tokenizer
+from llava_jax.generate.generate import Prompt, Settings, generate
+from llava_jax.models.llava import Llava
+from llava_jax.train.inputs import TINY_TOKENIZER, open_tokenizer
+from llava_jax.train.state import nested
 
 TOKENIZER = open_tokenizer("tiny")
 CONFIG = small(llm=dict(vocab_size=512, max_positions=256))
@@ -139,3 +143,61 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     (tmp_path / "it" / "config.json").write_text(json.dumps({"auto_map": {}}))
     with pytest.raises(DataError, match="asks for code of its own"):
         llava_jax.load(tmp_path / "it")
+
+
+@pytest.fixture(scope="module")
+def words_alone(tmp_path_factory):
+    """A language model's folder, with a chat template of its own."""
+    folder = tmp_path_factory.mktemp("words")
+    hf_llama(CONFIG.llm).save_pretrained(folder)
+    for file in TINY_TOKENIZER.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_a_language_model_alone_answers_as_theirs_and_takes_no_images(words_alone, tmp_path):
+    ours = llava_jax.load(words_alone, dtype="float32")
+    theirs = LlamaForCausalLM.from_pretrained(words_alone).eval()
+    ids = np.array([[1, 40, 41, 42, 43], [1, 50, 51, 52, 53]])
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(ids)).logits.numpy()
+        continued = theirs.generate(torch.tensor(ids), max_new_tokens=16, do_sample=False, eos_token_id=511).numpy()
+    assert np.abs(ours.logits(ids) - wanted).max() <= 1e-4 * np.abs(wanted).max()
+    found = ours.generate(ids, max_new_tokens=16)
+    assert found.tolist() == continued[:, 5 : 5 + found.shape[1]].tolist() and found.shape[1] > 4
+    asked = [{"role": "user", "content": "is there a circle ?"}]
+    assert isinstance(ours.chat(asked, max_new_tokens=4), str)
+    picture = Image.new("RGB", (50, 40))
+    for refused in (
+        lambda: ours.chat(asked, [picture]),
+        lambda: ours.logits(ids, np.zeros((1, 3, 24, 24), np.float32)),
+        lambda: ours.generate(np.full((1, 3), ours.image_token_id)),
+        lambda: ours.save(tmp_path / "it"),
+    ):
+        with pytest.raises(DataError, match="a language model alone"):
+            refused()
+    with pytest.raises(DataError, match="1 image.s.; this is a language model alone"):
+        generate(Llava(ours.config), nested(ours.params), [Prompt([1], [np.zeros((24, 24, 3))])], Settings((2,)))
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_model_whose_own_chat_template_is_chatml_is_asked_in_chatml(words_alone, tmp_path, file):
+    assert llava_jax.load(words_alone, dtype="float32").template == "vicuna_v1"
+    for one in words_alone.iterdir():
+        (tmp_path / one.name).write_bytes(one.read_bytes())
+    template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] }}{% endfor %}"
+    about = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    text = template if file.endswith("jinja") else json.dumps(about | {"chat_template": template})
+    (tmp_path / file).write_text(text)
+    assert llava_jax.load(tmp_path, dtype="float32").template == "chatml"
+    assert llava_jax.load(tmp_path, dtype="float32", template="llava_v1").template == "llava_v1"
+
+
+def test_an_answer_ends_with_what_the_template_writes_behind_it(ours):
+    """Text in some templates, where no id says it."""
+    asked = [{"role": "user", "content": "what is it ?"}]
+    for template, ends in (("llava_v0", ["###"]), ("plain", ["\n"]), ("vicuna_v1", [])):
+        assert template in TEMPLATES
+        model = dataclasses.replace(ours, template=template)
+        whole = model.chat(asked, max_new_tokens=30, stop=[" "])
+        assert [*model._stop_strings] == ends and " " not in whole.strip()

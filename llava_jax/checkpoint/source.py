@@ -55,8 +55,9 @@ class Source:
         return tuple(module for part in self.parts for module in part.modules)
 
     def model(self, dtype: str) -> ModelConfig:
-        """The whole model, computing in `dtype`. Raises DataError where a module is missing, and says which."""
-        missing = {"vision", "projector", "llm"} - set(self.modules)
+        """The whole model, computing in `dtype`: a LLaVA, or a language model and nothing else. Raises DataError where
+        a module is missing, and says which."""
+        missing = {"vision", "projector", "llm"} - set(self.modules) if self.modules != ("llm",) else ()
         if missing:
             alone = self.modules[0]
             raise DataError(

@@ -113,7 +113,7 @@ def _chosen(state: State, logits: jax.Array, cache: Cache) -> State:
 
 def _step(model: Llava, params: dict, state: State) -> State:
     """One token more per row: puts the last one through the model and chooses the next."""
-    b, size = state.token.shape[0], model.config.vision.image_size
+    b, size = state.token.shape[0], model.config.image_size
     no_images = jnp.zeros((b, 0, size, size, 3), jnp.uint8)
     one = state.token[:, None], no_images, state.position[:, None], jnp.ones((b, 1), jnp.int32)
     hidden, cache = _hidden(model, params, *one, state.cache)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from llava_jax.architectures import IMAGE_TOKEN_ID, ModelConfig
 from llava_jax.data.tokenizer import Tokenizer
-from llava_jax.errors import ConfigError, DataError
+from llava_jax.errors import ConfigError, DataError, TooLong
 from llava_jax.generate.decode import State, decode, decode_one, decode_view, prefill
 from llava_jax.generate.sampling import Sampling
 from llava_jax.generate.text import Detokenizer, StopStrings
@@ -88,8 +88,8 @@ def generate(
 
     params: a decode_view (or the nested tree, of which one is made each time). mesh: the one that holds params.
 
-    Raises DataError for a prompt that is empty, too long for the model, or whose image runs and images disagree;
-    ConfigError for stop strings without a tokenizer.
+    Raises DataError for a prompt that is empty or whose image runs and images disagree, TooLong for one too long for
+    the model; ConfigError for stop strings without a tokenizer.
     """
     answers = [Answer() for _ in prompts]
     steps = ROUND if settings.stop_strings else settings.max_new_tokens
@@ -195,11 +195,14 @@ def _limit(config: ModelConfig, number: int, prompt: Prompt, settings: Settings)
     tokens, images = np.asarray(prompt.tokens), len(prompt.images)
     name, length, longest = f"prompt {number}", len(tokens), config.llm.max_positions
     if not 0 < length < longest:
-        raise DataError(f"{name} has {length} tokens; the model takes 1 to {longest - 1}, so shorten the conversation")
+        kind = TooLong if length else DataError
+        raise kind(f"{name} has {length} tokens; the model takes 1 to {longest - 1}, so shorten the conversation")
+    if images and not config.vision:
+        raise DataError(f"{name} has {images} image(s); this is a language model alone, it takes none")
     places = int((tokens == IMAGE_TOKEN_ID).sum())
-    if places != images * config.vision.features:
+    if places != images * config.features:
         raise DataError(
-            f"{name} has {images} image(s) of {config.vision.features} features, but {places} places for features; "
+            f"{name} has {images} image(s) of {config.features} features, but {places} places for features; "
             "write one run of places per image"
         )
     text = tokens[tokens != IMAGE_TOKEN_ID]
@@ -235,7 +238,7 @@ def _start(model, params, prompts, settings, limits, rows, mesh) -> State:
 def _batch(config: ModelConfig, prompts: Sequence[Prompt], rows: int) -> dict[str, np.ndarray]:
     """Right padded to the bucket of the longest; images to a power of two of the most; the last rows empty."""
     length = bucket(max(len(prompt.tokens) for prompt in prompts))
-    most, size = max(len(prompt.images) for prompt in prompts), config.vision.image_size
+    most, size = max(len(prompt.images) for prompt in prompts), config.image_size
     images = [np.asarray(image) for prompt in prompts for image in prompt.images]
     for image in images:
         if image.shape != (size, size, 3) or image.dtype != images[0].dtype:

@@ -30,13 +30,15 @@ def merge(tokens: jax.Array, text: jax.Array, features: jax.Array) -> jax.Array:
 
 
 class Llava(nn.Module):
-    """Parameters: `vision`, `projector`, `llm`. `init` creates all of them, with or without images in its input."""
+    """Parameters: `vision`, `projector`, `llm`. `init` creates all of them, with or without images in its input. Where
+    the config has no tower, `llm` alone; images then have N = 0."""
 
     config: ModelConfig
 
     def setup(self):
-        self.vision = Clip(self.config)
-        self.projector = Projector(self.config)
+        if self.config.vision:
+            self.vision = Clip(self.config)
+            self.projector = Projector(self.config)
         self.llm = Llama(self.config)
 
     def encode_images(self, images):
@@ -46,12 +48,12 @@ class Llava(nn.Module):
         """
         b, n = images.shape[:2]
         c = self.config
-        if n == 0 and self.is_initializing():
+        if n == 0 and c.vision and self.is_initializing():
             self.encode_images(jnp.zeros((b, 1, *images.shape[2:]), images.dtype))
         if n == 0:
             return jnp.zeros((b, 0, c.llm.width), c.dtype)
         features = self.projector(self.vision(images.reshape(b * n, *images.shape[2:])))
-        return features.reshape(b, n * c.vision.features, c.llm.width)
+        return features.reshape(b, n * c.features, c.llm.width)
 
     def embed(self, tokens, images):
         """tokens int32[B, T] with IMAGE_TOKEN_ID where features go -> dtype[B, T, D]."""
@@ -73,7 +75,7 @@ class Llava(nn.Module):
 
 def _create(config: ModelConfig, key: jax.Array):
     one = jnp.zeros((1, 1), jnp.int32)
-    size = config.vision.image_size
+    size = config.image_size
     return Llava(config).init(key, one, jnp.zeros((1, 0, size, size, 3), jnp.uint8), one, one)["params"]
 
 

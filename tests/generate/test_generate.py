@@ -9,7 +9,7 @@ from small_model import IMAGE, LLM, MODEL, UNUSED, VISION, compilations, picture
 
 from llava_jax.architectures import IMAGE_TOKEN_ID
 from llava_jax.data.tokenizer import train_tokenizer
-from llava_jax.errors import ConfigError, DataError
+from llava_jax.errors import ConfigError, DataError, TooLong
 from llava_jax.generate.decode import decode_view
 from llava_jax.generate.generate import Prompt, Settings, bucket, generate, padded_rows, stream
 from llava_jax.sharding import make_mesh
@@ -207,8 +207,9 @@ def test_no_prompts_no_answers(params):
 )
 def test_a_prompt_that_cannot_be_answered_is_named(params, prompt, message):
     assert VISION.features == 4 and IMAGE_TOKEN_ID == -200
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as fault:
         generate(MODEL, params, [PROMPTS[1], prompt], GREEDY)
+    assert (fault.type is TooLong) == (len(prompt.tokens) >= LLM.max_positions)
 
 
 @pytest.mark.parametrize(

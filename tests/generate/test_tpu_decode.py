@@ -1,0 +1,88 @@
+"""decode.py on a TPU, compiled without one: what a token costs must not grow with a copy of the cache.
+
+The shapes are those of a 7B model, but for its number of layers: of small arrays the compiler keeps copies in fast
+memory, and brings them back.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("tpu_decode.py")
+STAYS = {"parameter", "get-tuple-element", "bitcast", "dynamic-update-slice"}
+
+
+def compiled(folder: Path, kind: str, b: int, kv_heads: int) -> tuple[str, dict]:
+    """(the optimised program's text, what memory.json says)."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("the TPU compiler is missing: pip install 'jax[tpu]' (it needs no TPU)")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
+    environment["PYTHONPATH"] = str(PROGRAM.parents[2])
+    command = [sys.executable, str(PROGRAM), str(folder), kind, str(b), str(kv_heads)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return (folder / "program.txt").read_text(), json.loads((folder / "memory.json").read_text())
+
+
+def moved(program: str, shape: list[int]) -> list[str]:
+    """Instructions that make an array of as many numbers as `shape`, other than in place."""
+    found = []
+    for line in program.splitlines():
+        made = re.match(r" *(?:ROOT )?%?[\w.-]+ = \(?\w+\[([\d,]+)\]\S* (?:.*\) )?([\w-]+)\(", line)
+        if not made or math.prod(map(int, made[1].split(","))) != math.prod(shape):
+            continue
+        if made[2] == "fusion":
+            body = _body(program, re.search(r"calls=%([\w.-]+)", line)[1])
+            root = re.search(r"^ *ROOT .* ([\w-]+)\(", body, re.M)[1]
+            in_place = root in ("bitcast", "dynamic-update-slice")
+        else:
+            in_place = made[2] in STAYS | {"tuple", "while"}
+        if not in_place:
+            found.append(line.strip()[:120])
+    return found
+
+
+def _body(program: str, name: str) -> str:
+    return re.search(rf"^%{re.escape(name)} .*?^}}", program, re.M | re.S)[0]
+
+
+# A batch is answered by the loop, a conversation by single steps (of two rows: see padded_rows).
+@pytest.mark.parametrize(("kind", "b", "kv_heads"), [("loop", 8, 32), ("loop", 8, 8), ("single", 2, 32)])
+def test_a_token_writes_one_slot_of_the_cache_and_copies_none_of_it(tmp_path, kind, b, kv_heads):
+    program, memory = compiled(tmp_path, kind, b, kv_heads)
+    check(program, memory)
+
+
+def check(program: str, memory: dict) -> None:
+    cache, layers = memory["cache"], memory["layers"]
+    assert moved(program, cache) == []
+    written = re.findall(rf"bf16\[{','.join(map(str, cache))}\]\S* dynamic-update-slice\(", program)
+    assert len(written) == 2 * layers, "every layer's keys and values are written once"
+    size = 2 * math.prod(cache)  # bytes of one layer's keys
+    assert memory["reused"] >= 2 * layers * size, "the cache that comes out is the one that went in"
+
+
+def test_a_copy_would_be_found():
+    program = """
+%bitcast_fusion.1 (x: bf16[2,3]) -> bf16[2,3] {
+  ROOT %bitcast.1 = bf16[2,3]{1,0:T(8,128)} bitcast(%x)
+}
+%fused (x: bf16[2,3]) -> bf16[3,2] {
+  ROOT %transpose.1 = bf16[3,2]{1,0} transpose(%x)
+}
+ENTRY %main (x: bf16[2,3]) -> bf16[2,3] {
+  %fusion.1 = bf16[2,3]{1,0:T(8,128)} fusion(%x), kind=kLoop, calls=%bitcast_fusion.1
+  %fusion.2 = bf16[3,2]{1,0:T(8,128)} fusion(%x), kind=kLoop, calls=%fused
+  %copy-start.1 = (bf16[2,3]{1,0:T(8,128)S(1)}, bf16[2,3]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%x)
+  ROOT %copy.1 = bf16[2,3]{0,1:T(8,128)} copy(%x), metadata={op_name="jit(decode)/while/body/x"}
+}
+"""
+    found = [line.split(" = ")[0] for line in moved(program, [2, 3])]
+    assert found == ["ROOT %transpose.1", "%fusion.2", "%copy-start.1", "ROOT %copy.1"]
