@@ -26,14 +26,15 @@ def get_config():
     c.log_every = 20
     c.checkpoint.every = 200
 
-    c.stages.stage1 = s = config.stage(batch=64, steps=100)
+    c.stages.stage1 = s = config.stage(batch=64, steps=200)
     s.learning_rates = (("projector/.*", 2e-3), (".*", None))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "caption", "plain", 48
+    s.optimizer.b2 = 0.98  # short runs: squared gradients averaged over a shorter past than AdamW's usual 0.999
     s.eval.before = True
 
     c.stages.stage2 = s = config.stage(batch=32, steps=900)
     s.learning_rates = (("vision/.*", None), (".*", 2e-3))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "instruct", "vicuna_v1", 96
-    s.optimizer.b2 = 0.98  # a short run: squared gradients averaged over a shorter past than AdamW's usual 0.999
+    s.optimizer.b2 = 0.98
     s.eval.before, s.eval.questions = True, 64
     return c

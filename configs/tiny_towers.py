@@ -4,8 +4,8 @@
 
 Stage `sight` trains a ViT by captioning, as CapPa does (arXiv 2306.07915); the LLaMA that was its decoder is thrown
 away. Stage `study` trains a new LLaMA through that ViT on short questions about pictures, answered in running text; in
-stage `tell` it learns to caption beside that. The projector between them is thrown away: the quickstart's stage 1
-begins with a random one. The towers are written to llava_jax/pretrained/{llm,vision}.safetensors.
+stage `tell` it learns to caption and to reason beside that. The projector between them is thrown away: the
+quickstart's stage 1 begins with a random one. The towers are written to llava_jax/pretrained/{llm,vision}.safetensors.
 """
 
 from llava_jax import config
@@ -23,15 +23,15 @@ def get_config():
     c.run = ("sight", "study", "tell")
     c.log_every = 50
 
-    c.stages.sight = s = config.stage(batch=32, steps=900)
+    c.stages.sight = s = config.stage(batch=32, steps=1500)
     # A faster ViT gives up what the language model cannot read yet: at 1e-3 its features lose the shapes before the
     # captions have learned to name them.
     s.learning_rates = (("vision/.*", 3e-4), (".*", 2e-3))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "caption", "plain", 48
     s.optimizer.b2 = 0.98
-    s.eval.every = 300
+    s.eval.every = 500
 
-    c.stages.study = s = config.stage(batch=96, steps=4000)
+    c.stages.study = s = config.stage(batch=96, steps=3400)
     s.fresh = ("llm",)
     # ViT and projector stay as they are: trained further, they lose where in the picture they are before the language
     # model has learned to ask for it.
@@ -40,7 +40,7 @@ def get_config():
     s.optimizer.b2 = 0.98
     s.eval.every = 1000
 
-    c.stages.tell = s = config.stage(batch=48, steps=600)
+    c.stages.tell = s = config.stage(batch=48, steps=1200)
     s.learning_rates = (("llm/.*", 1e-3), (".*", None))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "tell", "plain", 48
     s.optimizer.b2 = 0.98

@@ -5,7 +5,7 @@
 | caption  | yes   | stage 1: a brief caption                                                                |
 | instruct | yes   | stage 2: conversation, detailed description or complex reasoning, mixed as in LLaVA-158K |
 | study    | yes   | a short question and its answer, as running text                                        |
-| tell     | yes   | of both, evenly                                                                         |
+| tell     | yes   | a caption, a short question, or one that takes reasoning                                |
 
 `exam(...)` gives held-out questions, equally many of each kind, for the accuracy table.
 """
@@ -51,12 +51,17 @@ class SceneSource:
         image = scenes.render(scene, self.image_size)
         if self.kind == "instruct":
             return _instruction(name, scene, image, rng)
-        if self.kind == "caption" or (self.kind == "tell" and rng.random() < 0.5):
+        if self.kind == "caption" or (self.kind == "tell" and rng.random() < 0.4):
             told = scenes.caption(scene, rng)
         else:
             # One question a row: beside earlier ones it is far harder to learn which object the last one means.
-            asked = [q for q in scenes.questions(scene, rng) if q.kind in STUDY]
-            q = rng.choices(asked, [STUDY[q.kind] for q in asked])[0]
+            asked = scenes.questions(scene, rng)
+            reasoning = [q for q in asked if q.kind == "reasoning"]
+            if self.kind == "study" or not reasoning or rng.random() < 0.4:
+                asked = [q for q in asked if q.kind in STUDY]
+                q = rng.choices(asked, [STUDY[q.kind] for q in asked])[0]
+            else:
+                q = reasoning[0]
             told = f"{q.text} {q.answer} ."
         return Example(name, _turns([("what is in the image ?", told)]), (image,))
 

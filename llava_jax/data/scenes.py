@@ -34,6 +34,7 @@ PLACES = (
     "left", "middle", "right",
     "bottom left", "bottom", "bottom right",
 )  # fmt: skip
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 NUMBERS = ("no", "one", "two", "three", "four")
 HELD_OUT_SHARE = 8  # one scene content in 8 is held out
 
@@ -215,7 +216,9 @@ def _reasoning(objects: tuple[Object, ...], rng: random.Random) -> Question:
     direction = {"above": "up", "below": "down", "left of": "left", "right of": "right"}[wanted]
     first = a if wanted == relation else b
     question = f"which is further {direction} , the {a.name} or the {b.name} ?"
-    reason = f"the {a.name} is {PLACES[a.cell]} and the {b.name} is {PLACES[b.cell]} ,"
+    # the half of a place that matters here
+    where = (lambda o: ROWS[o.row]) if wanted in ("above", "below") else (lambda o: COLUMNS[o.column])
+    reason = f"the {a.name} is {where(a)} and the {b.name} is {where(b)} ,"
     return Question("reasoning", question, f"{reason} so the {first.name}")
 
 

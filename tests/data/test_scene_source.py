@@ -76,14 +76,21 @@ def test_a_study_row_is_one_true_short_question_and_what_is_hard_is_asked_most()
     assert kinds["position"] > 1.5 * kinds["size"], kinds
 
 
-def test_half_of_what_is_told_are_captions_and_half_are_questions():
-    told = [source("tell")[i].turns[1][1] for i in range(400)]
-    questions = [text for text in told if " ? " in text]
-    assert 160 < len(questions) < 240
-    assert all(re.fullmatch(r"(.+ \?) (.+) \.", text) for text in questions)
-    for i, text in enumerate(told):
-        if " ? " not in text:
-            assert tells(text, as_told(text, from_boxes(scenes.draw_scene(0, i, False)))), text
+def test_what_is_told_are_captions_short_questions_and_reasoning():
+    kinds = Counter()
+    for i in range(600):
+        text, facts = source("tell")[i].turns[1][1], from_boxes(scenes.draw_scene(0, i, False))
+        if " ? " in text:
+            question, answer = re.fullmatch(r"(.+ \?) (.+) \.", text).groups()
+            kind = kind_of(question)
+            assert is_true(kind, question, answer, facts), (question, answer, facts)
+        else:
+            kind = "caption"
+            assert tells(text, as_told(text, facts)), text
+        kinds["short" if kind not in ("caption", "reasoning") else kind] += 1
+    # of all scenes a quarter has one object, and nothing to reason about
+    for kind, share in (("caption", 0.4), ("reasoning", 0.6 * 0.75 * 0.6), ("short", 0.6 * (0.25 + 0.75 * 0.4))):
+        assert abs(kinds[kind] / 600 - share) < 0.06, kinds
 
 
 def test_instructions_are_mixed_as_in_llava_158k():

@@ -121,8 +121,13 @@ def is_true(kind: str, text: str, answer: str, facts: list[Fact]) -> bool:
     word = re.search("up|down|left|right", text).group()
     ahead = {"up": -row, "down": row, "left": -column, "right": column}[word]
     winner = first if ahead > 0 else second
-    reason, _, concluded = answer.rpartition(" so ")
-    return ahead != 0 and concluded == f"the {winner.color} {winner.shape}" and tells(reason, [first, second])
+    if word in ("up", "down"):
+        words = [("top", "middle", "bottom")[f.cell // 3] for f in (first, second)]
+    else:
+        words = [("left", "middle", "right")[f.cell % 3] for f in (first, second)]
+    named = zip((first, second), words, strict=True)
+    reason = " and ".join(f"the {f.color} {f.shape} is {word}" for f, word in named)
+    return ahead != 0 and answer == f"{reason} , so the {winner.color} {winner.shape}"
 
 
 def tells(text: str, facts: list[Fact]) -> bool:
