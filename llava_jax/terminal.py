@@ -46,10 +46,8 @@ def chat(
     max_new_tokens: int = 512,
     seed: int = 0,
     allow_pickle: bool = False,
-) -> None:
+) -> None:  # raises UserError for what cannot be loaded or used, SystemExit(130) where Ctrl-C ends it at work
     """Talks to a model. Without a terminal, each line of standard input is a question.
-
-    Raises UserError for what cannot be loaded or used, and SystemExit(130) where Ctrl-C ends it at work.
 
     Args:
         path: A LLaVA (a folder of Hugging Face's or of the original's), or a language model alone (a folder or a GGUF).
