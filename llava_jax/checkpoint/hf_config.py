@@ -69,13 +69,19 @@ def language_model(config: dict, where: str) -> LlamaConfig:
     Beyond a sliding window (Mistral 0.1) attention would differ, so the window is the longest context. Raises DataError
     for another model, and for biases, activations or rotary scalings that we do not have.
     """
-    kind = config.get("model_type", "llama")
+    kind = str(config.get("model_type", "llama"))  # of a list, one could not ask whether it is in a dict
     if kind not in LANGUAGE_MODELS:
         raise DataError(f"{where}: language model {kind!r} is not one of {', '.join(LANGUAGE_MODELS)}")
     c = LANGUAGE_MODELS[kind] | config
     for key, wanted in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
         if c[key] != wanted:
             raise DataError(f"{where}: {key}={c[key]!r} is not supported, only {wanted!r}")
+    _check_numbers(
+        c, where,
+        ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "rms_norm_eps",
+         "max_position_embeddings"),
+        ("num_key_value_heads", "head_dim", "sliding_window"),
+    )  # fmt: skip
     base, scaling = _rope(c, where)
     longest = c["max_position_embeddings"]
     if c["sliding_window"] and c["use_sliding_window"]:
@@ -89,15 +95,23 @@ def language_model(config: dict, where: str) -> LlamaConfig:
     )  # fmt: skip
 
 
+def _check_numbers(c: dict, where: str, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
+    """Raises DataError for what is no positive number, whole but for an epsilon; `optional` may be null or 0."""
+    for key in (*needed, *(key for key in optional if c[key] is not None)):
+        kinds = (int, float) if key.endswith("eps") else (int,)
+        if type(c[key]) not in kinds or c[key] < 0 or (c[key] == 0 and key in needed):
+            raise DataError(f"{where}: {key}={c[key]!r} is not a number that it can be")
+
+
 def _rope(c: dict, where: str) -> tuple[float, RopeScaling | None]:
     """transformers 5 writes `rope_parameters`, earlier ones `rope_theta` and `rope_scaling`."""
-    rope = (
-        {"rope_theta": c.get("rope_theta", 10_000.0)} | (c.get("rope_scaling") or {}) | (c.get("rope_parameters") or {})
-    )
+    rope = {"rope_theta": c.get("rope_theta", 10_000.0)}
+    for key in ("rope_scaling", "rope_parameters"):
+        rope |= _group(c, key, where)
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return float(rope["rope_theta"]), None
     try:
+        if kind == "default":
+            return float(rope["rope_theta"]), None
         if kind == "linear":
             return float(rope["rope_theta"]), RopeScaling("linear", float(rope["factor"]))
         if kind == "llama3":
@@ -107,7 +121,17 @@ def _rope(c: dict, where: str) -> tuple[float, RopeScaling | None]:
             )  # fmt: skip
     except KeyError as e:
         raise DataError(f"{where}: rotary scaling {kind!r} lacks {e}") from None
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: rotary scaling {rope!r} has a value that is no number") from None
     raise DataError(f"{where}: rotary scaling {kind!r} is not one of default, linear, llama3")
+
+
+def _group(config: dict, key: str, where: str) -> dict:
+    """The group of settings `key`, empty where it is absent or null. Raises DataError for anything else."""
+    group = config.get(key) or {}
+    if not isinstance(group, dict):
+        raise DataError(f"{where}: {key}={group!r} is not a group of settings")
+    return group
 
 
 def vision_tower(config: dict, where: str, select_layer: int, select_feature: str) -> VisionConfig:
@@ -118,6 +142,11 @@ def vision_tower(config: dict, where: str, select_layer: int, select_feature: st
     c = _CLIP | config
     if c["hidden_act"] not in ("quick_gelu", "gelu") or c["num_channels"] != 3:
         raise DataError(f"{where}: a tower with {c['hidden_act']!r} and {c['num_channels']} channels is not supported")
+    _check_numbers(
+        c, where,
+        ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+         "layer_norm_eps"),
+    )  # fmt: skip
     return VisionConfig(
         image_size=c["image_size"], patch_size=c["patch_size"], width=c["hidden_size"], layers=c["num_hidden_layers"],
         heads=c["num_attention_heads"], mlp_width=c["intermediate_size"], activation=c["hidden_act"],
@@ -130,15 +159,15 @@ def hf_llava(config: dict, where: str) -> tuple[VisionConfig, LlamaConfig, str]:
     layer = config.get("vision_feature_layer", -2)
     if not isinstance(layer, int):
         raise DataError(f"{where}: vision_feature_layer={layer!r}: features of several layers are not supported")
-    strategy = config.get("vision_feature_select_strategy", "default")
+    strategy = str(config.get("vision_feature_select_strategy", "default"))
     if strategy not in STRATEGIES:
         raise DataError(f"{where}: vision_feature_select_strategy={strategy!r} is not one of {', '.join(STRATEGIES)}")
     if not config.get("multimodal_projector_bias", True):
         raise DataError(f"{where}: a projector without biases is not supported")
-    tower = config.get("vision_config") or {}
+    tower = _group(config, "vision_config", where)
     if tower.get("model_type", "clip_vision_model") == "clip_vision_model":
         tower = _LLAVA_TOWER | tower
-    text = dict(config.get("text_config") or {})
+    text = dict(_group(config, "text_config", where))
     # transformers keeps this flag on either level
     text["tie_word_embeddings"] = text.get("tie_word_embeddings", False) or config.get("tie_word_embeddings", False)
     act = config.get("projector_hidden_act", "gelu")

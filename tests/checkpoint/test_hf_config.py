@@ -138,6 +138,28 @@ def test_a_llava_that_we_cannot_compute_is_refused_by_name(changes, message):
 
 
 @pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(vision_config=[1]), r"vision_config=\[1\] is not a group"),
+        (dict(text_config="big"), "text_config='big' is not a group"),
+        (dict(text_config=dict(hidden_size="wide")), "hidden_size='wide' is not a number"),
+        (dict(text_config=dict(num_attention_heads=0)), "num_attention_heads=0 is not a number"),
+        (dict(text_config=dict(num_hidden_layers=2.5)), "num_hidden_layers=2.5 is not a number"),
+        (dict(text_config=dict(rms_norm_eps=None)), "rms_norm_eps=None is not a number"),
+        (dict(text_config=dict(head_dim="64")), "head_dim='64' is not a number"),
+        (dict(text_config=dict(model_type=["llama"])), "language model .*llama.* is not one of"),
+        (dict(text_config=dict(rope_scaling=7)), "rope_scaling=7 is not a group"),
+        (dict(text_config=dict(rope_theta="far")), "rotary scaling .*far.* no number"),
+        (dict(vision_config=dict(patch_size=True)), "patch_size=True is not a number"),
+        (dict(vision_feature_select_strategy={}), "vision_feature_select_strategy=.* is not one of"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(changes, message):
+    with pytest.raises(DataError, match=f"config.json: {message}"):
+        hf_llava(changes, "config.json")
+
+
+@pytest.mark.parametrize(
     "text, message",
     [(None, "does not exist"), ("{", "cannot be read"), ("[]", "holds no object"), ('{"auto_map": {}}', "auto_map")],
 )
