@@ -22,7 +22,7 @@ from llava_jax.checkpoint.original_export import save_original
 from llava_jax.checkpoint.own import save_own
 from llava_jax.data.conversation import IMAGE_MARKER, find_template, stop_string
 from llava_jax.data.images import load_image, preprocess
-from llava_jax.data.tokenize import expand_images, stop_ids, tokenize_prompt
+from llava_jax.data.tokenize import expand_images, stop_ids, tokenize_prompt, wrap_images
 from llava_jax.data.tokenizer import Tokenizer
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.generate.decode import decode_view
@@ -63,6 +63,7 @@ class Loaded:
     aspect: str
     image_token_id: int  # what stands for an image feature in ids that come from transformers' processor
     origin: Origin = Origin()
+    wraps_images: bool = False  # whether each image stands between <im_start> and <im_end>
 
     def logits(self, input_ids, pixel_values=None, attention_mask=None) -> np.ndarray:
         """float32[B, T, V] of what transformers' LlavaProcessor returns: input_ids int[B, T] with one image token per
@@ -126,15 +127,18 @@ class Loaded:
         path, c, origin, tokens = Path(path), self.config, self.origin, self.tokenizer
         if format == "hf":
             known = self.image_token_id if self.image_token_id < c.llm.vocab_size else None
-            save_hf(path, self.params, c, tokens, dtype, known, self.template, self.aspect, tower=origin.hf_tower)
+            save_hf(
+                path, self.params, c, tokens, dtype, known, self.template, self.aspect,
+                tower=origin.hf_tower, wraps_images=self.wraps_images,
+            )  # fmt: skip
         elif format == "llava":
             save_original(
                 path, self.params, c, tokens, origin.tokenizer, dtype, self.aspect, origin.original,
-                origin.original_tower, origin.tower_is_inside,
+                origin.original_tower, origin.tower_is_inside, self.wraps_images,
             )  # fmt: skip
         else:
             params = {p: x.astype(dtype) for p, x in self.params.items()} if dtype else self.params
-            about = self.template, self.aspect, self.image_token_id
+            about = self.template, self.aspect, self.image_token_id, self.wraps_images
             save_own(path, params, c, tokens, origin.tokenizer, *about)
 
     # ------------------------------------------------------------------------------------------------------------
@@ -174,6 +178,8 @@ class Loaded:
         if images and not self.config.vision:
             raise DataError("this is a language model alone, it takes no images")
         ids = tokenize_prompt(self.tokenizer, self.template, turns, len(images))
+        if self.wraps_images:
+            ids = wrap_images(self.tokenizer, ids)
         ids, _ = expand_images(ids, np.zeros(len(ids), bool), self.config.features)
         pixels = [
             preprocess(load_image(image, _name(i, image)), self.config.image_size, self.aspect)

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from llava_jax.architectures import ModelConfig
 from llava_jax.checkpoint.gguf import GgufFile, is_gguf
 from llava_jax.checkpoint.hf_config import read_object
+from llava_jax.checkpoint.hf_processor import WRAPPED
 from llava_jax.checkpoint.own import Own, is_own, open_own
 from llava_jax.checkpoint.source import Source, open_source
 from llava_jax.data.conversation import IMAGE_MARKER, find_template
@@ -42,21 +43,24 @@ def load(
             raise ConfigError(f"{path} is a whole model of ours; it takes no tower and no base")
         source = open_own(path)
         found_aspect, found_template, image_token_id = source.aspect, source.template, source.image_token_id
-        words_at = tokenizer or source.tokenizer
+        words_at, wraps_images = tokenizer or source.tokenizer, source.wraps_images
     else:
         source = open_source(path, *(x and Path(x) for x in (tower, base)), pickles_allowed=pickles_allowed)
         source.model("float32")  # a module that is missing is said before a tokenizer that is
         found_aspect, image_token_id = _habits(path)
         at = _with_tokenizer(path, base)
-        words_at, found_template = tokenizer or at, _template(at)
+        words_at, chat = tokenizer or at, _chat_template(at)
+        found_template = "chatml" if "<|im_start|>" in chat else "vicuna_v1"
+        wraps_images = WRAPPED in chat or source.about.get("mm_use_im_start_end") is True
     words = open_tokenizer(str(words_at))
     if image_token_id is None:
         image_token_id = words.special.get(IMAGE_MARKER, words.vocab_size)
     params, config = _read(source, dtype, mesh, words.vocab_size, image_token_id)
     origin = _origin(source, TINY_TOKENIZER if words_at == "tiny" else Path(words_at))
     return Loaded(
-        config, params, mesh, words, template or found_template, aspect or found_aspect, image_token_id, origin
-    )
+        config, params, mesh, words, template or found_template, aspect or found_aspect, image_token_id, origin,
+        wraps_images,
+    )  # fmt: skip
 
 
 def _read(
@@ -98,16 +102,15 @@ def _with_tokenizer(path: Path, base: str | Path | None) -> Path:
     return folder if has_own or base is None else Path(base)
 
 
-def _template(path: Path) -> str:
-    """The row of the table for a model whose tokenizer, and with it a chat template, is at `path`."""
+def _chat_template(path: Path) -> str:
+    """The chat template (jinja) beside the tokenizer at `path`, empty where there is none."""
     if is_gguf(path):
-        own = GgufFile(path).chat_template
-    else:
-        jinja = path / "chat_template.jinja"
-        own = jinja.read_text(encoding="utf-8", errors="replace") if jinja.exists() else ""
-        for name in ("tokenizer_config.json", "chat_template.json"):
-            own += str(_object(path / name).get("chat_template"))
-    return "chatml" if "<|im_start|>" in (own or "") else "vicuna_v1"
+        return GgufFile(path).chat_template or ""
+    jinja = path / "chat_template.jinja"
+    own = jinja.read_text(encoding="utf-8", errors="replace") if jinja.exists() else ""
+    return own + "".join(
+        str(_object(path / name).get("chat_template")) for name in ("tokenizer_config.json", "chat_template.json")
+    )
 
 
 def _habits(path: Path) -> tuple[str, int | None]:

@@ -11,8 +11,11 @@ from PIL import Image
 from transformers import AutoProcessor, LlamaForCausalLM, LlavaForConditionalGeneration
 
 import llava_jax
+from llava_jax.architectures import IMAGE_TOKEN_ID
 from llava_jax.checkpoint.hf_export import save_hf
+from llava_jax.checkpoint.original_export import save_original
 from llava_jax.data.conversation import TEMPLATES
+from llava_jax.data.tokenizer import train_tokenizer
 from llava_jax.errors import DataError
 from llava_jax.generate.generate import Prompt, Settings, generate
 from llava_jax.models.llava import Llava
@@ -112,6 +115,32 @@ def test_saved_and_loaded_again_every_tensor_is_the_same(ours, folder, tmp_path)
     for file in folder.iterdir():
         one, two = file.read_bytes(), (tmp_path / "again" / file.name).read_bytes()
         assert one == two or json.loads(one) == json.loads(two), file.name  # json: the order of keys is free
+
+
+def test_images_stand_between_their_words_where_the_model_was_trained_so(tmp_path):
+    """`mm_use_im_start_end`, in every format; transformers' processor writes the same ids from the chat template."""
+    words = ("<im_start>", "<im_end>")
+    tokenizer = train_tokenizer(["what is there ? USER: ASSISTANT:"], 300, tmp_path / "words", words)
+    start, end = (tokenizer.special[word] for word in words)
+    save_original(tmp_path / "llava", random_params(CONFIG), CONFIG, tokenizer, tmp_path / "words", None)
+    about = json.loads((tmp_path / "llava" / "config.json").read_text())
+    picture, asked = Image.new("RGB", (50, 40)), [{"type": "image"}, {"type": "text", "text": "what is there ?"}]
+    messages = [{"role": "user", "content": asked}]
+    plain = llava_jax.load(tmp_path / "llava")._prompt(messages, [picture]).tokens
+    (tmp_path / "llava" / "config.json").write_text(json.dumps(about | {"mm_use_im_start_end": True}))
+    first = np.flatnonzero(plain == IMAGE_TOKEN_ID)[0]
+    wanted = np.insert(plain, [first, first + CONFIG.features], [start, end]).tolist()
+    for src, format, dst in (("llava", "hf", "hf"), ("hf", "orbax", "own"), ("own", "llava", "again")):
+        ours = llava_jax.load(tmp_path / src)
+        assert ours._prompt(messages, [picture]).tokens.tolist() == wanted, src
+        ours.save(tmp_path / dst, format)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["mm_use_im_start_end"] is True
+    processor = AutoProcessor.from_pretrained(tmp_path / "hf")
+    ids = processor(text=processor.apply_chat_template(messages), images=[picture])["input_ids"][0]
+    assert [IMAGE_TOKEN_ID if id == ours.image_token_id else id for id in ids] == wanted
+    (tmp_path / "again" / "tokenizer.json").write_text(TOKENIZER.backend.to_str())
+    with pytest.raises(DataError, match="no special token <im_start>"):
+        llava_jax.load(tmp_path / "again")._prompt(messages, [picture])
 
 
 def test_what_does_not_fit_is_said_in_one_line(ours, inputs, tmp_path):

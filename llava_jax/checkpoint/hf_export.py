@@ -24,13 +24,13 @@ VOCABULARY_AXIS = {"llm/embed/embedding": 0, "llm/head/kernel": 1}
 def save_hf(
     folder: Path, params: dict[str, jax.Array], config: ModelConfig, tokenizer: Tokenizer, dtype: str | None,
     image_token_id: int | None = None, template: str = "vicuna_v1", aspect: str = "crop",
-    shard_bytes: int = SHARD_BYTES, tower: str | None = None,
+    shard_bytes: int = SHARD_BYTES, tower: str | None = None, wraps_images: bool = False,
 ) -> None:  # fmt: skip
     """Writes a whole model into a new folder.
 
     params: every parameter by path. dtype: float32 | bfloat16 | float16, that of the files; None: each parameter's own.
-    template, aspect: how the model was trained, for the chat template and the image processor. tower: the prefix of its
-    tensors, where it is not to be that of llava-hf's files.
+    template, aspect, wraps_images: how the model was trained, for the chat template and the image processor. tower: the
+    prefix of its tensors, where it is not to be that of llava-hf's files.
 
     image_token_id: where the vocabulary has `<image>` already. None: it comes behind the tokenizer's last token, and
     the embedding grows to the next multiple of 64 where it has no row for it, as llava-hf's own conversion does it.
@@ -47,7 +47,7 @@ def save_hf(
         vocabulary = -(-(image_token_id + 1) // 64) * 64
     llm = dataclasses.replace(config.llm, vocab_size=vocabulary)
     about = to_hf(config.vision, llm, config.projector, image_token_id, files_dtype(params.values(), dtype))
-    texts = processor_files(config, tokenizer, image_token_id, template, aspect)
+    texts = processor_files(config, tokenizer, image_token_id, template, aspect, wraps_images)
     texts["config.json"] = json.dumps(about, indent=2)
     tensors = list(_tensors(params, config, vocabulary, dtype, tower))
     with new_folder(folder) as partial:

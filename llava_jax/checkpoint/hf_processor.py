@@ -8,13 +8,16 @@ import json
 from llava_jax.architectures import ModelConfig, VisionConfig
 from llava_jax.data.conversation import IMAGE_MARKER, Segment, find_template
 from llava_jax.data.sentencepiece import SPACE, added_token
+from llava_jax.data.tokenize import IMAGE_ENDS
 from llava_jax.data.tokenizer import Tokenizer
 from llava_jax.errors import DataError
 from llava_jax.models.clip import MEAN, STD
 
+WRAPPED = IMAGE_MARKER.join(IMAGE_ENDS)  # an image in a chat template, where `wrap_images` is due
+
 
 def processor_files(
-    config: ModelConfig, tokenizer: Tokenizer, image_token_id: int, template: str, aspect: str
+    config: ModelConfig, tokenizer: Tokenizer, image_token_id: int, template: str, aspect: str, wraps_images: bool
 ) -> dict[str, str]:
     """Name -> text of preprocessor_config.json, processor_config.json, the tokenizer's files, chat_template.jinja and
     generation_config.json. aspect: crop | pad, as in training.
@@ -40,7 +43,7 @@ def processor_files(
         ),
     }
     return {name: json_text(content) for name, content in files.items()} | {
-        "chat_template.jinja": chat_template(template)
+        "chat_template.jinja": chat_template(template, wraps_images)
     }
 
 
@@ -104,19 +107,20 @@ def tokenizer_config(tokenizer: Tokenizer, longest: int) -> dict:
     )  # fmt: skip
 
 
-def chat_template(name: str) -> str:
+def chat_template(name: str, wraps_images: bool = False) -> str:
     """The template `name` for transformers' chat messages (jinja), made from the same table that training uses.
 
     A message is a string, or a list of {"type": "text", "text": ...} and {"type": "image"}; an image is written before
-    what follows it, with a newline. Raises DataError for `plain`, which is no chat.
+    what follows it, with a newline. wraps_images: see `wrap_images`. Raises DataError for `plain`, which is no chat.
     """
     row = find_template(name)
     if row.text_is_dropped:
         raise DataError(f"template {name!r} is not for chats; choose another, e.g. vicuna_v1")
     part = row.prompt or row.train
+    image = (WRAPPED if wraps_images else IMAGE_MARKER) + "\n"
     content = (
         "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
-        f"{{% if c['type'] == 'image' %}}{{{{ {json.dumps(IMAGE_MARKER + chr(10))} }}}}{{% else %}}{{{{ c['text'] }}}}"
+        f"{{% if c['type'] == 'image' %}}{{{{ {json.dumps(image)} }}}}{{% else %}}{{{{ c['text'] }}}}"
         "{% endif %}{% endfor %}{% endif %}"
     )
     return (

@@ -26,20 +26,22 @@ ORIGINAL = next(dialect for dialect in DIALECTS if dialect.name == "original")
 def save_original(
     folder: Path, params: dict[str, jax.Array], config: ModelConfig, tokenizer: Tokenizer, tokenizer_at: Path | None,
     dtype: str | None, aspect: str = "crop", known: dict | None = None, tower: str | None = None,
-    tower_is_inside: bool = True, shard_bytes: int = SHARD_BYTES,
+    tower_is_inside: bool = True, wraps_images: bool = False, shard_bytes: int = SHARD_BYTES,
 ) -> None:  # fmt: skip
     """Writes a whole model into a new folder.
 
     params, dtype: as `save_hf` has them. tokenizer_at: where its files are, copied as they are; None: they are made.
     known: the config.json of the original that the model was read from; what does not contradict the model stays.
-    tower: the prefix of its tensors, None for the original's own. tower_is_inside: False leaves them out.
+    tower: the prefix of its tensors, None for the original's own. tower_is_inside: False leaves them out. wraps_images:
+    see `wrap_images`.
 
     Every process must call it; process 0 writes. No more than one tensor is gathered at a time. The folder appears when
     it is complete. Raises DataError where it exists or cannot be written.
     """
     check_new(folder)
     depth = projector_depth(config.projector)
-    about = to_original(config, files_dtype(params.values(), dtype), aspect, known or {}, tower_is_inside)
+    stored = files_dtype(params.values(), dtype)
+    about = to_original(config, stored, aspect, known or {}, tower_is_inside, wraps_images)
     rows = torch_rows(ORIGINAL, None, depth, tower)
     paths = [path for path in sorted(params) if tower_is_inside or not path.startswith("vision/")]
     with new_folder(folder) as partial:
@@ -50,7 +52,9 @@ def save_original(
             (partial / "config.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
 
 
-def to_original(config: ModelConfig, dtype: str, aspect: str, known: dict, tower_is_inside: bool) -> dict:
+def to_original(
+    config: ModelConfig, dtype: str, aspect: str, known: dict, tower_is_inside: bool, wraps_images: bool
+) -> dict:
     """The original's config.json; read back, it gives the same architectures.
 
     The keys that say whether words are added for an image must be there: the original takes their absence for a yes.
@@ -61,13 +65,14 @@ def to_original(config: ModelConfig, dtype: str, aspect: str, known: dict, tower
     name = next((name for name, c in TOWERS.items() if dataclasses.replace(c, **selected) == vision), None)
     scaling = llm.rope_scaling
     usual = dict(
-        model_type=kind[0], architectures=[kind[1]], use_mm_proj=True, mm_use_im_start_end=False,
-        mm_use_im_patch_token=False, mm_patch_merge_type="flat", tokenizer_padding_side="right",
+        model_type=kind[0], architectures=[kind[1]], use_mm_proj=True, mm_use_im_patch_token=False,
+        mm_patch_merge_type="flat", tokenizer_padding_side="right",
         tokenizer_model_max_length=llm.max_positions, tune_mm_mlp_adapter=False, freeze_mm_mlp_adapter=False,
         mm_vision_tower=name or "custom", image_aspect_ratio="square",
     )  # fmt: skip
     fixed = hf_text(llm) | dict(
-        torch_dtype=dtype, mm_hidden_size=vision.width, mm_projector_type=config.projector,
+        torch_dtype=dtype, mm_use_im_start_end=wraps_images, mm_hidden_size=vision.width,
+        mm_projector_type=config.projector,
         mm_vision_select_layer=vision.select_layer, mm_vision_select_feature=vision.select_feature,
     )  # fmt: skip
     if scaling and scaling.kind == "linear":  # under the name that transformers had when LLaVA was made

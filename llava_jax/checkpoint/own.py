@@ -34,6 +34,7 @@ class Own:
     template: str
     aspect: str
     image_token_id: int | None
+    wraps_images: bool
 
     def model(self, dtype: str) -> ModelConfig:
         """The whole model, computing in `dtype`."""
@@ -92,17 +93,18 @@ def open_own(path: Path) -> Own:
         if isinstance(values["model"]["vision"], dict):
             config = build(ModelConfig, values["model"], "model")
             where = str(path / TOKENIZER)
-            return Own(path, step, config, where, values["template"], values["aspect"], values["image_token_id"])
+            habits = (values[name] for name in ("template", "aspect", "image_token_id", "wraps_images"))
+            return Own(path, step, config, where, *habits)
         run = build(Config, values, "config")
         data = run.stages[stage].data
-        return Own(path, step, model_config(run.model), run.tokenizer, data.template, data.aspect, None)
+        return Own(path, step, model_config(run.model), run.tokenizer, data.template, data.aspect, None, False)
     except (KeyError, TypeError, ConfigError) as e:
         raise DataError(f"{file} is not the config of a run or a model of this version: {e}") from None
 
 
 def save_own(
     folder: Path, params: dict[str, jax.Array], config: ModelConfig, tokenizer: Tokenizer, tokenizer_at: Path | None,
-    template: str, aspect: str, image_token_id: int,
+    template: str, aspect: str, image_token_id: int, wraps_images: bool,
 ) -> None:  # fmt: skip
     """Writes a whole model into a new folder, laid out as a run's, each parameter in its own dtype and in shards.
 
@@ -112,6 +114,7 @@ def save_own(
     check_new(folder)
     about = dict(
         model=dataclasses.asdict(config), template=template, aspect=aspect, image_token_id=image_token_id,
+        wraps_images=wraps_images,
     )  # fmt: skip
     with new_folder(folder) as partial:
         if jax.process_index() == 0:
