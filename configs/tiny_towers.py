@@ -4,7 +4,7 @@
 
 Stage `sight` trains a ViT by captioning, as CapPa does (arXiv 2306.07915); the LLaMA that was its decoder is thrown
 away. Stage `study` trains a new LLaMA through that ViT on short questions about pictures, answered in running text; in
-stage `tell` it learns to caption and to reason beside that. The projector between them is thrown away: the
+stage `tell` it learns to caption and to compare beside that. The projector between them is thrown away: the
 quickstart's stage 1 begins with a random one. The towers are written to llava_jax/pretrained/{llm,vision}.safetensors.
 """
 
@@ -40,7 +40,7 @@ def get_config():
     s.optimizer.b2 = 0.98
     s.eval.every = 1000
 
-    c.stages.tell = s = config.stage(batch=48, steps=1200)
+    c.stages.tell = s = config.stage(batch=48, steps=1800)
     s.learning_rates = (("llm/.*", 1e-3), (".*", None))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "tell", "plain", 48
     s.optimizer.b2 = 0.98

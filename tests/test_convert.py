@@ -265,7 +265,9 @@ def test_a_tokenizer_of_another_model_a_source_that_is_not_there_and_a_folder_th
     assert_refused(capsys, tmp_path / "src", "dst exists already")
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     (tmp_path / "empty" / "config.json").write_text("{}")
-    (tmp_path / "dst").rmdir()
+    (tmp_path / "dst").rename(tmp_path / "dst.partial")
+    assert_refused(capsys, tmp_path / "src", "dst.partial exists, perhaps left by a program that was killed")
+    (tmp_path / "dst.partial").rmdir()  # it is still there
     assert_refused(capsys, tmp_path / "empty", "holds no complete checkpoint")
 
 

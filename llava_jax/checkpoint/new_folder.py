@@ -15,6 +15,13 @@ def check_new(folder: Path) -> None:
     """Raises DataError where there is something already. Asked first of all, before anything is read."""
     if folder.exists() or folder.is_symlink():
         raise DataError(f"{folder} exists already; choose a new folder")
+    partial = _partial(folder)
+    if jax.process_index() == 0 and partial.exists():  # which makes it; the others may come later
+        raise DataError(f"{partial} exists, perhaps left by a program that was killed; remove it, or name another folder")
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
 
 
 @contextlib.contextmanager
@@ -25,11 +32,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
     DataError where the folder exists or cannot be written; after any error or interrupt nothing is left behind.
     """
     check_new(folder)
-    partial = folder.with_name(folder.name + ".partial")
-    main = jax.process_index() == 0
+    partial, main = _partial(folder), jax.process_index() == 0
     try:
         if main:
-            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         yield partial
         if main:

@@ -5,7 +5,7 @@
 | caption  | yes   | stage 1: a brief caption                                                                |
 | instruct | yes   | stage 2: conversation, detailed description or complex reasoning, mixed as in LLaVA-158K |
 | study    | yes   | a short question and its answer, as running text                                        |
-| tell     | yes   | a caption, a short question, or one that takes reasoning                                |
+| tell     | yes   | a caption, a short question, or one that compares two objects                           |
 
 `exam(...)` gives held-out questions, equally many of each kind, for the accuracy table.
 """
@@ -25,9 +25,10 @@ QUESTION_KINDS = {
     "color": len(scenes.COLORS), "shape": len(scenes.SHAPES), "size": len(scenes.SIZES), "position": len(scenes.PLACES),
     "count": len(scenes.NUMBERS) - 1, "existence": 2, "relation": 2, "reasoning": 2,
 }  # fmt: skip
+COMPARISONS = ("relation", "reasoning")  # questions about two objects, whose answers give a reason first
 CONVERSATION_TURNS = 4
 # how often `study` asks each kind that a scene allows: what is learned last most often
-STUDY = {"color": 3, "shape": 2, "size": 2, "position": 5, "count": 2, "existence": 2, "relation": 2}
+STUDY = {"color": 3, "shape": 2, "size": 2, "position": 5, "count": 2, "existence": 2}
 
 
 class SceneSource:
@@ -56,12 +57,12 @@ class SceneSource:
         else:
             # One question a row: beside earlier ones it is far harder to learn which object the last one means.
             asked = scenes.questions(scene, rng)
-            reasoning = [q for q in asked if q.kind == "reasoning"]
-            if self.kind == "study" or not reasoning or rng.random() < 0.4:
+            comparisons = [q for q in asked if q.kind in COMPARISONS]
+            if self.kind == "study" or not comparisons or rng.random() < 0.4:
                 asked = [q for q in asked if q.kind in STUDY]
                 q = rng.choices(asked, [STUDY[q.kind] for q in asked])[0]
             else:
-                q = reasoning[0]
+                q = rng.choice(comparisons)
             told = f"{q.text} {q.answer} ."
         return Example(name, _turns([("what is in the image ?", told)]), (image,))
 
@@ -87,14 +88,15 @@ def _instruction(name: str, scene: scenes.Scene, image, rng: random.Random) -> E
     kind = rng.choices(kinds, weights)[0]
     if kind == "reasoning" and len(scene.objects) == 1:
         kind = "conversation"  # nothing to reason about a lone object
-    asked = scenes.questions(scene, rng)
-    simple = [q for q in asked if q.kind != "reasoning"]
+    asked = scenes.questions(scene, rng)  # in random order
+    comparisons = [q for q in asked if q.kind in COMPARISONS]
+    simple = [q for q in asked if q.kind not in COMPARISONS]
     if kind == "detail":
         pairs = [("describe the image in detail .", scenes.description(scene))]
     elif kind == "conversation":
         pairs = [(q.text, q.answer) for q in simple[:CONVERSATION_TURNS]]
     else:
-        pairs = [(q.text, q.answer) for q in asked if q.kind == "reasoning"] + [(simple[0].text, simple[0].answer)]
+        pairs = [(q.text, q.answer) for q in (comparisons[0], simple[0])]
     return Example(name, _turns(pairs), (image,), kind)
 
 

@@ -72,11 +72,11 @@ def test_a_study_row_is_one_true_short_question_and_what_is_hard_is_asked_most()
         kind = kind_of(question)
         assert is_true(kind, question, answer, facts), (question, answer, facts)
         kinds[kind] += 1
-    assert set(kinds) == set(QUESTION_KINDS) - {"reasoning"} and min(kinds.values()) > 30, kinds
+    assert set(kinds) == set(QUESTION_KINDS) - {"relation", "reasoning"} and min(kinds.values()) > 30, kinds
     assert kinds["position"] > 1.5 * kinds["size"], kinds
 
 
-def test_what_is_told_are_captions_short_questions_and_reasoning():
+def test_what_is_told_are_captions_short_questions_and_comparisons():
     kinds = Counter()
     for i in range(600):
         text, facts = source("tell")[i].turns[1][1], from_boxes(scenes.draw_scene(0, i, False))
@@ -87,9 +87,10 @@ def test_what_is_told_are_captions_short_questions_and_reasoning():
         else:
             kind = "caption"
             assert tells(text, as_told(text, facts)), text
-        kinds["short" if kind not in ("caption", "reasoning") else kind] += 1
-    # of all scenes a quarter has one object, and nothing to reason about
-    for kind, share in (("caption", 0.4), ("reasoning", 0.6 * 0.75 * 0.6), ("short", 0.6 * (0.25 + 0.75 * 0.4))):
+        kinds["short" if kind not in ("caption", "relation", "reasoning") else kind] += 1
+    # of all scenes a quarter has one object, and nothing to compare
+    compared = 0.6 * 0.75 * 0.6
+    for kind, share in (("caption", 0.4), ("relation", compared / 2), ("reasoning", compared / 2), ("short", 0.33)):
         assert abs(kinds[kind] / 600 - share) < 0.06, kinds
 
 

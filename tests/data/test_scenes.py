@@ -113,20 +113,18 @@ def is_true(kind: str, text: str, answer: str, facts: list[Fact]) -> bool:
         return answer == first.size
     second = seen[named[1]]
     row, column = (first.cell // 3) - (second.cell // 3), (first.cell % 3) - (second.cell % 3)
-    if kind == "relation":
-        word = re.search("above|below|left of|right of", text).group()
-        truth = {"above": row < 0, "below": row > 0, "left of": column < 0, "right of": column > 0}[word]
-        return answer == ("yes" if truth else "no")
-    assert kind == "reasoning", kind
-    word = re.search("up|down|left|right", text).group()
-    ahead = {"up": -row, "down": row, "left": -column, "right": column}[word]
-    winner = first if ahead > 0 else second
-    if word in ("up", "down"):
-        words = [("top", "middle", "bottom")[f.cell // 3] for f in (first, second)]
-    else:
+    word = re.search("above|below|left|right|up|down", text).group()
+    ahead = {"above": -row, "up": -row, "below": row, "down": row, "left": -column, "right": column}[word]
+    if word in ("left", "right"):
         words = [("left", "middle", "right")[f.cell % 3] for f in (first, second)]
-    named = zip((first, second), words, strict=True)
-    reason = " and ".join(f"the {f.color} {f.shape} is {word}" for f, word in named)
+    else:
+        words = [("top", "middle", "bottom")[f.cell // 3] for f in (first, second)]
+    reason = " and ".join(f"the {f.color} {f.shape} is {w}" for f, w in zip((first, second), words, strict=True))
+    if kind == "relation":
+        return ahead != 0 and answer == f"{reason} , so {'yes' if ahead > 0 else 'no'}"
+    assert kind == "reasoning", kind
+    winner = first if ahead > 0 else second
+    reason += f" , {words[(first, second).index(winner)]} is further {word}"
     return ahead != 0 and answer == f"{reason} , so the {winner.color} {winner.shape}"
 
 
