@@ -40,8 +40,8 @@ def get_config():
     s.optimizer.b2 = 0.98
     s.eval.every = 1000
 
-    c.stages.tell = s = config.stage(batch=48, steps=1800)
-    s.learning_rates = (("llm/.*", 1e-3), (".*", None))
+    c.stages.tell = s = config.stage(batch=48, steps=4000)
+    s.learning_rates = (("llm/.*", 1.5e-3), (".*", None))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "tell", "plain", 48
     s.optimizer.b2 = 0.98
     s.save.vision, s.save.llm = "tiny:vision", "tiny:llm"

@@ -17,7 +17,7 @@ def check_new(folder: Path) -> None:
         raise DataError(f"{folder} exists already; choose a new folder")
     partial = _partial(folder)
     if jax.process_index() == 0 and partial.exists():  # which makes it; the others may come later
-        raise DataError(f"{partial} exists, perhaps left by a program that was killed; remove it, or name another folder")
+        raise DataError(f"{partial} exists, perhaps left by a program that was killed; remove it first")
 
 
 def _partial(folder: Path) -> Path:

@@ -5,7 +5,7 @@
 | caption  | yes   | stage 1: a brief caption                                                                |
 | instruct | yes   | stage 2: conversation, detailed description or complex reasoning, mixed as in LLaVA-158K |
 | study    | yes   | a short question and its answer, as running text                                        |
-| tell     | yes   | a caption, a short question, or one that compares two objects                           |
+| tell     | yes   | a caption, a short question, or one that compares two objects, with words before the answer |
 
 `exam(...)` gives held-out questions, equally many of each kind, for the accuracy table.
 """
@@ -30,6 +30,10 @@ CONVERSATION_TURNS = 4
 # how often `study` asks each kind that a scene allows: what is learned last most often
 STUDY = {"color": 3, "shape": 2, "size": 2, "position": 5, "count": 2, "existence": 2}
 
+# What `tell` puts between question and answer. Without, a language model learns that what is asked for stands a fixed
+# number of tokens back, and must learn anew what it means when ` ASSISTANT:` comes between.
+LEADS = ("", ":", "so :", "in the image :", "so , in the image :", "to describe it in detail :")
+
 
 class SceneSource:
     """Random-access source of examples; index and seed decide everything.
@@ -52,18 +56,19 @@ class SceneSource:
         image = scenes.render(scene, self.image_size)
         if self.kind == "instruct":
             return _instruction(name, scene, image, rng)
-        if self.kind == "caption" or (self.kind == "tell" and rng.random() < 0.4):
+        if self.kind == "caption" or (self.kind == "tell" and rng.random() < 0.3):
             told = scenes.caption(scene, rng)
         else:
             # One question a row: beside earlier ones it is far harder to learn which object the last one means.
             asked = scenes.questions(scene, rng)
             comparisons = [q for q in asked if q.kind in COMPARISONS]
-            if self.kind == "study" or not comparisons or rng.random() < 0.4:
+            if self.kind == "study" or not comparisons or rng.random() < 0.3:
                 asked = [q for q in asked if q.kind in STUDY]
                 q = rng.choices(asked, [STUDY[q.kind] for q in asked])[0]
             else:
                 q = rng.choice(comparisons)
-            told = f"{q.text} {q.answer} ."
+            lead = rng.choice(LEADS) if self.kind == "tell" else ""
+            told = " ".join(filter(None, (q.text, lead, q.answer, ".")))
         return Example(name, _turns([("what is in the image ?", told)]), (image,))
 
 

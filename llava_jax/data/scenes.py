@@ -15,6 +15,7 @@ description and complex reasoning for stage 2.
 import dataclasses
 import hashlib
 import random
+import re
 
 from PIL import Image, ImageDraw
 
@@ -208,8 +209,8 @@ def _relation(a: Object, b: Object, rng: random.Random) -> Question:
     relation = rng.choice(_relations(a, b))
     truth = rng.random() < 0.5
     asked = relation if truth else OPPOSITE[relation]
-    a_place, b_place = _half_places(a, b, asked)
-    reason = f"the {a.name} is {a_place} and the {b.name} is {b_place} ,"
+    a_place, b_place = _half_places(a, b, relation)
+    reason = f"the {a_place} {a.name} and the {b_place} {b.name} , it is {relation} ,"
     answer = "yes" if truth else "no"
     return Question("relation", f"is the {a.name} {asked} the {b.name} ?", f"{reason} so {answer}")
 
@@ -223,8 +224,8 @@ def _reasoning(a: Object, b: Object, rng: random.Random) -> Question:
     a_place, b_place = _half_places(a, b, wanted)
     first, place = (a, a_place) if wanted == relation else (b, b_place)
     question = f"which is further {direction} , the {a.name} or the {b.name} ?"
-    reason = f"the {a.name} is {a_place} and the {b.name} is {b_place} , {place} is further {direction} ,"
-    return Question("reasoning", question, f"{reason} so the {first.name}")
+    reason = f"the {a_place} {a.name} and the {b_place} {b.name} ,"
+    return Question("reasoning", question, f"{reason} so the {place} {first.name}")
 
 
 def _half_places(a: Object, b: Object, relation: str) -> tuple[str, str]:
@@ -248,5 +249,10 @@ def _existence(objects: tuple[Object, ...], rng: random.Random) -> Question:
 
 
 def conclusion(answer: str) -> str:
-    """The part of an answer that is graded: what follows the last `so`, or all of it."""
-    return answer.rsplit(" so ", 1)[-1].strip()
+    """The part of an answer that is graded: what follows the last `so` without the place of what is named, or all.
+
+    >>> conclusion("the top red cross and the left blue square , so the top red cross"), conclusion("top left")
+    ('the red cross', 'top left')
+    """
+    last = answer.rsplit(" so ", 1)[-1].strip()
+    return re.sub(rf"^the ({'|'.join(ROWS + COLUMNS)}) (?=\w+ \w+$)", "the ", last)

@@ -77,21 +77,25 @@ def test_a_study_row_is_one_true_short_question_and_what_is_hard_is_asked_most()
 
 
 def test_what_is_told_are_captions_short_questions_and_comparisons():
-    kinds = Counter()
-    for i in range(600):
+    kinds, leads = Counter(), Counter()
+    lead = "|".join(f"{re.escape(lead)} " for lead in sorted(scene_source.LEADS, key=len, reverse=True) if lead)
+    for i in range(900):
         text, facts = source("tell")[i].turns[1][1], from_boxes(scenes.draw_scene(0, i, False))
         if " ? " in text:
-            question, answer = re.fullmatch(r"(.+ \?) (.+) \.", text).groups()
+            question, led, answer = re.fullmatch(rf"(.+ \?) ({lead}|)(.+) \.", text).groups()
             kind = kind_of(question)
             assert is_true(kind, question, answer, facts), (question, answer, facts)
+            leads[led.strip()] += 1
         else:
             kind = "caption"
             assert tells(text, as_told(text, facts)), text
         kinds["short" if kind not in ("caption", "relation", "reasoning") else kind] += 1
     # of all scenes a quarter has one object, and nothing to compare
-    compared = 0.6 * 0.75 * 0.6
-    for kind, share in (("caption", 0.4), ("relation", compared / 2), ("reasoning", compared / 2), ("short", 0.33)):
-        assert abs(kinds[kind] / 600 - share) < 0.06, kinds
+    compared = 0.7 * 0.75 * 0.7
+    shares = {"caption": 0.3, "relation": compared / 2, "reasoning": compared / 2, "short": 0.7 - compared}
+    for kind, share in shares.items():
+        assert abs(kinds[kind] / 900 - share) < 0.05, kinds
+    assert set(leads) == set(scene_source.LEADS) and min(leads.values()) > 70, "105 of each"
 
 
 def test_instructions_are_mixed_as_in_llava_158k():

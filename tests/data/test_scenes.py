@@ -119,13 +119,15 @@ def is_true(kind: str, text: str, answer: str, facts: list[Fact]) -> bool:
         words = [("left", "middle", "right")[f.cell % 3] for f in (first, second)]
     else:
         words = [("top", "middle", "bottom")[f.cell // 3] for f in (first, second)]
-    reason = " and ".join(f"the {f.color} {f.shape} is {w}" for f, w in zip((first, second), words, strict=True))
+    names = [f"the {w} {f.color} {f.shape}" for f, w in zip((first, second), words, strict=True)]
+    reason = " and ".join(names)
     if kind == "relation":
-        return ahead != 0 and answer == f"{reason} , so {'yes' if ahead > 0 else 'no'}"
+        asked = re.search("above|below|left of|right of", text).group()
+        other = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}[asked]
+        said = f"it is {asked} , so yes" if ahead > 0 else f"it is {other} , so no"
+        return ahead != 0 and answer == f"{reason} , {said}"
     assert kind == "reasoning", kind
-    winner = first if ahead > 0 else second
-    reason += f" , {words[(first, second).index(winner)]} is further {word}"
-    return ahead != 0 and answer == f"{reason} , so the {winner.color} {winner.shape}"
+    return ahead != 0 and answer == f"{reason} , so {names[ahead < 0]}"
 
 
 def tells(text: str, facts: list[Fact]) -> bool:
@@ -278,8 +280,10 @@ def test_the_checker_knows_a_lie():
 
 
 def test_only_the_conclusion_is_graded():
-    assert scenes.conclusion("the red circle is on the left , so the red circle") == "the red circle"
-    assert scenes.conclusion("at the top") == "at the top"
+    assert scenes.conclusion("the left red circle and the top red cross , so the left red circle") == "the red circle"
+    assert scenes.conclusion("so the red circle , so no") == "no"
+    for whole in ("top left", "the top", "at the top left", "the left red"):
+        assert scenes.conclusion(whole) == whole
 
 
 # ------------------------------------------------------------------------------------------------ no guessing
