@@ -20,7 +20,7 @@ def get_config():
     c.model.dtype = c.model.feature_dtype = "float32"
     c.model.remat, c.model.unroll = "none", True
     c.checkpoint.every = 500
-    c.run = ("sight", "study", "tell")
+    c.run = ("sight", "study", "compare", "tell")
     c.log_every = 50
 
     c.stages.sight = s = config.stage(batch=32, steps=1500)
@@ -40,8 +40,14 @@ def get_config():
     s.optimizer.b2 = 0.98
     s.eval.every = 1000
 
-    c.stages.tell = s = config.stage(batch=48, steps=4000)
-    s.learning_rates = (("llm/.*", 1.5e-3), (".*", None))
+    c.stages.compare = s = config.stage(batch=48, steps=1800)
+    s.learning_rates = (("llm/.*", 1e-3), (".*", None))
+    s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "compare", "plain", 48
+    s.optimizer.b2 = 0.98
+
+    # After `compare`, not instead of it: met together, both are learned at the cost of what `study` taught.
+    c.stages.tell = s = config.stage(batch=96, steps=1000)
+    s.learning_rates = (("llm/.*", 1e-3), (".*", None))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "tell", "plain", 48
     s.optimizer.b2 = 0.98
     s.save.vision, s.save.llm = "tiny:vision", "tiny:llm"

@@ -5,7 +5,7 @@ code gives the same file; run it again only when the scenes' words change, and t
 """
 
 from llava_jax.data.conversation import render
-from llava_jax.data.scene_source import KINDS, SceneSource
+from llava_jax.data.scene_source import SceneSource
 from llava_jax.data.tokenizer import train_tokenizer
 from llava_jax.train.inputs import TINY_TOKENIZER, open_tokenizer
 
@@ -13,7 +13,7 @@ SCENES = 3000
 
 
 def texts():
-    for kind in KINDS:
+    for kind in ("caption", "study", "tell", "instruct"):
         source = SceneSource(kind, seed=0, held_out=False, image_size=16)
         for i in range(SCENES):
             template = "vicuna_v1" if kind == "instruct" else "plain"

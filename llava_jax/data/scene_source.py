@@ -5,7 +5,8 @@
 | caption  | yes   | stage 1: a brief caption                                                                |
 | instruct | yes   | stage 2: conversation, detailed description or complex reasoning, mixed as in LLaVA-158K |
 | study    | yes   | a short question and its answer, as running text                                        |
-| tell     | yes   | a caption, a short question, or one that compares two objects, with words before the answer |
+| compare  | yes   | a caption, a short question, or one that compares two objects, as running text          |
+| tell     | yes   | the same with a few words between question and answer                                   |
 
 `exam(...)` gives held-out questions, equally many of each kind, for the accuracy table.
 """
@@ -16,7 +17,7 @@ from llava_jax.data import scenes
 from llava_jax.data.example import Example
 from llava_jax.errors import ConfigError
 
-KINDS = ("caption", "study", "tell", "instruct")
+KINDS = ("caption", "study", "compare", "tell", "instruct")
 ENDLESS = 2**31 - 1  # indices; each is another scene
 # LLaVA-Instruct-158K: 58K conversations, 23K detailed descriptions, 77K complex reasoning (paper, section 3)
 MIXTURE = (("conversation", 58), ("detail", 23), ("reasoning", 77))
@@ -56,13 +57,13 @@ class SceneSource:
         image = scenes.render(scene, self.image_size)
         if self.kind == "instruct":
             return _instruction(name, scene, image, rng)
-        if self.kind == "caption" or (self.kind == "tell" and rng.random() < 0.3):
+        if self.kind == "caption" or (self.kind != "study" and rng.random() < 0.4):
             told = scenes.caption(scene, rng)
         else:
             # One question a row: beside earlier ones it is far harder to learn which object the last one means.
             asked = scenes.questions(scene, rng)
             comparisons = [q for q in asked if q.kind in COMPARISONS]
-            if self.kind == "study" or not comparisons or rng.random() < 0.3:
+            if self.kind == "study" or not comparisons or rng.random() < 0.4:
                 asked = [q for q in asked if q.kind in STUDY]
                 q = rng.choices(asked, [STUDY[q.kind] for q in asked])[0]
             else:
