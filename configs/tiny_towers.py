@@ -4,8 +4,9 @@
 
 Stage `sight` trains a ViT by captioning, as CapPa does (arXiv 2306.07915); the LLaMA that was its decoder is thrown
 away. Stage `study` trains a new LLaMA through that ViT on short questions about pictures, answered in running text; in
-stage `tell` it learns to caption and to compare beside that. The projector between them is thrown away: the
-quickstart's stage 1 begins with a random one. The towers are written to llava_jax/pretrained/{llm,vision}.safetensors.
+stage `compare` it learns to caption and to compare two objects beside that, in stage `tell` to take its time before it
+answers. The projector between them is thrown away: the quickstart's stage 1 begins with a random one. The towers are
+written to llava_jax/pretrained/{llm,vision}.safetensors.
 """
 
 from llava_jax import config
