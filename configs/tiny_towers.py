@@ -4,9 +4,8 @@
 
 Stage `sight` trains a ViT by captioning, as CapPa does (arXiv 2306.07915); the LLaMA that was its decoder is thrown
 away. Stage `study` trains a new LLaMA through that ViT on short questions about pictures, answered in running text; in
-stage `compare` it learns to caption and to compare two objects beside that, in stage `tell` to take its time before it
-answers. The projector between them is thrown away: the quickstart's stage 1 begins with a random one. The towers are
-written to llava_jax/pretrained/{llm,vision}.safetensors.
+stage `tell` it learns to caption and to reason beside that. The projector between them is thrown away: the
+quickstart's stage 1 begins with a random one. The towers are written to llava_jax/pretrained/{llm,vision}.safetensors.
 """
 
 from llava_jax import config
@@ -21,7 +20,7 @@ def get_config():
     c.model.dtype = c.model.feature_dtype = "float32"
     c.model.remat, c.model.unroll = "none", True
     c.checkpoint.every = 500
-    c.run = ("sight", "study", "compare", "tell")
+    c.run = ("sight", "study", "tell")
     c.log_every = 50
 
     c.stages.sight = s = config.stage(batch=32, steps=1500)
@@ -41,13 +40,7 @@ def get_config():
     s.optimizer.b2 = 0.98
     s.eval.every = 1000
 
-    c.stages.compare = s = config.stage(batch=48, steps=1800)
-    s.learning_rates = (("llm/.*", 1e-3), (".*", None))
-    s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "compare", "plain", 48
-    s.optimizer.b2 = 0.98
-
-    # After `compare`, not instead of it: met together, both are learned at the cost of what `study` taught.
-    c.stages.tell = s = config.stage(batch=96, steps=1000)
+    c.stages.tell = s = config.stage(batch=48, steps=1200)
     s.learning_rates = (("llm/.*", 1e-3), (".*", None))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "tell", "plain", 48
     s.optimizer.b2 = 0.98

@@ -280,7 +280,7 @@ def _check(config: Config) -> None:
     for name, s in config.stages.items():
         at = f"config.stages.{name}"
         _choice(s.data.source, ("llava_json", "scenes"), f"{at}.data.source")
-        _choice(s.data.scenes, ("caption", "study", "compare", "tell", "instruct"), f"{at}.data.scenes")
+        _choice(s.data.scenes, ("caption", "study", "tell", "instruct"), f"{at}.data.scenes")
         _choice(s.data.aspect, ("crop", "pad"), f"{at}.data.aspect")
         _choice(s.data.overlong, ("truncate", "error"), f"{at}.data.overlong")
         _choice(s.optimizer.schedule, ("cosine", "constant"), f"{at}.optimizer.schedule")

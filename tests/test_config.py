@@ -144,7 +144,7 @@ RANGES = [
     (("stages.one.data.source", "llava_json"), "data.path and image_folder must be set"),
     (
         ("stages.one.data.scenes", "captions"),
-        "captions' is not one of caption, study, compare, tell, instruct; did you mean `caption`",
+        "captions' is not one of caption, study, tell, instruct; did you mean `caption`",
     ),
     (("stages.one.data.aspect", "square"), "square' is not one of crop, pad"),
     (("stages.one.data.overlong", "drop"), "drop' is not one of truncate, error"),

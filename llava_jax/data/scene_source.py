@@ -5,8 +5,7 @@
 | caption  | yes   | stage 1: a brief caption                                                                |
 | instruct | yes   | stage 2: conversation, detailed description or complex reasoning, mixed as in LLaVA-158K |
 | study    | yes   | a short question and its answer, as running text                                        |
-| compare  | yes   | a caption, a short question, or one that compares two objects, as running text          |
-| tell     | yes   | the same with a few words between question and answer                                   |
+| tell     | yes   | a caption, a short question, or one that takes reasoning                                |
 
 `exam(...)` gives held-out questions, equally many of each kind, for the accuracy table.
 """
@@ -17,7 +16,7 @@ from llava_jax.data import scenes
 from llava_jax.data.example import Example
 from llava_jax.errors import ConfigError
 
-KINDS = ("caption", "study", "compare", "tell", "instruct")
+KINDS = ("caption", "study", "tell", "instruct")
 ENDLESS = 2**31 - 1  # indices; each is another scene
 # LLaVA-Instruct-158K: 58K conversations, 23K detailed descriptions, 77K complex reasoning (paper, section 3)
 MIXTURE = (("conversation", 58), ("detail", 23), ("reasoning", 77))
@@ -26,14 +25,9 @@ QUESTION_KINDS = {
     "color": len(scenes.COLORS), "shape": len(scenes.SHAPES), "size": len(scenes.SIZES), "position": len(scenes.PLACES),
     "count": len(scenes.NUMBERS) - 1, "existence": 2, "relation": 2, "reasoning": 2,
 }  # fmt: skip
-COMPARISONS = ("relation", "reasoning")  # questions about two objects, whose answers give a reason first
 CONVERSATION_TURNS = 4
 # how often `study` asks each kind that a scene allows: what is learned last most often
-STUDY = {"color": 3, "shape": 2, "size": 2, "position": 5, "count": 2, "existence": 2}
-
-# What `tell` puts between question and answer. Without, a language model learns that what is asked for stands a fixed
-# number of tokens back, and must learn anew what it means when ` ASSISTANT:` comes between.
-LEADS = ("", ":", "so :", "in the image :", "so , in the image :", "to describe it in detail :")
+STUDY = {"color": 3, "shape": 2, "size": 2, "position": 5, "count": 2, "existence": 2, "relation": 2}
 
 
 class SceneSource:
@@ -57,19 +51,18 @@ class SceneSource:
         image = scenes.render(scene, self.image_size)
         if self.kind == "instruct":
             return _instruction(name, scene, image, rng)
-        if self.kind == "caption" or (self.kind != "study" and rng.random() < 0.4):
+        if self.kind == "caption" or (self.kind == "tell" and rng.random() < 0.4):
             told = scenes.caption(scene, rng)
         else:
             # One question a row: beside earlier ones it is far harder to learn which object the last one means.
             asked = scenes.questions(scene, rng)
-            comparisons = [q for q in asked if q.kind in COMPARISONS]
-            if self.kind == "study" or not comparisons or rng.random() < 0.4:
+            reasoning = [q for q in asked if q.kind == "reasoning"]
+            if self.kind == "study" or not reasoning or rng.random() < 0.4:
                 asked = [q for q in asked if q.kind in STUDY]
                 q = rng.choices(asked, [STUDY[q.kind] for q in asked])[0]
             else:
-                q = rng.choice(comparisons)
-            lead = rng.choice(LEADS) if self.kind == "tell" else ""
-            told = " ".join(filter(None, (q.text, lead, q.answer, ".")))
+                q = reasoning[0]
+            told = f"{q.text} {q.answer} ."
         return Example(name, _turns([("what is in the image ?", told)]), (image,))
 
 
@@ -94,15 +87,14 @@ def _instruction(name: str, scene: scenes.Scene, image, rng: random.Random) -> E
     kind = rng.choices(kinds, weights)[0]
     if kind == "reasoning" and len(scene.objects) == 1:
         kind = "conversation"  # nothing to reason about a lone object
-    asked = scenes.questions(scene, rng)  # in random order
-    comparisons = [q for q in asked if q.kind in COMPARISONS]
-    simple = [q for q in asked if q.kind not in COMPARISONS]
+    asked = scenes.questions(scene, rng)
+    simple = [q for q in asked if q.kind != "reasoning"]
     if kind == "detail":
         pairs = [("describe the image in detail .", scenes.description(scene))]
     elif kind == "conversation":
         pairs = [(q.text, q.answer) for q in simple[:CONVERSATION_TURNS]]
     else:
-        pairs = [(q.text, q.answer) for q in (comparisons[0], simple[0])]
+        pairs = [(q.text, q.answer) for q in asked if q.kind == "reasoning"] + [(simple[0].text, simple[0].answer)]
     return Example(name, _turns(pairs), (image,), kind)
 
 
