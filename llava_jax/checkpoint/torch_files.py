@@ -69,16 +69,15 @@ class TorchFiles:
         self._open = None
 
     def _tensors(self, file: Path):
-        opened = self._open  # another thread may open another file meanwhile
-        if opened is None or opened[0] != file:
-            self._open = opened = None  # unmap before mapping the next
+        if self._open is None or self._open[0] != file:
+            self._open = None  # unmap before mapping the next
             try:
-                self._open = opened = (file, safe_open(file, framework="np"))
+                self._open = (file, safe_open(file, framework="np"))
             except FileNotFoundError:
                 raise DataError(f"weights file {file} does not exist") from None
             except (SafetensorError, OSError) as e:
                 raise DataError(f"weights file {file} is broken or not a safetensors file: {e}") from None
-        return opened[1]
+        return self._open[1]
 
 
 def weight_files(path: Path, index_name: str, pattern: str) -> list[Path]:

@@ -9,7 +9,6 @@ up: ((1, 2), (0,)) reads our [D, H, E] as torch's [H * E, D]. Sources: `modeling
 import dataclasses
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -21,7 +20,6 @@ HEADS_BIAS: Groups = ((0, 1),)
 CONVOLUTION: Groups = ((3,), (2,), (0,), (1,))
 VECTOR: Groups = ((0,),)
 TABLE: Groups = ((0,), (1,))
-READERS = 2
 BLOCK = 16  # rows: their cache lines fit the fastest cache
 
 
@@ -159,7 +157,7 @@ def read(
 ) -> np.ndarray:
     """The part `index` of our parameter of `shape`, in `dtype`.
 
-    tensor(name, index) reads that part of a torch tensor, in READERS threads; nothing beyond it is ever in memory.
+    tensor(name, index) reads that part of a torch tensor; nothing beyond the part is ever in memory.
     """
     inner, inside = (shape[1:], index[1:]) if row.stacked else (shape, index)
     part = tuple(len(range(*s.indices(n))) for s, n in zip(inside, inner, strict=True))
@@ -171,12 +169,8 @@ def read(
         return _as_ours(row.groups, np.empty(part, dtype), value)
     layers = range(*index[0].indices(shape[0]))
     found = np.empty((len(layers), *part), dtype)
-
-    def fill(i: int) -> None:
-        _as_ours(row.groups, found[i], tensor(row.name.format(layers[i]), where))
-
-    with ThreadPoolExecutor(READERS) as readers:  # the disk and the turning around do not wait for each other
-        list(readers.map(fill, range(len(layers))))
+    for i, layer in enumerate(layers):
+        _as_ours(row.groups, found[i], tensor(row.name.format(layer), where))
     return found
 
 
