@@ -102,6 +102,8 @@ def test_an_original_keeps_its_own_words_and_a_tower_from_elsewhere_stays_there(
     again = json.loads((tmp_path / "again" / "config.json").read_text())
     assert again == about | changes
     assert again["model_type"] == "llava_llama" and again["image_aspect_ratio"] == "pad"
+    assert convert(first, tmp_path / "hf", "--to", "hf", *tower) == 2, "its tokenizer has no <im_start>"
+    (first / "config.json").write_text(json.dumps(about))
     assert convert(first, tmp_path / "hf", "--to", "hf", *tower) == 0
     found = tensors(tmp_path / "hf")["vision_tower." + CLASS][2]
     assert found == clip.state_dict()["embeddings.class_embedding"].numpy().tobytes()

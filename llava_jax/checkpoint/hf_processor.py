@@ -8,7 +8,7 @@ import json
 from llava_jax.architectures import ModelConfig, VisionConfig
 from llava_jax.data.conversation import IMAGE_MARKER, Segment, find_template
 from llava_jax.data.sentencepiece import SPACE, added_token
-from llava_jax.data.tokenize import IMAGE_ENDS
+from llava_jax.data.tokenize import IMAGE_ENDS, image_ends
 from llava_jax.data.tokenizer import Tokenizer
 from llava_jax.errors import DataError
 from llava_jax.models.clip import MEAN, STD
@@ -22,8 +22,10 @@ def processor_files(
     """Name -> text of preprocessor_config.json, processor_config.json, the tokenizer's files, chat_template.jinja and
     generation_config.json. aspect: crop | pad, as in training.
 
-    Raises DataError for a template that has no chat form, and for an image token that is another word.
+    Raises DataError for a template that has no chat form, for an image token that is another word, and as `image_ends`.
     """
+    if wraps_images:
+        image_ends(tokenizer)  # as text in the chat template they would be other ids
     vision = config.vision
     whole = vision.select_feature == "cls_patch"
     files = {

@@ -35,7 +35,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
     partial, main = _partial(folder), jax.process_index() == 0
     try:
         if main:
-            partial.mkdir(parents=True)
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.mkdir()
+    except OSError as e:  # what is there by now is not ours to remove
+        raise DataError(f"{folder} cannot be written: {e}") from None
+    try:
         yield partial
         if main:
             partial.replace(folder)

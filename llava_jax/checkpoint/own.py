@@ -93,8 +93,8 @@ def open_own(path: Path) -> Own:
         if isinstance(values["model"]["vision"], dict):
             config = build(ModelConfig, values["model"], "model")
             where = str(path / TOKENIZER)
-            habits = (values[name] for name in ("template", "aspect", "image_token_id", "wraps_images"))
-            return Own(path, step, config, where, *habits)
+            habits = (values[name] for name in ("template", "aspect", "image_token_id"))
+            return Own(path, step, config, where, *habits, values.get("wraps_images", False))  # older ones lack it
         run = build(Config, values, "config")
         data = run.stages[stage].data
         return Own(path, step, model_config(run.model), run.tokenizer, data.template, data.aspect, None, False)

@@ -97,15 +97,21 @@ def expand_images(ids: np.ndarray, mask: np.ndarray, features: int) -> tuple[np.
 
 def wrap_images(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
     """ids int32[T] with `<im_start>` before and `<im_end>` after each IMAGE_TOKEN_ID, for the models whose config.json
-    says `mm_use_im_start_end` (LLaVA v0 and the first of v1). Raises DataError where the tokenizer lacks the two."""
+    says `mm_use_im_start_end` (LLaVA v0 and the first of v1). Raises as `image_ends`."""
+    start, end = image_ends(tokenizer)
+    wrapped = [x for id in ids for x in ((start, id, end) if id == IMAGE_TOKEN_ID else (id,))]
+    return np.array(wrapped, np.int32)
+
+
+def image_ends(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Ids of `<im_start>` and `<im_end>`. Raises DataError where the tokenizer lacks one."""
     if missing := [name for name in IMAGE_ENDS if name not in tokenizer.special]:
         raise DataError(
             f"the model takes images between {' and '.join(IMAGE_ENDS)} (mm_use_im_start_end), but the tokenizer has "
             f"no special token {missing[0]}; use the tokenizer that belongs to the weights"
         )
     start, end = (tokenizer.special[name] for name in IMAGE_ENDS)
-    wrapped = [x for id in ids for x in ((start, id, end) if id == IMAGE_TOKEN_ID else (id,))]
-    return np.array(wrapped, np.int32)
+    return start, end
 
 
 def fit(ids: np.ndarray, mask: np.ndarray, length: int, overlong: str) -> tuple[np.ndarray, np.ndarray]:
