@@ -50,7 +50,6 @@ class Reader(Protocol):
     def shape(self, name: str) -> tuple[int, ...]: ...
     def dtype(self, name: str) -> str: ...  # that of the file; a sum of two tensors has its base's
     def read(self, name: str, index: Index) -> np.ndarray: ...
-    def close(self) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +78,6 @@ class Joined:
 
     def read(self, name: str, index: Index) -> np.ndarray:
         return self.changed[name][2](index) if name in self.changed else self.base.read(name, index)
-
-    def close(self) -> None:
-        self.base.close()
-        self.added.close()
 
 
 def with_extra(base: Reader, extra: Reader) -> Joined:

@@ -132,5 +132,4 @@ def load(files: TorchFiles, rows: dict[str, Row], like: dict[str, jax.ShapeDtype
             return read(row, spec.shape, index, spec.dtype, files.read)
 
         found[path] = jax.make_array_from_callback(spec.shape, spec.sharding, part)
-        files.close()  # what was mapped for this parameter does not count as memory any more
     return found

@@ -150,9 +150,6 @@ class GgufFile:
             found[a - top : b - top] = part[a - start : b - start]
         return found if len(tensor.shape) == 2 else found[:, 0]
 
-    def close(self) -> None:
-        """Nothing to do: every `read` closes the file."""
-
     def value(self, key: str, kind: type, default=None):
         """A value of the metadata. Raises DataError where it is missing (without a default) or of another type."""
         value = self.metadata.get(key, default)

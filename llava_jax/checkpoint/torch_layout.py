@@ -8,7 +8,9 @@ up: ((1, 2), (0,)) reads our [D, H, E] as torch's [H * E, D]. Sources: `modeling
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -21,6 +23,9 @@ CONVOLUTION: Groups = ((3,), (2,), (0,), (1,))
 VECTOR: Groups = ((0,),)
 TABLE: Groups = ((0,), (1,))
 BLOCK = 16  # rows: their cache lines fit the fastest cache
+BORDER = 64  # bytes
+THREADS = min(8, os.cpu_count() or 1)
+SMALL = 1 << 18  # numbers: one thread is done with them before a second has started
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +144,25 @@ def _turn(matrix: np.ndarray, target: np.ndarray) -> None:
     Of BLOCK rows, the lines stay in the cache until all of their numbers are read."""
     number = f"u{matrix.itemsize}"  # numpy knows how to copy integers, but not bfloat16, in one loop
     matrix, target = matrix.view(number), target.view(number)
-    for i in range(0, len(matrix), BLOCK):
-        target[:, i : i + BLOCK] = matrix[i : i + BLOCK].T
+
+    share = -(-len(matrix) // (THREADS * BLOCK)) * BLOCK  # rows a thread
+
+    def turn(start: int) -> None:
+        for i in range(start, min(start + share, len(matrix)), BLOCK):
+            target[:, i : i + BLOCK] = matrix[i : i + BLOCK].T
+
+    starts = range(0, len(matrix), share)
+    with ThreadPoolExecutor(THREADS if matrix.size > SMALL else 1) as pool:  # numpy lets the others run while it copies
+        list(pool.map(turn, starts))
+
+
+def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """np.empty, but on a border of 64 bytes: from there a CPU device takes the memory over, else it copies it."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + BORDER, np.uint8)
+    start = -memory.ctypes.data % BORDER
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def names(row: Row, shape: tuple[int, ...]) -> list[str]:
@@ -166,11 +188,16 @@ def read(
         value = tensor(row.name, where)
         if not _is_turned(row.groups):
             return np.asarray(to_ours(row.groups, part, value), dtype)  # no second copy of the embeddings
-        return _as_ours(row.groups, np.empty(part, dtype), value)
+        return _as_ours(row.groups, empty(part, dtype), value)
     layers = range(*index[0].indices(shape[0]))
-    found = np.empty((len(layers), *part), dtype)
-    for i, layer in enumerate(layers):
-        _as_ours(row.groups, found[i], tensor(row.name.format(layer), where))
+    found = empty((len(layers), *part), dtype)
+    with ThreadPoolExecutor(1) as ahead:  # the next tensor is read while this one is turned around
+        coming = ahead.submit(tensor, row.name.format(layers[0]), where)
+        for i, layer in enumerate(layers):
+            value = coming.result()
+            if i + 1 < len(layers):
+                coming = ahead.submit(tensor, row.name.format(layer + 1), where)
+            _as_ours(row.groups, found[i], value)
     return found
 
 

@@ -271,15 +271,6 @@ def test_a_tensor_without_a_place_is_named(tmp_path, extra, message):
         with_extra(reader(tmp_path, "base", base_tensors()), reader(tmp_path, "extra", extra))
 
 
-def test_closing_the_whole_closes_its_parts(tmp_path):
-    base, extra = reader(tmp_path, "base", base_tensors()), reader(tmp_path, "extra", projector("0."))
-    joined = with_extra(base, extra)
-    whole(joined, NORM), whole(joined, PROJECTOR.format(0, "bias"))
-    assert base._open and extra._open
-    joined.close()
-    assert not base._open and not extra._open
-
-
 # delta weights
 
 

@@ -1,7 +1,9 @@
 """torch_files.py: folders of safetensors files, good and bad."""
 
 import json
+import os
 import struct
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -41,20 +43,34 @@ def test_numbers_come_in_the_dtype_of_the_file(tmp_path, dtype):
     np.testing.assert_array_equal(files.read("a", ALL), A.astype(dtype))
 
 
-def test_only_one_file_is_open_at_a_time(tmp_path):
+def test_any_part_of_a_tensor_is_read(tmp_path):
+    tensors = {"before": A, "cube": np.arange(60.0).reshape(3, 4, 5), "one": np.array(7.0)}
+    files = TorchFiles(shards(tmp_path, one=tensors))
+    for index in ((1, 3), (0, 0), (2, None)):
+        part = (slice(*index), slice(None), slice(0, 5))
+        np.testing.assert_array_equal(files.read("cube", part), tensors["cube"][part])
+    part = (slice(0, 2), slice(1, 3), slice(4, 5))
+    np.testing.assert_array_equal(files.read("cube", part), tensors["cube"][part])
+    assert files.read("one", ()) == 7 and files.read("cube", part).flags.owndata, "a copy, and not of the map"
+
+
+def test_no_file_stays_open_or_mapped(tmp_path):
     files = TorchFiles(shards(tmp_path, one={"a": A}, two={"b": A}))
+    parts = [files.read(name, index) for name in "ab" for index in (ALL, (slice(0, 2), slice(0, 1)))]
+    assert len(parts) == 4 and str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert not [fd for fd in Path("/proc/self/fd").iterdir() if str(tmp_path) in os.path.realpath(fd)]
 
-    def mapped():
-        with open("/proc/self/maps") as maps:
-            return {line.split()[-1].rsplit("/", 1)[-1] for line in maps if str(tmp_path) in line}
 
-    assert not mapped(), "looking at the names keeps nothing open"
-    files.read("a", ALL)
-    assert mapped() == {"one.safetensors"}
-    files.read("b", ALL)
-    assert mapped() == {"two.safetensors"}
-    files.close()
-    assert not mapped()
+@pytest.mark.parametrize("index", [ALL, (slice(0, 2), slice(0, 1))], ids=["rows", "columns"])
+def test_a_file_that_changed_since_is_named(tmp_path, index):
+    file = shards(tmp_path, one={"a": A}) / "one.safetensors"
+    files = TorchFiles(file)
+    os.truncate(file, file.stat().st_size - 40)
+    with pytest.raises(DataError, match="one.safetensors: tensor a cannot be read"):
+        files.read("a", index)
+    file.unlink()
+    with pytest.raises(DataError, match="one.safetensors: tensor a cannot be read"):
+        files.read("a", index)
 
 
 def test_a_tensor_in_two_files_is_named(tmp_path):
