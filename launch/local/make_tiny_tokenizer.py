@@ -13,7 +13,7 @@ SCENES = 3000
 
 
 def texts():
-    for kind in ("caption", "study", "instruct"):
+    for kind in ("caption", "study", "tell", "instruct"):
         source = SceneSource(kind, seed=0, held_out=False, image_size=16)
         for i in range(SCENES):
             template = "vicuna_v1" if kind == "instruct" else "plain"

@@ -5,7 +5,7 @@
 | caption  | yes   | stage 1: a brief caption                                                                |
 | instruct | yes   | stage 2: conversation, detailed description or complex reasoning, mixed as in LLaVA-158K |
 | study    | yes   | a short question and its answer, as running text                                        |
-| tell     | yes   | a caption, a short question, or one that takes reasoning                                |
+| tell     | yes   | a caption, a short question, or one answered with a reason first                        |
 
 `exam(...)` gives held-out questions, equally many of each kind, for the accuracy table.
 """
@@ -23,11 +23,12 @@ MIXTURE = (("conversation", 58), ("detail", 23), ("reasoning", 77))
 # kind -> how many answers are equally likely before one looks
 QUESTION_KINDS = {
     "color": len(scenes.COLORS), "shape": len(scenes.SHAPES), "size": len(scenes.SIZES), "position": len(scenes.PLACES),
-    "count": len(scenes.NUMBERS) - 1, "existence": 2, "relation": 2, "reasoning": 2,
+    "count": len(scenes.NUMBERS) - 1, "existence": 2, "relation": 2, "reasoning": len(scenes.PLACES),
 }  # fmt: skip
-CONVERSATION_TURNS = 4
+CONVERSATION_TURNS = 3
 # how often `study` asks each kind that a scene allows: what is learned last most often
-STUDY = {"color": 3, "shape": 2, "size": 2, "position": 5, "count": 2, "existence": 2, "relation": 2}
+STUDY = {"color": 3, "shape": 2, "size": 2, "position": 5, "count": 2, "existence": 2}
+REASONED = ("relation", "reasoning")  # answered with a reason before the conclusion
 
 
 class SceneSource:
@@ -56,12 +57,11 @@ class SceneSource:
         else:
             # One question a row: beside earlier ones it is far harder to learn which object the last one means.
             asked = scenes.questions(scene, rng)
-            reasoning = [q for q in asked if q.kind == "reasoning"]
-            if self.kind == "study" or not reasoning or rng.random() < 0.4:
+            if self.kind == "study" or rng.random() < 0.4:
                 asked = [q for q in asked if q.kind in STUDY]
                 q = rng.choices(asked, [STUDY[q.kind] for q in asked])[0]
             else:
-                q = reasoning[0]
+                q = next(q for q in asked if q.kind in REASONED)
             told = f"{q.text} {q.answer} ."
         return Example(name, _turns([("what is in the image ?", told)]), (image,))
 
@@ -85,8 +85,6 @@ def exam(seed: int, image_size: int, per_kind: int) -> list[Example]:
 def _instruction(name: str, scene: scenes.Scene, image, rng: random.Random) -> Example:
     kinds, weights = zip(*MIXTURE, strict=True)
     kind = rng.choices(kinds, weights)[0]
-    if kind == "reasoning" and len(scene.objects) == 1:
-        kind = "conversation"  # nothing to reason about a lone object
     asked = scenes.questions(scene, rng)
     simple = [q for q in asked if q.kind != "reasoning"]
     if kind == "detail":

@@ -164,19 +164,6 @@ def description(scene: Scene) -> str:
     return " ".join(text)
 
 
-def _relations(a: Object, b: Object) -> list[str]:
-    """What is true of a seen from b. Never empty: the cells differ."""
-    found = []
-    if a.row != b.row:
-        found.append("above" if a.row < b.row else "below")
-    if a.column != b.column:
-        found.append("left of" if a.column < b.column else "right of")
-    return found
-
-
-OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
-
-
 def questions(scene: Scene, rng: random.Random) -> list[Question]:
     """One question of every kind that this scene allows, each drawn so that its answer cannot be guessed from its text:
     yes and no, small and large, and the values of an attribute are equally likely."""
@@ -197,29 +184,35 @@ def questions(scene: Scene, rng: random.Random) -> list[Question]:
     found.append(Question("count", "how many objects are there ?", NUMBERS[len(objects)]))
     found.append(_existence(objects, rng))
     if len(objects) > 1:
-        a, b = rng.sample(objects, 2)
-        relation = rng.choice(_relations(a, b))
-        truth = rng.random() < 0.5
-        asked = relation if truth else OPPOSITE[relation]
-        found.append(Question("relation", f"is the {a.name} {asked} the {b.name} ?", "yes" if truth else "no"))
-        found.append(_reasoning(objects, rng))
+        found.append(_relation(objects, rng))
+    found.append(_reasoning(rng.choice(objects), rng))
     rng.shuffle(found)
     return found
 
 
-def _reasoning(objects: tuple[Object, ...], rng: random.Random) -> Question:
-    """Which of two objects lies further in a direction, answered with the reason before the conclusion."""
+def _relation(objects: tuple[Object, ...], rng: random.Random) -> Question:
+    """How one object lies to another, answered with the reason before the conclusion."""
     a, b = rng.sample(objects, 2)
-    relation = rng.choice(_relations(a, b))
-    # asking for the far end as often as for the near one: the order of naming tells nothing
-    wanted = rng.choice((relation, OPPOSITE[relation]))
-    direction = {"above": "up", "below": "down", "left of": "left", "right of": "right"}[wanted]
-    first = a if wanted == relation else b
-    question = f"which is further {direction} , the {a.name} or the {b.name} ?"
-    # the half of a place that matters here
-    where = (lambda o: ROWS[o.row]) if wanted in ("above", "below") else (lambda o: COLUMNS[o.column])
-    reason = f"the {a.name} is {where(a)} and the {b.name} is {where(b)} ,"
-    return Question("reasoning", question, f"{reason} so the {first.name}")
+    # never empty: the cells differ
+    axis = rng.choice([axis for axis in ("row", "column") if getattr(a, axis) != getattr(b, axis)])
+    words, before, after, of = (ROWS, "above", "below", "") if axis == "row" else (COLUMNS, "left", "right", "of ")
+    at, other = getattr(a, axis), getattr(b, axis)
+    return Question(
+        "relation",
+        f"is the {a.name} {before} or {after} {of}the {b.name} ?",
+        f"the {a.name} is {words[at]} and the {b.name} is {words[other]} , so {before if at < other else after}",
+    )
+
+
+def _reasoning(o: Object, rng: random.Random) -> Question:
+    """Where an object would be if the picture were turned over, answered with the reason before the conclusion."""
+    row, column = o.row, o.column
+    if rng.random() < 0.5:
+        how, column = "in a mirror", GRID - 1 - column
+    else:
+        how, row = "upside down", GRID - 1 - row
+    question = f"{how} , where is the {o.name} ?"
+    return Question("reasoning", question, f"the {o.name} is {PLACES[o.cell]} , so {PLACES[row * GRID + column]}")
 
 
 def _existence(objects: tuple[Object, ...], rng: random.Random) -> Question:

@@ -12,7 +12,7 @@ from test_scenes import Fact, as_told, content, from_boxes, is_true, kind_of, re
 from llava_jax.architectures import VISION
 from llava_jax.config import model_config
 from llava_jax.data import scene_source, scenes
-from llava_jax.data.scene_source import KINDS, QUESTION_KINDS, SceneSource, exam
+from llava_jax.data.scene_source import KINDS, QUESTION_KINDS, STUDY, SceneSource, exam
 from llava_jax.data.tokenize import stop_ids, tokenize
 from llava_jax.errors import ConfigError
 from llava_jax.main import read_config
@@ -72,11 +72,11 @@ def test_a_study_row_is_one_true_short_question_and_what_is_hard_is_asked_most()
         kind = kind_of(question)
         assert is_true(kind, question, answer, facts), (question, answer, facts)
         kinds[kind] += 1
-    assert set(kinds) == set(QUESTION_KINDS) - {"reasoning"} and min(kinds.values()) > 30, kinds
+    assert set(kinds) == set(STUDY) and min(kinds.values()) > 30, kinds
     assert kinds["position"] > 1.5 * kinds["size"], kinds
 
 
-def test_what_is_told_are_captions_short_questions_and_reasoning():
+def test_what_is_told_are_captions_short_questions_and_those_with_a_reason():
     kinds = Counter()
     for i in range(600):
         text, facts = source("tell")[i].turns[1][1], from_boxes(scenes.draw_scene(0, i, False))
@@ -87,19 +87,19 @@ def test_what_is_told_are_captions_short_questions_and_reasoning():
         else:
             kind = "caption"
             assert tells(text, as_told(text, facts)), text
-        kinds["short" if kind not in ("caption", "reasoning") else kind] += 1
-    # of all scenes a quarter has one object, and nothing to reason about
-    for kind, share in (("caption", 0.4), ("reasoning", 0.6 * 0.75 * 0.6), ("short", 0.6 * (0.25 + 0.75 * 0.4))):
+        kinds["short" if kind in STUDY else kind] += 1
+    # of all scenes a quarter has one object, which lies to nothing else in any way
+    shares = {"caption": 0.4, "short": 0.24, "relation": 0.36 * 0.75 / 2, "reasoning": 0.36 * (0.25 + 0.75 / 2)}
+    assert set(kinds) == set(shares)
+    for kind, share in shares.items():
         assert abs(kinds[kind] / 600 - share) < 0.06, kinds
 
 
 def test_instructions_are_mixed_as_in_llava_158k():
     n = 3000
     kinds = Counter(source("instruct")[i].kind for i in range(n))
-    alone = sum(len(scenes.draw_scene(0, i, False).objects) == 1 for i in range(n)) / n
     assert scene_source.MIXTURE == (("conversation", 58), ("detail", 23), ("reasoning", 77))
-    expected = {"detail": 23 / 158, "reasoning": 77 / 158 * (1 - alone)}
-    expected["conversation"] = 1 - sum(expected.values())
+    expected = {kind: share / 158 for kind, share in scene_source.MIXTURE}
     assert set(kinds) == set(expected)
     for kind, share in expected.items():
         assert abs(kinds[kind] / n - share) < 0.03, (kind, kinds[kind] / n, share)

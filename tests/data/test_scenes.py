@@ -86,8 +86,8 @@ def from_boxes(scene) -> list[Fact]:
 def kind_of(text: str) -> str | None:
     signs = {
         "position": r"^where ", "size": r"^what size", "color": r"^what color", "shape": r"^what shape",
-        "count": r"^how many", "existence": r"^is there", "reasoning": r"^which ",
-        "relation": r"^is .*(above|below|left of|right of)",
+        "count": r"^how many", "existence": r"^is there", "reasoning": r"^(in a mirror|upside down) , where ",
+        "relation": r"^is .* or (below|right of) ",
     }  # fmt: skip
     return next((kind for kind, sign in signs.items() if re.search(sign, text)), None)
 
@@ -104,30 +104,26 @@ def is_true(kind: str, text: str, answer: str, facts: list[Fact]) -> bool:
         return len(match) == 1 and answer == getattr(match[0], kind)
     if kind == "existence":
         return len(named) == 1 and answer == ("yes" if named[0] in seen else "no")
-    if any(name not in seen for name in named) or len(set(named)) != (1 if kind in ("position", "size") else 2):
+    if any(name not in seen for name in named) or len(set(named)) != (2 if kind == "relation" else 1):
         return False
     first = seen[named[0]]
     if kind == "position":
         return answer == first.place
     if kind == "size":
         return answer == first.size
-    second = seen[named[1]]
-    row, column = (first.cell // 3) - (second.cell // 3), (first.cell % 3) - (second.cell % 3)
     if kind == "relation":
-        word = re.search("above|below|left of|right of", text).group()
-        truth = {"above": row < 0, "below": row > 0, "left of": column < 0, "right of": column > 0}[word]
-        return answer == ("yes" if truth else "no")
+        second = seen[named[1]]
+        words, (high, low), by = (
+            (("top", "middle", "bottom"), ("above", "below"), lambda f: f.cell // 3)
+            if "above or below" in text
+            else (("left", "middle", "right"), ("left", "right"), lambda f: f.cell % 3)
+        )
+        reason = " and ".join(f"the {f.color} {f.shape} is {words[by(f)]}" for f in (first, second))
+        return by(first) != by(second) and answer == f"{reason} , so {high if by(first) < by(second) else low}"
     assert kind == "reasoning", kind
-    word = re.search("up|down|left|right", text).group()
-    ahead = {"up": -row, "down": row, "left": -column, "right": column}[word]
-    winner = first if ahead > 0 else second
-    if word in ("up", "down"):
-        words = [("top", "middle", "bottom")[f.cell // 3] for f in (first, second)]
-    else:
-        words = [("left", "middle", "right")[f.cell % 3] for f in (first, second)]
-    named = zip((first, second), words, strict=True)
-    reason = " and ".join(f"the {f.color} {f.shape} is {word}" for f, word in named)
-    return ahead != 0 and answer == f"{reason} , so the {winner.color} {winner.shape}"
+    swapped = ("left", "right") if text.startswith("in a mirror") else ("top", "bottom")
+    turned = " ".join(swapped[1 - swapped.index(w)] if w in swapped else w for w in first.place.split())
+    return answer == f"the {first.color} {first.shape} is {first.place} , so {turned}"
 
 
 def tells(text: str, facts: list[Fact]) -> bool:
@@ -280,7 +276,7 @@ def test_the_checker_knows_a_lie():
 
 
 def test_only_the_conclusion_is_graded():
-    assert scenes.conclusion("the red circle is on the left , so the red circle") == "the red circle"
+    assert scenes.conclusion("the red circle is left , so right") == "right"
     assert scenes.conclusion("at the top") == "at the top"
 
 
@@ -293,17 +289,11 @@ def forms(text: str) -> list[str]:
     return [text, form, f"{form} {NAME.findall(text)[:1]}"]
 
 
-def by_mention(text: str, answer: str) -> str:
-    """`the red circle` -> which of the objects that the question names."""
-    named = [f"the {c} {s}" for c, s in NAME.findall(text)]
-    return f"mention {named.index(answer)}" if answer in named else answer
-
-
 def sheet(half: bool, scenes_of: range) -> list[tuple[str, str, str]]:
     found = []
     for i in scenes_of:
         for q in asked(scenes.draw_scene(0, i, half), i):
-            found.append((q.kind, q.text, by_mention(q.text, scenes.conclusion(q.answer))))
+            found.append((q.kind, q.text, scenes.conclusion(q.answer)))
     return found
 
 
@@ -311,11 +301,14 @@ def test_answers_are_balanced():
     answers = defaultdict(Counter)
     for kind, _, answer in sheet(False, range(5000)):
         answers[kind][answer] += 1
-    for kind in ("existence", "relation", "size", "reasoning"):
-        shares = [n / answers[kind].total() for n in answers[kind].values()]
-        assert len(shares) == 2 and abs(shares[0] - 0.5) < 0.03, (kind, answers[kind])
-    for kind, chance in QUESTION_KINDS.items():
-        assert len(answers[kind]) == chance, (kind, answers[kind])
+    for kind in ("existence", "size", "position", "reasoning"):
+        shares = [n / answers[kind].total() * len(answers[kind]) for n in answers[kind].values()]
+        assert max(abs(share - 1) for share in shares) < 0.15, (kind, answers[kind])
+    pairs = answers.pop("relation")  # two questions of two answers each
+    assert abs(pairs["above"] / (pairs["above"] + pairs["below"]) - 0.5) < 0.03, pairs
+    assert abs(pairs["left"] / (pairs["left"] + pairs["right"]) - 0.5) < 0.03 and len(pairs) == 4, pairs
+    for kind in answers:
+        assert len(answers[kind]) == QUESTION_KINDS[kind], (kind, answers[kind])
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["train", "held-out"])
