@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from damage import DAMAGES
 
 from llava_jax.__main__ import main
 from llava_jax.checkpoint.hashes import ABOUT, MARK, SUMS, write_hashes
@@ -29,19 +30,7 @@ def test_whole_checkpoints_are_listed_in_their_order_and_the_code_is_0(workdir, 
     assert said[2:] == (["0 of 2 damaged"] if what == "verify" else [])
 
 
-def flip(file):
-    file.write_bytes(bytes([255]) * 64 + file.read_bytes()[64:])
-
-
-def truncate(file):
-    file.write_bytes(file.read_bytes()[:-10])
-
-
-def delete(file):
-    file.unlink()
-
-
-@pytest.mark.parametrize("damage", [flip, truncate, delete], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", ["state/d/0a1b", SUMS])
 def test_verify_finds_damage_names_the_file_and_ends_with_1(workdir, capsys, damage, name):
     damage(workdir / "checkpoints" / "12" / name)

@@ -2,7 +2,7 @@
 
 `SHA256SUMS` in a checkpoint's folder has one line a file, as the tool sha256sum writes it, so `sha256sum -c SHA256SUMS`
 checks it too. It is written before the folder gets its final name: a checkpoint that counts has its hashes. SHA-256,
-because Python and every shell have it, and with the instructions of today's processors it is faster than most disks.
+because Python and every shell have it, and processors have instructions for it.
 """
 
 import hashlib

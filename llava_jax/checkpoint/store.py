@@ -80,7 +80,7 @@ class Store:
                 + ". Bring one back from a copy, or choose another --workdir"
             )
         damaged = tuple(step for step in steps if step > chosen)
-        if damaged:
+        if damaged and notes:
             notes.append(f"WARNING: falling back to checkpoint {chosen}")
         return Newest(None if chosen < 0 else chosen, damaged, tuple(notes))
 

@@ -3,27 +3,9 @@ import shutil
 import subprocess
 
 import pytest
+from damage import DAMAGES, delete, flip
 
 from llava_jax.checkpoint.hashes import ABOUT, MARK, SUMS, faults, is_hashed, steps_in, write_hashes
-
-
-def flip(file):
-    """64 bytes inverted in the middle."""
-    data = bytearray(file.read_bytes())
-    middle = max(0, len(data) // 2 - 32)
-    data[middle : middle + 64] = bytes(b ^ 0xFF for b in data[middle : middle + 64])
-    file.write_bytes(data)
-
-
-def truncate(file):
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-def delete(file):
-    file.unlink()
-
-
-DAMAGES = (flip, truncate, delete)
 
 
 @pytest.fixture

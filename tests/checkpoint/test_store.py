@@ -1,16 +1,15 @@
 import contextlib
 import json
-import resource
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damage import DAMAGES, files_of_at_most
 from flax import struct
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
-from test_hashes import DAMAGES
 
 from llava_jax.checkpoint import hashes
 from llava_jax.checkpoint.store import Store
@@ -279,17 +278,6 @@ def test_a_checkpoint_counts_only_when_its_hashes_are_written(copied, monkeypatc
     assert hashes.steps_in(copied) == [1, 2] and Store(copied, 10).newest().step == 2
 
 
-@contextlib.contextmanager
-def files_of_at_most(size: int):
-    """The system refuses to let a file grow beyond `size` bytes, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("size", [0, 100, 1000])
 def test_a_disk_that_is_full_is_said_and_costs_only_that_checkpoint(copied, size, capfd):
     store = Store(copied, 2)
@@ -301,7 +289,7 @@ def test_a_disk_that_is_full_is_said_and_costs_only_that_checkpoint(copied, size
         store.close()
     assert "Traceback" not in capfd.readouterr().err
     store = Store(copied, 2)
-    store.save(3, state(3), {"step": 3}, {})
+    store.save(4, state(4), {"step": 4}, {})
     store.wait()
-    assert hashes.steps_in(copied) == [2, 3]
-    assert_equal(store.restore(3, abstract(state(0)))[0], state(3))
+    assert hashes.steps_in(copied) == [2, 4]
+    assert_equal(store.restore(4, abstract(state(0)))[0], state(4))
