@@ -8,6 +8,7 @@ import sys
 
 import tyro
 
+from llava_jax.ckpt import ckpt
 from llava_jax.convert import convert
 from llava_jax.errors import UserError
 from llava_jax.terminal import chat
@@ -15,6 +16,7 @@ from llava_jax.terminal import chat
 # A verb is a function of its command line; it imports jax when it is called, so that --help answers at once.
 VERBS = {
     "chat": chat,
+    "ckpt": ckpt,
     "convert": convert,
 }
 

@@ -18,8 +18,8 @@ from llava_jax import architectures
 from llava_jax.errors import ConfigError
 
 AT_LEAST_ONE = (
-    "log_every", "checkpoint.every", "checkpoint.keep", "batch", "accumulation", "epochs", "loss_chunks", "data.length",
-    "eval.samples", "eval.max_new_tokens",
+    "log_every", "checkpoint.every", "checkpoint.keep", "guard.window", "batch", "accumulation", "epochs",
+    "loss_chunks", "data.length", "eval.samples", "eval.max_new_tokens",
 )  # fmt: skip
 ANY_SIGN = ("model.select_layer", "mesh.data", "mesh.fsdp", "mesh.tensor")  # every other number is at least zero
 
@@ -62,6 +62,16 @@ class Mesh:
 class Checkpoint:
     every: int = 1000  # steps; the end of a stage and SIGTERM always save
     keep: int = 2  # newest checkpoints kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    """What becomes of a step that would do harm. One whose loss or gradient is not finite is always skipped."""
+
+    in_a_row: int = 10  # skipped steps that a run survives; one more ends it with exit code 3
+    spike: float = 0.0  # a loss above this many times the median of the last `window` is a spike; 0: nothing is
+    on_spike: str = "skip"  # skip | warn
+    window: int = 64  # losses; before a stage has as many, nothing is a spike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +138,7 @@ class Config:
     load: Weights = Weights()
     mesh: Mesh = Mesh()
     checkpoint: Checkpoint = Checkpoint()
+    guard: Guard = Guard()
     log_every: int = 10  # steps between progress lines; every step is written to metrics.jsonl
     hash_frozen: bool = False  # print a SHA-256 of the frozen parameters before and after each stage
     run: tuple[str, ...] = ()  # names of the stages to run, in order
@@ -272,6 +283,9 @@ def _check(config: Config) -> None:
     _choice(config.model.dtype, ("float32", "bfloat16"), "config.model.dtype")
     _choice(config.model.feature_dtype, ("float32", "bfloat16"), "config.model.feature_dtype")
     _choice(config.model.remat, ("none", "full", "save_qkv"), "config.model.remat")
+    _choice(config.guard.on_spike, ("skip", "warn"), "config.guard.on_spike")
+    if 0 < config.guard.spike <= 1:
+        raise ConfigError(f"config.guard.spike={config.guard.spike} must be above 1, or 0 for no such rule")
     for path, value in flatten(config).items():
         key = _within_stage(path)
         least = 1 if key in AT_LEAST_ONE else 0

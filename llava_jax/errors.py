@@ -17,5 +17,11 @@ class DataError(UserError):
     """A sample, image or data file that cannot be used; the message names it (exit code 1)."""
 
 
+class Diverged(UserError):
+    """Too many steps in a row had to be skipped (exit code 3)."""
+
+    exit_code = 3
+
+
 class TooLong(DataError):
     """A conversation that leaves the model no room for an answer."""

@@ -12,7 +12,8 @@ Examples:
   python -m llava_jax.main --config=configs/quickstart.py --workdir=/tmp/short --config.stages.stage1.steps=20
   python -m llava_jax.main --config=configs/stage1.py --config.model.llm=vicuna_13b_v1.3 --config.mesh.tensor=2
 
-Exit codes: 0 done, 1 the run failed, 2 bad usage or config, 143 stopped by SIGTERM after saving.
+Exit codes: 0 done, 1 the run failed, 2 bad usage or config, 3 too many steps in a row had to be skipped, 143 stopped by
+SIGTERM after saving.
 """
 
 import os

@@ -95,6 +95,7 @@ def batch_spec() -> PartitionSpec:
 
 
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows -> global device arrays split along the first axis."""
+    """This process's rows -> global device arrays split along the first axis; `index`, which the host alone needs
+    (int64 of which sample a row is), is left out."""
     sharding = NamedSharding(mesh, batch_spec())
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items() if k != "index"}

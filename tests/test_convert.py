@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 import torch
+from damage import flip
 from hf_weights import hf_clip, hf_llama, hf_llava, random_params, small
 from safetensors.torch import load_file, save_file
 
@@ -143,6 +144,21 @@ def run(folder: Path, monkeypatch) -> Path:
     store.wait()
     store.close()
     return folder
+
+
+def test_of_a_workdir_whose_newest_step_is_damaged_the_one_before_is_loaded(tmp_path, monkeypatch, capfd):
+    folder = run(tmp_path / "run", monkeypatch)
+    file = next(p for p in sorted((folder / "checkpoints" / "9" / "state").rglob("d/*")))
+    flip(file)
+    before = sorted(p for p in folder.rglob("*"))
+    found = llava_jax.load(folder, dtype=None)
+    assert (found.params["projector/linear_1/bias"] == PARAMS["projector/linear_1/bias"] + 5).all()
+    said = capfd.readouterr().err
+    assert f"9 is DAMAGED: {file.relative_to(folder / 'checkpoints' / '9')}" in said and "back to checkpoint 5" in said
+    assert sorted(p for p in folder.rglob("*")) == before, "reading changes nothing"
+    (folder / "checkpoints" / "5" / "run" / "metadata").unlink()
+    with pytest.raises(DataError, match="no checkpoint in .* is whole"):
+        llava_jax.load(folder)
 
 
 def test_a_workdir_gives_its_newest_step_its_template_and_its_shards(tmp_path, monkeypatch):

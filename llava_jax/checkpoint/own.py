@@ -6,6 +6,7 @@ model holds the shapes themselves, and its tokenizer's files are in the folder.
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -77,13 +78,16 @@ def is_own(path: Path) -> bool:
 
 
 def open_own(path: Path) -> Own:
-    """Opens the newest checkpoint of a folder. Reads no weights yet. Raises DataError for a folder without a complete
-    checkpoint, and for a config.json that is broken or of another version."""
+    """Opens the newest whole checkpoint of a folder; damaged ones are told on standard error. Raises DataError for a
+    folder without a whole checkpoint, and for a config.json that is broken or of another version."""
     file = path / "config.json"
     values = read_object(file, "what the run is")
     store = Store(path / CHECKPOINTS, keep=1)
     try:
-        step = store.latest()
+        newest = store.newest()
+        for note in newest.notes:
+            print(note, file=sys.stderr, flush=True)
+        step = newest.step
         if step is None:
             raise DataError(f"{path / CHECKPOINTS} holds no complete checkpoint")
         stage = store.read_run(step).get("stage")

@@ -21,6 +21,7 @@ from llava_jax.errors import ConfigError, DataError
 
 Row = dict[str, np.ndarray]
 MAX_EXAMPLES = 2**32  # what grain's index shuffle can count
+FILLER = -1  # the `index` of a row that is no example
 
 
 def build_row(
@@ -90,8 +91,8 @@ class _Rows:
         example = position % len(self.source) if self.order is None else int(self.order[position])
         row = self.row_fn(self.source[example])
         if position < self.positions:
-            return row
-        return {name: np.zeros_like(array) for name, array in row.items()}
+            return row | {"index": np.int64(example)}
+        return {name: np.zeros_like(array) for name, array in row.items()} | {"index": np.int64(FILLER)}
 
 
 class Batches:
@@ -172,7 +173,8 @@ def make_batches(
     prefetch: int,
     workers: int = 0,
 ) -> Batches:
-    """Batches of `row_fn(source[i])` for `epochs` passes (None: without end), this process's rows of each.
+    """Batches of `row_fn(source[i])` for `epochs` passes (None: without end), this process's rows of each, and their
+    `index` int64[b]: which example of the source a row is, -1 for filler.
 
     - Every epoch shows each example once, in an order of its own drawn from `seed` over the whole source. No
       permutation is stored, so a source may claim billions of examples.

@@ -3,8 +3,9 @@
 Steps are counted twice: `step` within a stage (schedules), `global step` over all stages (checkpoints, metrics).
 """
 
+import contextlib
 import dataclasses
-import math
+import errno
 import signal
 import time
 from collections.abc import Callable
@@ -17,16 +18,18 @@ from llava_jax import config as settings
 from llava_jax.checkpoint.store import Store
 from llava_jax.config import Config
 from llava_jax.data.tokenizer import Tokenizer
-from llava_jax.errors import ConfigError, UserError
+from llava_jax.errors import ConfigError, DataError, Diverged, UserError
 from llava_jax.models.llava import Llava
 from llava_jax.sharding import global_batch, make_mesh
-from llava_jax.train import evaluate, report, workdir
+from llava_jax.train import evaluate, guard, report, workdir
 from llava_jax.train.inputs import open_tokenizer, training_batches
 from llava_jax.train.metrics import MetricsWriter, Progress
 from llava_jax.train.optimizer import state_bytes
 from llava_jax.train.stages import Plan, export, first_state, make_plans, next_state
 from llava_jax.train.state import TrainState, all_params, fingerprint
 from llava_jax.train.step import make_eval_step, make_train_step
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # no space (for this user, in one file), read-only
 
 
 class Stopped(Exception):
@@ -49,7 +52,20 @@ class Run:
 
 
 def train(config: Config, folder: Path, argv: list[str]) -> None:
-    """Runs or continues every stage of `config` in `folder`. Raises Stopped after SIGTERM, UserError for a fault."""
+    """Runs or continues every stage of `config` in `folder`. Raises Stopped after SIGTERM, Diverged when too many steps
+    in a row were skipped, another UserError for a fault."""
+    try:
+        _train(config, folder, argv)
+    except OSError as e:
+        if e.errno not in UNWRITABLE:
+            raise
+        raise DataError(
+            f"workdir {folder} cannot be written: {e.strerror}; its checkpoints are as they were, the same command "
+            "goes on from the newest"
+        ) from e
+
+
+def _train(config: Config, folder: Path, argv: list[str]) -> None:
     began = time.perf_counter()
     say = _say if jax.process_index() == 0 else (lambda text: None)
 
@@ -64,7 +80,7 @@ def train(config: Config, folder: Path, argv: list[str]) -> None:
         )
     plans = make_plans(config, model_config, mesh, tokenizer)
     store = Store(folder / "checkpoints", config.checkpoint.keep)
-    resumed = workdir.find_resumable(store, config)
+    resumed = workdir.find_resumable(store, config, say)
     workdir.describe(folder, config, argv, mesh)
     writer = MetricsWriter(folder, resumed.keeps if resumed else lambda record: False)
     run = Run(config, folder, Llava(model_config), mesh, tokenizer, store, writer, say)
@@ -73,12 +89,13 @@ def train(config: Config, folder: Path, argv: list[str]) -> None:
     # --- the stages
     state = None
     try:
-        with jax.set_mesh(mesh):
+        with contextlib.closing(store), contextlib.closing(writer), jax.set_mesh(mesh):
             for plan in plans[resumed.index if resumed else 0 :]:
                 say(f"\nstage {plan.name}: {plan.data.steps} steps of {plan.stage.batch} rows")
                 _introduce(run, plan)
-                place, evaluated = None, False
+                place, evaluated, watch = None, False, guard.Guard(config.guard)
                 if resumed and plan.index == resumed.index:
+                    watch = guard.Guard(config.guard, resumed.guard)
                     state, place = store.restore(resumed.step, plan.abstract)
                     _check_steps(plan, int(state.step), resumed.step)
                     evaluated = resumed.evaluated
@@ -87,13 +104,11 @@ def train(config: Config, folder: Path, argv: list[str]) -> None:
                     state = first_state(config, model_config, mesh, plan, say)
                 else:
                     state = next_state(model_config, mesh, plan, state)
-                state = run_stage(run, plan, state, place, evaluated)
+                state = run_stage(run, plan, state, place, evaluated, watch)
                 store.wait()
                 for line in export(config, plan.stage, state):
                     say(line)
     finally:
-        writer.close()
-        store.close()
         signal.signal(signal.SIGTERM, handler)
     for plan in plans:
         scores = workdir.read_json(_scores_file(run, plan))
@@ -103,10 +118,13 @@ def train(config: Config, folder: Path, argv: list[str]) -> None:
     say(f"done: {folder} ({time.perf_counter() - began:.0f} s)")
 
 
-def run_stage(run: Run, plan: Plan, state: TrainState, place: dict | None, evaluated: bool) -> TrainState:
+def run_stage(
+    run: Run, plan: Plan, state: TrainState, place: dict | None, evaluated: bool, watch: guard.Guard
+) -> TrainState:
     """Trains one stage to its end.
 
     place: where the data goes on, None from the start. evaluated: the evaluation of the state's step is already made.
+    watch: counts the skipped steps. Raises Diverged where they are too many in a row.
     Per step: dispatch, then read the metrics of the step before. At a due step: read, evaluate, save, in this order.
     """
     stage, steps = plan.stage, plan.data.steps
@@ -118,19 +136,20 @@ def run_stage(run: Run, plan: Plan, state: TrainState, place: dict | None, evalu
     eval_step = make_eval_step(run.model, stage.loss_chunks)
     frozen_before = fingerprint(state.frozen) if run.config.hash_frozen else None
     progress = Progress(plan.name, steps, stage.batch * stage.data.length, plan.flops)
-    unread = None  # (step, metrics) of the newest dispatched step
+    unread = None  # (step, metrics, index of the samples) of the newest dispatched step
 
     while True:
         evaluates = plan.evaluates(step) and not evaluated
         saves = step == steps or (step > 0 and (plan.start + step) % run.config.checkpoint.every == 0)
         if run.stop or evaluates or saves:
-            unread = _read_metrics(run, plan, unread, progress)
+            unread = _read_metrics(run, plan, watch, state, unread, progress)
             if evaluates and not run.stop:
                 evaluated = _evaluate(run, plan, state, eval_step, step)
             stopping = run.stop
             if step > 0 and (stopping or saves):
                 run.writer.flush()  # on disk before the checkpoint that vouches for it
-                about = workdir.record(run.config, plan.index, plan.name, evaluated or not evaluates)
+                evaluated_now = evaluated or not evaluates
+                about = workdir.record(run.config, plan.index, plan.name, evaluated_now, watch.record())
                 run.store.save(plan.start + step, state, batches.get_state(), about)
             if stopping:
                 run.store.wait()
@@ -141,18 +160,21 @@ def run_stage(run: Run, plan: Plan, state: TrainState, place: dict | None, evalu
         if step == steps:
             break
         began = time.perf_counter()
-        batch = global_batch(next(batches), run.mesh)
+        rows = next(batches)
+        batch = global_batch(rows, run.mesh)
         waited = time.perf_counter() - began
-        state, metrics = train_step(state, batch)  # returns at once; the device works on
+        state, metrics = train_step(state, batch, watch.limit(step + 1))  # returns at once; the device works on
         step, evaluated = step + 1, False
-        _read_metrics(run, plan, unread, progress)
-        unread = (step, metrics)
+        _read_metrics(run, plan, watch, state, unread, progress)
+        unread = (step, metrics, rows["index"])
         elapsed = progress.tick(waited)
         if elapsed is not None:
             times = {"time/step": elapsed, "time/data_wait": waited}
             run.writer.write("timing", plan.start + step, {"stage": plan.name, **times})
 
     batches.close()
+    if watch.skipped:
+        run.say(f"{watch.skipped} of {steps} steps were skipped; {run.folder / guard.SKIPPED} says which and why")
     if frozen_before:
         _compare_frozen(run, frozen_before, fingerprint(state.frozen))
     return state
@@ -176,21 +198,43 @@ def _introduce(run: Run, plan: Plan) -> None:
     run.say(report.render_sample(plan.data.to_row(example), run.tokenizer))
 
 
-def _read_metrics(run: Run, plan: Plan, unread, progress: Progress) -> None:
-    """Waits for the metrics of a dispatched step and writes them. Raises UserError where they are not finite."""
+def _read_metrics(run: Run, plan: Plan, watch: guard.Guard, state: TrainState, unread, progress: Progress) -> None:
+    """Waits for the metrics of a dispatched step and writes them; a skipped one has no others than that it was.
+    Raises Diverged where that makes too many in a row. state: the newest one, perhaps of the step after."""
     if unread is None:
         return
-    step, metrics = unread
-    values = {f"train/{k}": float(v) for k, v in metrics.items()}
-    run.writer.write("metrics", plan.start + step, {"stage": plan.name, **values})
-    if not all(map(math.isfinite, values.values())):
-        run.writer.flush()
-        raise UserError(
-            f"step {step} of stage {plan.name} is not finite: {values}; lower the learning rate, or look at the data. "
-            f"The newest checkpoint in {run.folder} is from before."
-        )
+    step, metrics, index = unread
+    values = {k: float(metrics[k]) for k in ("loss", "grad_norm", "targets")}
+    watch.read(step, values["loss"], bool(metrics["applied"]))
+    if not metrics["applied"]:
+        run.writer.write("metrics", plan.start + step, {"stage": plan.name, "train/skipped": watch.skipped})
+        _report_skipped(run, plan, watch, state, step, values, metrics["norms"], index)
+        return
+    run.writer.write("metrics", plan.start + step, {"stage": plan.name, **{f"train/{k}": v for k, v in values.items()}})
+    if values["loss"] > watch.spike_above(step):
+        run.say(f"WARNING: step {step} of {plan.name}: {watch.reason(step, values)}; it was applied")
     if step == 1 or step % run.config.log_every == 0 or step == plan.data.steps:
-        run.say(progress.line(step, values["train/loss"]))
+        run.say(progress.line(step, values["loss"]))
+
+
+def _report_skipped(
+    run: Run, plan: Plan, watch: guard.Guard, state: TrainState, step: int, values: dict, norms: jax.Array, index
+) -> None:
+    """Says and writes down which step was skipped and why. Raises Diverged where it is one too many."""
+    why = watch.reason(step, values)
+    known = {"gradient": dict(zip(sorted(state.trainable), norms.tolist(), strict=True))}
+    if watch.is_over():
+        known["parameter"] = guard.parameter_norms(all_params(state), run.mesh)
+    about = {"stage": plan.name, "step": step, "reason": why, "skipped_in_a_row": watch.in_a_row, **values}
+    file = guard.write_skipped(run.folder, about, guard.sample_ids(plan.data.train, index), known)
+    run.say(f"WARNING: step {step} of {plan.name} is skipped: {why}; {file} names its samples")
+    if watch.is_over():
+        run.writer.flush()
+        raise Diverged(
+            f"{watch.in_a_row} steps in a row were skipped, the last one step {step} of stage {plan.name}: {why}. The "
+            f"weights are those behind step {step - watch.in_a_row}. Samples, gradients and weights of these steps are "
+            f"in {file.parent}: look at the samples, or lower the learning rate."
+        )
 
 
 def _evaluate(run: Run, plan: Plan, state: TrainState, eval_step, step: int) -> bool:

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from llava_jax.architectures import ModelConfig
 
@@ -21,12 +23,15 @@ PEAK_TFLOPS = {
 }  # fmt: skip
 
 
+FLUSHED_EVERY = 10  # seconds
+
+
 class MetricsWriter:
-    """Appends records to the workdir; on processes other than 0 it writes nothing."""
+    """Appends records to the workdir; on processes other than 0 it writes nothing. All of it raises OSError."""
 
     def __init__(self, workdir: Path, keeps: Callable[[dict], bool]):
         """Of records that are already there, only those that `keeps` says yes to stay."""
-        self._files, self._board = {}, None
+        self._files, self._board, self._flushed = {}, None, time.monotonic()
         if jax.process_index() != 0:
             return
         newest = 0
@@ -38,7 +43,10 @@ class MetricsWriter:
             partial.write_text("".join(kept), encoding="utf-8")
             partial.replace(path)
             self._files[name] = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir / "tb"), purge_step=newest + 1)
+        (workdir / "tb").mkdir(exist_ok=True)
+        # Not SummaryWriter: its thread dies of a full disk, and then the run waits for it forever.
+        self._board = EventsWriter(str(workdir / "tb" / "events"))
+        self._board.write_event(Event(step=newest + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, kind: str, step: int, values: dict) -> None:
         """kind: `metrics` or `timing`; step: global step. Numbers also go to TensorBoard."""
@@ -47,9 +55,12 @@ class MetricsWriter:
         self._files[kind].write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             if isinstance(value, (int, float)):
-                self._board.add_scalar(name, value, step)
+                self._board.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        if time.monotonic() - self._flushed > FLUSHED_EVERY:
+            self.flush()
 
     def flush(self) -> None:
+        self._flushed = time.monotonic()
         for file in self._files.values():
             file.flush()
         if self._board:

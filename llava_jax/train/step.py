@@ -3,6 +3,8 @@
 Legend: B rows, T tokens, D width, V vocabulary, A micro-batches.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -90,25 +92,40 @@ def gradients(
 def make_train_step(
     model: Llava, tx: optax.GradientTransformation, abstract: TrainState, accumulation: int, chunks: int
 ):
-    """jitted (state, batch) -> (state, metrics). The state is donated.
+    """jitted (state, batch, limit=inf) -> (state, metrics). The state is donated.
 
-    metrics: float32 scalars `loss`, `grad_norm` (before clipping, trained parameters only), `targets`.
+    metrics: float32 scalars `loss`, `grad_norm` (before clipping, trained parameters only), `targets`; bool scalar
+    `applied`; `norms`, float32[trained parameters], the norm of each gradient in the order of the sorted paths.
+
+    A step whose loss or gradient is not finite (or whose loss is above `limit`, a float32 scalar) is not applied: the
+    parameters and all of the optimizer's state stay as they are, its counts too. So the schedule and Adam's bias
+    correction count the updates made, as if the bad batch had not been there. Only `state.step` goes on, with the data.
     """
 
     shardings = shardings_of(abstract)
 
-    def step(state: TrainState, batch: Batch):
+    def step(state: TrainState, batch: Batch, limit: float | jax.Array = math.inf):
         with logical_rules():
             loss, grads, targets = gradients(
                 model, state.trainable, state.frozen, batch, accumulation, chunks, shardings.trainable
             )
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "targets": targets}
+        grad_norm = optax.global_norm(grads)
+        # One NaN or infinity in any gradient is one in the norm. A norm too large for float32 counts as one: clipping
+        # would divide by it.
+        applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (loss <= limit)
+        # A selection, not a product: 0 * NaN is NaN.
+        trainable, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(applied, new, old), (trainable, opt_state), (state.trainable, state.opt_state)
+        )
+        norms = jnp.stack([optax.global_norm(grads[path]) for path in sorted(grads)])
+        metrics = {"loss": loss, "grad_norm": grad_norm, "targets": targets, "applied": applied, "norms": norms}
         return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
 
-    # Without out_shardings the state may come back laid out differently, and the second step compiles again.
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    # Without out_shardings the state may come back laid out differently, and the second step compiles again; the
+    # metrics lie whole on every device, as `step` does, so that every process can read them.
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, shardings.step))
 
 
 def make_eval_step(model: Llava, chunks: int):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,13 +17,14 @@ from llava_jax.errors import ConfigError, DataError
 
 @dataclasses.dataclass(frozen=True)
 class Resumed:
-    """Where a run goes on: the newest checkpoint's global step, its stage, and whether the evaluation that belongs to
-    that step had been made when it was saved."""
+    """Where a run goes on: the newest whole checkpoint's global step, its stage, whether the evaluation that belongs to
+    that step had been made when it was saved, and what the guard had counted (None in older ones)."""
 
     step: int
     index: int
     stage: str
     evaluated: bool
+    guard: dict | None = None
 
     def keeps(self, record: dict) -> bool:
         """Whether a metrics record is of the past; later ones are about to be written again."""
@@ -42,14 +44,19 @@ def describe(workdir: Path, config: Config, argv: list[str], mesh: Mesh) -> None
         raise DataError(f"workdir {workdir} cannot be written ({e.strerror or e}); choose another --workdir") from None
 
 
-def record(config: Config, index: int, stage: str, evaluated: bool) -> dict:
+def record(config: Config, index: int, stage: str, evaluated: bool, guard: dict) -> dict:
     """What a checkpoint says about its run."""
-    return {"stage": stage, "index": index, "evaluated": evaluated, "config": _plain(config)}
+    return {"stage": stage, "index": index, "evaluated": evaluated, "guard": guard, "config": _plain(config)}
 
 
-def find_resumable(store: Store, config: Config) -> Resumed | None:
-    """The newest checkpoint, None without one. Raises ConfigError where it is of another model or other stages."""
-    step = store.latest()
+def find_resumable(store: Store, config: Config, say: Callable[[str], None]) -> Resumed | None:
+    """The newest whole checkpoint, None without any. Damaged ones that are newer are told and set aside. Raises
+    ConfigError where it is of another model or other stages, DataError where there are checkpoints and none is whole.
+    """
+    newest = store.newest()
+    for note in newest.notes:
+        say(note)
+    step = newest.step
     if step is None:
         return None
     found = store.read_run(step)
@@ -65,7 +72,9 @@ def find_resumable(store: Store, config: Config) -> Resumed | None:
         raise ConfigError(
             f"the workdir holds a run of stages {old['run']}, the config runs {new['run']}; choose another --workdir"
         )
-    return Resumed(step, found["index"], found["stage"], found["evaluated"])
+    if newest.damaged:
+        store.set_aside(newest.damaged)
+    return Resumed(step, found["index"], found["stage"], found["evaluated"], found.get("guard"))
 
 
 def write_json(path: Path, value) -> None:

@@ -1,12 +1,17 @@
+import contextlib
+import json
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damage import DAMAGES, files_of_at_most
 from flax import struct
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from llava_jax.checkpoint import hashes
 from llava_jax.checkpoint.store import Store
 from llava_jax.errors import DataError
 from llava_jax.sharding import make_mesh
@@ -165,3 +170,127 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     for folder in (tmp_path / "file" / "checkpoints", type(tmp_path)("/proc/none/checkpoints")):
         with pytest.raises(DataError, match=f"cannot be kept in {folder}: .*choose another --workdir"):
             Store(folder, 1)
+
+
+# ---------------------------------------------------------------------------------------------------- damage on disk
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A folder with the checkpoints 1 and 2."""
+    folder = tmp_path_factory.mktemp("two")
+    saved(folder, 1, 2).close()
+    return folder
+
+
+@pytest.fixture
+def copied(two, tmp_path):
+    return shutil.copytree(two, tmp_path / "checkpoints")
+
+
+def files_of(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
+def test_no_file_of_a_checkpoint_can_be_damaged_unseen(copied, damage):
+    """All but the empty ones and Orbax's note that the folder is complete, which nothing reads."""
+    names = [name for name in files_of(copied / "2") if name != "commit_success.txt"]
+    assert len(names) > 10 and hashes.SUMS in names
+    for name in names:
+        shutil.copytree(copied / "2", copied / "3")
+        damage(copied / "3" / name)
+        assert [fault.split()[0] for fault in hashes.faults(copied / "3")] == [name]
+        shutil.rmtree(copied / "3")
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
+def test_the_step_before_is_taken_and_the_damaged_file_named(copied, damage):
+    file = next(p for p in sorted((copied / "2" / "state").rglob("d/*")))
+    damage(file)
+    store = Store(copied, 10)
+    found = store.newest()
+    assert (found.step, found.damaged) == (1, (2,))
+    assert f"checkpoint {copied}/2 is DAMAGED: {file.relative_to(copied / '2')}" in found.notes[0]
+    assert found.notes[1:] == ("WARNING: falling back to checkpoint 1",)
+    assert_equal(store.restore(1, abstract(state(0)))[0], state(1))
+
+
+def test_the_newest_is_taken_where_nothing_is_damaged(copied, tmp_path):
+    (copied / "1" / "run" / "metadata").unlink()  # older ones are not even looked at
+    found = Store(copied, 10).newest()
+    assert (found.step, found.damaged, found.notes) == (2, (), ())
+    found = Store(tmp_path / "none", 10).newest()
+    assert (found.step, found.damaged, found.notes) == (None, (), ())
+
+
+def test_where_none_is_whole_that_is_an_error_that_names_them_all(copied):
+    (copied / "1" / "run" / "metadata").unlink()
+    (copied / "2" / "data" / "metadata").unlink()
+    with pytest.raises(
+        DataError, match="2 is DAMAGED: data/metadata is missing; .*1 is DAMAGED: run/.* another --workdir"
+    ):
+        Store(copied, 10).newest()
+
+
+def test_a_checkpoint_without_hashes_is_taken_and_that_is_said(copied):
+    (copied / "2" / hashes.SUMS).unlink()
+    about = json.loads((copied / "2" / hashes.ABOUT).read_text())
+    (copied / "2" / hashes.ABOUT).write_text(json.dumps(about | {"custom_metadata": {}}))
+    store = Store(copied, 10)
+    found = store.newest()
+    assert found.step == 2 and len(found.notes) == 1 and "before there were hashes" in found.notes[0]
+    assert_equal(store.restore(2, abstract(state(0)))[0], state(2))
+
+
+def test_a_damaged_checkpoint_that_was_set_aside_is_saved_anew_and_kept(copied):
+    for name in ("2.damaged", "2.damaged-1"):
+        (copied / "2" / "data" / "metadata").unlink()
+        store = Store(copied, 10)
+        store.set_aside(store.newest().damaged)
+        assert store.latest() == 1 and (copied / name).is_dir()
+        store.save(2, state(2), {"step": 2}, {})
+        store.close()
+    store = Store(copied, 10)
+    assert store.newest().step == 2
+    assert_equal(store.restore(2, abstract(state(0)))[0], state(2))
+
+
+def test_every_process_takes_the_step_that_process_0_found(copied, monkeypatch):
+    """Another process may see other faults, or read later, when they are gone."""
+    store = Store(copied, 10)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda own: np.int32(1) if own == -1 else own)
+    found = store.newest()
+    assert (found.step, found.damaged, found.notes) == (1, (2,), ())
+
+
+def test_a_checkpoint_counts_only_when_its_hashes_are_written(copied, monkeypatch):
+    def fail(folder):
+        assert folder.is_dir() and not (copied / "3").exists(), "hashed before it has its name"
+        raise OSError(28, "No space left on device")
+
+    store = Store(copied, 10)
+    monkeypatch.setattr(hashes, "write_hashes", fail)
+    store.save(3, state(3), {}, {})
+    with pytest.raises(DataError, match="checkpoint 3 cannot be written to .* bytes are free there.: .*No space left"):
+        store.wait()
+    assert hashes.steps_in(copied) == [1, 2] and Store(copied, 10).newest().step == 2
+
+
+@pytest.mark.parametrize("size", [0, 100, 1000])
+def test_a_disk_that_is_full_is_said_and_costs_only_that_checkpoint(copied, size, capfd):
+    store = Store(copied, 2)
+    with files_of_at_most(size):
+        with pytest.raises(DataError, match="checkpoint 3 cannot be written .* complete one is 2;"):
+            store.save(3, state(3), {"step": 3}, {})
+            store.wait()
+        with contextlib.suppress(DataError):  # another of its threads may have failed too
+            store.close()
+    assert hashes.steps_in(copied) == [1, 2] and not hashes.faults(copied / "1") + hashes.faults(copied / "2")
+    assert "Traceback" not in capfd.readouterr().err
+    store = Store(copied, 2)
+    store.save(4, state(4), {"step": 4}, {})
+    store.wait()
+    assert hashes.steps_in(copied) == [2, 4]
+    assert_equal(store.restore(4, abstract(state(0)))[0], state(4))

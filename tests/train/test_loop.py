@@ -1,20 +1,33 @@
+import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
 import signal
+import struct
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from damage import DAMAGES, files_of_at_most
 from jax.experimental.compilation_cache import compilation_cache
 from small_run import LLM, VISION
+from tensorboardX.proto.event_pb2 import Event
 
 from llava_jax import architectures, config
-from llava_jax.errors import ConfigError, DataError, UserError
+from llava_jax.checkpoint import hashes
+from llava_jax.checkpoint.store import Store
+from llava_jax.data.scene_source import SceneSource
+from llava_jax.errors import ConfigError, DataError, Diverged
+from llava_jax.sharding import global_batch
 from llava_jax.train import loop
+from llava_jax.train import step as train_step
+from llava_jax.train.inputs import StageData, training_batches
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "local" / "check_resume.py"
 spec = importlib.util.spec_from_file_location("check_resume", SCRIPT)
@@ -199,18 +212,169 @@ def test_rates_may_change_when_a_run_goes_on(reference, other):
     assert [step for step in old if old[step] != new[step]] == [8]  # step 7 is the first at the new rate, 8 sees it
 
 
-def test_a_checkpoint_that_is_damaged_is_named(other):
-    shutil.rmtree(other / "checkpoints" / "8" / "state")
-    with pytest.raises(DataError, match=f"checkpoint 8 in {other}/checkpoints cannot be restored"):
+# ------------------------------------------------------------------------------------- steps that are not finite
+
+
+def one_stage(**changes) -> dict:
+    """Changes of `settings()`: 52 steps of stage one alone, evaluated at its end, always the same program."""
+    return dict(run=("one",), stages__one__steps=52, stages__one__eval__every=0, checkpoint__every=5, **changes)
+
+
+@pytest.fixture
+def bad_steps(monkeypatch):
+    """Step of stage one, 0 for the first, -> what is added to its loss; to be filled in. And the samples of each step,
+    by which its batch is known, also to a run that goes on."""
+    faults, token_losses = {}, train_step.token_losses
+    stage = config.from_config_dict(settings()).stages["one"]
+    order = training_batches(stage, StageData(SceneSource("caption", 0, False, 24), None, [], lambda e: {}, 99), 0)
+    index = [next(order)["index"].tolist() for _ in range(60)]
+    order.close()
+    assert len({tuple(rows) for rows in index}) == 60
+
+    def with_fault(rows, mesh):
+        fault = [faults[step] for step in faults if index[step] == rows["index"].tolist()]
+        return global_batch(rows | {"fault": np.full(8, sum(fault), np.float32)}, mesh)
+
+    def with_bad_loss(model, params, batch, chunks):
+        return token_losses(model, params, batch, chunks) + jnp.sum(batch.get("fault", 0.0))
+
+    monkeypatch.setattr(loop, "global_batch", with_fault)
+    monkeypatch.setattr(train_step, "token_losses", with_bad_loss)
+    return faults, index
+
+
+def board(folder: Path) -> list[tuple[int, str, float]]:
+    """(step, name, value) of everything that TensorBoard will show."""
+    found = []
+    for file in sorted((folder / "tb").iterdir()):
+        data, at = file.read_bytes(), 0
+        while at < len(data):  # length uint64, its CRC, an event, its CRC
+            (size,) = struct.unpack_from("<Q", data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + size])
+            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            at += size + 16
+    return found
+
+
+def test_bad_steps_are_skipped_and_counted_and_leave_no_trace_in_the_history(tmp_path, bad_steps, monkeypatch):
+    faults, index = bad_steps
+    faults |= dict.fromkeys((0, 3, 50), math.nan)
+    said = []
+    monkeypatch.setattr(loop, "_say", said.append)
+    train(tmp_path / "run", **one_stage())
+    found = [record for record in records(tmp_path / "run") if "val/loss" not in record]
+    skipped = {r["step"]: r["train/skipped"] for r in found if "train/skipped" in r}
+    assert skipped == {1: 1, 4: 2, 51: 3} and [r["step"] for r in found] == list(range(1, 53))
+    for r in found:
+        assert ("train/loss" in r) != (r["step"] in skipped) and all(math.isfinite(r[k]) for k in r if "/" in k)
+    series = board(tmp_path / "run")
+    assert [step for step, name, _ in series if name == "train/loss"] == [s for s in range(1, 53) if s not in skipped]
+    assert all(math.isfinite(value) for _, _, value in series) and (51, "train/skipped", 3.0) in series
+    lines = [line for line in said if re.match(r"one \d+/52", line)]
+    assert len(lines) == 49 and not any("nan" in line for line in lines)
+    assert sum("is skipped: the loss is nan" in line for line in said) == 3
+    assert any(line.startswith("3 of 52 steps were skipped") for line in said)
+    files = sorted((tmp_path / "run" / "skipped").iterdir())
+    assert [file.name for file in files] == ["one-000001.json", "one-000004.json", "one-000051.json"]
+    source = SceneSource("caption", 0, False, 24)
+    assert json.loads(files[1].read_text())["samples"] == [source[i].id for i in index[3]]
+
+    def stop(text):  # and the same again, stopped on the way
+        if text.startswith("one 20/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "_say", stop)
+    with pytest.raises(loop.Stopped):
+        train(tmp_path / "again", **one_stage())
+    train(tmp_path / "again", **one_stage())
+    for name in ("metrics.jsonl", "skipped/one-000051.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    assert check_resume.contents(tmp_path / "again") == check_resume.contents(tmp_path / "run")
+
+
+def test_eleven_bad_steps_in_a_row_end_the_run_with_3_and_what_they_were(tmp_path, bad_steps):
+    faults, index = bad_steps
+    faults |= dict.fromkeys((1, 2, *range(5, 40)), math.nan)
+    message = (
+        r"11 steps in a row were skipped, the last one step 16 of stage one: the loss is nan.*behind step 5.*skipped"
+    )
+    with pytest.raises(Diverged, match=message) as raised:
+        train(tmp_path, **one_stage())
+    assert raised.value.exit_code == 3
+    assert records(tmp_path)[-1] == {"step": 16, "stage": "one", "train/skipped": 13}
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    assert len(list((tmp_path / "skipped").iterdir())) == 13
+    dump = json.loads((tmp_path / "skipped" / "one-000016.json").read_text())
+    assert dump["skipped_in_a_row"] == 11 and dump["loss"] == "nan"
+    assert dump["samples"] == [SceneSource("caption", 0, False, 24)[i].id for i in index[15]]
+    assert dump["modules"]["gradient"].keys() == {"projector"}
+    weights = dump["modules"]["parameter"]
+    assert weights.keys() == {"vision", "projector", "llm"} and all(0 < w < math.inf for w in weights.values())
+    with contextlib.closing(Store(tmp_path / "checkpoints", 2)) as store:
+        assert store.newest().step == 15, "which was saved among them, and is as good as the one before"
+
+
+@pytest.mark.parametrize("on_spike", ["skip", "warn"])
+def test_a_spike_is_skipped_or_told(tmp_path, bad_steps, monkeypatch, on_spike):
+    faults, _ = bad_steps
+    faults[10] = 1e6  # over some hundred targets
+    said = []
+    monkeypatch.setattr(loop, "_say", said.append)
+    train(tmp_path, **one_stage(guard__spike=3.0, guard__window=8, guard__on_spike=on_spike))
+    (told,) = [line for line in said if "x the median" in line]
+    assert "step 11 of one" in told and ("it was applied" in told) == (on_spike == "warn")
+    (record,) = [r for r in records(tmp_path) if r["step"] == 11]
+    assert record.get("train/skipped") == (1 if on_spike == "skip" else None)
+    assert on_spike == "skip" or record["train/loss"] > 1000
+
+
+# ------------------------------------------------------------------------------------------ damage, and a full disk
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_the_run_ends_equal(reference, other, damage, monkeypatch):
+    file = next(p for p in sorted((other / "checkpoints" / "8" / "state").rglob("d/*")))
+    damage(file)
+    said = []
+    monkeypatch.setattr(loop, "_say", said.append)
+    train(other)
+    assert (
+        f"WARNING: checkpoint {other}/checkpoints/8 is DAMAGED: {file.relative_to(other / 'checkpoints' / '8')}"
+        in said[0]
+    )
+    assert said[1] == "WARNING: falling back to checkpoint 6" and any("behind step 2 of two" in line for line in said)
+    assert (other / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
+    assert check_resume.contents(other) == check_resume.contents(reference)
+    assert sorted(p.name for p in (other / "checkpoints").iterdir()) == ["6", "8", "8.damaged"]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_loses_nothing(other):
+    for step in ("6", "8"):
+        (other / "checkpoints" / step / "data" / "metadata").unlink()
+    files = {p: p.read_bytes() for p in other.rglob("*") if p.is_file()}
+    with pytest.raises(DataError, match="8 is DAMAGED: data/metadata is missing; .* no checkpoint in .* is whole"):
         train(other)
+    assert {p: p.read_bytes() for p in other.rglob("*") if p.is_file()} == files
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_what_to_do(tmp_path):
-    with pytest.raises(UserError, match=r"of stage one is not finite.*lower the learning rate.*newest checkpoint in"):
-        train(tmp_path, run=("one",), stages__one__learning_rates=(("projector/.*", 1e38), (".*", None)))
-    assert "NaN" in (tmp_path / "metrics.jsonl").read_text()
-    saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
-    assert all(step < records(tmp_path)[-1]["step"] for step in saved)
+@pytest.mark.parametrize("size, message", [(30_000, "checkpoint 7 cannot be written"), (200, "cannot be written")])
+def test_a_disk_that_fills_up_ends_the_run_and_costs_nothing_but_time(reference, tmp_path, monkeypatch, size, message):
+    """The system lets no file grow beyond `size` any more: too little for a checkpoint, or for metrics.jsonl too."""
+    limit = contextlib.ExitStack()
+
+    def say(text):
+        if text.startswith("two 2/4"):
+            limit.enter_context(files_of_at_most(size))
+
+    monkeypatch.setattr(loop, "_say", say)
+    with limit, pytest.raises(DataError, match=message) as raised:
+        train(tmp_path, checkpoint__every=7)
+    assert raised.value.exit_code == 1 and "\n" not in str(raised.value)
+    assert hashes.steps_in(tmp_path / "checkpoints") == [4] and not hashes.faults(tmp_path / "checkpoints" / "4")
+    monkeypatch.setattr(loop, "_say", lambda text: None)
+    train(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
+    assert check_resume.contents(tmp_path) == check_resume.contents(reference)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -180,6 +180,7 @@ def test_rows_of_filler_alone_give_no_loss_and_no_gradient(stage_1):
     filler = {k: np.zeros_like(x) for k, x in make_batch(4).items()}
     with jax.set_mesh(stage_1.mesh):
         _, metrics = stage_1.step(fresh_state(stage_1), global_batch(filler, stage_1.mesh))
+    assert metrics.pop("applied") and not np.any(metrics.pop("norms"))
     assert {k: float(v) for k, v in metrics.items()} == {"loss": 0.0, "grad_norm": 0.0, "targets": 0.0}
 
 
@@ -220,7 +221,9 @@ def test_metrics_are_of_the_global_batch_before_clipping(at_once):
         _, metrics = run.step(run.state, run.batch(16))
     norm = np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in at_once[1].values()))
     assert norm > 1.1, "clipping to 1 would show"
-    assert metrics.keys() == {"loss", "grad_norm", "targets"}
+    assert metrics.keys() == {"loss", "grad_norm", "targets", "applied", "norms"}
+    norms = [np.linalg.norm(at_once[1][path].astype(np.float64)) for path in sorted(at_once[1])]
+    np.testing.assert_allclose(metrics["norms"], norms, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], at_once[0], rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
     assert float(metrics["targets"]) == make_batch(16)["target_mask"][:, 1:].sum()
