@@ -9,6 +9,7 @@ import sys
 import tyro
 
 from llava_jax.convert import convert
+from llava_jax.data_cli import data
 from llava_jax.errors import UserError
 from llava_jax.terminal import chat
 
@@ -16,6 +17,7 @@ from llava_jax.terminal import chat
 VERBS = {
     "chat": chat,
     "convert": convert,
+    "data": data,
 }
 
 

@@ -23,11 +23,12 @@ def parse_row(row, where: str) -> tuple[str, tuple[tuple[str, str], ...], list[s
     if isinstance(row_id, bool) or not isinstance(row_id, str | int):
         raise DataError(f'{where}: key "id" must be a string. Give every sample one.')
     where = f"{where} (id {str(row_id)!r})"
-    images = _image_names(row, where)
+    images = image_names(row, where)
     return str(row_id), _place_markers(_turns(row, where), len(images), where), images
 
 
-def _image_names(row: dict, where: str) -> list[str]:
+def image_names(row: dict, where: str) -> list[str]:
+    """What a row calls its images; none where it is text alone. Raises DataError that begins with `where`."""
     if row.get("image") is not None and row.get("images") is not None:
         raise DataError(f'{where}: has both "image" and "images". Keep one.')
     key = "image" if row.get("image") is not None else "images"

@@ -40,21 +40,20 @@ class LlavaJson:
         return len(self._index)
 
     def __getitem__(self, index: int) -> Example:
-        row_id, turns, images = self._row(index)
-        try:
-            return Example(row_id, turns, tuple(self.images.find(image) for image in images))
-        except DataError as fault:
-            raise DataError(f"{self.path}: sample {row_id!r}: {fault}") from None
+        row_id, turns, images = parse_row(*self.raw(index))
+        where = f"{self.path}: sample {row_id!r}"
+        return Example(row_id, turns, tuple(self.images.find(image, where) for image in images))
 
     def example_id(self, index: int) -> str:
         """The id alone, without a look at the images."""
-        return self._row(index)[0]
+        return parse_row(*self.raw(index))[0]
 
     def id_hashes(self) -> np.ndarray:
         """int64[n], the `id_hash` of every id."""
         return self._index[:, 2]
 
-    def _row(self, index: int) -> tuple[str, tuple[tuple[str, str], ...], list[str]]:
+    def raw(self, index: int) -> tuple[dict, str]:
+        """(the row as its JSON says, unchecked; the words that name it in a fault)."""
         index = range(len(self))[index]
         start, end, hashed = self._index[index].tolist()
         try:
@@ -68,15 +67,15 @@ class LlavaJson:
             raise DataError(f"{self.path}: changed or gone since it was opened. Start again, and leave it alone.")
         where = f"{self.path}: row {index}"
         try:
-            row = parse_row(json.loads(text), where)
-        except (ValueError, RecursionError):  # of bytes that are no row
+            row = json.loads(text)
+        except (ValueError, RecursionError):  # bytes that are no row
             row = None
-        if row is None or id_hash(row[0]) != hashed:
+        if not isinstance(row, dict) or id_hash(str(row.get("id"))) != hashed:
             raise DataError(
                 f"{where} is not where its index says: the file was changed and its time put back, or the index is not "
                 f"ours. Remove {self.path.name}.index.npz, or touch the file, and start again."
             )
-        return row
+        return row, where
 
 
 def llava_json(path: str | Path, image_folder: str | Path) -> LlavaJson:

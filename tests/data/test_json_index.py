@@ -214,7 +214,7 @@ def test_hashes_come_from_the_index_and_are_those_of_the_ids(path, monkeypatch):
     both = Joined([source, Subset(source, range(3))])
     assert id_hashes(both).tolist() == expected + expected[:3]
     slow = held_out_split(Subset(source, range(40)), 0.2, 3)[1]
-    monkeypatch.setattr(type(source), "_row", None)  # no row is read
+    monkeypatch.setattr(type(source), "raw", None)  # no row is read
     assert np.array_equal(held_out_split(source, 0.2, 3)[1].indices, slow.indices)
 
 
