@@ -44,6 +44,7 @@ setup(
             "transformers>=5.0,<6",
         ],
         "parquet": ["pyarrow>=18"],
+        "tfds": ["importlib_resources", "tensorflow-datasets>=4.9.8"],  # the first is what TFDS forgets to ask for
         "gguf": ["gguf>=0.18,<1"],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],

@@ -67,7 +67,7 @@ class Checkpoint:
 @dataclasses.dataclass(frozen=True)
 class Data:
     source: str = "files"  # files | scenes
-    path: str = ""  # files: LLaVA's json, a folder that `data build` made, or Parquet
+    path: str = ""  # files: LLaVA's json, a folder that `data build` made, Parquet, or of TFDS
     image_folder: str = ""  # files: the root of a json's image paths, or a zip archive with them
     mixture: tuple[tuple[str, str, float], ...] = ()  # files: (path, image_folder, weight) of several, instead of path
     scenes: str = "caption"  # scenes: caption | study | tell | instruct

@@ -24,8 +24,8 @@ def build(
     all are. Stopped or killed at any point, the same command goes on, and ends with the same bytes.
 
     Args:
-        paths: What to read, one behind the other: LLaVA's JSON, Parquet, or folders that this command made. Last, the
-            folder to write.
+        paths: What to read, one behind the other: LLaVA's JSON, Parquet, folders that this command or TFDS made. Last,
+            the folder to write.
         images: The folder or zip archive of the images: one for all SRC, or one for each in their order.
         shard_rows: Samples per shard. Best are shards of 100 to 500 MB, and at least four for each host.
         bad: What becomes of a sample whose image is missing or does not decode: it ends the build, or it is left out
@@ -117,7 +117,11 @@ def _is_there(images, name: str) -> bool:
 
 def _identity(path: Path) -> dict:
     """What tells this data from other data, fit for JSON: path, and size and time of its file or files."""
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.name == "manifest.json")
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(p for p in path.iterdir() if p.name in ("manifest.json", "dataset_info.json"))
+    )
     files = files or sorted(path.glob("*.parquet"))
     return {"path": str(path), "files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
 
