@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llava_jax.data.example import Example
+from llava_jax.data.example import Example, id_hash
 from llava_jax.data.image_files import open_images
 from llava_jax.data.llava_row import parse_row
 from llava_jax.errors import ConfigError, DataError
@@ -80,6 +80,11 @@ class ParquetSource:
         where = f"{where}: sample {row_id!r}"
         images = tuple(self._image(image, name, where) for image, name in zip(found, names, strict=True))
         return Example(row_id, turns, images)
+
+    def id_hashes(self) -> np.ndarray:
+        """int64[n], the `id_hash` of every id; the images are not read."""
+        ids = (i for file in self.files for i in _open(file).read(columns=["id"])["id"].to_pylist())
+        return np.array([id_hash(str(i)) for i in ids], np.int64)
 
     def _image(self, image, name: str, where: str) -> bytes | Path:
         data = image.get("bytes") if isinstance(image, dict) else image

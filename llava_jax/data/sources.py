@@ -1,4 +1,4 @@
-"""Random-access sources of examples: the original's training JSON, subsets, and a held-out split.
+"""Random-access sources of examples: the original's training JSON, parts and joins of sources, a held-out split.
 
 A source has `__len__` and `__getitem__(index) -> Example`; anything that has them can be trained on.
 """

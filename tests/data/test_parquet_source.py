@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llava_jax.data import parquet_source
+from llava_jax.data.example import id_hash
 from llava_jax.data.open_source import open_source
 from llava_jax.data.parquet_source import ParquetSource
 from llava_jax.errors import ConfigError, DataError
@@ -46,6 +47,7 @@ def test_a_folder_is_its_files_in_order_and_goes_to_other_processes(tmp_path):
     source[0]
     ids = [f"a.parquet{i}" for i in range(4)] + [f"b.parquet{i}" for i in range(3)]
     assert [pickle.loads(pickle.dumps(source))[i].id for i in range(7)] == ids
+    assert source.id_hashes().tolist() == [id_hash(name) for name in ids]
 
 
 def test_a_group_is_read_once_while_it_is_in_use_and_few_are_held(tmp_path, monkeypatch):
