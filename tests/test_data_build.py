@@ -4,6 +4,8 @@ import fcntl
 import io
 import json
 import random
+import re
+import resource
 import subprocess
 import sys
 import time
@@ -149,6 +151,18 @@ def test_killed_by_the_system_it_goes_on_with_the_shards_it_has(data):
         process.wait()
     assert process.returncode == 0 and kills >= 2
     assert contents(data / "out") == contents(data / "whole")
+
+
+def test_a_full_disk_is_one_line_and_the_build_goes_on(data, capsys):
+    call = [data / "a.json", data / "out", "--images", data / "images", "--shard-rows", 4]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        assert build(*call) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert re.fullmatch(r"error: .*out cannot be written \(.*File too large.*continues it\n", capsys.readouterr().err)
+    assert build(*call) == 0 and len(ArrayRecordSource(data / "out")) == 10
 
 
 def test_only_what_is_missing_or_damaged_is_written_again(data, monkeypatch):

@@ -37,7 +37,8 @@ def write_shards(
     decode that many at a time. Every image is decoded once. One that does not decode, or any other DataError of a
     sample, ends the build, or with `skip_bad` leaves the sample out and lists it in left_out.jsonl.
 
-    Raises ConfigError where `out` is of another build or another process is at it, DataError for a sample.
+    Raises ConfigError where `out` is of another build or another process is at it, DataError for a sample, OSError
+    where the disk is full.
     """
     plan = {"from": made_from, "examples": len(source), "shard_rows": shard_rows, "skip_bad": skip_bad}
     with _claimed(out, plan):
@@ -57,7 +58,7 @@ def write_shards(
             _finish(out, plan, about)
         for file in out.glob("shard-*.array_record.json"):
             file.unlink()
-        (out / BEGUN).unlink()
+        (out / BEGUN).unlink(missing_ok=True)
     return read_manifest(out)
 
 
@@ -83,7 +84,7 @@ def _claimed(out: Path, plan: dict) -> Iterator[None]:
         before = read_manifest(out)["plan"] if complete else _parsed(text)
         if before is not None and before != plan:
             if complete:
-                (out / BEGUN).unlink()
+                (out / BEGUN).unlink(missing_ok=True)
             changed = [key for key in plan if before.get(key) != plan[key]]
             raise ConfigError(
                 f"{out} was {'built' if complete else 'begun'} with other data or flags ({', '.join(changed)} differ); "
@@ -120,14 +121,16 @@ def _write(source, shard: Path, rows: range, skip_bad: bool, pool: ThreadPoolExe
         for first in range(0, len(rows), window):  # pool.map reads ahead without a bound
             for record, id_or_fault in pool.map(functools.partial(_record, source), rows[first : first + window]):
                 if record is not None:
-                    writer.write(record)
+                    with _full_disk_is_oserror():
+                        writer.write(record)
                     ids.append(id_hash(id_or_fault))
                 elif skip_bad:
                     left_out.append(id_or_fault)
                 else:
                     raise DataError(f"{id_or_fault['fault']} (`--bad skip` leaves such samples out and lists them.)")
     finally:
-        writer.close()
+        with _full_disk_is_oserror():
+            writer.close()
     about = {
         "name": shard.name, "records": len(ids), "bytes": partial.stat().st_size, "sha256": _sha256(partial),
         "ids": ids, "left_out": left_out,
@@ -136,6 +139,14 @@ def _write(source, shard: Path, rows: range, skip_bad: bool, pool: ThreadPoolExe
     _sync(partial)
     partial.replace(shard)
     return about
+
+
+@contextlib.contextmanager
+def _full_disk_is_oserror() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as fault:
+        raise OSError(str(fault).split(";")[0]) from None
 
 
 def _record(source, index: int) -> tuple[bytes | None, str | dict]:
