@@ -16,6 +16,7 @@ setup(
     package_data={"llava_jax": ["pretrained/*.safetensors", "pretrained/tokenizer/*.json"]},
     install_requires=[
         "absl-py>=2.1",
+        "array-record>=0.8.1",
         "flax>=0.12,<0.14",
         "grain>=0.2.12",
         "jax>=0.10,<0.13",
@@ -36,11 +37,14 @@ setup(
             "accelerate>=1",  # without it transformers reads no GGUF
             "gguf>=0.18,<1",
             "hypothesis>=6.100",
+            "pyarrow>=18",
             "pytest>=8.0",
             "ruff>=0.12",
             "torch==2.13.0",
             "transformers>=5.0,<6",
         ],
+        "parquet": ["pyarrow>=18"],
+        "tfds": ["importlib_resources", "tensorflow-datasets>=4.9.8"],  # the first is what TFDS forgets to ask for
         "gguf": ["gguf>=0.18,<1"],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],

@@ -10,6 +10,7 @@ import tyro
 
 from llava_jax.ckpt import ckpt
 from llava_jax.convert import convert
+from llava_jax.data_cli import data
 from llava_jax.errors import UserError
 from llava_jax.terminal import chat
 
@@ -18,6 +19,7 @@ VERBS = {
     "chat": chat,
     "ckpt": ckpt,
     "convert": convert,
+    "data": data,
 }
 
 

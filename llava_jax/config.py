@@ -76,16 +76,17 @@ class Guard:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    source: str = "llava_json"  # llava_json | scenes
-    path: str = ""  # llava_json: the json file
-    image_folder: str = ""  # llava_json: the root of its image paths
+    source: str = "files"  # files | scenes
+    path: str = ""  # files: LLaVA's json, a folder that `data build` made, Parquet, or of TFDS
+    image_folder: str = ""  # files: the root of a json's image paths, or a zip archive with them
+    mixture: tuple[tuple[str, str, float], ...] = ()  # files: (path, image_folder, weight) of several, instead of path
     scenes: str = "caption"  # scenes: caption | study | tell | instruct
     template: str = "vicuna_v1"
     aspect: str = "crop"  # crop (CLIP's processor) | pad (LLaVA v1.5)
     length: int = 2048  # tokens per row, image patches included
     max_images: int = 1  # image slots per row; 0 for text-only data
     overlong: str = "truncate"  # truncate | error
-    held_out: float = 0.0  # llava_json: share of samples kept out of training, chosen by a hash of their id
+    held_out: float = 0.0  # files: share of samples kept out of training, chosen by a hash of their id
     threads: int = 16  # decode and tokenise ahead of the step
 
 
@@ -293,15 +294,20 @@ def _check(config: Config) -> None:
             raise ConfigError(f"config.{path}={value} must be at least {least}, and finite")
     for name, s in config.stages.items():
         at = f"config.stages.{name}"
-        _choice(s.data.source, ("llava_json", "scenes"), f"{at}.data.source")
+        _choice(s.data.source, ("files", "scenes"), f"{at}.data.source")
         _choice(s.data.scenes, ("caption", "study", "tell", "instruct"), f"{at}.data.scenes")
         _choice(s.data.aspect, ("crop", "pad"), f"{at}.data.aspect")
         _choice(s.data.overlong, ("truncate", "error"), f"{at}.data.overlong")
         _choice(s.optimizer.schedule, ("cosine", "constant"), f"{at}.optimizer.schedule")
         if s.steps == 0 and s.data.source == "scenes":
             raise ConfigError(f"{at}.steps must be set: scenes never end, so there are no epochs to count")
-        if s.data.source == "llava_json" and name in config.run and not (s.data.path and s.data.image_folder):
-            raise ConfigError(f"{at}.data.path and image_folder must be set: the json file and the root of its images")
+        if s.data.source == "files" and name in config.run and bool(s.data.path) == bool(s.data.mixture):
+            raise ConfigError(
+                f"{at}.data.path must be set (a json needs image_folder too), or data.mixture; one of them"
+            )
+        for path, _, weight in s.data.mixture:
+            if not 0 < weight < math.inf:
+                raise ConfigError(f"{at}.data.mixture: the weight of {path!r} must be positive, not {weight}")
         if s.batch % s.accumulation:
             raise ConfigError(f"{at}.batch={s.batch} is not a multiple of accumulation={s.accumulation}")
         if s.data.length % s.loss_chunks:

@@ -140,8 +140,11 @@ RANGES = [
     (("stages.one.learning_rates", ((".*", 0.0),)), "rate 0.0; write None to freeze it"),
     (("stages.one.learning_rates", ((".*", float("nan")),)), "rate nan"),
     (("stages.one.learning_rates", ((".*", float("inf")),)), "rate inf"),
-    (("stages.one.data.source", "scene"), "scene' is not one of llava_json, scenes; did you mean `scenes`"),
-    (("stages.one.data.source", "llava_json"), "data.path and image_folder must be set"),
+    (("stages.one.data.source", "scene"), "scene' is not one of files, scenes; did you mean `scenes`"),
+    (("stages.one.data.source", "files"), "data.path must be set .* or data.mixture"),
+    (("stages.one.data.mixture", (("a.json", "images", 0.0),)), "the weight of 'a.json' must be positive, not 0.0"),
+    (("stages.one.data.mixture", (("a.json", "images", float("nan")),)), "must be positive, not nan"),
+    (("stages.one.data.mixture", (("a.json", 1.0),)), r"mixture\[0\] must have 3 items, not 2"),
     (
         ("stages.one.data.scenes", "captions"),
         "captions' is not one of caption, study, tell, instruct; did you mean `caption`",

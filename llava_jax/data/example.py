@@ -1,6 +1,7 @@
 """One training or evaluation example, as every source yields it."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 from PIL import Image
@@ -10,13 +11,18 @@ from PIL import Image
 class Example:
     """A conversation about images.
 
-    `turns` are (role, text) with role "human" or "gpt"; the i-th `<image>` in human text is where `images[i]` goes.
-    `kind` is the kind of question, for accuracy tables; most sources leave it empty.
+    `turns` are (role, text) with role "human" or "gpt"; the i-th `<image>` in human text is where `images[i]` goes: a
+    file, the bytes of one, or pixels. `kind` is the kind of question, for accuracy tables; most sources leave it empty.
 
     >>> Example("7", (("human", "<image>\\nWhat is it?"), ("gpt", "A red bus.")), (Path("bus.jpg"),))
     """
 
     id: str
     turns: tuple[tuple[str, str], ...]
-    images: tuple[Path | Image.Image, ...]
+    images: tuple[Path | bytes | Image.Image, ...]
     kind: str = ""
+
+
+def id_hash(example_id: str) -> int:
+    """The first 48 bits of the SHA-256 of an id."""
+    return int.from_bytes(hashlib.sha256(example_id.encode(errors="surrogatepass")).digest()[:6])

@@ -16,6 +16,7 @@ from absl import flags
 
 from llava_jax.data.example import Example
 from llava_jax.data.images import load_image, preprocess
+from llava_jax.data.mixture import Mixture
 from llava_jax.data.tokenize import expand_images, fit, pad_row, tokenize
 from llava_jax.errors import ConfigError, DataError
 
@@ -125,8 +126,10 @@ class Batches:
         return batch
 
     def get_state(self) -> dict:
-        """{"step": batches handed out, and what they depend on: "examples", "batch_size", "seed", "shuffle"}."""
-        return {"step": self._step, **self._run}
+        """{"step": batches handed out, and what they depend on: "examples", "batch_size", "seed", "shuffle"}, and
+        "mixture" where the source is one."""
+        mixture = {"mixture": self._rows.source.state()} if isinstance(self._rows.source, Mixture) else {}
+        return {"step": self._step, **self._run, **mixture}
 
     def set_state(self, state: dict) -> None:
         """Continues behind batch `state["step"]`. Raises ConfigError when the state is of another run."""
@@ -138,6 +141,9 @@ class Batches:
             )
         self.close()
         self._step = state["step"]
+        if isinstance(self._rows.source, Mixture):  # which may have been changed since
+            source = self._rows.source.resumed(state["mixture"], self._step * self._rows.batch_size)
+            self._rows = dataclasses.replace(self._rows, source=source)
 
     def close(self) -> None:
         """Ends threads and worker processes; the next batch would start them again."""

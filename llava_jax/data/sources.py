@@ -1,87 +1,81 @@
-"""Random-access sources of examples: the original's training JSON, subsets, and a held-out split.
+"""Random-access sources of examples: the original's training JSON, parts and joins of sources, a held-out split.
 
 A source has `__len__` and `__getitem__(index) -> Example`; anything that has them can be trained on.
 """
 
-import hashlib
 import json
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from llava_jax.data.conversation import IMAGE_MARKER
-from llava_jax.data.example import Example
+from llava_jax.data.example import Example, id_hash
+from llava_jax.data.image_files import open_images
+from llava_jax.data.json_index import open_index, stamp
+from llava_jax.data.llava_row import parse_row
 from llava_jax.errors import ConfigError, DataError
 
-ROLES = ("human", "gpt")
-SPACE = re.compile(r"[ \t\r\n]*")
 MAX_HASHED = 100_000_000  # ids; beyond it a split by hash would take hours
 
 
 class LlavaJson:
-    """The original's training file: one JSON array of {"id", "image", "conversations": [{"from", "value"}, ...]}.
+    """The original's training file: one JSON array of the rows that `llava_row` describes.
 
-    The whole file is parsed and checked once, here; after that only the place of each row is kept (16 bytes a row, so
-    that 665K rows, 1 GB of JSON, cost 11 MB) and a row is read when asked for. Image files are opened by nobody yet.
+    Every row is parsed and checked before the first is handed out, without holding the file; the place of each is kept
+    in an index file (see `json_index`), so that this is done once. Then a row is read when asked for. Image files are
+    opened by nobody yet.
 
-    - `image` (or `images`) is a path below `image_folder` or a list of them; a row without it is text only.
-    - Other keys are ignored. A number as id is taken as its text.
-    - A leading "gpt" turn is dropped, as the original does; then turns alternate, human first and gpt last.
-    - With one image, all markers of a turn become one at its front, as the original does: `"<image>\\n" + text`. With
-      several images they stay where they are. In an answer, `<image>` is ordinary text.
-    - Where the original trains on text alone in silence (`image` without `<image>`) or shifts the images of the rest of
-      the batch (two turns with `<image>`), this is an error: markers and images must be equally many.
+    - `image_folder` is the root of the image paths, or a zip archive with entries of these names.
 
     Raises DataError that names the file, the row and the key, when constructed; for an image path that leaves
-    `image_folder` (by "..", absolute, or through a symbolic link), when the row is read.
+    `image_folder` (by "..", absolute, or through a symbolic link) or is not in the archive, when the row is read.
     """
 
     def __init__(self, path: str | Path, image_folder: str | Path):
-        self.path, self.image_folder = Path(path), Path(image_folder).resolve()
-        if not self.image_folder.is_dir():
-            raise DataError(f"{image_folder}: image folder of {path} not found. Unpack the images or correct the path.")
-        self._spans, self._stamp = _index(self.path)
+        self.path = Path(path)
+        self.images = open_images(image_folder, self.path)
+        self._index, self._stamp = open_index(self.path)
 
     def __len__(self) -> int:
-        return len(self._spans)
+        return len(self._index)
 
     def __getitem__(self, index: int) -> Example:
-        row_id, turns, images = self._row(index)
-        return Example(row_id, turns, tuple(self._below_folder(image, row_id) for image in images))
+        row_id, turns, images = parse_row(*self.raw(index))
+        where = f"{self.path}: sample {row_id!r}"
+        return Example(row_id, turns, tuple(self.images.find(image, where) for image in images))
 
     def example_id(self, index: int) -> str:
-        """The id alone, without a look at the file system."""
-        return self._row(index)[0]
+        """The id alone, without a look at the images."""
+        return parse_row(*self.raw(index))[0]
 
-    def _row(self, index: int) -> tuple[str, tuple[tuple[str, str], ...], list[str]]:
+    def id_hashes(self) -> np.ndarray:
+        """int64[n], the `id_hash` of every id."""
+        return self._index[:, 2]
+
+    def raw(self, index: int) -> tuple[dict, str]:
+        """(the row as its JSON says, unchecked; the words that name it in a fault)."""
         index = range(len(self))[index]
-        start, end = self._spans[index].tolist()
+        start, end, hashed = self._index[index].tolist()
         try:
             with open(self.path, "rb") as file:
-                same = _stamp(file) == self._stamp
+                same = stamp(file) == self._stamp
                 file.seek(start)
                 text = file.read(end - start)
         except OSError:
             same = False
         if not same:
             raise DataError(f"{self.path}: changed or gone since it was opened. Start again, and leave it alone.")
-        row = json.loads(text)
-        return _parse_row(row, f"{self.path}: row {index}")
-
-    def _below_folder(self, image: str, row_id: str) -> Path:
+        where = f"{self.path}: row {index}"
         try:
-            path = (self.image_folder / image).resolve()
-        except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL byte
-            path = None
-        if path is None or not path.is_relative_to(self.image_folder):
+            row = json.loads(text)
+        except (ValueError, RecursionError):  # bytes that are no row
+            row = None
+        if not isinstance(row, dict) or id_hash(str(row.get("id"))) != hashed:
             raise DataError(
-                f"{self.path}: sample {row_id!r}: image {image!r} does not stay below {self.image_folder}. "
-                "Move or mount the images below it (links must not lead out), or name a higher folder."
+                f"{where} is not where its index says: the file was changed and its time put back, or the index is not "
+                f"ours. Remove {self.path.name}.index.npz, or touch the file, and start again."
             )
-        return path
+        return row, where
 
 
 def llava_json(path: str | Path, image_folder: str | Path) -> LlavaJson:
@@ -106,13 +100,36 @@ class Subset:
         return self.source[int(self.indices[index])]
 
 
+class Joined:
+    """Several sources, one behind the other, as one.
+
+    >>> "".join(Joined(["abc", "de"])[i] for i in (0, 2, 3, 4))
+    'acde'
+    """
+
+    def __init__(self, sources: Sequence):
+        self.sources = tuple(sources)
+        self._ends = np.cumsum([len(source) for source in self.sources])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int):
+        index = range(len(self))[index]
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        return self.sources[which][index - (int(self._ends[which - 1]) if which else 0)]
+
+    def id_hashes(self) -> np.ndarray:
+        return np.concatenate([id_hashes(source) for source in self.sources])
+
+
 def held_out_split(source, fraction: float, minimum: int) -> tuple[Subset, Subset]:
     """Splits a source into (train, held out) by the SHA-256 of each example's id.
 
     An example is held out when its hash, read as a number in [0, 1), is below `fraction`. Only its own id decides, so
     new rows move no other row, the order of rows does not matter, and rows that share an id (one picture's
     conversation, description and reasoning) stay together. When that gives fewer than `minimum`, the lowest hashes are
-    held out until there are as many. A source may offer `example_id(index)` where reading an example is costly.
+    held out until there are as many. Where reading an example is costly, a source offers `id_hashes()`, int64[n].
 
     Raises ConfigError for a fraction outside [0, 1) or a source too long to hash, DataError when nothing is left to
     train on.
@@ -121,8 +138,7 @@ def held_out_split(source, fraction: float, minimum: int) -> tuple[Subset, Subse
         raise ConfigError(f"held-out fraction must be in [0, 1) and minimum >= 0; got {fraction} and {minimum}")
     if len(source) > MAX_HASHED:
         raise ConfigError(f"{len(source):,} examples are too many to split by id; take `Subset(source, range(...))`")
-    read_id = getattr(source, "example_id", lambda index: source[index].id)
-    hashes = np.array([_unit_hash(read_id(index)) for index in range(len(source))])
+    hashes = id_hashes(source) / 2**48
     held_out = hashes < fraction
     if held_out.sum() < minimum <= len(hashes):
         held_out = hashes <= np.sort(hashes)[minimum - 1]
@@ -134,119 +150,8 @@ def held_out_split(source, fraction: float, minimum: int) -> tuple[Subset, Subse
     return Subset(source, np.flatnonzero(~held_out)), Subset(source, np.flatnonzero(held_out))
 
 
-def _unit_hash(example_id: str) -> float:
-    return int.from_bytes(hashlib.sha256(example_id.encode(errors="surrogatepass")).digest()[:6]) / 2**48
-
-
-def _stamp(file) -> tuple[int, int]:
-    status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
-
-
-def _index(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
-    """Parses and checks every row -> int64[rows, 2], the bytes [start, end) of each, and the stamp of the file."""
-    try:
-        with open(path, "rb") as file:
-            stamp = _stamp(file)
-            text = file.read().decode("utf-8")
-    except UnicodeDecodeError as fault:
-        raise DataError(f"{path}: not UTF-8 text (byte {fault.start}). Save it as UTF-8.") from None
-    except OSError as fault:
-        raise DataError(f"{path}: cannot be read ({os.strerror(fault.errno)}). Check the path.") from None
-    at = _skip_space(text, 1 if text.startswith("\ufeff") else 0)
-    if text[at : at + 1] != "[":
-        what = "empty" if at == len(text) else "not a JSON array"
-        raise DataError(f"{path}: {what}; expected one array of samples: [{{...}}, {{...}}] (not JSON Lines).")
-    at = _skip_space(text, at + 1)
-    if text[at : at + 1] == "]":
-        raise DataError(f"{path}: an array without samples.")
-    decoder, spans = json.JSONDecoder(), []
-    done, byte, separator = 0, 0, ","
-    while separator == ",":
-        where = f"{path}: row {len(spans)}"
-        try:
-            row, end = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as fault:
-            place = f"line {fault.lineno} column {fault.colno}"
-            raise DataError(f"{where}: broken JSON at {place}: {fault.msg}. Is the download complete?") from None
-        except RecursionError:
-            raise DataError(f"{where}: nested too deeply.") from None
-        _parse_row(row, where)
-        start = byte + len(text[done:at].encode())
-        done, byte = end, start + len(text[at:end].encode())
-        spans.append((start, byte))
-        at = _skip_space(text, end)
-        separator = text[at : at + 1]
-        at = _skip_space(text, at + 1)
-    if separator != "]":
-        raise DataError(f"{where}: no comma or ] behind it. Is the download complete?")
-    if at < len(text):
-        raise DataError(f"{path}: text behind the end of the array. Two files glued together?")
-    return np.array(spans, np.int64), stamp
-
-
-def _skip_space(text: str, at: int) -> int:
-    return SPACE.match(text, at).end()
-
-
-def _parse_row(row, where: str) -> tuple[str, tuple[tuple[str, str], ...], list[str]]:
-    """Checks one row -> (id, turns, image names)."""
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected an object, found {type(row).__name__}.")
-    row_id = row.get("id")
-    if isinstance(row_id, bool) or not isinstance(row_id, str | int):
-        raise DataError(f'{where}: key "id" must be a string. Give every sample one.')
-    where = f"{where} (id {str(row_id)!r})"
-    images = _image_names(row, where)
-    return str(row_id), _place_markers(_turns(row, where), len(images), where), images
-
-
-def _image_names(row: dict, where: str) -> list[str]:
-    if row.get("image") is not None and row.get("images") is not None:
-        raise DataError(f'{where}: has both "image" and "images". Keep one.')
-    key = "image" if row.get("image") is not None else "images"
-    names = row.get(key)
-    names = [] if names is None else [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise DataError(f'{where}: key "{key}" must be a path or a list of paths. Leave it out for text alone.')
-    return names
-
-
-def _turns(row: dict, where: str) -> list[tuple[str, str]]:
-    conversation = row.get("conversations")
-    if not isinstance(conversation, list):
-        raise DataError(f'{where}: key "conversations" must be a list of {{"from": ..., "value": ...}}.')
-    turns = []
-    for i, turn in enumerate(conversation):
-        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            raise DataError(f'{where}: conversations[{i}] needs the keys "from" and "value" with strings.')
-        try:
-            turn["value"].encode()
-        except UnicodeEncodeError:  # half of an emoji: no tokenizer takes it
-            raise DataError(f"{where}: conversations[{i}] holds half a character (\\ud83d, say). Repair it.") from None
-        if turn.get("from") not in ROLES:
-            raise DataError(f'{where}: conversations[{i}]: "from" is {turn.get("from")!r}, not "human" or "gpt".')
-        turns.append((turn["from"], turn["value"]))
-    if turns and turns[0][0] == "gpt":
-        turns = turns[1:]
-    if not turns or len(turns) % 2 or any(role != ROLES[i % 2] for i, (role, _) in enumerate(turns)):
-        raise DataError(f"{where}: conversations must alternate human, gpt, ..., end with gpt and not be empty.")
-    return turns
-
-
-def _place_markers(turns: list[tuple[str, str]], images: int, where: str) -> tuple[tuple[str, str], ...]:
-    if images == 1:
-        turns = [(role, _marker_first(text) if role == "human" else text) for role, text in turns]
-    markers = sum(text.count(IMAGE_MARKER) for role, text in turns if role == "human")
-    if markers != images:
-        raise DataError(
-            f"{where}: {images} image(s), but {markers} {IMAGE_MARKER} in the questions. "
-            "Write one for each image, and none in a sample without."
-        )
-    return tuple(turns)
-
-
-def _marker_first(text: str) -> str:
-    if IMAGE_MARKER not in text:
-        return text
-    return f"{IMAGE_MARKER}\n{text.replace(IMAGE_MARKER, '').strip()}".strip()
+def id_hashes(source) -> np.ndarray:
+    """int64[n], the `id_hash` of every id of a source; examples are read only where it does not know them itself."""
+    if hasattr(source, "id_hashes"):
+        return source.id_hashes()
+    return np.array([id_hash(source[index].id) for index in range(len(source))], np.int64)

@@ -7,16 +7,19 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from llava_jax.architectures import VisionConfig
 from llava_jax.checkpoint.gguf import GgufFile, is_gguf
 from llava_jax.checkpoint.gguf_tokenizer import read_tokenizer
-from llava_jax.config import Stage
+from llava_jax.config import Data, Stage
 from llava_jax.data.conversation import find_template
 from llava_jax.data.example import Example
+from llava_jax.data.mixture import Mixture, Part
+from llava_jax.data.open_source import open_source
 from llava_jax.data.pipeline import Batches, Row, build_row, evaluation_batches, make_batches, steps_per_run
 from llava_jax.data.scene_source import SceneSource, exam
-from llava_jax.data.sources import held_out_split, llava_json
+from llava_jax.data.sources import Joined, Subset, held_out_split
 from llava_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llava_jax.errors import ConfigError
 
@@ -65,17 +68,37 @@ def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision:
         return StageData(train, held_out, questions, to_row, stage.steps)
     if stage.eval.questions:
         raise ConfigError(f"stages.{name}.eval.questions needs data.source=scenes: only scenes know the true answers")
-    train, held_out = llava_json(d.path, d.image_folder), None
+    if d.mixture:
+        train, held_out, examples = _open_mixture(d, seed)
+    else:
+        train, held_out = _split(open_source(d.path, d.image_folder), d, HELD_OUT_MINIMUM)
+        examples = len(train)
+    return StageData(train, held_out, [], to_row, stage.steps or steps_per_run(examples, stage.batch, stage.epochs))
+
+
+def _split(source, d: Data, minimum: int) -> tuple[object, object | None]:
+    return held_out_split(source, d.held_out, minimum) if d.held_out > 0 else (source, None)
+
+
+def _open_mixture(d: Data, seed: int) -> tuple[Mixture, object | None, int]:
+    """(what is trained on, what is held out of each part, how many examples one epoch is: as many as all have)."""
+    minimum = math.ceil(HELD_OUT_MINIMUM / len(d.mixture))
+    opened = [(path, _split(open_source(path, root), d, minimum), weight) for path, root, weight in d.mixture]
+    train = Mixture([Part(path, kept, weight) for path, (kept, _), weight in opened], seed)
+    held_out = None
     if d.held_out > 0:
-        train, held_out = held_out_split(train, d.held_out, HELD_OUT_MINIMUM)
-    return StageData(train, held_out, [], to_row, stage.steps or steps_per_run(len(train), stage.batch, stage.epochs))
+        joined = Joined([out for _, (_, out), _ in opened])
+        # Evaluation takes the first so many: of every part.
+        held_out = Subset(joined, np.argsort(np.random.Philox(0).random_raw(len(joined)), kind="stable"))
+    return train, held_out, sum(len(kept) for _, (kept, _), _ in opened)
 
 
 def training_batches(stage: Stage, data: StageData, seed: int) -> Batches:
     """The shuffled, endless batches of this process; the loop stops after `data.steps`."""
+    mixed = isinstance(data.train, Mixture)  # it shuffles each of its sources itself, and never ends
     return make_batches(
-        data.train, data.to_row, batch_size=stage.batch, seed=seed, shuffle=True,
-        epochs=None if stage.steps else stage.epochs, process_index=jax.process_index(),
+        data.train, data.to_row, batch_size=stage.batch, seed=seed, shuffle=not mixed,
+        epochs=None if stage.steps or mixed else stage.epochs, process_index=jax.process_index(),
         process_count=jax.process_count(), threads=stage.data.threads, prefetch=2,
     )  # fmt: skip
 

@@ -1,0 +1,140 @@
+"""Several sources mixed by weight: one endless source, each of whose positions is known without what came before.
+
+Positions come in blocks of BLOCK. Every block takes the same number of examples from each source (its quota: the
+weight, rounded so that the quotas sum to BLOCK), in an order drawn from the seed and the number of the block. So which
+source a position has, and how many of that source's examples came before, is arithmetic. Every source has its own
+epochs, each in an order of its own, drawn from the seed and its name.
+
+A mixture may be changed where a run is continued: sources added or left out, weights changed. Kept is how many examples
+of each source were taken: the others go on where they were, a new source begins at its first epoch, and one that was
+left out and comes back goes on where it was left. Only the order in which the sources take turns is drawn anew.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from llava_jax.data.example import Example, id_hash
+from llava_jax.errors import ConfigError
+
+BLOCK = 10_000  # positions
+ENDLESS = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """`name` stands for the source in checkpoints and decides its order; `weight` is relative to the other parts'."""
+
+    name: str
+    source: object
+    weight: float
+
+
+class Mixture:
+    """Source whose example at a position is drawn from `parts` by weight; seed and names decide everything.
+
+    - The order in which parts are given plays no role.
+    - `state()` is fit for JSON; `resumed` takes it up, for these parts or changed ones.
+
+    Raises ConfigError for names that occur twice and for weights that are not positive or below 1/BLOCK of their sum.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        seed: int,
+        start: int = 0,
+        taken: dict[str, int] | None = None,
+        lengths: dict[str, int] | None = None,
+    ):
+        self.parts, self.seed, self.start = tuple(sorted(parts, key=lambda part: part.name)), seed, start
+        self.quotas = _quotas(self.parts)
+        # Both also of parts that were left out. taken: examples before `start`.
+        self.taken = {part.name: 0 for part in self.parts} | (taken or {})
+        self.lengths = (lengths or {}) | {part.name: len(part.source) for part in self.parts}
+        self._orders = [
+            grain.MapDataset.range(len(part.source)).shuffle(_mixed(seed, id_hash(part.name))) for part in self.parts
+        ]
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, position: int) -> Example:
+        which, index = self.place(position)
+        return self.parts[which].source[index]
+
+    def place(self, position: int) -> tuple[int, int]:
+        """(index of the part, index within its source). Raises IndexError before `start`: that was another mixture."""
+        if not self.start <= position < ENDLESS:
+            raise IndexError(f"position {position}: this mixture has {self.start} to {ENDLESS}")
+        block, slot = divmod(position - self.start, BLOCK)
+        turns, ranks = _block(self.seed, self.start, block, tuple(self.quotas.values()))
+        which = int(turns[slot])
+        name = self.parts[which].name
+        return which, int(self._orders[which][self.taken[name] + block * self.quotas[name] + int(ranks[slot])])
+
+    def state(self) -> dict:
+        """What `resumed` needs beside the position, the same from one change of the mixture to the next."""
+        return {"start": self.start, "quotas": self.quotas, "taken": self.taken, "lengths": self.lengths}
+
+    def resumed(self, state: dict, position: int) -> "Mixture":
+        """These parts, continued at `position` of the mixture whose `state()` is given.
+
+        With the same parts and weights it is that mixture. Raises ConfigError where a source has another length: what
+        was taken from it would be unknown.
+        """
+        for part in self.parts:
+            before = state["lengths"].get(part.name, len(part.source))
+            if before != len(part.source):
+                raise ConfigError(
+                    f"cannot continue in the data: {part.name} had {before} examples, has {len(part.source)}. Restore "
+                    "it, or give the new data another path: then it begins anew."
+                )
+        start, taken, lengths = state["start"], state["taken"], state["lengths"]
+        if state["quotas"] == self.quotas:
+            return Mixture(self.parts, self.seed, start, taken, lengths)
+        names, quotas = zip(*sorted(state["quotas"].items()), strict=True)
+        block, slot = divmod(position - start, BLOCK)
+        turns, _ = _block(self.seed, start, block, quotas)
+        within = np.bincount(turns[:slot], minlength=len(quotas)).tolist()
+        since = {name: block * quota + more for name, quota, more in zip(names, quotas, within, strict=True)}
+        taken = {name: count + since.get(name, 0) for name, count in taken.items()}
+        return Mixture(self.parts, self.seed, position, taken, lengths)
+
+
+def _quotas(parts: Sequence[Part]) -> dict[str, int]:
+    """Positions of each part in a block, by largest remainder."""
+    names, weights = [part.name for part in parts], np.array([part.weight for part in parts], np.float64)
+    twice = {name for name in names if names.count(name) > 1}
+    if not parts or twice:
+        raise ConfigError(f"a mixture needs sources, each once; {', '.join(sorted(twice)) or 'none'} given twice")
+    if not (np.isfinite(weights).all() and (weights > 0).all()):
+        raise ConfigError(
+            f"the weights of a mixture must be positive: {dict(zip(names, weights.tolist(), strict=True))}"
+        )
+    shares = weights / weights.sum() * BLOCK
+    quotas = np.floor(shares).astype(int)
+    quotas[np.argsort(quotas - shares, kind="stable")[: BLOCK - quotas.sum()]] += 1
+    if not quotas.all():
+        name = names[int(np.argmin(quotas))]
+        raise ConfigError(f"the weight of {name} is below 1/{BLOCK} of the sum; raise it or leave it out")
+    return dict(zip(names, quotas.tolist(), strict=True))
+
+
+def _mixed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+@functools.lru_cache(maxsize=64)
+def _block(seed: int, start: int, block: int, quotas: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each position of a block: its part, and how many positions before it in the block have the same part."""
+    # Raw bits, sorted: numpy promises that they stay the same in later versions, of its shuffle it does not.
+    order = np.argsort(np.random.Philox(np.random.SeedSequence((seed, start, block))).random_raw(BLOCK), kind="stable")
+    turns = np.repeat(np.arange(len(quotas)), quotas)[order]
+    ranks = np.empty(BLOCK, np.int64)
+    for part, quota in enumerate(quotas):
+        ranks[turns == part] = np.arange(quota)
+    return turns, ranks

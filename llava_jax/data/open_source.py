@@ -1,0 +1,35 @@
+"""From a path to the source that reads it; what is there decides, never its name."""
+
+from pathlib import Path
+
+from llava_jax.data.array_records import ArrayRecordSource
+from llava_jax.data.parquet_source import ParquetSource, is_parquet
+from llava_jax.data.sources import llava_json
+from llava_jax.data.tfds_source import is_tfds, open_tfds
+from llava_jax.errors import ConfigError, DataError
+
+
+def open_source(path: str | Path, images: str | Path = ""):
+    """Opens data: what `data build` made, a prepared TensorFlow dataset, Parquet (a file or a folder of them), or else
+    LLaVA's JSON.
+
+    images: the folder or zip archive of the images; ArrayRecord has its own, Parquet may have.
+
+    Raises DataError for data that is missing or broken, ConfigError for a JSON without `images`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if is_tfds(path):
+            return open_tfds(path)
+        if any(path.glob("*.array_record")) or (path / "manifest.json").exists():
+            return ArrayRecordSource(path)
+        if any(path.glob("*.parquet")):
+            return ParquetSource(path, images)
+        raise DataError(
+            f"{path}: a folder without .array_record or .parquet files, and none of TFDS. A JSON is named itself."
+        )
+    if is_parquet(path):
+        return ParquetSource(path, images)
+    if not images:
+        raise ConfigError(f"{path}: a JSON needs image_folder as well: the folder or zip archive of its images")
+    return llava_json(path, images)

@@ -1,0 +1,213 @@
+"""mixture.py: whose turn it is, what is taken, and what stays when a mixture is changed."""
+
+import functools
+import json
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from llava_jax.data.mixture import BLOCK, Mixture, Part
+from llava_jax.data.pipeline import make_batches
+from llava_jax.errors import ConfigError
+
+
+class Named:
+    """A source whose example i is (name, i)."""
+
+    def __init__(self, name: str, length: int):
+        self.name, self.length = name, length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        assert 0 <= index < self.length
+        return self.name, index
+
+
+def part(name: str, length: int, weight: float) -> Part:
+    return Part(name, Named(name, length), weight)
+
+
+# grain's shuffle takes the longer the shorter a source is: half a millisecond an index at 70, 8 us from 65,536 on.
+LENGTHS = {"a": 700, "b": 1000, "c": 500}
+A, B, C = (part(name, LENGTHS[name], weight) for name, weight in (("a", 3.0), ("b", 1.0), ("c", 2.0)))
+
+
+@functools.cache
+def alone(name: str) -> list[int]:
+    """The first examples of a source by itself."""
+    return of(name, take(Mixture([part(name, LENGTHS[name], 1.0)], 3), range(9_600)))
+
+
+@functools.cache
+def before() -> list[tuple[str, int]]:
+    return take(Mixture([A, B], 3), range(BLOCK + 2001))
+
+
+def take(mixture, positions) -> list[tuple[str, int]]:
+    return [mixture[i] for i in positions]
+
+
+def of(name: str, examples) -> list[int]:
+    return [index for source, index in examples if source == name]
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares"),
+    [((3, 1), (0.75, 0.25)), ((0.3, 0.1), (0.75, 0.25)), ((1, 1, 1), (1 / 3,) * 3), ((9999, 1), (0.9999, 0.0001))],
+)
+def test_every_block_holds_the_weights_to_one_example(weights, shares):
+    mixture = Mixture([part(f"{i}", 70_000, w) for i, w in enumerate(weights)], 0)
+    for block in range(2):
+        turns = Counter(mixture.place(block * BLOCK + i)[0] for i in range(BLOCK))
+        for i, share in enumerate(shares):
+            assert abs(turns[i] - share * BLOCK) <= 1
+
+
+def test_sources_take_turns_evenly_within_a_block():
+    taken = [name for name, _ in take(Mixture([A, B], 3), range(2000))]
+    shares = [taken[i : i + 200].count("a") / 200 for i in range(0, 2000, 200)]
+    assert 0.6 < min(shares) and max(shares) < 0.9
+
+
+def test_every_source_has_its_own_epochs_each_in_another_order():
+    small = [part("a", 70, 3.0), part("b", 500, 1.0)]
+    taken = of("a", take(Mixture(small, 5), range(400)))
+    first, second, third = (taken[i : i + 70] for i in (0, 70, 140))
+    assert sorted(first) == sorted(second) == sorted(third) == list(range(70))
+    assert len({tuple(first), tuple(second), tuple(third), tuple(range(70))}) == 4
+    seam = BLOCK * 3 // 4 - 200  # of a, whose epochs go on across the end of a block
+    taken = of("a", before())
+    for epoch in range(seam // 700, seam // 700 + 2):
+        assert sorted(taken[epoch * 700 : epoch * 700 + 700]) == list(range(700))
+
+
+def test_a_position_is_known_without_a_history():
+    mixture = Mixture([A, B], 3)
+    for i in (BLOCK + 2000, 0, BLOCK, BLOCK - 1, 17):
+        assert mixture[i] == Mixture([A, B], 3)[i] == before()[i] == pickle.loads(pickle.dumps(mixture))[i]
+
+
+def test_seed_and_names_decide_and_the_order_of_the_parts_does_not():
+    assert take(Mixture([A, B], 1), range(300)) == take(Mixture([B, A], 1), range(300))
+    assert take(Mixture([A, B], 1), range(300)) != take(Mixture([A, B], 2), range(300))
+    renamed = take(Mixture([Part("z", A.source, 3.0), B], 1), range(300))
+    assert of("a", take(Mixture([A, B], 1), range(300))) != of("a", renamed)
+
+
+def test_the_same_for_ever():
+    """A checkpoint of today must find its place in later versions, of numpy too."""
+    assert take(Mixture([A, B], 7), [0, 1, 2, 3, 9_999, 10_000, 123_456]) == GOLDEN
+
+
+GOLDEN = [("a", 462), ("b", 911), ("a", 116), ("a", 54), ("a", 651), ("b", 3), ("a", 181)]
+
+CHANGES = {
+    "a new source": [A, B, C],
+    "another weight": [A, Part("b", B.source, 2.5)],
+    "one left out": [B],
+    "one for another": [A, C],
+}
+
+
+@pytest.mark.parametrize("position", [0, 1, 137, BLOCK, BLOCK + 2001])
+@pytest.mark.parametrize("change", CHANGES)
+def test_after_a_change_every_source_goes_on_where_it_was(change, position):
+    state = json.loads(json.dumps(Mixture([A, B], 3).state(), sort_keys=True))
+    after = Mixture(CHANGES[change], 3).resumed(state, position)
+    more = take(after, range(position, position + 300))
+    for name in {name for name, _ in more}:
+        both = of(name, before()[:position]) + of(name, more)
+        assert both == alone(name)[: len(both)] and len(of(name, more)) > 30
+    assert {name for name, _ in more} == {part.name for part in CHANGES[change]}
+
+
+def test_unchanged_it_is_the_same_mixture_wherever_it_is_taken_up():
+    for position in (0, 1, 500):
+        again = Mixture([B, A], 3).resumed(json.loads(json.dumps(Mixture([A, B], 3).state())), position)
+        assert take(again, range(900)) == before()[:900]
+
+
+def test_two_changes_and_a_source_that_comes_back():
+    first = Mixture([A, B], 3)
+    second = Mixture([B], 3).resumed(first.state(), 200)
+    third = Mixture([A, B], 3).resumed(json.loads(json.dumps(second.state())), 300)
+    taken = take(first, range(200)) + take(second, range(200, 300)) + take(third, range(300, 700))
+    for name in "ab":
+        assert of(name, taken) == alone(name)[: len(of(name, taken))]
+    again = Mixture([A, B], 3).resumed(third.state(), 650)
+    assert take(again, range(650, 700)) == taken[650:]
+    with pytest.raises(IndexError, match="position 299: this mixture has 300 to"):
+        third[299]
+
+
+def test_a_source_of_another_length_is_not_continued_also_after_a_pause():
+    state = Mixture([A, B], 3).state()
+    with pytest.raises(ConfigError, match="a had 700 examples, has 701. Restore it"):
+        Mixture([part("a", 701, 1.0), B], 3).resumed(state, 10)
+    without = Mixture([B], 3).resumed(state, 10).state()
+    with pytest.raises(ConfigError, match="a had 700 examples, has 701. Restore it"):
+        Mixture([part("a", 701, 1.0), B], 3).resumed(without, 20)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [([], "needs sources"), ([A, A], "a given twice"), ([A, part("b", 9, 0.0)], "must be positive"),
+     ([part("a", 9, float("nan"))], "must be positive"), ([part("a", 9, float("inf"))], "must be positive"),
+     ([A, part("b", 9, 1e-5)], "the weight of b is below 1/10000")],
+)  # fmt: skip
+def test_mixtures_that_cannot_be(parts, message):
+    with pytest.raises(ConfigError, match=message):
+        Mixture(parts, 0)
+
+
+# --- in batches ------------------------------------------------------------
+
+
+def row(example) -> dict:
+    return {"tokens": np.array([ord(example[0]) * 10_000 + example[1]])}
+
+
+def batches(parts, process_index=0, process_count=1):
+    return make_batches(
+        Mixture(parts, 3), row, batch_size=8, seed=3, shuffle=False, epochs=None, process_index=process_index,
+        process_count=process_count, threads=2, prefetch=2,
+    )  # fmt: skip
+
+
+def drawn(stream, count: int) -> list[list[int]]:
+    out = [next(stream)["tokens"][:, 0].tolist() for _ in range(count)]
+    stream.close()
+    return out
+
+
+def test_batches_of_a_mixture_go_on_exactly_and_after_a_change_miss_nothing():
+    whole = drawn(batches([A, B]), 40)
+    stream = batches([A, B])
+    for _ in range(15):
+        next(stream)
+    state = json.loads(json.dumps(stream.get_state()))
+    stream.close()
+    same = batches([A, B])
+    same.set_state(state)
+    assert drawn(same, 25) == whole[15:]
+
+    changed = batches([A, B, C])
+    changed.set_state(state)
+    more = [next(changed)["tokens"][:, 0].tolist() for _ in range(12)]
+    flat = [t for batch in whole[:15] + more for t in batch if t // 10_000 == ord("a")]
+    assert [t % 10_000 for t in flat] == alone("a")[: len(flat)] and len(flat) > 120
+    assert any(t // 10_000 == ord("c") for batch in more for t in batch)
+    state = changed.get_state()
+    changed.close()
+    again = batches([A, B, C])
+    again.set_state(state)
+    assert len(drawn(again, 1)[0]) == 8
+
+
+def test_two_processes_share_the_batches_of_one():
+    parts = [drawn(batches([A, B], i, 2), 5) for i in range(2)]
+    assert [sum(both, []) for both in zip(*parts, strict=True)] == drawn(batches([A, B]), 5)

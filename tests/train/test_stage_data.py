@@ -1,0 +1,89 @@
+"""inputs.py: which data a stage opens, what it holds out, and how long it is."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_run import VISION
+
+from llava_jax.__main__ import main
+from llava_jax.config import Data, Stage
+from llava_jax.data.array_records import ArrayRecordSource
+from llava_jax.data.mixture import Mixture
+from llava_jax.data.sources import LlavaJson
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.train.inputs import open_stage, open_tokenizer, training_batches
+
+
+def write_json(path: Path, rows: int) -> Path:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(out, "PNG")
+    (path.parent / "a.png").write_bytes(out.getvalue())
+    talk = [{"from": "human", "value": "<image>\nwhat is in the image ?"}, {"from": "gpt", "value": "a red thing"}]
+    path.write_text(
+        json.dumps([{"id": f"{path.stem}{i}", "image": "a.png", "conversations": talk} for i in range(rows)])
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return open_tokenizer("tiny")
+
+
+def stage(**data) -> Stage:
+    return Stage(data=Data(template="plain", length=32, threads=1, **data), batch=8)
+
+
+@pytest.fixture
+def opened(tokenizer):
+    return lambda stage: open_stage("one", stage, 5, tokenizer, VISION)
+
+
+def test_what_is_there_decides_how_it_is_read(tmp_path, opened):
+    path = write_json(tmp_path / "a.json", 30)
+    from_json = opened(stage(path=str(path), image_folder=str(tmp_path)))
+    main(["data", "build", str(path), str(tmp_path / "built"), "--images", str(tmp_path), "--shard-rows", "8"])
+    from_shards = opened(stage(path=str(tmp_path / "built")))
+    assert isinstance(from_json.train, LlavaJson) and isinstance(from_shards.train, ArrayRecordSource)
+    assert from_json.steps == from_shards.steps == 4 and from_json.held_out is None
+    batches = [training_batches(stage(), data, 5) for data in (from_json, from_shards)]
+    for one, two in zip(*batches, strict=True):
+        assert one.keys() == two.keys() and all(np.array_equal(one[key], two[key]) for key in one)
+    with pytest.raises(ConfigError, match="a.json: a JSON needs image_folder"):
+        opened(stage(path=str(path)))
+    with pytest.raises(DataError, match="a folder without .array_record or .parquet"):
+        opened(stage(path=str(tmp_path)))
+
+
+def test_a_mixture_holds_out_of_every_part_and_never_ends(tmp_path, opened):
+    parts = tuple((str(write_json(tmp_path / f"{n}.json", rows)), str(tmp_path), w) for n, rows, w in
+                  (("a", 300, 1.0), ("b", 500, 3.0)))  # fmt: skip
+    mixed = stage(mixture=parts, held_out=0.1)
+    data = opened(mixed)
+    assert isinstance(data.train, Mixture)
+    sizes = [len(part.source) for part in data.train.parts]
+    assert sum(sizes) + len(data.held_out) == 800 and data.steps == -(-sum(sizes) // 8)
+    held_out = {data.held_out[i].id for i in range(len(data.held_out))}
+    first = [data.held_out[i].id[0] for i in range(32)]
+    assert len(held_out) == len(data.held_out) and 5 < first.count("a") < 27
+    trained = [data.train[i].id for i in range(900)]
+    assert not held_out & set(trained)
+    assert 0.65 < sum(name.startswith("b") for name in trained) / 900 < 0.85
+
+    batches = training_batches(mixed, data, 5)
+    for _ in range(data.steps + 2):
+        assert next(batches)["target_mask"].any(1).all(), "no filler: it never ends"
+    batches.close()
+    assert batches.get_state()["mixture"]["lengths"] == {part.name: len(part.source) for part in data.train.parts}
+    assert opened(dataclasses.replace(mixed, steps=7)).steps == 7
+
+
+def test_a_mixture_without_held_out_is_all_trained_on(tmp_path, opened):
+    data = opened(stage(mixture=((str(write_json(tmp_path / "a.json", 9)), str(tmp_path), 1.0),)))
+    assert data.held_out is None and data.steps == 2
+    assert sorted(data.train[i].id for i in range(9)) == sorted(f"a{i}" for i in range(9))
