@@ -109,6 +109,12 @@ def test_the_last_batch_is_filled_with_zero_rows_of_the_same_shape():
     assert not last["tokens"][2:].any() and not last["target_mask"][2:].any()
 
 
+def test_each_row_says_which_example_it_is_and_filler_that_it_is_none():
+    for batch in batches(epochs=1):
+        assert batch["index"].dtype == np.int64
+        assert [None if i < 0 else i for i in batch["index"].tolist()] == numbers(batch)
+
+
 def test_an_endless_source_and_endless_epochs_cost_nothing():
     stream = batches(length=2**31 - 1, epochs=None)
     first = [numbers(next(stream)) for _ in range(4)]
