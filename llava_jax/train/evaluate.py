@@ -21,7 +21,6 @@ from llava_jax.data.images import load_image, preprocess
 from llava_jax.data.pipeline import Row
 from llava_jax.data.scene_source import QUESTION_KINDS
 from llava_jax.data.scenes import conclusion
-from llava_jax.data.sources import Subset
 from llava_jax.data.tokenize import expand_images, pad_row, stop_ids, tokenize_prompt
 from llava_jax.data.tokenizer import Tokenizer
 from llava_jax.generate.decode import decode_view, greedy
@@ -59,9 +58,9 @@ class Speaker:
 def held_out_loss(eval_step, speaker: Speaker, data: StageData) -> dict[str, float]:
     """{"val/loss": .., "val/loss_blank": ..}: mean over target tokens of the first `eval.samples` held-out rows."""
     stage = speaker.stage
-    source = Subset(data.held_out, range(min(stage.eval.samples, len(data.held_out))))
+    rows = range(min(stage.eval.samples, len(data.held_out)))
     sums = np.zeros((2, 2))
-    for batch in speaker.batches(source, data.to_row):
+    for batch in speaker.batches(rows, data.held_out.row):
         versions = [batch, blanked(batch)] if stage.data.max_images else [batch]
         for i, version in enumerate(versions):
             loss, targets = eval_step(speaker.params, global_batch(version, speaker.mesh))

@@ -21,6 +21,7 @@ from llava_jax.errors import ConfigError, UserError
 from llava_jax.models.llava import Llava
 from llava_jax.sharding import global_batch, make_mesh
 from llava_jax.train import evaluate, report, workdir
+from llava_jax.train.bad_samples import BadSamples
 from llava_jax.train.inputs import open_tokenizer, training_batches
 from llava_jax.train.metrics import MetricsWriter, Progress
 from llava_jax.train.optimizer import state_bytes
@@ -112,8 +113,12 @@ def run_stage(run: Run, plan: Plan, state: TrainState, place: dict | None, evalu
     stage, steps = plan.stage, plan.data.steps
     step = int(state.step)
     batches = training_batches(stage, plan.data, run.config.seed)
+    replaced = 0
     if place is not None:
         batches.set_state(place)
+        replaced = place.get("replaced", 0)
+    ceiling, samples = stage.data.bad_ceiling, plan.data.samples
+    bad = BadSamples(run.folder, plan.name, plan.start + step, replaced, samples, ceiling, run.say)
     train_step = make_train_step(run.model, plan.tx, plan.abstract, stage.accumulation, stage.loss_chunks)
     eval_step = make_eval_step(run.model, stage.loss_chunks)
     frozen_before = fingerprint(state.frozen) if run.config.hash_frozen else None
@@ -124,14 +129,14 @@ def run_stage(run: Run, plan: Plan, state: TrainState, place: dict | None, evalu
         evaluates = plan.evaluates(step) and not evaluated
         saves = step == steps or (step > 0 and (plan.start + step) % run.config.checkpoint.every == 0)
         if run.stop or evaluates or saves:
-            unread = _read_metrics(run, plan, unread, progress)
+            unread = _read_metrics(run, plan, unread, progress, bad)
             if evaluates and not run.stop:
                 evaluated = _evaluate(run, plan, state, eval_step, step)
             stopping = run.stop
             if step > 0 and (stopping or saves):
                 run.writer.flush()  # on disk before the checkpoint that vouches for it
                 about = workdir.record(run.config, plan.index, plan.name, evaluated or not evaluates)
-                run.store.save(plan.start + step, state, batches.get_state(), about)
+                run.store.save(plan.start + step, state, batches.get_state() | {"replaced": bad.count}, about)
             if stopping:
                 run.store.wait()
                 raise Stopped(
@@ -143,9 +148,10 @@ def run_stage(run: Run, plan: Plan, state: TrainState, place: dict | None, evalu
         began = time.perf_counter()
         batch = global_batch(next(batches), run.mesh)
         waited = time.perf_counter() - began
+        bad.record(plan.start + step + 1, batches.replaced)
         state, metrics = train_step(state, batch)  # returns at once; the device works on
         step, evaluated = step + 1, False
-        _read_metrics(run, plan, unread, progress)
+        _read_metrics(run, plan, unread, progress, bad)
         unread = (step, metrics)
         elapsed = progress.tick(waited)
         if elapsed is not None:
@@ -171,12 +177,11 @@ def _introduce(run: Run, plan: Plan) -> None:
     for line in report.parameter_table(plan.abstract, plan.rates):
         run.say("  " + line)
     run.say(f"  optimizer state: {state_bytes(plan.abstract.opt_state):,} bytes")
-    example = plan.data.train[0]
-    run.say(f"sample {example.id}, supervised text in [[ ]]:")
-    run.say(report.render_sample(plan.data.to_row(example), run.tokenizer))
+    run.say(f"sample {', '.join(plan.data.train.names(0))}, supervised text in [[ ]]:")
+    run.say(report.render_sample(plan.data.train.row(0), run.tokenizer))
 
 
-def _read_metrics(run: Run, plan: Plan, unread, progress: Progress) -> None:
+def _read_metrics(run: Run, plan: Plan, unread, progress: Progress, bad: BadSamples) -> None:
     """Waits for the metrics of a dispatched step and writes them. Raises UserError where they are not finite."""
     if unread is None:
         return
@@ -189,6 +194,7 @@ def _read_metrics(run: Run, plan: Plan, unread, progress: Progress) -> None:
             f"step {step} of stage {plan.name} is not finite: {values}; lower the learning rate, or look at the data. "
             f"The newest checkpoint in {run.folder} is from before."
         )
+    bad.add(int(values.get("train/replaced", 0)))
     if step == 1 or step % run.config.log_every == 0 or step == plan.data.steps:
         run.say(progress.line(step, values["train/loss"]))
 
@@ -210,7 +216,7 @@ def _evaluate(run: Run, plan: Plan, state: TrainState, eval_step, step: int) -> 
             scores = workdir.read_json(_scores_file(run, plan)) if step else {}
             workdir.write_json(_scores_file(run, plan), {**scores, "after" if step else "before": table})
         if stage.eval.answers:
-            examples = [data.held_out[i] for i in range(min(stage.eval.answers, len(data.held_out)))]
+            examples = data.held_out.readable(stage.eval.answers)
             texts = evaluate.answer(speaker, examples, blank=False)
             folder = run.folder / "samples" / f"{plan.name}-{step:06d}"
             if jax.process_index() == 0:
