@@ -8,6 +8,7 @@ reader waits for the rest for ever, and when the run is killed, its workers live
 
 import atexit
 import multiprocessing
+import multiprocessing.connection  # registers multiprocessing's exit function, which has to come before ours
 import pickle
 import signal
 import traceback
@@ -31,7 +32,7 @@ class WorkerRows:
         self._start, self._next, self._stop = start, start, len(rows)
         self._pipes, self._processes = [], []
         self._end = weakref.finalize(self, _kill, self._processes)
-        atexit.register(self._end)  # runs before multiprocessing's own, which would ask by SIGTERM and wait
+        atexit.register(self._end)  # the last registered runs first: multiprocessing's would ask by SIGTERM and wait
         for w in range(workers):
             ours, theirs = context.Pipe(duplex=False)
             work = (theirs, rows, range(start + w, len(rows), workers), threads, ahead)

@@ -52,11 +52,14 @@ def test_a_packed_row_is_a_picture():
 
 
 def test_an_image_that_was_cut_off_takes_no_slot_from_the_next_sample():
-    cut = dataclasses.replace(FORMAT, length=7)
-    first = cut.segment(Example("a", (("human", "<image>"), ("gpt", "xyz"), ("human", "<image>"), ("gpt", "w")), (
-        picture(7), picture(8))))  # fmt: skip
-    assert first.ids.tolist() == [1, -200, -200, *b"xyz\n"] and len(first.images) == 1
-    row = FORMAT.row([first, FORMAT.segment(example("b", "v", picture(9)))])
+    chat = dataclasses.replace(FORMAT, template="vicuna_v1", length=400)
+    turns = (("human", "<image>"), ("gpt", "xyz"), ("human", "<image>"), ("gpt", "w"))
+    two = Example("a", turns, (picture(7), picture(8)))
+    ids, _ = chat.tokens(two)
+    second = np.flatnonzero(ids == -200)[2]
+    first = dataclasses.replace(chat, length=int(second) + 1).segment(two)
+    assert len(first.ids) == second and len(first.images) == 1
+    row = chat.row([first, FORMAT.segment(example("b", "v", picture(9)))])
     assert row["images"][:, 0, 0, 0].tolist() == [7, 9, 0]
 
 
