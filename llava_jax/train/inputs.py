@@ -95,8 +95,9 @@ def _arrange(name: str, data: Data, rows: Rows, seed: int) -> tuple[Rows, np.nda
     needs = None
     if data.packing == "pack":
         rows = dataclasses.replace(rows, groups=pack(rows.sizes, data.length, data.max_images, seed))
-        full = efficiency(rows.sizes, rows.groups, data.length)
+        full, images = efficiency(rows.sizes, rows.groups, data.length), rows.sizes[:, 1].sum() / len(rows)
         said += f"; packed into {len(rows):,} rows of {data.length} tokens, {100 * full:.1f}% full"
+        said += f", {images:.1f} of {data.max_images} image slots used"
     else:
         needs = buckets(rows.sizes, (*data.lengths, data.length))
         counts = [f"{(needs == length).sum():,} x {length}" for length in np.unique(needs)]

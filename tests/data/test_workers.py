@@ -125,7 +125,10 @@ def test_workers_do_not_outlive_the_run(tmp_path, then, signum):
         time.sleep(0.5)
         assert all(map(alive, pids))
         run.send_signal(signum)
-    run.wait(20)
+    try:
+        run.wait(20)
+    finally:
+        run.kill()
     end = time.monotonic() + 10
     while any(map(alive, pids)) and time.monotonic() < end:
         time.sleep(0.05)
