@@ -51,13 +51,17 @@ def pack(sizes: np.ndarray, length: int, max_images: int, seed: int | None) -> G
     rows: list[list[int]] = []
     for start in range(0, len(order), WINDOW):
         window = order[start : start + WINDOW]
-        room = np.tile(np.array((length, max_images)), (len(window), 1))  # as many rows as examples are enough
-        packed: list[list[int]] = [[] for _ in window]
-        for example in window[np.argsort(-sizes[window, 0], kind="stable")].tolist():
-            row = int((room >= sizes[example]).all(axis=1).argmax())
+        window = window[np.argsort(-sizes[window, 0], kind="stable")]
+        tokens, images = np.full(len(window), length), np.full(len(window), max_images)  # room in each row
+        packed: list[list[int]] = []
+        for example, (t, m) in zip(window.tolist(), sizes[window].tolist(), strict=True):
+            row = int(((tokens[: len(packed) + 1] >= t) & (images[: len(packed) + 1] >= m)).argmax())
+            if row == len(packed):
+                packed.append([])
             packed[row].append(example)
-            room[row] -= sizes[example]
-        rows += [row for row in packed if row]
+            tokens[row] -= t
+            images[row] -= m
+        rows += packed
     starts = np.cumsum([0, *map(len, rows)])
     return Groups(np.concatenate(rows).astype(np.int64), starts)
 

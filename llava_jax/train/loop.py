@@ -153,7 +153,7 @@ def run_stage(run: Run, plan: Plan, state: TrainState, place: dict | None, evalu
         step, evaluated = step + 1, False
         _read_metrics(run, plan, unread, progress, bad)
         unread = (step, metrics)
-        elapsed = progress.tick(waited)
+        elapsed = progress.tick(waited, batch["tokens"].size)
         if elapsed is not None:
             times = {"time/step": elapsed, "time/data_wait": waited}
             run.writer.write("timing", plan.start + step, {"stage": plan.name, **times})

@@ -115,7 +115,10 @@ def test_without_replace_the_fault_reaches_the_caller(tmp_path):
 
 
 def test_a_substitute_takes_up_no_more_than_what_it_replaces(tmp_path):
-    rows = Rows(source(tmp_path, bad=range(1, 29, 4)), FORMAT, replace=True)
+    examples = source(tmp_path, bad=range(1, 29, 4))
+    for i in range(0, 30, 2):
+        examples[i] = example(str(i), "x", picture(1), picture(2))  # short enough for many, but two images
+    rows = Rows(examples, FORMAT, replace=True)
     sizes = np.stack([rows.size(i)["size"] for i in range(30)])
     assert sizes[5].tolist() == [0, 0] and sizes[3].tolist() == [3 + 5, 1]
     sizes = lend_sizes(sizes)
