@@ -56,16 +56,22 @@ class Speaker:
 
 
 def held_out_loss(eval_step, speaker: Speaker, data: StageData) -> dict[str, float]:
-    """{"val/loss": .., "val/loss_blank": ..}: mean over target tokens of the first `eval.samples` held-out rows."""
+    """{"val/loss": .., "val/loss_blank": ..}: mean over target tokens of the first `eval.samples` held-out rows.
+
+    Also "val/replaced", how many of them could not be read, where there are any.
+    """
     stage = speaker.stage
     rows = range(min(stage.eval.samples, len(data.held_out)))
-    sums = np.zeros((2, 2))
+    sums, replaced = np.zeros((2, 2)), 0
     for batch in speaker.batches(rows, data.held_out.row):
+        replaced += batch.get("replaced", np.zeros(1)).sum()
         versions = [batch, blanked(batch)] if stage.data.max_images else [batch]
         for i, version in enumerate(versions):
             loss, targets = eval_step(speaker.params, global_batch(version, speaker.mesh))
             sums[i] += float(loss), float(targets)
     result = {"val/loss": sums[0, 0] / sums[0, 1]}
+    if everywhere := np.sum(multihost_utils.process_allgather(np.array(replaced))):
+        result["val/replaced"] = float(everywhere)
     return result | ({"val/loss_blank": sums[1, 0] / sums[1, 1]} if stage.data.max_images else {})
 
 

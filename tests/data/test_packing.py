@@ -26,6 +26,8 @@ def test_packing_is_a_picture():
     sizes = np.array([[7, 1], [4, 0], [3, 1], [3, 0]])
     assert rows_of(pack(sizes, 10, 1, seed=None)) == [[0, 3], [1, 2]]
     assert rows_of(pack(sizes, 10, 2, seed=None)) == [[0, 2], [1, 3]]
+    unordered = np.array([[3, 0], [4, 0], [7, 0], [6, 0]])
+    assert rows_of(pack(unordered, 10, 0, seed=None)) == [[2, 0], [3, 1]]  # as they come: [0, 1], [2], [3]
 
 
 @pytest.mark.parametrize("seed", [None, 3])

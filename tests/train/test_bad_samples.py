@@ -13,6 +13,7 @@ import pytest
 from test_loop import check_resume
 
 from llava_jax import config
+from llava_jax.data.sources import held_out_split, llava_json
 from llava_jax.errors import DataError
 from llava_jax.train import loop
 from llava_jax.train.bad_samples import BadSamples
@@ -117,7 +118,12 @@ def test_error_is_the_policy_that_stops_at_the_first(data, tmp_path):
 def test_a_held_out_sample_that_cannot_be_read_is_no_end_either(data, tmp_path):
     held_out = dict(stages__buckets__data__held_out=0.7, stages__buckets__eval__answers=2)
     said = train(tmp_path, run=("buckets",), **held_out)
-    assert any(line.startswith("held out, step") for line in said)
+    source = llava_json(data / "scenes" / "chat.json", data / "scenes" / "images")
+    ids = {source.example_id(i) for i in packed_config.BAD} & {e.id for e in held_out_split(source, 0.7, 64)[1]}
+    assert 0 < len(ids) < len(packed_config.BAD)
+    (line,) = [line for line in said if line.startswith("held out, step")]
+    assert f"val/replaced {len(ids):.4f}" in line
+    assert {record["sample"] for record in listed(tmp_path)}.isdisjoint(ids), "the list is of training"
 
 
 def test_lists_are_cut_back_to_the_state_also_those_of_processes_that_are_no_more(tmp_path, monkeypatch):
