@@ -86,7 +86,7 @@ def test_a_killed_worker_is_named_at_once_even_in_the_middle_of_a_row(victim):
         while True:
             next(rows)
     rows.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     assert not any(p.is_alive() for p in rows._processes)
 
 
@@ -126,7 +126,7 @@ def test_workers_do_not_outlive_the_run(tmp_path, then, signum):
         assert all(map(alive, pids))
         run.send_signal(signum)
     try:
-        run.wait(20)
+        run.wait(60)
     finally:
         run.kill()
     end = time.monotonic() + 10
