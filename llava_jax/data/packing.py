@@ -47,7 +47,7 @@ def pack(sizes: np.ndarray, length: int, max_images: int, seed: int | None) -> G
     if (sizes > (length, max_images)).any():
         raise ConfigError(f"examples of up to {sizes.max(axis=0)} tokens, images do not go into {length}, {max_images}")
     # RandomState, because numpy promises that its numbers never change; those of default_rng may, and rows with them.
-    order = np.arange(len(sizes)) if seed is None else np.random.RandomState(seed).permutation(len(sizes))
+    order = np.arange(len(sizes)) if seed is None else np.random.RandomState(seed % 2**32).permutation(len(sizes))
     rows: list[list[int]] = []
     for start in range(0, len(order), WINDOW):
         window = order[start : start + WINDOW]
@@ -120,7 +120,7 @@ class Bucketed:
         batches = np.split(examples, range(self.batch_size, len(examples), self.batch_size))
         # One that is not full stays the last: filler belongs at the end of the run.
         full = len(examples) // self.batch_size
-        shuffled = np.random.RandomState((self.seed, window)).permutation(full).tolist()
+        shuffled = np.random.RandomState((self.seed % 2**32, window)).permutation(full).tolist()
         return [batches[i] for i in [*shuffled, *range(full, len(batches))]]
 
 

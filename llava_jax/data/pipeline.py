@@ -102,12 +102,14 @@ class Batches:
         return batch
 
     def get_state(self) -> dict:
-        """{"step": batches handed out, and what they depend on: "examples", "batch_size", "seed", "shuffle"}."""
+        """{"step": batches handed out, and what they depend on: "examples", "batch_size", "seed", "shuffle", and for
+        packed rows or rows of several lengths a digest of what is where}."""
         return {"step": self._step, **self._run}
 
     def set_state(self, state: dict) -> None:
         """Continues behind batch `state["step"]`. Raises ConfigError when the state is of another run."""
-        changed = [f"{k} was {state.get(k)}, is {v}" for k, v in self._run.items() if state.get(k) != v]
+        names = [*self._run, *(k for k in state if k not in self._run and k != "step")]
+        changed = [f"{k} was {state.get(k)}, is {self._run.get(k)}" for k in names if state.get(k) != self._run.get(k)]
         if changed:
             raise ConfigError(
                 f"cannot continue in the data at step {state.get('step')}: {'; '.join(changed)}. "

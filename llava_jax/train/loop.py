@@ -115,8 +115,8 @@ def run_stage(run: Run, plan: Plan, state: TrainState, place: dict | None, evalu
     batches = training_batches(stage, plan.data, run.config.seed)
     replaced = 0
     if place is not None:
-        batches.set_state(place)
         replaced = place.get("replaced", 0)
+        batches.set_state({name: value for name, value in place.items() if name != "replaced"})
     ceiling, samples = stage.data.bad_ceiling, plan.data.samples
     bad = BadSamples(run.folder, plan.name, plan.start + step, replaced, samples, ceiling, run.say)
     train_step = make_train_step(run.model, plan.tx, plan.abstract, stage.accumulation, stage.loss_chunks)

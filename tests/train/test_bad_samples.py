@@ -54,7 +54,7 @@ def listed(folder: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def reference(data):
-    train(data / "reference")
+    check_resume.finish(check_resume.Run(CONFIG, data / "reference", data / "compiled"))
     return data / "reference"
 
 
@@ -77,7 +77,6 @@ def test_every_planted_fault_is_listed_and_counted_once_an_epoch(reference):
 
 
 def test_a_run_that_was_killed_lists_and_counts_the_same(data, reference):
-    """With worker processes; the reference had none."""
     kills, name = 0, data / "killed"
     for stage, step in (("packed", 4), ("buckets", 5)):
         run = check_resume.Run(CONFIG, name, data / "compiled")
