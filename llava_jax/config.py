@@ -86,8 +86,13 @@ class Data:
     length: int = 2048  # tokens per row, image patches included
     max_images: int = 1  # image slots per row; 0 for text-only data
     overlong: str = "truncate"  # truncate | error
+    packing: str = "none"  # none: one sample a row | pack: as many as fit, `length` tokens and `max_images` images
+    lengths: tuple[int, ...] = ()  # shorter row lengths beside `length`, for batches of short samples (without packing)
+    bad: str = "replace"  # a sample that cannot be read: replace (by another one; counted and listed) | error
+    bad_ceiling: float = 0.001  # share of the stage's samples that may be replaced before the run stops
     held_out: float = 0.0  # files: share of samples kept out of training, chosen by a hash of their id
     threads: int = 16  # decode and tokenise ahead of the step
+    workers: int = 0  # processes that do it, each on as many threads; 0: threads of the training process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,6 +303,9 @@ def _check(config: Config) -> None:
         _choice(s.data.scenes, ("caption", "study", "tell", "instruct"), f"{at}.data.scenes")
         _choice(s.data.aspect, ("crop", "pad"), f"{at}.data.aspect")
         _choice(s.data.overlong, ("truncate", "error"), f"{at}.data.overlong")
+        _choice(s.data.packing, ("none", "pack"), f"{at}.data.packing")
+        _choice(s.data.bad, ("error", "replace"), f"{at}.data.bad")
+        _check_lengths(s, at)
         _choice(s.optimizer.schedule, ("cosine", "constant"), f"{at}.optimizer.schedule")
         if s.steps == 0 and s.data.source == "scenes":
             raise ConfigError(f"{at}.steps must be set: scenes never end, so there are no epochs to count")
@@ -310,8 +318,6 @@ def _check(config: Config) -> None:
                 raise ConfigError(f"{at}.data.mixture: the weight of {path!r} must be positive, not {weight}")
         if s.batch % s.accumulation:
             raise ConfigError(f"{at}.batch={s.batch} is not a multiple of accumulation={s.accumulation}")
-        if s.data.length % s.loss_chunks:
-            raise ConfigError(f"{at}.data.length={s.data.length} is not a multiple of loss_chunks={s.loss_chunks}")
         for key in ("data.held_out", "optimizer.b1", "optimizer.b2", "optimizer.warmup_ratio"):
             if flatten(s)[key] >= 1:
                 raise ConfigError(f"{at}.{key}={flatten(s)[key]} must be below 1")
@@ -326,6 +332,25 @@ def _check(config: Config) -> None:
                 raise ConfigError(f"{at}.learning_rates: {pattern!r} is not a regular expression: {e}") from None
             if rate is not None and not 0 < rate < math.inf:
                 raise ConfigError(f"{at}.learning_rates: {pattern!r} has rate {rate}; write None to freeze it")
+
+
+def _check_lengths(s: Stage, at: str) -> None:
+    lengths = (*s.data.lengths, s.data.length)
+    for length in lengths:
+        if length % s.loss_chunks:
+            name = "length" if length == s.data.length else "lengths"
+            raise ConfigError(f"{at}.data.{name}={length} is not a multiple of loss_chunks={s.loss_chunks}")
+    if list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
+        raise ConfigError(
+            f"{at}.data.lengths={s.data.lengths} must ascend, from 1 to below data.length={s.data.length}"
+        )
+    if s.data.packing == "pack" and s.data.lengths:
+        raise ConfigError(f"{at}.data.lengths is for rows of one sample; packed rows are all data.length long")
+    if (s.data.source == "scenes" or s.data.mixture) and (s.data.packing == "pack" or s.data.lengths):
+        raise ConfigError(
+            f"{at}.data.packing and lengths need samples that can be measured first; scenes and mixtures never end. "
+            "Leave them out, or give a mixture's sources one after the other, each in a stage with data.path"
+        )
 
 
 def _choice(value: str, allowed: tuple[str, ...], path: str) -> None:

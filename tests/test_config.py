@@ -152,6 +152,15 @@ RANGES = [
     (("stages.one.data.aspect", "square"), "square' is not one of crop, pad"),
     (("stages.one.data.overlong", "drop"), "drop' is not one of truncate, error"),
     (("stages.one.data.length", 0), "length=0 must be at least 1"),
+    (("stages.one.data.packing", "packed"), "packed' is not one of none, pack; did you mean `pack`"),
+    (("stages.one.data.packing", "pack"), "need samples that can be measured first; scenes and mixtures never end"),
+    (("stages.one.data.lengths", (512,)), "need samples that can be measured first; scenes and mixtures never end"),
+    (("stages.one.data.lengths", (512, 256)), r"lengths=\(512, 256\) must ascend, from 1 to below data.length=2048"),
+    (("stages.one.data.lengths", (2048,)), "must ascend, from 1 to below data.length=2048"),
+    (("stages.one.data.lengths", (0,)), "must ascend, from 1 to below"),
+    (("stages.one.data.bad", "skip"), "skip' is not one of error, replace"),
+    (("stages.one.data.bad_ceiling", -0.1), "bad_ceiling=-0.1 must be at least 0"),
+    (("stages.one.data.workers", -1), "workers=-1 must be at least 0"),
     (("stages.one.data.max_images", -1), "max_images=-1 must be at least 0"),
     (("stages.one.data.threads", -1), "threads=-1 must be at least 0"),
     (("stages.one.data.held_out", 1.0), "held_out=1.0 must be below 1"),
@@ -170,6 +179,18 @@ RANGES = [
 def test_a_value_out_of_range_is_refused(setting, message):
     with pytest.raises(ConfigError, match=message):
         from_config_dict(changed(*setting))
+
+
+def test_row_lengths_are_for_rows_of_one_sample_and_chunks_divide_each():
+    c = changed("stages.one.data.lengths", (512,))
+    c.stages.one.data.source, c.stages.one.data.path, c.stages.one.data.image_folder = "llava_json", "a", "b"
+    from_config_dict(c)
+    c.stages.one.data.packing = "pack"
+    with pytest.raises(ConfigError, match="lengths is for rows of one sample; packed rows are all data.length long"):
+        from_config_dict(c)
+    c.stages.one.data.packing, c.stages.one.data.lengths, c.stages.one.loss_chunks = "none", (514,), 4
+    with pytest.raises(ConfigError, match="data.lengths=514 is not a multiple of loss_chunks=4"):
+        from_config_dict(c)
 
 
 def test_the_kinds_of_scenes_are_the_source_s():

@@ -8,55 +8,18 @@ process p its slice [k*B + p*b, k*B + (p+1)*b).
 import dataclasses
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import grain
 import numpy as np
-from absl import flags
 
-from llava_jax.data.example import Example
-from llava_jax.data.images import load_image, preprocess
-from llava_jax.data.mixture import Mixture
-from llava_jax.data.tokenize import expand_images, fit, pad_row, tokenize
+from llava_jax.data.packing import Bucketed, digest
+from llava_jax.data.rows import Row
+from llava_jax.data.rows import build_row as build_row
+from llava_jax.data.workers import WorkerRows
 from llava_jax.errors import ConfigError, DataError
 
-Row = dict[str, np.ndarray]
 MAX_EXAMPLES = 2**32  # what grain's index shuffle can count
 FILLER = -1  # the `index` of a row that is no example
-
-
-def build_row(
-    example: Example,
-    *,
-    tokenizer,
-    template: str,
-    length: int,
-    max_images: int,
-    features: int,
-    image_size: int,
-    aspect: str,
-    overlong: str,
-) -> Row:
-    """One example -> one row of static shape: `tokens` int32[T], `target_mask` bool[T], `positions` int32[T],
-    `segment_ids` int32[T] and `images` uint8[N, H, W, 3], with T = length, N = max_images, H = W = image_size.
-
-    Each image is a run of `features` placeholders; unused image slots are zero. Raises DataError that names the sample.
-    """
-    try:
-        if len(example.images) > max_images:
-            raise DataError(
-                f"{len(example.images)} images, but a row holds {max_images}. Raise max_images or remove the sample."
-            )
-        ids, mask = tokenize(tokenizer, template, example.turns, len(example.images))
-        ids, mask = fit(*expand_images(ids, mask, features), length, overlong)
-        row = pad_row(ids, mask, length, tokenizer.pad_id)
-        row["images"] = np.zeros((max_images, image_size, image_size, 3), np.uint8)
-        for slot, image in enumerate(example.images):
-            name = str(image) if isinstance(image, Path) else f"image {slot}"
-            row["images"][slot] = preprocess(load_image(image, name), image_size, aspect)
-    except DataError as fault:
-        raise DataError(f"sample {example.id!r}: {fault}") from fault
-    return row
 
 
 def steps_per_run(examples: int, batch_size: int, epochs: int) -> int:
@@ -75,8 +38,9 @@ class _Rows:
     """The rows of this process in the order of the run, by index."""
 
     source: object
-    row_fn: Callable[[Example], Row]
+    row_fn: Callable[..., Row]
     order: grain.MapDataset | None  # position -> index; None: as the source has them
+    bucketed: Bucketed | None  # which examples a batch has, where that is not the order itself
     positions: int  # how many of the run; what lies beyond is filler
     steps: int
     batch_size: int  # B
@@ -88,12 +52,18 @@ class _Rows:
 
     def __getitem__(self, index: int) -> Row:
         step, slot = divmod(index, self.rows)
-        position = step * self.batch_size + self.first + slot
-        example = position % len(self.source) if self.order is None else int(self.order[position])
-        row = self.row_fn(self.source[example])
-        if position < self.positions:
-            return row | {"index": np.int64(example)}
-        return {name: np.zeros_like(array) for name, array in row.items()} | {"index": np.int64(FILLER)}
+        at = self.first + slot
+        if self.bucketed is None:
+            position = step * self.batch_size + at
+            real = position < self.positions
+            example = position % len(self.source) if self.order is None else int(self.order[position])
+            row = self.row_fn(self.source[example])
+        else:
+            examples, length = self.bucketed.batch(step)
+            real = at < len(examples)
+            example = examples[at if real else 0]
+            row = self.row_fn(self.source[example], length)
+        return (row if real else _filler(row)) | {"index": np.int64(example if real else FILLER)}
 
 
 class Batches:
@@ -102,12 +72,16 @@ class Batches:
     `get_state` counts batches handed out, not rows read ahead, so `set_state` continues with exactly the next one. The
     state is that of the global batch: every process has the same, and another number of processes, threads or workers
     may take it up.
+
+    Where rows say what was replaced in them (`data.rows.Rows`), `replaced` has the records of the newest batch's rows,
+    and the batch has their number in each row, `replaced` int32[b].
     """
 
     def __init__(self, rows: _Rows, run: dict, threads: int, prefetch: int, workers: int):
         self._rows, self._run = rows, run
         self._threads, self._prefetch, self._workers = threads, prefetch, workers
         self._step, self._iterator = 0, None
+        self.replaced: list[dict] = []
 
     def __iter__(self) -> "Batches":
         return self
@@ -116,24 +90,28 @@ class Batches:
         if self._iterator is None:
             self._iterator = self._open()
         try:
-            batch = next(self._iterator)
+            rows = [next(self._iterator) for _ in range(self._rows.rows)]
         except StopIteration:
             raise
         except Exception:
             self.close()  # grain would go on behind the row that failed, and lose it
             raise
         self._step += 1
+        batch = {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "replaced"}
+        if "replaced" in rows[0]:
+            self.replaced = [record for row in rows for record in row["replaced"]]
+            batch["replaced"] = np.array([len(row["replaced"]) for row in rows], np.int32)
         return batch
 
     def get_state(self) -> dict:
-        """{"step": batches handed out, and what they depend on: "examples", "batch_size", "seed", "shuffle"}, and
-        "mixture" where the source is one."""
-        mixture = {"mixture": self._rows.source.state()} if isinstance(self._rows.source, Mixture) else {}
-        return {"step": self._step, **self._run, **mixture}
+        """{"step": batches handed out, and what they depend on: "examples", "batch_size", "seed", "shuffle", and for
+        packed rows or rows of several lengths a digest of what is where}."""
+        return {"step": self._step, **self._run}
 
     def set_state(self, state: dict) -> None:
         """Continues behind batch `state["step"]`. Raises ConfigError when the state is of another run."""
-        changed = [f"{k} was {state.get(k)}, is {v}" for k, v in self._run.items() if state.get(k) != v]
+        names = [*self._run, *(k for k in state if k not in self._run and k != "step")]
+        changed = [f"{k} was {state.get(k)}, is {self._run.get(k)}" for k in names if state.get(k) != self._run.get(k)]
         if changed:
             raise ConfigError(
                 f"cannot continue in the data at step {state.get('step')}: {'; '.join(changed)}. "
@@ -141,9 +119,6 @@ class Batches:
             )
         self.close()
         self._step = state["step"]
-        if isinstance(self._rows.source, Mixture):  # which may have been changed since
-            source = self._rows.source.resumed(state["mixture"], self._step * self._rows.batch_size)
-            self._rows = dataclasses.replace(self._rows, source=source)
 
     def close(self) -> None:
         """Ends threads and worker processes; the next batch would start them again."""
@@ -151,23 +126,18 @@ class Batches:
             self._iterator.close()
             self._iterator = None
 
-    def _open(self) -> grain.DatasetIterator:
+    def _open(self) -> grain.DatasetIterator | WorkerRows:
         b, ahead = self._rows.rows, self._prefetch * self._rows.rows
+        if self._workers:
+            return WorkerRows(self._rows, self._step * b, self._workers, self._threads, -(-ahead // self._workers))
         rows = grain.MapDataset.source(self._rows)[self._step * b :]
         read = grain.ReadOptions(num_threads=min(self._threads, ahead), prefetch_buffer_size=ahead)
-        rows = rows.to_iter_dataset(read)
-        if self._workers:
-            # Through pipes: shared memory is 64 MB in a default container, and a full one kills the process.
-            pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-            rows = grain.experimental.WithOptionsIterDataset(rows, pipes)
-            each = max(1, ahead // self._workers)
-            rows = rows.mp_prefetch(grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=each))
-        return iter(rows.batch(b, batch_fn=_stack))
+        return iter(rows.to_iter_dataset(read))
 
 
 def make_batches(
     source,
-    row_fn: Callable[[Example], Row],
+    row_fn: Callable[..., Row],
     *,
     batch_size: int,
     seed: int,
@@ -178,6 +148,8 @@ def make_batches(
     threads: int,
     prefetch: int,
     workers: int = 0,
+    buckets: np.ndarray | None = None,
+    about: dict | None = None,
 ) -> Batches:
     """Batches of `row_fn(source[i])` for `epochs` passes (None: without end), this process's rows of each, and their
     `index` int64[b]: which example of the source a row is, -1 for filler.
@@ -189,11 +161,14 @@ def make_batches(
       up with all-zero rows (`target_mask` False, `segment_ids` 0), so shapes are static and every process takes the
       same number of steps. (The original ends each epoch with a smaller batch.)
     - `threads` read rows ahead, up to `prefetch` batches; both 0 read in the caller's thread. Decoding and tokenising
-      release the interpreter lock; `workers` > 0 adds processes (`source` and `row_fn` are pickled to them), each with
-      as many threads.
+      release the interpreter lock; `workers` > 0 processes read instead (`source` and `row_fn` are pickled to them),
+      each on as many threads.
+    - `buckets` int32[examples]: the row length that each example needs. Then batches are made of examples that need
+      about the same (see packing.Bucketed), and `row_fn(source[i], length)` makes a row of the batch's length.
+    - `about`: what else the rows depend on, for the state; a run with other values does not continue.
 
     Raises ConfigError for numbers that do not fit together, DataError for an empty source. What `row_fn` raises reaches
-    the caller as it is, at the batch of that row, again and again.
+    the caller as it is, at the batch of that row, again and again; UserError where a worker process has died.
     """
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
         raise ConfigError(
@@ -214,38 +189,46 @@ def make_batches(
         # Mixed, because grain adds the epoch: seed 0 in epoch 1 would be seed 1 in epoch 0.
         order = grain.MapDataset.range(examples).shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0]))
     endless = epochs is None
+    positions = sys.maxsize if endless else examples * epochs
+    run = {"examples": examples, "batch_size": batch_size, "seed": seed, "shuffle": shuffle, **(about or {})}
+    bucketed = None
+    if buckets is not None:
+        # More epochs would change which batches the last of these have.
+        run |= {"buckets": digest(buckets), "epochs": epochs}
+        in_order = grain.MapDataset.range(examples).repeat()
+        bucketed = Bucketed(in_order if order is None else order, buckets, batch_size, seed, positions)
     rows = _Rows(
         source,
         row_fn,
         order,
-        positions=sys.maxsize if endless else examples * epochs,
+        bucketed,
+        positions=positions,
         steps=sys.maxsize // batch_size if endless else steps_per_run(examples, batch_size, epochs),
         batch_size=batch_size,
         rows=b,
         first=process_index * b,
     )
-    if workers and not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain hands its flags to the workers
-    run = {"examples": examples, "batch_size": batch_size, "seed": seed, "shuffle": shuffle}
     return Batches(rows, run, threads, prefetch, workers)
 
 
 def evaluation_batches(
     source,
-    row_fn: Callable[[Example], Row],
+    row_fn: Callable[..., Row],
     batch_size: int,
     *,
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 8,
     prefetch: int = 2,
+    workers: int = 0,
 ) -> Batches:
     """Every example once, in the order of the source; the last batch is filled up with all-zero rows."""
     return make_batches(
         source, row_fn, batch_size=batch_size, seed=0, shuffle=False, epochs=1,
-        process_index=process_index, process_count=process_count, threads=threads, prefetch=prefetch,
+        process_index=process_index, process_count=process_count, threads=threads, prefetch=prefetch, workers=workers,
     )  # fmt: skip
 
 
-def _stack(rows: list[Row]) -> Row:
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+def _filler(row: Row) -> Row:
+    """A row of the same shape in which there is nothing."""
+    return {name: [] if name == "replaced" else np.zeros_like(array) for name, array in row.items()}

@@ -21,7 +21,6 @@ from llava_jax.data.images import load_image, preprocess
 from llava_jax.data.pipeline import Row
 from llava_jax.data.scene_source import QUESTION_KINDS
 from llava_jax.data.scenes import conclusion
-from llava_jax.data.sources import Subset
 from llava_jax.data.tokenize import expand_images, pad_row, stop_ids, tokenize_prompt
 from llava_jax.data.tokenizer import Tokenizer
 from llava_jax.generate.decode import decode_view, greedy
@@ -57,16 +56,22 @@ class Speaker:
 
 
 def held_out_loss(eval_step, speaker: Speaker, data: StageData) -> dict[str, float]:
-    """{"val/loss": .., "val/loss_blank": ..}: mean over target tokens of the first `eval.samples` held-out rows."""
+    """{"val/loss": .., "val/loss_blank": ..}: mean over target tokens of the first `eval.samples` held-out rows.
+
+    Also "val/replaced", how many of them could not be read, where there are any.
+    """
     stage = speaker.stage
-    source = Subset(data.held_out, range(min(stage.eval.samples, len(data.held_out))))
-    sums = np.zeros((2, 2))
-    for batch in speaker.batches(source, data.to_row):
+    rows = range(min(stage.eval.samples, len(data.held_out)))
+    sums, replaced = np.zeros((2, 2)), 0
+    for batch in speaker.batches(rows, data.held_out.row):
+        replaced += batch.get("replaced", np.zeros(1)).sum()
         versions = [batch, blanked(batch)] if stage.data.max_images else [batch]
         for i, version in enumerate(versions):
             loss, targets = eval_step(speaker.params, global_batch(version, speaker.mesh))
             sums[i] += float(loss), float(targets)
     result = {"val/loss": sums[0, 0] / sums[0, 1]}
+    if everywhere := np.sum(multihost_utils.process_allgather(np.array(replaced))):
+        result["val/replaced"] = float(everywhere)
     return result | ({"val/loss_blank": sums[1, 0] / sums[1, 1]} if stage.data.max_images else {})
 
 

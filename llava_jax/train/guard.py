@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llava_jax import config
 from llava_jax.data.pipeline import FILLER
+from llava_jax.data.rows import Rows
 from llava_jax.train.state import Params
 from llava_jax.train.workdir import write_json
 
@@ -75,15 +76,16 @@ class Guard:
         return f"the loss {loss:.4f} is above {self.spike_above(step):.4f}, {self._settings.spike:g} x the median"
 
 
-def sample_ids(source, index: np.ndarray) -> list[str]:
-    """The ids of a batch's samples, fillers left out, in the order of the global batch. Every process must call it.
+def sample_ids(rows: Rows, index: np.ndarray) -> list[str]:
+    """The ids of a batch's samples, all of each row, fillers left out, in the order of the global batch. Every process
+    must call it.
 
-    index: int64[b], this process's rows.
+    index: int64[b], this process's part of the batch, in `rows`.
     """
     # As int32 pairs: on its way through the devices an int64 would lose its upper half.
     pairs = multihost_utils.process_allgather(index.astype(np.int64).view(np.int32).reshape(-1, 2), tiled=True)
     index = np.ascontiguousarray(pairs).view(np.int64).ravel()
-    return [source[int(i)].id for i in index if i != FILLER]
+    return [name for i in index if i != FILLER for name in rows.names(int(i))]
 
 
 def parameter_norms(params: Params, mesh: Mesh) -> dict[str, float]:

@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
-from functools import partial
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from llava_jax.architectures import VisionConfig
 from llava_jax.checkpoint.gguf import GgufFile, is_gguf
@@ -17,7 +17,9 @@ from llava_jax.data.conversation import find_template
 from llava_jax.data.example import Example
 from llava_jax.data.mixture import Mixture, Part
 from llava_jax.data.open_source import open_source
-from llava_jax.data.pipeline import Batches, Row, build_row, evaluation_batches, make_batches, steps_per_run
+from llava_jax.data.packing import buckets, digest, efficiency, lend_sizes, pack
+from llava_jax.data.pipeline import Batches, evaluation_batches, make_batches, steps_per_run
+from llava_jax.data.rows import RowFormat, Rows
 from llava_jax.data.scene_source import SceneSource, exam
 from llava_jax.data.sources import Joined, Subset, held_out_split
 from llava_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -25,17 +27,19 @@ from llava_jax.errors import ConfigError
 
 TINY_TOKENIZER = Path(__file__).parent.parent / "pretrained" / "tokenizer"
 HELD_OUT_MINIMUM = 64  # examples; a smaller held-out set says little
+FEW = 10_000  # samples that are measured sooner than worker processes start
 
 
 @dataclasses.dataclass(frozen=True)
 class StageData:
     """`held_out` is None where nothing was kept out. `exam` holds questions with known kinds (scenes only)."""
 
-    train: object
-    held_out: object | None
+    train: Rows
+    held_out: Rows | None
     exam: list[Example]
-    to_row: Callable[[Example], Row]
     steps: int
+    samples: int  # that are shown in all these steps
+    buckets: np.ndarray | None = None  # int32[rows of train], the length that each needs; None: all the same
 
 
 def open_tokenizer(name: str) -> Tokenizer:
@@ -57,15 +61,18 @@ def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision:
             f"stages.{name}.data.length={d.length} leaves no room for text beside {d.max_images} images of "
             f"{vision.features} patches; raise it or lower max_images"
         )
-    to_row = partial(
-        build_row, tokenizer=tokenizer, template=d.template, length=d.length, max_images=d.max_images,
-        features=vision.features, image_size=vision.image_size, aspect=d.aspect, overlong=d.overlong,
-    )  # fmt: skip
+    row_format = RowFormat(
+        tokenizer, d.template, d.length, d.max_images, vision.features, vision.image_size, d.aspect, d.overlong
+    )
+
+    def rows_of(source) -> Rows:
+        return Rows(source, row_format, replace=d.bad == "replace", seed=seed)
+
     if d.source == "scenes":
         train = SceneSource(d.scenes, seed, False, vision.image_size)
         held_out = SceneSource(d.scenes, seed, True, vision.image_size, length=stage.eval.samples)
         questions = exam(seed, vision.image_size, stage.eval.questions)
-        return StageData(train, held_out, questions, to_row, stage.steps)
+        return StageData(rows_of(train), rows_of(held_out), questions, stage.steps, stage.steps * stage.batch)
     if stage.eval.questions:
         raise ConfigError(f"stages.{name}.eval.questions needs data.source=scenes: only scenes know the true answers")
     if d.mixture:
@@ -73,7 +80,11 @@ def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision:
     else:
         train, held_out = _split(open_source(d.path, d.image_folder), d, HELD_OUT_MINIMUM)
         examples = len(train)
-    return StageData(train, held_out, [], to_row, stage.steps or steps_per_run(examples, stage.batch, stage.epochs))
+    rows, needs = _arrange(name, d, rows_of(train), seed)
+    in_rows = len(rows.groups) if rows.groups else examples  # rows of one epoch
+    steps = stage.steps or steps_per_run(in_rows, stage.batch, stage.epochs)
+    samples = round(stage.steps * stage.batch * examples / in_rows) or examples * stage.epochs
+    return StageData(rows, held_out and rows_of(held_out), [], steps, samples, needs)
 
 
 def _split(source, d: Data, minimum: int) -> tuple[object, object | None]:
@@ -93,14 +104,74 @@ def _open_mixture(d: Data, seed: int) -> tuple[Mixture, object | None, int]:
     return train, held_out, sum(len(kept) for _, (kept, _), _ in opened)
 
 
+def _arrange(name: str, data: Data, rows: Rows, seed: int) -> tuple[Rows, np.ndarray | None]:
+    """(rows, packed where the config says so; the length that each needs, where there are several). Measures first,
+    where the one or the other takes it."""
+    if data.packing == "none" and not data.lengths:
+        return rows, None
+    began = time.perf_counter()
+    sizes = measure(rows, data.threads, data.workers)
+    took, bad = time.perf_counter() - began, int((sizes[:, 0] == 0).sum())
+    rows = dataclasses.replace(rows, sizes=lend_sizes(sizes))
+    said = f"{name}: measured {len(sizes):,} samples in {took:.1f} s" + (f", {bad} cannot be read" if bad else "")
+    needs = None
+    if data.packing == "pack":
+        rows = dataclasses.replace(rows, groups=pack(rows.sizes, data.length, data.max_images, seed))
+        full, images = efficiency(rows.sizes, rows.groups, data.length), rows.sizes[:, 1].sum() / len(rows)
+        said += f"; packed into {len(rows):,} rows of {data.length} tokens, {100 * full:.1f}% full"
+        said += f", {images:.1f} of {data.max_images} image slots used"
+    else:
+        needs = buckets(rows.sizes, (*data.lengths, data.length))
+        counts = [f"{(needs == length).sum():,} x {length}" for length in np.unique(needs)]
+        said += f"; row lengths: {', '.join(counts)}"
+    if jax.process_index() == 0:
+        print(said, flush=True)
+    return rows, needs
+
+
+def measure(rows: Rows, threads: int, workers: int) -> np.ndarray:
+    """int32[examples, 2]: tokens and images of every example of unpacked `rows`; 0, 0 where it is to be replaced.
+
+    Tokenises each once, a share of them on every process. Raises DataError where one cannot be read and stays.
+    """
+    count, processes = len(rows), jax.process_count()
+    share = evaluation_batches(
+        range(count), rows.size, 256 * processes, process_index=jax.process_index(), process_count=processes,
+        threads=threads, workers=workers if count > FEW else 0,
+    )  # fmt: skip
+    mine = np.stack([batch["size"] for batch in share])  # [batches, 256, 2]
+    share.close()
+    every = np.asarray(multihost_utils.process_allgather(mine)) if processes > 1 else mine[None]
+    return every.swapaxes(0, 1).reshape(-1, 2)[:count]  # in the order of the batches, then of the processes
+
+
 def training_batches(stage: Stage, data: StageData, seed: int) -> Batches:
     """The shuffled, endless batches of this process; the loop stops after `data.steps`."""
-    mixed = isinstance(data.train, Mixture)  # it shuffles each of its sources itself, and never ends
+    groups, mixed = data.train.groups, isinstance(data.train.source, Mixture)
+    about = {"packing": digest(groups.members, groups.starts)} if groups else None
+    # A mixture shuffles each of its sources itself, and never ends.
     return make_batches(
-        data.train, data.to_row, batch_size=stage.batch, seed=seed, shuffle=not mixed,
+        range(len(data.train)), data.train.row, batch_size=stage.batch, seed=seed, shuffle=not mixed,
         epochs=None if stage.steps or mixed else stage.epochs, process_index=jax.process_index(),
-        process_count=jax.process_count(), threads=stage.data.threads, prefetch=2,
+        process_count=jax.process_count(), threads=stage.data.threads, prefetch=2, workers=stage.data.workers,
+        buckets=data.buckets, about=about,
     )  # fmt: skip
+
+
+def place_in(data: StageData, batches: Batches) -> dict:
+    """Where the data of a run goes on, fit for JSON: the batches' state and that of a mixture."""
+    source = data.train.source
+    return batches.get_state() | ({"mixture": source.state()} if isinstance(source, Mixture) else {})
+
+
+def continued(data: StageData, place: dict) -> StageData:
+    """`data` as it goes on at `place_in(...)`: only a mixture, which may have been changed since, is another then.
+    Raises ConfigError where one of its sources has another length."""
+    source = data.train.source
+    if not isinstance(source, Mixture) or "mixture" not in place:
+        return data
+    source = source.resumed(place["mixture"], place["step"] * place["batch_size"])
+    return dataclasses.replace(data, train=dataclasses.replace(data.train, source=source))
 
 
 def in_order(rows, to_row, batch_size: int) -> Batches:

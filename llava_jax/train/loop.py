@@ -22,7 +22,8 @@ from llava_jax.errors import ConfigError, DataError, Diverged, UserError
 from llava_jax.models.llava import Llava
 from llava_jax.sharding import global_batch, make_mesh
 from llava_jax.train import evaluate, guard, report, workdir
-from llava_jax.train.inputs import open_tokenizer, training_batches
+from llava_jax.train.bad_samples import BadSamples
+from llava_jax.train.inputs import continued, open_tokenizer, place_in, training_batches
 from llava_jax.train.metrics import MetricsWriter, Progress
 from llava_jax.train.optimizer import state_bytes
 from llava_jax.train.stages import Plan, export, first_state, make_plans, next_state
@@ -129,20 +130,24 @@ def run_stage(
     """
     stage, steps = plan.stage, plan.data.steps
     step = int(state.step)
+    if place is not None:
+        plan = dataclasses.replace(plan, data=continued(plan.data, place))
     batches = training_batches(stage, plan.data, run.config.seed)
     if place is not None:
-        batches.set_state(place)
+        batches.set_state({name: value for name, value in place.items() if name not in ("replaced", "mixture")})
+    replaced, ceiling = (place or {}).get("replaced", 0), stage.data.bad_ceiling
+    bad = BadSamples(run.folder, plan.name, plan.start + step, replaced, plan.data.samples, ceiling, run.say)
     train_step = make_train_step(run.model, plan.tx, plan.abstract, stage.accumulation, stage.loss_chunks)
     eval_step = make_eval_step(run.model, stage.loss_chunks)
     frozen_before = fingerprint(state.frozen) if run.config.hash_frozen else None
     progress = Progress(plan.name, steps, stage.batch * stage.data.length, plan.flops)
-    unread = None  # (step, metrics, index of the samples) of the newest dispatched step
+    unread = None  # (step, metrics, index of the rows) of the newest dispatched step
 
     while True:
         evaluates = plan.evaluates(step) and not evaluated
         saves = step == steps or (step > 0 and (plan.start + step) % run.config.checkpoint.every == 0)
         if run.stop or evaluates or saves:
-            unread = _read_metrics(run, plan, watch, state, unread, progress)
+            unread = _read_metrics(run, plan, watch, bad, state, unread, progress)
             if evaluates and not run.stop:
                 evaluated = _evaluate(run, plan, state, eval_step, step)
             stopping = run.stop
@@ -150,7 +155,7 @@ def run_stage(
                 run.writer.flush()  # on disk before the checkpoint that vouches for it
                 evaluated_now = evaluated or not evaluates
                 about = workdir.record(run.config, plan.index, plan.name, evaluated_now, watch.record())
-                run.store.save(plan.start + step, state, batches.get_state(), about)
+                run.store.save(plan.start + step, state, place_in(plan.data, batches) | {"replaced": bad.count}, about)
             if stopping:
                 run.store.wait()
                 raise Stopped(
@@ -163,11 +168,12 @@ def run_stage(
         rows = next(batches)
         batch = global_batch(rows, run.mesh)
         waited = time.perf_counter() - began
+        bad.record(plan.start + step + 1, batches.replaced)
         state, metrics = train_step(state, batch, watch.limit(step + 1))  # returns at once; the device works on
         step, evaluated = step + 1, False
-        _read_metrics(run, plan, watch, state, unread, progress)
+        _read_metrics(run, plan, watch, bad, state, unread, progress)
         unread = (step, metrics, rows["index"])
-        elapsed = progress.tick(waited)
+        elapsed = progress.tick(waited, batch["tokens"].size)
         if elapsed is not None:
             times = {"time/step": elapsed, "time/data_wait": waited}
             run.writer.write("timing", plan.start + step, {"stage": plan.name, **times})
@@ -193,24 +199,29 @@ def _introduce(run: Run, plan: Plan) -> None:
     for line in report.parameter_table(plan.abstract, plan.rates):
         run.say("  " + line)
     run.say(f"  optimizer state: {state_bytes(plan.abstract.opt_state):,} bytes")
-    example = plan.data.train[0]
-    run.say(f"sample {example.id}, supervised text in [[ ]]:")
-    run.say(report.render_sample(plan.data.to_row(example), run.tokenizer))
+    run.say(f"sample {', '.join(plan.data.train.names(0))}, supervised text in [[ ]]:")
+    run.say(report.render_sample(plan.data.train.row(0), run.tokenizer))
 
 
-def _read_metrics(run: Run, plan: Plan, watch: guard.Guard, state: TrainState, unread, progress: Progress) -> None:
-    """Waits for the metrics of a dispatched step and writes them; a skipped one has no others than that it was.
-    Raises Diverged where that makes too many in a row. state: the newest one, perhaps of the step after."""
+def _read_metrics(
+    run: Run, plan: Plan, watch: guard.Guard, bad: BadSamples, state: TrainState, unread, progress: Progress
+) -> None:
+    """Waits for the metrics of a dispatched step and writes them; a skipped one has no others than that it was, and how
+    many samples were replaced. Raises Diverged where that makes too many in a row, DataError where too many were
+    replaced. state: the newest one, perhaps of the step after."""
     if unread is None:
         return
     step, metrics, index = unread
     values = {k: float(metrics[k]) for k in ("loss", "grad_norm", "targets")}
-    watch.read(step, values["loss"], bool(metrics["applied"]))
-    if not metrics["applied"]:
-        run.writer.write("metrics", plan.start + step, {"stage": plan.name, "train/skipped": watch.skipped})
+    replaced = {k: float(v) for k, v in metrics.items() if k == "replaced"}
+    applied = bool(metrics["applied"])
+    watch.read(step, values["loss"], applied)
+    written = {f"train/{k}": v for k, v in ((values if applied else {"skipped": watch.skipped}) | replaced).items()}
+    run.writer.write("metrics", plan.start + step, {"stage": plan.name, **written})
+    bad.add(int(replaced.get("replaced", 0)))
+    if not applied:
         _report_skipped(run, plan, watch, state, step, values, metrics["norms"], index)
         return
-    run.writer.write("metrics", plan.start + step, {"stage": plan.name, **{f"train/{k}": v for k, v in values.items()}})
     if values["loss"] > watch.spike_above(step):
         run.say(f"WARNING: step {step} of {plan.name}: {watch.reason(step, values)}; it was applied")
     if step == 1 or step % run.config.log_every == 0 or step == plan.data.steps:
@@ -254,7 +265,7 @@ def _evaluate(run: Run, plan: Plan, state: TrainState, eval_step, step: int) -> 
             scores = workdir.read_json(_scores_file(run, plan)) if step else {}
             workdir.write_json(_scores_file(run, plan), {**scores, "after" if step else "before": table})
         if stage.eval.answers:
-            examples = [data.held_out[i] for i in range(min(stage.eval.answers, len(data.held_out)))]
+            examples = data.held_out.readable(stage.eval.answers)
             texts = evaluate.answer(speaker, examples, blank=False)
             folder = run.folder / "samples" / f"{plan.name}-{step:06d}"
             if jax.process_index() == 0:

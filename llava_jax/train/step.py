@@ -19,7 +19,7 @@ Batch = dict[str, jax.Array]
 def token_losses(model: Llava, params: dict, batch: Batch, chunks: int) -> jax.Array:
     """Sum over target tokens of the next-token cross entropy, float32 scalar.
 
-    params: nested tree. Position t predicts token t+1 where `target_mask` marks t+1. With `chunks` > 1 the [B, T, V]
+    params: nested tree. Position t predicts token t+1 where `predicts_target` says so. With `chunks` > 1 the [B, T, V]
     logits exist only for T / chunks positions at a time, and are made again in the backward pass.
     """
     hidden, _ = model.apply(
@@ -27,8 +27,7 @@ def token_losses(model: Llava, params: dict, batch: Batch, chunks: int) -> jax.A
         method=Llava.hidden,
     )  # fmt: skip
     # Shifting the targets, not the states, keeps T (and so the chunks and the sharding) as it is.
-    targets = jnp.roll(batch["tokens"], -1, axis=1)
-    mask = jnp.roll(batch["target_mask"], -1, axis=1).at[:, -1].set(False)
+    targets, mask = jnp.roll(batch["tokens"], -1, axis=1), predicts_target(batch)
 
     def chunk_loss(args):
         hidden, targets, mask = args
@@ -48,9 +47,19 @@ def token_losses(model: Llava, params: dict, batch: Batch, chunks: int) -> jax.A
     return jax.lax.scan(add, jnp.zeros(()), (split(hidden), split(targets), split(mask)))[0]
 
 
+def predicts_target(batch: Batch) -> jax.Array:
+    """bool[B, T]: position t is to predict token t+1, which is a target and of the same segment.
+
+    The first token of a segment is predicted by nobody, wherever the segment lies: what is before it in a packed row is
+    another sample.
+    """
+    after = {name: jnp.roll(batch[name], -1, axis=1) for name in ("target_mask", "segment_ids")}
+    return (after["target_mask"] & (after["segment_ids"] == batch["segment_ids"])).at[:, -1].set(False)
+
+
 def count_targets(batch: Batch) -> jax.Array:
-    """Target tokens that have a predecessor (position 0 is never predicted), float32 scalar."""
-    return jnp.sum(batch["target_mask"][:, 1:], dtype=jnp.float32)
+    """Target tokens that are predicted, float32 scalar."""
+    return jnp.sum(predicts_target(batch), dtype=jnp.float32)
 
 
 def gradients(
@@ -94,8 +103,9 @@ def make_train_step(
 ):
     """jitted (state, batch, limit=inf) -> (state, metrics). The state is donated.
 
-    metrics: float32 scalars `loss`, `grad_norm` (before clipping, trained parameters only), `targets`; bool scalar
-    `applied`; `norms`, float32[trained parameters], the norm of each gradient in the order of the sorted paths.
+    metrics: float32 scalars `loss`, `grad_norm` (before clipping, trained parameters only), `targets`, and `replaced`
+    where the batch has it; bool scalar `applied`; `norms`, float32[trained parameters], the norm of each gradient in
+    the order of the sorted paths.
 
     A step whose loss or gradient is not finite (or whose loss is above `limit`, a float32 scalar) is not applied: the
     parameters and all of the optimizer's state stay as they are, its counts too. So the schedule and Adam's bias
@@ -121,6 +131,8 @@ def make_train_step(
         )
         norms = jnp.stack([optax.global_norm(grads[path]) for path in sorted(grads)])
         metrics = {"loss": loss, "grad_norm": grad_norm, "targets": targets, "applied": applied, "norms": norms}
+        if "replaced" in batch:  # summed here, so that every process knows the number of all of them
+            metrics["replaced"] = jnp.sum(batch["replaced"], dtype=jnp.float32)
         return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
 
     # Without out_shardings the state may come back laid out differently, and the second step compiles again; the

@@ -1,16 +1,22 @@
 """mixture.py: whose turn it is, what is taken, and what stays when a mixture is changed."""
 
+import dataclasses
 import functools
 import json
 import pickle
 from collections import Counter
 
+import jax
 import numpy as np
 import pytest
 
+from llava_jax.config import Data, Stage
+from llava_jax.data.example import Example
 from llava_jax.data.mixture import BLOCK, Mixture, Part
-from llava_jax.data.pipeline import make_batches
-from llava_jax.errors import ConfigError
+from llava_jax.data.pipeline import Batches
+from llava_jax.data.rows import RowFormat, Rows
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.train.inputs import StageData, continued, place_in, training_batches
 
 
 class Named:
@@ -167,15 +173,26 @@ def test_mixtures_that_cannot_be(parts, message):
 # --- in batches ------------------------------------------------------------
 
 
-def row(example) -> dict:
-    return {"tokens": np.array([ord(example[0]) * 10_000 + example[1]])}
+class Numbers(Rows):
+    def row(self, index, length=None) -> dict:
+        name, i = self.source[index]
+        return {"tokens": np.array([ord(name) * 10_000 + i])}
 
 
-def batches(parts, process_index=0, process_count=1):
-    return make_batches(
-        Mixture(parts, 3), row, batch_size=8, seed=3, shuffle=False, epochs=None, process_index=process_index,
-        process_count=process_count, threads=2, prefetch=2,
-    )  # fmt: skip
+STAGE = Stage(data=Data(threads=2), batch=8, steps=99)
+
+
+def data_of(parts) -> StageData:
+    return StageData(Numbers(Mixture(parts, 3), None), None, [], 99, 99)
+
+
+def batches(parts, place=None) -> tuple[Batches, StageData]:
+    """Those of a run, from the start or from where another one was."""
+    data = data_of(parts) if place is None else continued(data_of(parts), place)
+    stream = training_batches(STAGE, data, 3)
+    if place is not None:
+        stream.set_state({name: value for name, value in place.items() if name != "mixture"})
+    return stream, data
 
 
 def drawn(stream, count: int) -> list[list[int]]:
@@ -185,29 +202,71 @@ def drawn(stream, count: int) -> list[list[int]]:
 
 
 def test_batches_of_a_mixture_go_on_exactly_and_after_a_change_miss_nothing():
-    whole = drawn(batches([A, B]), 40)
-    stream = batches([A, B])
+    whole = drawn(batches([A, B])[0], 40)
+    stream, data = batches([A, B])
     for _ in range(15):
         next(stream)
-    state = json.loads(json.dumps(stream.get_state()))
+    place = json.loads(json.dumps(place_in(data, stream)))
     stream.close()
-    same = batches([A, B])
-    same.set_state(state)
-    assert drawn(same, 25) == whole[15:]
+    assert drawn(batches([A, B], place)[0], 25) == whole[15:]
 
-    changed = batches([A, B, C])
-    changed.set_state(state)
+    changed, data = batches([A, B, C], place)
     more = [next(changed)["tokens"][:, 0].tolist() for _ in range(12)]
     flat = [t for batch in whole[:15] + more for t in batch if t // 10_000 == ord("a")]
     assert [t % 10_000 for t in flat] == alone("a")[: len(flat)] and len(flat) > 120
     assert any(t // 10_000 == ord("c") for batch in more for t in batch)
-    state = changed.get_state()
     changed.close()
-    again = batches([A, B, C])
-    again.set_state(state)
+    again, _ = batches([A, B, C], place_in(data, changed))
     assert len(drawn(again, 1)[0]) == 8
 
 
-def test_two_processes_share_the_batches_of_one():
-    parts = [drawn(batches([A, B], i, 2), 5) for i in range(2)]
-    assert [sum(both, []) for both in zip(*parts, strict=True)] == drawn(batches([A, B]), 5)
+def test_where_a_mixture_is_does_not_fit_a_source_alone_nor_the_other_way_round():
+    mixed, data = batches([A, B])
+    alone = dataclasses.replace(data, train=Numbers(A.source, None))
+    place = place_in(alone, training_batches(STAGE, alone, 3))
+    with pytest.raises(ConfigError, match="examples was 700, is 2147483647"):
+        batches([A, B], place)
+    with pytest.raises(ConfigError, match="examples was 2147483647, is 700"):
+        training_batches(STAGE, alone, 3).set_state(
+            {name: value for name, value in place_in(data, mixed).items() if name != "mixture"}
+        )
+
+
+def test_two_processes_share_the_batches_of_one(monkeypatch):
+    whole, parts = drawn(batches([A, B])[0], 5), []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for i in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda i=i: i)
+        parts.append(drawn(batches([A, B])[0], 5))
+    assert [sum(both, []) for both in zip(*parts, strict=True)] == whole
+
+
+def test_a_substitute_comes_from_the_mixture_as_it_is_and_is_the_same_in_every_run():
+    class Half(Named):
+        """Of which every other example cannot be read."""
+
+        def __getitem__(self, index):
+            if index % 2:
+                raise DataError(f"sample {index}: broken")
+            return Example(f"{self.name}{index}", (("human", ""), ("gpt", "x")), ())
+
+    class Text:
+        pad_id, bos_id, eos_id, add_bos, legacy, special = 0, 1, 2, True, True, {}
+
+        def encode(self, text, dummy_prefix):
+            return [ord(c) for c in text]
+
+    text = RowFormat(Text(), "plain", 9, 0, 1, 4, "pad", "error")
+    mixture = Mixture([Part(name, Half(name, 30), 1.0) for name in "ab"], 3).resumed(Mixture([A], 3).state(), 500)
+    rows = Rows(mixture, text, replace=True, seed=1)
+    used, replaced = [], []
+    for i in range(500, 540):
+        row = rows.row(i)
+        (name,) = rows.names(i)
+        assert pickle.loads(pickle.dumps(rows)).names(i) == [name] and row["segment_ids"].any()
+        used.append(name)
+        replaced += [(record["index"], record["substitute"]) for record in row["replaced"]]
+    assert 5 < len(replaced) < 35
+    for index, substitute in replaced:
+        assert used[index - 500] == substitute and int(substitute[1:]) % 2 == 0
+    assert {name[0] for _, name in replaced} == {"a", "b"}

@@ -1,5 +1,6 @@
 """pipeline.py: rows, and which example is in which batch of which process."""
 
+import dataclasses
 import json
 import os
 import time
@@ -12,7 +13,9 @@ from PIL import Image
 
 from llava_jax.data.example import Example
 from llava_jax.data.images import preprocess
-from llava_jax.data.pipeline import build_row, evaluation_batches, make_batches, steps_per_run
+from llava_jax.data.packing import buckets, digest, lend_sizes, pack
+from llava_jax.data.pipeline import evaluation_batches, make_batches, steps_per_run
+from llava_jax.data.rows import RowFormat, Rows, build_row
 from llava_jax.data.sources import Subset, llava_json
 from llava_jax.errors import ConfigError, DataError
 
@@ -203,7 +206,7 @@ def test_a_bad_sample_reaches_the_caller_as_it_is_and_is_not_skipped(changes):
 
 def test_worker_processes_change_nothing():
     stream = batches(workers=2)
-    assert [numbers(next(stream)) for _ in range(3)] == run()[:3]
+    assert [numbers(batch) for batch in stream] == run()
     stream.close()
 
 
@@ -286,6 +289,104 @@ def test_row_faults_name_the_sample_and_the_file(tmp_path):
     for message, example in faults.items():
         with pytest.raises(DataError, match=message):
             build_row(example, **(ROW | {"length": 3} if "supervised" in message else ROW))
+
+
+# --- several examples a row, and bad ones -----------------------------
+
+BAD = {4, 17, 33, 50}
+
+
+def sentences(tmp_path) -> Rows:
+    """Rows of 64 examples of unequal length with an image each; the images of BAD are missing, one in five has none."""
+    examples = []
+    for i in range(64):
+        picture = Image.new("RGB", (8, 8), (i, i, i)) if i not in BAD else tmp_path / f"{i}.jpg"
+        images = () if i % 5 == 1 else (picture,)
+        examples.append(shown(*images, text="<image>" * len(images), answer=chr(65 + i) * (1 + i * 7 % 23)))
+    named = [dataclasses.replace(example, id=str(i)) for i, example in enumerate(examples)]
+    row_format = RowFormat(**(ROW | dict(length=48, max_images=3, image_size=8)))
+    rows = Rows(named, row_format, replace=True, seed=2)
+    return dataclasses.replace(rows, sizes=lend_sizes(np.stack([rows.size(i)["size"] for i in range(64)])))
+
+
+def packed(tmp_path, **changes):
+    rows = sentences(tmp_path)
+    rows = dataclasses.replace(rows, groups=pack(rows.sizes, 48, 3, seed=2))
+    about = {"packing": digest(rows.groups.members, rows.groups.starts)}
+    return make_batches(range(len(rows)), rows.row, about=about, **(DEFAULTS | dict(batch_size=4) | changes))
+
+
+def bucketed(tmp_path, **changes):
+    rows = sentences(tmp_path)
+    needs = buckets(rows.sizes, (16, 48))
+    return make_batches(range(len(rows)), rows.row, buckets=needs, **(DEFAULTS | dict(batch_size=4) | changes))
+
+
+def equal(a: list[dict], b: list[dict]) -> bool:
+    return len(a) == len(b) and all(
+        x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) for k in x) for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize("make", [packed, bucketed])
+def test_every_example_is_shown_once_an_epoch_and_bad_ones_are_counted(tmp_path, make):
+    stream, told = make(tmp_path), []
+    got = []
+    for batch in stream:
+        assert batch["replaced"].sum() == len(stream.replaced)
+        got.append(batch)
+        told += [record["index"] for record in stream.replaced]
+    assert sorted(told) == sorted([*BAD, *BAD])
+    letters = np.concatenate([batch["tokens"][batch["target_mask"]] for batch in got])
+    for i in set(range(64)) - BAD:
+        assert (letters == 65 + i).sum() >= 2 * (1 + i * 7 % 23)  # more where it stands in for another
+    assert sum(batch["segment_ids"].max(axis=1).sum() for batch in got) == 128
+
+
+@pytest.mark.parametrize("make", [packed, bucketed])
+def test_a_run_goes_on_with_other_processes_and_workers(tmp_path, make):
+    """2 -> 4 -> 1 processes, without and with worker processes, from the state of the one before."""
+    whole = list(make(tmp_path))
+    got, state = [], None
+    for processes, workers, steps in ((2, 0, 3), (4, 0, 2), (1, 2, None)):
+        streams = [make(tmp_path, process_count=processes, process_index=p, workers=workers) for p in range(processes)]
+        for stream in streams if state else ():
+            stream.set_state(json.loads(json.dumps(state)))
+        for _ in range(steps or len(whole) - len(got)):
+            parts = [next(stream) for stream in streams]
+            assert len({part["tokens"].shape for part in parts}) == 1, "all hosts compile the same step"
+            got.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+        (state,) = {json.dumps(stream.get_state()) for stream in streams}
+        state = json.loads(state)
+        for stream in streams:
+            stream.close()
+    assert equal(got, whole)
+
+
+def test_rows_that_would_be_packed_otherwise_are_refused(tmp_path):
+    state = packed(tmp_path).get_state()
+    with pytest.raises(ConfigError, match="packing was .*, is other"):
+        make_batches(
+            range(state["examples"]), number_row, about={"packing": "other"}, **DEFAULTS | dict(batch_size=4)
+        ).set_state(state)
+
+
+def test_rows_of_several_lengths_cannot_become_rows_of_one(tmp_path):
+    state = bucketed(tmp_path).get_state()
+    with pytest.raises(ConfigError, match="buckets was .*, is None; epochs was 2, is None"):
+        make_batches(range(64), number_row, **DEFAULTS | dict(batch_size=4)).set_state(state)
+
+
+def test_lengths_are_few_and_the_shapes_of_images_always_the_same(tmp_path):
+    got = list(bucketed(tmp_path))
+    assert {batch["tokens"].shape for batch in got} == {(4, 16), (4, 48)}
+    assert {batch["images"].shape for batch in got} == {(4, 3, 8, 8, 3)}
+    assert all((batch["segment_ids"].sum(axis=1) > 16).any() for batch in got if batch["tokens"].shape[1] == 48)
+
+
+def test_more_epochs_are_other_batches_at_the_end_of_buckets(tmp_path):
+    with pytest.raises(ConfigError, match="epochs was 2, is 3"):
+        bucketed(tmp_path, epochs=3).set_state(bucketed(tmp_path).get_state())
 
 
 # --- real data --------------------------------------------------------

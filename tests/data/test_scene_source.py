@@ -163,7 +163,7 @@ def test_every_row_fits_its_length(config, name, tokenizer):
     data = open_stage(name, strict, config.seed, tokenizer, vision)
     longest = 0
     for i in range(400):
-        example = data.train[i]
+        example = data.train.source[i]
         ids, mask = tokenize(tokenizer, stage.data.template, example.turns, len(example.images))
         longest = max(longest, len(ids) + len(example.images) * (vision.features - 1))
         assert mask.any()
@@ -171,7 +171,7 @@ def test_every_row_fits_its_length(config, name, tokenizer):
     assert longest > stage.data.length / 2  # half of a row that is always padding would be wasted
     for rows in (data.train, data.held_out):  # and through the real path
         for i in range(30):
-            row = data.to_row(rows[i])
+            row = rows.row(i)
             assert row["tokens"].shape == (stage.data.length,) and row["target_mask"].any()
             assert row["images"].shape == (stage.data.max_images, vision.image_size, vision.image_size, 3)
             assert (row["tokens"] == -200).sum() == stage.data.max_images * vision.features
@@ -201,5 +201,5 @@ def test_the_pictures_of_a_row_are_the_scene_s_pixels(tokenizer):
     config = read_config(["main", "--config=configs/quickstart.py"])[0]
     vision = VISION["tiny"]
     data = open_stage("stage1", config.stages["stage1"], config.seed, tokenizer, vision)
-    example = data.train[3]
-    assert np.array_equal(data.to_row(example)["images"][0], np.asarray(example.images[0]))
+    example = data.train.source[3]
+    assert np.array_equal(data.train.row(3)["images"][0], np.asarray(example.images[0]))

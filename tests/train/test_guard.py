@@ -185,12 +185,13 @@ def test_without_a_rule_nothing_is_a_spike_and_nothing_is_remembered():
 
 
 class Named:
-    def __getitem__(self, index):
-        return type("Example", (), {"id": f"sample-{index}"})
+    def names(self, index):
+        return [f"sample-{index}-{i}" for i in range(1 + index % 2)]
 
 
 def test_samples_are_named_in_their_order_and_fillers_are_not():
-    assert sample_ids(Named(), np.array([7, -1, 2**32 + 5])) == ["sample-7", f"sample-{2**32 + 5}"]
+    found = sample_ids(Named(), np.array([7, -1, 2**32 + 4]))
+    assert found == ["sample-7-0", "sample-7-1", f"sample-{2**32 + 4}-0"]
 
 
 def test_what_is_written_down_is_json_with_norms_by_module(tmp_path):

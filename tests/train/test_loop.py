@@ -22,6 +22,7 @@ from tensorboardX.proto.event_pb2 import Event
 from llava_jax import architectures, config
 from llava_jax.checkpoint import hashes
 from llava_jax.checkpoint.store import Store
+from llava_jax.data.rows import Rows
 from llava_jax.data.scene_source import SceneSource
 from llava_jax.errors import ConfigError, DataError, Diverged
 from llava_jax.sharding import global_batch
@@ -220,13 +221,18 @@ def one_stage(**changes) -> dict:
     return dict(run=("one",), stages__one__steps=52, stages__one__eval__every=0, checkpoint__every=5, **changes)
 
 
+class Nothing(Rows):
+    def row(self, index, length=None) -> dict:
+        return {}
+
+
 @pytest.fixture
 def bad_steps(monkeypatch):
     """Step of stage one, 0 for the first, -> what is added to its loss; to be filled in. And the samples of each step,
     by which its batch is known, also to a run that goes on."""
     faults, token_losses = {}, train_step.token_losses
     stage = config.from_config_dict(settings()).stages["one"]
-    order = training_batches(stage, StageData(SceneSource("caption", 0, False, 24), None, [], lambda e: {}, 99), 0)
+    order = training_batches(stage, StageData(Nothing(SceneSource("caption", 0, False, 24), None), None, [], 99, 99), 0)
     index = [next(order)["index"].tolist() for _ in range(60)]
     order.close()
     assert len({tuple(rows) for rows in index}) == 60
@@ -301,7 +307,7 @@ def test_eleven_bad_steps_in_a_row_end_the_run_with_3_and_what_they_were(tmp_pat
     with pytest.raises(Diverged, match=message) as raised:
         train(tmp_path, **one_stage())
     assert raised.value.exit_code == 3
-    assert records(tmp_path)[-1] == {"step": 16, "stage": "one", "train/skipped": 13}
+    assert records(tmp_path)[-1] == {"step": 16, "stage": "one", "train/skipped": 13, "train/replaced": 0}
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
     assert len(list((tmp_path / "skipped").iterdir())) == 13
     dump = json.loads((tmp_path / "skipped" / "one-000016.json").read_text())

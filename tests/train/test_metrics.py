@@ -99,6 +99,12 @@ def test_time_outside_of_steps_does_not_count(clock, monkeypatch):
     assert progress.tick(0.5) == 2.0
     assert progress.line(40, 2.5) == "one 40/100  40% | loss 2.5000 | 400 tok/s | 2.000 s/step (data 25%) | ETA 0:02:00"
 
+    shorter = Progress("one", steps=100, tokens_per_step=800, flops_per_step=1e12)
+    shorter.tick(0.0, 200)
+    clock.now += 2.0
+    shorter.tick(0.0, 200)
+    assert "| 100 tok/s |" in shorter.line(40, 2.5), "those that were there, not those of the longest rows"
+
     monkeypatch.setitem(PEAK_TFLOPS, jax.devices()[0].device_kind, 0.125)
     assert progress.mfu() == pytest.approx(1e12 / 2.0 / (0.125e12 * 8))
     assert "| MFU 50% |" in progress.line(40, 2.5)

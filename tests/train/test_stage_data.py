@@ -16,7 +16,7 @@ from llava_jax.data.array_records import ArrayRecordSource
 from llava_jax.data.mixture import Mixture
 from llava_jax.data.sources import LlavaJson
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.train.inputs import open_stage, open_tokenizer, training_batches
+from llava_jax.train.inputs import open_stage, open_tokenizer, place_in, training_batches
 
 
 def write_json(path: Path, rows: int) -> Path:
@@ -49,7 +49,8 @@ def test_what_is_there_decides_how_it_is_read(tmp_path, opened):
     from_json = opened(stage(path=str(path), image_folder=str(tmp_path)))
     main(["data", "build", str(path), str(tmp_path / "built"), "--images", str(tmp_path), "--shard-rows", "8"])
     from_shards = opened(stage(path=str(tmp_path / "built")))
-    assert isinstance(from_json.train, LlavaJson) and isinstance(from_shards.train, ArrayRecordSource)
+    assert isinstance(from_json.train.source, LlavaJson)
+    assert isinstance(from_shards.train.source, ArrayRecordSource)
     assert from_json.steps == from_shards.steps == 4 and from_json.held_out is None
     batches = [training_batches(stage(), data, 5) for data in (from_json, from_shards)]
     for one, two in zip(*batches, strict=True):
@@ -65,13 +66,15 @@ def test_a_mixture_holds_out_of_every_part_and_never_ends(tmp_path, opened):
                   (("a", 300, 1.0), ("b", 500, 3.0)))  # fmt: skip
     mixed = stage(mixture=parts, held_out=0.1)
     data = opened(mixed)
-    assert isinstance(data.train, Mixture)
-    sizes = [len(part.source) for part in data.train.parts]
+    train, out = data.train.source, data.held_out.source
+    assert isinstance(train, Mixture)
+    sizes = [len(part.source) for part in train.parts]
     assert sum(sizes) + len(data.held_out) == 800 and data.steps == -(-sum(sizes) // 8)
-    held_out = {data.held_out[i].id for i in range(len(data.held_out))}
-    first = [data.held_out[i].id[0] for i in range(32)]
+    assert data.samples == sum(sizes)
+    held_out = {out[i].id for i in range(len(out))}
+    first = [out[i].id[0] for i in range(32)]
     assert len(held_out) == len(data.held_out) and 5 < first.count("a") < 27
-    trained = [data.train[i].id for i in range(900)]
+    trained = [train[i].id for i in range(900)]
     assert not held_out & set(trained)
     assert 0.65 < sum(name.startswith("b") for name in trained) / 900 < 0.85
 
@@ -79,11 +82,12 @@ def test_a_mixture_holds_out_of_every_part_and_never_ends(tmp_path, opened):
     for _ in range(data.steps + 2):
         assert next(batches)["target_mask"].any(1).all(), "no filler: it never ends"
     batches.close()
-    assert batches.get_state()["mixture"]["lengths"] == {part.name: len(part.source) for part in data.train.parts}
-    assert opened(dataclasses.replace(mixed, steps=7)).steps == 7
+    assert place_in(data, batches)["mixture"]["lengths"] == {part.name: len(part.source) for part in train.parts}
+    short = opened(dataclasses.replace(mixed, steps=7))
+    assert (short.steps, short.samples) == (7, 56)
 
 
 def test_a_mixture_without_held_out_is_all_trained_on(tmp_path, opened):
     data = opened(stage(mixture=((str(write_json(tmp_path / "a.json", 9)), str(tmp_path), 1.0),)))
     assert data.held_out is None and data.steps == 2
-    assert sorted(data.train[i].id for i in range(9)) == sorted(f"a{i}" for i in range(9))
+    assert sorted(data.train.source[i].id for i in range(9)) == sorted(f"a{i}" for i in range(9))

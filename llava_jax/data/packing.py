@@ -1,0 +1,129 @@
+"""Which examples share a row, and which rows share a batch: pure functions of the examples' sizes.
+
+Sizes are known before training (text is tokenised once, no image is opened), so the rows of a run are known too: their
+number, and each by its index. Packing therefore costs none of what plain rows have: any row at once, a place in the run
+that is a number, the same batches for any number of processes and workers.
+
+Legend: n examples; sizes int32[n, 2], tokens and images of each.
+"""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from llava_jax.errors import ConfigError, DataError
+
+WINDOW = 1024  # examples that are packed among themselves
+BATCHES_PER_WINDOW = 32  # batches whose rows are sorted into buckets among themselves
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """The examples of each row: row i holds `members[starts[i] : starts[i + 1]]`, indices into the source."""
+
+    members: np.ndarray  # int64[n]
+    starts: np.ndarray  # int64[rows + 1]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, row: int) -> list[int]:
+        row = range(len(self))[row]
+        return self.members[self.starts[row] : self.starts[row + 1]].tolist()
+
+
+def pack(sizes: np.ndarray, length: int, max_images: int, seed: int | None) -> Groups:
+    """Puts every example in exactly one row of `length` tokens and `max_images` images.
+
+    Examples are drawn in the order of `seed` (None: as they are), `WINDOW` at a time, the longest first, each into the
+    first row of its window that has room for its tokens and its images (first-fit decreasing). No example is split.
+    The rows are the same in every epoch, in another order each.
+
+        sizes [[7, 1], [4, 0], [3, 1]], length 10, max_images 1: rows [0], [1, 2]     (0 and 2 would be two images)
+
+    Raises ConfigError where an example is larger than a row.
+    """
+    if (sizes > (length, max_images)).any():
+        raise ConfigError(f"examples of up to {sizes.max(axis=0)} tokens, images do not go into {length}, {max_images}")
+    # RandomState, because numpy promises that its numbers never change; those of default_rng may, and rows with them.
+    order = np.arange(len(sizes)) if seed is None else np.random.RandomState(seed % 2**32).permutation(len(sizes))
+    rows: list[list[int]] = []
+    for start in range(0, len(order), WINDOW):
+        window = order[start : start + WINDOW]
+        window = window[np.argsort(-sizes[window, 0], kind="stable")]
+        tokens, images = np.full(len(window), length), np.full(len(window), max_images)  # room in each row
+        packed: list[list[int]] = []
+        for example, (t, m) in zip(window.tolist(), sizes[window].tolist(), strict=True):
+            row = int(((tokens[: len(packed) + 1] >= t) & (images[: len(packed) + 1] >= m)).argmax())
+            if row == len(packed):
+                packed.append([])
+            packed[row].append(example)
+            tokens[row] -= t
+            images[row] -= m
+        rows += packed
+    starts = np.cumsum([0, *map(len, rows)])
+    return Groups(np.concatenate(rows).astype(np.int64), starts)
+
+
+def efficiency(sizes: np.ndarray, groups: Groups, length: int) -> float:
+    """Share of the rows' tokens that are not padding."""
+    return float(sizes[groups.members, 0].sum() / (len(groups) * length))
+
+
+def lend_sizes(sizes: np.ndarray) -> np.ndarray:
+    """Sizes with those of examples that cannot be read (0 tokens) taken from the next that can: the room that their
+    substitutes get. Raises DataError where there is none."""
+    good = np.flatnonzero(sizes[:, 0])
+    if not len(good):
+        raise DataError(f"not one of {len(sizes)} samples can be read")
+    bad = np.flatnonzero(sizes[:, 0] == 0)
+    lent = sizes.copy()
+    lent[bad] = sizes[good[np.searchsorted(good, bad) % len(good)]]
+    return lent
+
+
+def buckets(sizes: np.ndarray, lengths: tuple[int, ...]) -> np.ndarray:
+    """int32[n]: the smallest of the ascending `lengths` that holds each example. ConfigError where none does."""
+    if sizes[:, 0].max() > lengths[-1]:
+        raise ConfigError(f"an example of {sizes[:, 0].max()} tokens does not go into any of {lengths}")
+    return np.array(lengths, np.int32)[np.searchsorted(lengths, sizes[:, 0])]
+
+
+class Bucketed:
+    """An order of examples rearranged so that a batch holds examples of about the same length.
+
+    `BATCHES_PER_WINDOW` batches at a time are sorted by bucket, cut into batches, and these shuffled. Whoever computes
+    a batch sees all its examples, so that all hosts agree on its length.
+    """
+
+    def __init__(self, order, bucket: np.ndarray, batch_size: int, seed: int, positions: int):
+        """order: position -> example. bucket int32[n]: the length that each needs. positions: those of the run."""
+        self.order, self.bucket, self.batch_size = order, bucket, batch_size
+        self.seed, self.positions = seed, positions
+        self._newest: tuple[int, list[np.ndarray]] | None = None
+
+    def batch(self, step: int) -> tuple[list[int], int]:
+        """(examples of the batch, the length of its rows). The last batch of a run may have fewer examples."""
+        window, inside = divmod(step, BATCHES_PER_WINDOW)
+        newest = self._newest  # one read: other threads may replace it
+        if newest is None or newest[0] != window:
+            newest = self._newest = window, self._batches(window)
+        batch = newest[1][inside]
+        return batch.tolist(), int(self.bucket[batch].max())
+
+    def _batches(self, window: int) -> list[np.ndarray]:
+        count = BATCHES_PER_WINDOW * self.batch_size
+        last = min((window + 1) * count, self.positions)
+        examples = np.array([int(self.order[i]) for i in range(window * count, last)])
+        examples = examples[np.argsort(self.bucket[examples], kind="stable")]
+        batches = np.split(examples, range(self.batch_size, len(examples), self.batch_size))
+        # One that is not full stays the last: filler belongs at the end of the run.
+        full = len(examples) // self.batch_size
+        shuffled = np.random.RandomState((self.seed % 2**32, window)).permutation(full).tolist()
+        return [batches[i] for i in [*shuffled, *range(full, len(batches))]]
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """A short name for the contents of arrays: what a run that goes on compares."""
+    return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:16]

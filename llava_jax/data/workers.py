@@ -1,0 +1,123 @@
+"""Rows made by worker processes, in order; a worker that dies is reported by name, at once.
+
+Each worker writes to a pipe of its own whose writing end exists nowhere else. So the end of the process is the end of
+the file, even in the middle of a row, and the end of the reader is an error for the writer. A multiprocessing.Queue,
+and with it grain's mp_prefetch, keeps both ends open on this side: there, when a worker is killed while it writes, the
+reader waits for the rest for ever, and when the run is killed, its workers live on.
+"""
+
+import atexit
+import multiprocessing
+import multiprocessing.connection  # registers multiprocessing's exit function, which has to come before ours
+import pickle
+import signal
+import traceback
+import weakref
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+from llava_jax.errors import UserError
+
+
+class WorkerRows:
+    """Iterator over `rows[start:]`. Worker w of `workers` makes rows start + w, start + w + workers, ...
+
+    rows: anything with `__len__` and `__getitem__` that can be pickled. Each worker works `ahead` rows ahead, on
+    `threads` threads. What `rows[i]` raises is raised here, at row i. Raises UserError where a worker has died.
+    """
+
+    def __init__(self, rows, start: int, workers: int, threads: int, ahead: int):
+        # Not fork: the threads of this process, jax's among them, would leave their locks behind in the child.
+        context = multiprocessing.get_context("spawn")
+        self._start, self._next, self._stop = start, start, len(rows)
+        self._pipes, self._processes = [], []
+        self._end = weakref.finalize(self, _kill, self._processes)
+        atexit.register(self._end)  # the last registered runs first: multiprocessing's would ask by SIGTERM and wait
+        for w in range(workers):
+            ours, theirs = context.Pipe(duplex=False)
+            work = (theirs, rows, range(start + w, len(rows), workers), threads, ahead)
+            name = f"data worker {w + 1} of {workers}"
+            process = context.Process(target=_work, args=work, name=name, daemon=True)
+            process.start()
+            theirs.close()  # now the only writing end is the worker's
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def __iter__(self) -> "WorkerRows":
+        return self
+
+    def __next__(self):
+        if self._next >= self._stop:
+            raise StopIteration
+        for process in self._processes:  # not only the one whose turn it is: what the others have ready may last long
+            if process.exitcode not in (None, 0):
+                raise _death(process)
+        w = (self._next - self._start) % len(self._pipes)
+        try:
+            row, fault = pickle.loads(self._pipes[w].recv_bytes())
+        except (EOFError, OSError):
+            raise _death(self._processes[w]) from None
+        if fault is not None:
+            raise fault
+        self._next += 1
+        return row
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._end()
+        atexit.unregister(self._end)
+        for pipe in self._pipes:
+            pipe.close()
+
+
+def _kill(processes: list) -> None:
+    for process in processes:
+        process.kill()  # they hold nothing that needs tidying
+    for process in processes:
+        process.join()
+
+
+def _death(process) -> UserError:
+    process.join(5)
+    code = process.exitcode
+    how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
+    hint = " (which is also how the kernel ends a process when memory runs out: lower data.workers or data.threads)"
+    return UserError(
+        f"{process.name} (process {process.pid}) {how}{hint if code == -signal.SIGKILL else ''}; "
+        "the same command continues behind the newest checkpoint"
+    )
+
+
+def _work(pipe, rows, indices: range, threads: int, ahead: int) -> None:
+    """What a worker process does: sends pickled (row, None), or (None, what was raised)."""
+    # A signal to the whole group (Ctrl-C, a job scheduler's SIGTERM) is for the run, which saves and then ends us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def make(index: int) -> bytes:
+        try:
+            return pickle.dumps((rows[index], None), 5)
+        except Exception as fault:
+            return _pickled(fault)
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        pending = deque()
+        try:
+            for index in indices:
+                pending.append(pool.submit(make, index))
+                if len(pending) > ahead:
+                    pipe.send_bytes(pending.popleft().result())
+            while pending:
+                pipe.send_bytes(pending.popleft().result())
+        except OSError:  # the run is gone
+            pool.shutdown(cancel_futures=True)
+
+
+def _pickled(fault: Exception) -> bytes:
+    if not isinstance(fault, UserError):
+        fault.add_note(f"in a data worker:\n{traceback.format_exc()}")
+    try:
+        pickle.loads(data := pickle.dumps((None, fault), 5))  # some exceptions can be written, but not read
+        return data
+    except Exception:
+        return pickle.dumps((None, RuntimeError(f"in a data worker:\n{traceback.format_exc()}")), 5)

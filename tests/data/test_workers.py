@@ -1,0 +1,135 @@
+"""workers.py: rows from processes, their faults, and their ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from llava_jax.data.workers import WorkerRows
+from llava_jax.errors import DataError, UserError
+
+BIG = 2_000_000  # bytes, far more than a pipe holds: a worker is nearly always in the middle of writing
+
+
+class Squares:
+    def __len__(self):
+        return 23
+
+    def __getitem__(self, index):
+        return {"n": np.array(index**2), "notes": ["", str(index)]}
+
+
+class Big:
+    def __len__(self):
+        return 10**6
+
+    def __getitem__(self, index):
+        return np.full(BIG, index % 251, np.uint8)
+
+
+class Odd(Exception):
+    """Can be written, but not read."""
+
+    def __init__(self, a, b):
+        super().__init__(f"{a} {b}")
+
+
+class Faulty:
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        if index == 5:
+            raise DataError("sample 'five': it is broken")
+        if index == 6:
+            raise Odd(1, 2)
+        return index
+
+
+@pytest.mark.parametrize("threads, ahead, start", [(0, 0, 0), (2, 3, 5)])
+def test_rows_come_in_order_and_end(threads, ahead, start):
+    rows = WorkerRows(Squares(), start, 2, threads, ahead)
+    got = list(rows)
+    assert [int(row["n"]) for row in got] == [i**2 for i in range(start, 23)]
+    assert got[0]["notes"] == ["", str(start)]
+    rows.close()
+    rows.close()
+
+
+def test_what_a_worker_raises_arrives_at_its_row():
+    rows = WorkerRows(Faulty(), 0, 2, 2, 2)
+    assert [next(rows) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(DataError, match="^sample 'five': it is broken$"):
+        next(rows)
+    rows.close()
+    rows = WorkerRows(Faulty(), 6, 1, 1, 1)
+    with pytest.raises(RuntimeError, match="in a data worker:\n(.*\n)*.*Odd: 1 2"):
+        next(rows)
+    rows.close()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_worker_is_named_at_once_even_in_the_middle_of_a_row(victim):
+    rows = WorkerRows(Big(), 0, 2, 1, 2)
+    assert [next(rows)[0] for _ in range(4)] == [0, 1, 2, 3]
+    time.sleep(0.5)
+    process = rows._processes[victim]
+    os.kill(process.pid, signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(
+        UserError, match=rf"data worker {victim + 1} of 2 \(process {process.pid}\) was killed by SIGKILL"
+    ):
+        while True:
+            next(rows)
+    rows.close()
+    assert time.monotonic() - began < 10
+    assert not any(p.is_alive() for p in rows._processes)
+
+
+RUN = """
+import sys, time
+sys.path.insert(0, {folder!r})
+from test_workers import Big
+from llava_jax.data.workers import WorkerRows
+if __name__ == "__main__":
+    rows = WorkerRows(Big(), 0, 2, 1, 2)
+    next(rows), next(rows)
+    print(*(p.pid for p in rows._processes), flush=True)
+    {then}
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+@pytest.mark.parametrize("then, signum", [("time.sleep(60)", signal.SIGKILL), ("raise SystemExit(0)", None)])
+def test_workers_do_not_outlive_the_run(tmp_path, then, signum):
+    """However it ends: killed, or by an error that closes nothing."""
+    (tmp_path / "run.py").write_text(RUN.format(folder=os.path.dirname(__file__), then=then))
+    run = subprocess.Popen([sys.executable, tmp_path / "run.py"], stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in run.stdout.readline().split()]
+    assert len(pids) == 2
+    if signum:
+        assert all(map(alive, pids))
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)  # of a scheduler, to all processes: the run decides when its workers end
+        time.sleep(0.5)
+        assert all(map(alive, pids))
+        run.send_signal(signum)
+    try:
+        run.wait(60)
+    finally:
+        run.kill()
+    end = time.monotonic() + 10
+    while any(map(alive, pids)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(alive, pids))

@@ -1,0 +1,65 @@
+"""A short run as real data makes it: packed rows, unreadable images, worker processes; a checkpoint every 3 steps.
+
+Its data, scenes written as LLaVA's JSON and image files, is made in $PACKED_DATA where it is not there yet:
+
+    PACKED_DATA=/tmp/packed python launch/local/check_resume.py --config=tests/train/packed_config.py --seeds=20
+"""
+
+import json
+import os
+from pathlib import Path
+
+from llava_jax import architectures, config
+from llava_jax.architectures import LlamaConfig, VisionConfig
+from llava_jax.data.scene_source import SceneSource
+
+BAD = (5, 40, 71)  # of EXAMPLES
+EXAMPLES = 96
+
+architectures.VISION["micro"] = VisionConfig(
+    image_size=24, patch_size=12, width=16, layers=2, heads=2, mlp_width=32,
+    activation="quick_gelu", norm_eps=1e-5, select_layer=-2, select_feature="patch",
+)  # fmt: skip
+architectures.LLM["micro"] = LlamaConfig(
+    vocab_size=512, width=16, layers=1, heads=2, kv_heads=1, head_size=8, mlp_width=32, norm_eps=1e-5,
+    rope_base=10_000.0, rope_scaling=None, qkv_bias=False, tied_head=True, max_positions=256,
+)  # fmt: skip
+
+
+def write_data(folder: Path, examples: int, bad) -> None:
+    """`examples` scenes as chat.json and images/; the images of `bad` are missing or cut in half."""
+    (folder / "images").mkdir(parents=True)
+    source, rows = SceneSource("instruct", 0, False, 24), []
+    for i in range(examples):
+        example = source[i]
+        said = [{"from": role, "value": text} for role, text in example.turns]
+        rows.append({"id": f"scene {i}", "image": f"{i}.png", "conversations": said})
+        file = folder / "images" / f"{i}.png"
+        if i not in bad or i % 2:
+            example.images[0].save(file)
+        if i in bad and i % 2:
+            file.write_bytes(file.read_bytes()[:90])
+    (folder / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def get_config():
+    folder = Path(os.environ["PACKED_DATA"])
+    if not (folder / "chat.json").exists():
+        write_data(folder, EXAMPLES, BAD)
+    c = config.defaults()
+    c.model.vision = c.model.llm = "micro"
+    c.model.dtype = c.model.feature_dtype = "float32"
+    c.model.remat = "none"
+    c.run = ("packed", "buckets")
+    c.log_every = 1
+    c.checkpoint.every = 3
+
+    c.stages.packed = s = config.stage(batch=8, epochs=2)
+    s.data.packing, s.data.length, s.data.max_images, s.data.workers = "pack", 256, 4, 4
+    c.stages.buckets = t = config.stage(batch=8, epochs=1)
+    t.data.lengths, t.data.length, t.data.max_images, t.data.workers = (64, 96), 256, 1, 2
+    for s in c.stages.values():
+        s.learning_rates = (("vision/.*", None), (".*", 1e-3))
+        s.data.path, s.data.image_folder = str(folder / "chat.json"), str(folder / "images")
+        s.data.template, s.data.threads, s.data.bad_ceiling = "vicuna_v1", 2, 0.1
+    return c

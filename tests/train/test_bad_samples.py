@@ -1,0 +1,145 @@
+"""Runs on data of which a part cannot be read."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import jax
+import pytest
+from test_loop import check_resume
+
+from llava_jax import config
+from llava_jax.data.sources import held_out_split, llava_json
+from llava_jax.errors import DataError
+from llava_jax.train import loop
+from llava_jax.train.bad_samples import BadSamples
+
+CONFIG = Path(__file__).parent / "packed_config.py"
+spec = importlib.util.spec_from_file_location("packed_config", CONFIG)
+packed_config = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(packed_config)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    packed_config.write_data(folder / "scenes", packed_config.EXAMPLES, packed_config.BAD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PACKED_DATA", str(folder / "scenes"))
+        patch.setenv("JAX_PLATFORMS", "cpu")
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield folder
+
+
+def train(folder: Path, **changes) -> list[str]:
+    """What a run without worker processes says."""
+    c = packed_config.get_config()
+    c.stages.packed.data.workers = c.stages.buckets.data.workers = 0
+    with c.unlocked():
+        c.update_from_flattened_dict({path.replace("__", "."): value for path, value in changes.items()})
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_say", said.append)
+        loop.train(config.from_config_dict(c), folder, ["test"])
+    return said
+
+
+def listed(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "bad_samples.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def reference(data):
+    check_resume.finish(check_resume.Run(CONFIG, data / "reference", data / "compiled"))
+    return data / "reference"
+
+
+def test_every_planted_fault_is_listed_and_counted_once_an_epoch(reference):
+    def names(stage):
+        return sorted(r["sample"] for r in listed(reference) if r["stage"] == stage)
+
+    planted = sorted(f"scene {i}" for i in packed_config.BAD)
+    assert names("packed") == sorted(planted * 2) and names("buckets") == planted
+    for record in listed(reference):
+        assert re.search(r"(\d+\.png: no such file|cannot be read)", record["reason"])
+        assert record["substitute"] not in planted
+    records = [json.loads(line) for line in (reference / "metrics.jsonl").read_text().splitlines()]
+    steps = {r["step"]: r["train/replaced"] for r in records}
+    assert sum(steps.values()) == 9
+    assert {step for step, count in steps.items() if count} == {r["step"] for r in listed(reference)}
+    newest = max((reference / "checkpoints").iterdir(), key=lambda p: int(p.name) if p.name.isdigit() else -1)
+    place = json.loads((newest / "data" / "metadata").read_text())
+    assert place["replaced"] == 3 and {"step", "examples", "buckets"} < place.keys()
+
+
+def test_a_run_that_was_killed_lists_and_counts_the_same(data, reference):
+    kills, name = 0, data / "killed"
+    for stage, step in (("packed", 4), ("buckets", 5)):
+        run = check_resume.Run(CONFIG, name, data / "compiled")
+        if run.wait_for(check_resume.step_is_read(stage, step)):
+            kills += run.kill() == -signal.SIGKILL
+    check_resume.finish(check_resume.Run(CONFIG, name, data / "compiled"))
+    assert kills == 2
+    assert check_resume.differences(check_resume.contents(reference), check_resume.contents(name)) == []
+    assert (name / "bad_samples.jsonl").read_bytes() == (reference / "bad_samples.jsonl").read_bytes()
+
+
+def test_a_killed_data_worker_ends_the_run_with_its_name_within_10_seconds(data):
+    run = check_resume.Run(CONFIG, data / "worker", data / "compiled")
+    assert run.wait_for(check_resume.step_is_read("packed", 1))
+    children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text().split()
+    workers = [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    os.kill(workers[-1], signal.SIGKILL)
+    began = time.monotonic()
+    assert run.wait() == 1
+    assert time.monotonic() - began < 10
+    assert re.search(rf"^error: data worker \d of \d \(process {workers[-1]}\) was killed by SIGKILL", run.text(), re.M)
+    assert "Traceback" not in run.text()
+
+
+def test_beyond_the_ceiling_the_run_ends_and_says_where_the_list_is(data, tmp_path):
+    with pytest.raises(DataError, match=rf"2 of the 192 samples .* allows 1.9.* {tmp_path}/bad_samples.jsonl"):
+        train(tmp_path, stages__packed__data__bad_ceiling=0.01)
+    assert len(listed(tmp_path)) >= 2
+    train(tmp_path, stages__packed__data__bad_ceiling=0.1)
+
+
+def test_error_is_the_policy_that_stops_at_the_first(data, tmp_path):
+    with pytest.raises(DataError, match=r"sample 'scene \d+': .*png: "):
+        train(tmp_path, stages__packed__data__bad="error")
+    assert not (tmp_path / "bad_samples.jsonl").exists()
+
+
+def test_a_held_out_sample_that_cannot_be_read_is_no_end_either(data, tmp_path):
+    held_out = dict(stages__buckets__data__held_out=0.7, stages__buckets__eval__answers=2)
+    said = train(tmp_path, run=("buckets",), **held_out)
+    source = llava_json(data / "scenes" / "chat.json", data / "scenes" / "images")
+    ids = {source.example_id(i) for i in packed_config.BAD} & {e.id for e in held_out_split(source, 0.7, 64)[1]}
+    assert 0 < len(ids) < len(packed_config.BAD)
+    (line,) = [line for line in said if line.startswith("held out, step")]
+    assert f"val/replaced {len(ids):.4f}" in line
+    assert {record["sample"] for record in listed(tmp_path)}.isdisjoint(ids), "the list is of training"
+
+
+def test_lists_are_cut_back_to_the_state_also_those_of_processes_that_are_no_more(tmp_path, monkeypatch):
+    line = '{"step": %d, "stage": "s", "sample": "1"}\n'
+    for name in ("bad_samples.jsonl", "bad_samples-1.jsonl", "bad_samples-x.jsonl"):
+        (tmp_path / name).write_text(line % 3 + line % 4 + line % 5 + '{"step": 6, "sta')
+    told = []
+    bad = BadSamples(tmp_path, "s", 4, count=2, samples=1000, ceiling=0.003, say=told.append)
+    for name in ("bad_samples.jsonl", "bad_samples-1.jsonl"):
+        assert (tmp_path / name).read_text() == line % 3 + line % 4, name
+    assert len((tmp_path / "bad_samples-x.jsonl").read_text().splitlines()) == 4, "not one of ours"
+    entry = {"index": 7, "sample": "7", "reason": "sample '7': broken", "substitute": "8"}
+    bad.record(5, [entry] * 30)
+    assert len(told) == 10 and "sample '7': broken" in told[0]
+    assert len((tmp_path / "bad_samples.jsonl").read_text().splitlines()) == 32
+    bad.add(1)
+    with pytest.raises(DataError, match="4 of the 1,000 samples that stage s shows"):
+        bad.add(1)
+    monkeypatch.setattr(jax, "process_index", lambda: 2)
+    assert BadSamples(tmp_path, "s", 4, 0, 1, 1, print).path == tmp_path / "bad_samples-2.jsonl"

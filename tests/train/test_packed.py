@@ -1,0 +1,129 @@
+"""Several samples in a row are to each other as if they were in rows of their own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_run import CONFIG, random_params
+
+from llava_jax.architectures import IMAGE_TOKEN_ID
+from llava_jax.data.rows import RowFormat, Segment
+from llava_jax.models.clip import normalize
+from llava_jax.models.llava import Llava
+from llava_jax.train.state import nested
+from llava_jax.train.step import count_targets, predicts_target, token_losses
+
+FEATURES = CONFIG.vision.features  # 4
+LENGTH, SLOTS = 192, 18
+
+
+class Pad:
+    pad_id = 0
+
+
+FORMAT = RowFormat(Pad(), "plain", LENGTH, SLOTS, FEATURES, CONFIG.vision.image_size, "pad", "error")
+MODEL = Llava(CONFIG)
+PARAMS = nested(random_params(CONFIG))
+
+
+def segment(rng, images: int) -> Segment:
+    """3 to 9 words with the images among them; every token but the placeholders is a target, the first one too."""
+    words = int(rng.integers(3, 10))
+    at = np.sort(rng.integers(0, words + 1, images))
+    ids = np.insert(rng.integers(3, 512, words), np.repeat(at, FEATURES), IMAGE_TOKEN_ID).astype(np.int32)
+    return Segment(ids, ids != IMAGE_TOKEN_ID, rng.integers(0, 256, (images, 24, 24, 3), dtype=np.uint8))
+
+
+def batch_of(*rows: list[Segment]) -> dict[str, np.ndarray]:
+    made = [FORMAT.row(segments) for segments in rows]
+    return {name: np.stack([row[name] for row in made]) for name in made[0]}
+
+
+@jax.jit
+def logits(batch):
+    return MODEL.apply(
+        {"params": PARAMS}, batch["tokens"], batch["images"], batch["positions"], batch["segment_ids"]
+    )  # fmt: skip
+
+
+def cases():
+    rng = np.random.default_rng(0)
+    for count in range(1, 7):
+        yield [segment(rng, int(rng.integers(0, 4))) for _ in range(count)]
+    yield [segment(rng, n) for n in (3, 0, 3, 0, 3, 3)]
+    yield [segment(rng, 0) for _ in range(6)]
+
+
+@pytest.mark.parametrize("segments", cases(), ids=lambda s: "-".join(str(len(one.images)) for one in s))
+def test_logits_are_those_of_rows_of_their_own(segments):
+    together = np.asarray(logits(batch_of(segments)))[0]
+    alone = np.asarray(logits(batch_of(*[[s] for s in segments], *[[]] * (6 - len(segments)))))  # one compilation
+    at, worst = 0, 0.0
+    for i, s in enumerate(segments):
+        worst = max(worst, np.abs(together[at : at + len(s.ids)] - alone[i, : len(s.ids)]).max())
+        at += len(s.ids)
+    print(f"{len(segments)} segments, images {[len(s.images) for s in segments]}: max abs difference {worst:.1e}")
+    assert worst <= 1e-5
+    assert np.abs(together).max() > 1
+
+
+def test_each_sample_sees_its_own_images_and_no_other_s():
+    rng = np.random.default_rng(1)
+    segments = [segment(rng, 1), segment(rng, 2), segment(rng, 1)]
+    plain = np.asarray(logits(batch_of(segments)))[0]
+    owner = batch_of(segments)["segment_ids"][0]
+    for slot, who in enumerate((1, 2, 2, 3)):
+        batch = batch_of(segments)
+        batch["images"][0, slot] ^= 255
+        changed = np.abs(np.asarray(logits(batch))[0] - plain).max(axis=-1) > 0
+        assert changed[owner == who].any() and not changed[(owner != who) & (owner > 0)].any()
+
+
+def test_the_gradient_of_one_sample_s_loss_by_the_others_inputs_is_exactly_zero():
+    segments = list(cases())[6]
+    batch = batch_of(segments)
+    images = np.asarray(normalize(jnp.asarray(batch["images"])))
+    owner, slots = batch["segment_ids"][0], np.repeat(np.arange(1, 7), [len(s.images) for s in segments])
+
+    def loss(text, images, who):
+        def run(model):
+            # what the language model reads, with a knob at every position and every pixel
+            merged = model.embed(batch["tokens"], images) + text
+            hidden, _ = model.llm.hidden(merged, batch["positions"], batch["segment_ids"])
+            return model.logits(hidden)
+
+        targets = jnp.roll(batch["tokens"], -1, axis=1)
+        mine = predicts_target(batch) & (batch["segment_ids"] == who)
+        scores = jax.nn.log_softmax(MODEL.apply({"params": PARAMS}, method=run))
+        picked = jnp.take_along_axis(scores, jnp.where(mine, targets, 0)[..., None], axis=-1)[..., 0]
+        return -jnp.sum(jnp.where(mine, picked, 0))
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    knobs = jnp.zeros((1, LENGTH, CONFIG.llm.width))
+    for who in range(1, 7):
+        by_text, by_image = (np.asarray(g)[0] for g in gradient(knobs, images, who))
+        assert not by_text[owner != who].any() and not by_image[: len(slots)][slots != who].any()
+        assert not by_image[len(slots) :].any()
+        assert np.abs(by_text[owner == who]).max() > 1e-4
+        assert (slots != who).all() or np.abs(by_image[: len(slots)][slots == who]).max() > 1e-6
+
+
+def test_no_sample_is_asked_for_the_first_token_of_the_next():
+    batch = {
+        "target_mask": np.array([[0, 1, 1, 1, 1, 0, 1, 1]], bool),
+        "segment_ids": np.array([[1, 1, 1, 2, 2, 3, 3, 0]]),
+    }
+    #            t:  0  1  2  3  4  5  6  7      position 2 would be asked for the first token of segment 2
+    expected = [[1, 1, 0, 1, 0, 1, 0, 0]]
+    np.testing.assert_array_equal(predicts_target(batch), np.array(expected, bool))
+    assert float(count_targets(batch)) == 4
+
+
+def test_losses_of_packed_rows_are_the_sum_of_those_alone():
+    segments = list(cases())[5]
+    sum_of = jax.jit(functools.partial(token_losses, MODEL, chunks=4))
+    together, alone = batch_of(segments), batch_of(*[[s] for s in segments])
+    assert float(count_targets(together)) == float(count_targets(alone)) > 20
+    np.testing.assert_allclose(sum_of(PARAMS, together), sum_of(PARAMS, alone), rtol=1e-5)
