@@ -183,13 +183,21 @@ def test_a_value_out_of_range_is_refused(setting, message):
 
 def test_row_lengths_are_for_rows_of_one_sample_and_chunks_divide_each():
     c = changed("stages.one.data.lengths", (512,))
-    c.stages.one.data.source, c.stages.one.data.path, c.stages.one.data.image_folder = "llava_json", "a", "b"
+    c.stages.one.data.source, c.stages.one.data.path, c.stages.one.data.image_folder = "files", "a", "b"
     from_config_dict(c)
     c.stages.one.data.packing = "pack"
     with pytest.raises(ConfigError, match="lengths is for rows of one sample; packed rows are all data.length long"):
         from_config_dict(c)
     c.stages.one.data.packing, c.stages.one.data.lengths, c.stages.one.loss_chunks = "none", (514,), 4
     with pytest.raises(ConfigError, match="data.lengths=514 is not a multiple of loss_chunks=4"):
+        from_config_dict(c)
+
+
+@pytest.mark.parametrize("setting", [("packing", "pack"), ("lengths", (512,))])
+def test_a_mixture_is_neither_packed_nor_sorted_by_length(setting):
+    c = changed("stages.one.data." + setting[0], setting[1])
+    c.stages.one.data.source, c.stages.one.data.mixture = "files", (("a.json", "images", 1.0),)
+    with pytest.raises(ConfigError, match="scenes and mixtures never end.*each in a stage with data.path"):
         from_config_dict(c)
 
 

@@ -241,23 +241,28 @@ def test_two_processes_share_the_batches_of_one(monkeypatch):
     assert [sum(both, []) for both in zip(*parts, strict=True)] == whole
 
 
+class Half(Named):
+    """Of which every other example cannot be read."""
+
+    def __getitem__(self, index):
+        if index % 2:
+            raise DataError(f"sample {index}: broken")
+        return Example(f"{self.name}{index}", (("human", ""), ("gpt", "x")), ())
+
+
+class Letters:
+    """A tokenizer with one id per character."""
+
+    pad_id, bos_id, eos_id, add_bos, legacy, special = 0, 1, 2, True, True, {}
+
+    def encode(self, text, dummy_prefix):
+        return [ord(c) for c in text]
+
+
 def test_a_substitute_comes_from_the_mixture_as_it_is_and_is_the_same_in_every_run():
-    class Half(Named):
-        """Of which every other example cannot be read."""
-
-        def __getitem__(self, index):
-            if index % 2:
-                raise DataError(f"sample {index}: broken")
-            return Example(f"{self.name}{index}", (("human", ""), ("gpt", "x")), ())
-
-    class Text:
-        pad_id, bos_id, eos_id, add_bos, legacy, special = 0, 1, 2, True, True, {}
-
-        def encode(self, text, dummy_prefix):
-            return [ord(c) for c in text]
-
-    text = RowFormat(Text(), "plain", 9, 0, 1, 4, "pad", "error")
-    mixture = Mixture([Part(name, Half(name, 30), 1.0) for name in "ab"], 3).resumed(Mixture([A], 3).state(), 500)
+    text = RowFormat(Letters(), "plain", 9, 0, 1, 4, "pad", "error")
+    a, b = (Part(name, Half(name, 30), 1.0) for name in "ab")
+    mixture = Mixture([a, b], 3).resumed(Mixture([a], 3).state(), 500)  # has no positions before 500
     rows = Rows(mixture, text, replace=True, seed=1)
     used, replaced = [], []
     for i in range(500, 540):

@@ -4,13 +4,14 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import jax
 import pytest
-from test_loop import check_resume
+from test_loop import check_resume, compile_once  # noqa: F401
 
 from llava_jax import config
 from llava_jax.data.sources import held_out_split, llava_json
@@ -76,21 +77,15 @@ def test_every_planted_fault_is_listed_and_counted_once_an_epoch(reference):
     assert place["replaced"] == 3 and {"step", "examples", "buckets"} < place.keys()
 
 
-def test_a_run_that_was_killed_lists_and_counts_the_same(data, reference):
-    kills, name = 0, data / "killed"
-    for stage, step in (("packed", 4), ("buckets", 5)):
-        run = check_resume.Run(CONFIG, name, data / "compiled")
-        if run.wait_for(check_resume.step_is_read(stage, step)):
-            kills += run.kill() == -signal.SIGKILL
-    check_resume.finish(check_resume.Run(CONFIG, name, data / "compiled"))
-    assert kills == 2
-    assert check_resume.differences(check_resume.contents(reference), check_resume.contents(name)) == []
-    assert (name / "bad_samples.jsonl").read_bytes() == (reference / "bad_samples.jsonl").read_bytes()
+def test_a_run_that_is_killed_and_then_its_worker_lists_and_counts_the_same(data, reference):
+    def start(stage, step):
+        run = check_resume.Run(CONFIG, data / "killed", data / "compiled")
+        assert run.wait_for(check_resume.step_is_read(stage, step))
+        return run
 
+    assert start("packed", 4).kill() == -signal.SIGKILL  # behind a checkpoint: what was listed since is listed again
 
-def test_a_killed_data_worker_ends_the_run_with_its_name_within_10_seconds(data):
-    run = check_resume.Run(CONFIG, data / "worker", data / "compiled")
-    assert run.wait_for(check_resume.step_is_read("packed", 1))
+    run = start("buckets", 2)
     children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text().split()
     workers = [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
     os.kill(workers[-1], signal.SIGKILL)
@@ -100,17 +95,54 @@ def test_a_killed_data_worker_ends_the_run_with_its_name_within_10_seconds(data)
     assert re.search(rf"^error: data worker \d of \d \(process {workers[-1]}\) was killed by SIGKILL", run.text(), re.M)
     assert "Traceback" not in run.text()
 
+    check_resume.finish(check_resume.Run(CONFIG, data / "killed", data / "compiled"))
+    assert check_resume.differences(check_resume.contents(reference), check_resume.contents(data / "killed")) == []
+    assert (data / "killed" / "bad_samples.jsonl").read_bytes() == (reference / "bad_samples.jsonl").read_bytes()
+
 
 def test_beyond_the_ceiling_the_run_ends_and_says_where_the_list_is(data, tmp_path):
     with pytest.raises(DataError, match=rf"2 of the 192 samples .* allows 1.9.* {tmp_path}/bad_samples.jsonl"):
-        train(tmp_path, stages__packed__data__bad_ceiling=0.01)
+        train(tmp_path, run=("packed",), stages__packed__data__bad_ceiling=0.01)
     assert len(listed(tmp_path)) >= 2
-    train(tmp_path, stages__packed__data__bad_ceiling=0.1)
+
+    # The same command goes on; so it does where steps are skipped, which count and name what was in their rows.
+    said = train(tmp_path, run=("packed",), guard__spike=1.0001, guard__window=1)
+    files = sorted((tmp_path / "skipped").iterdir())
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(files) == records[-1].get("train/skipped", len(files)) >= 1, said
+    assert sum(r["train/replaced"] for r in records) == len(listed(tmp_path)) == 6
+    planted = {f"scene {i}" for i in packed_config.BAD}
+    for file in files:
+        dump = json.loads(file.read_text())
+        substitutes = {record["substitute"] for record in listed(tmp_path) if record["step"] == dump["step"]}
+        assert substitutes <= set(dump["samples"]) and planted.isdisjoint(dump["samples"])
+        assert len(dump["samples"]) > 8, "several a row"
+
+
+def test_a_mixture_replaces_and_counts_too_and_goes_on_as_it_was(data, tmp_path):
+    scenes = data / "scenes"
+    mixed = dict(
+        run=("buckets",), stages__buckets__data__lengths=(), stages__buckets__data__path="",
+        stages__buckets__data__mixture=((str(scenes / "chat.json"), str(scenes / "images"), 1.0),),
+    )  # fmt: skip
+    train(tmp_path, **mixed)
+    assert sorted(r["sample"] for r in listed(tmp_path)) == sorted(f"scene {i}" for i in packed_config.BAD)
+    place = json.loads((tmp_path / "checkpoints" / "12" / "data" / "metadata").read_text())
+    assert place["replaced"] == 3 and place["mixture"]["start"] == 0
+    before = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "bad_samples.jsonl")}
+    shutil.rmtree(tmp_path / "checkpoints" / "12")  # as if killed behind step 9
+    said = train(tmp_path, **mixed)
+    assert f"continuing {tmp_path} behind step 9 of buckets" in said
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}
+    again = json.loads((tmp_path / "checkpoints" / "12" / "data" / "metadata").read_text())
+    assert again == place
+    with pytest.raises(DataError, match="of the 96 samples that stage buckets shows had to be replaced"):
+        train(tmp_path / "few", **mixed, stages__buckets__data__bad_ceiling=0.001)
 
 
 def test_error_is_the_policy_that_stops_at_the_first(data, tmp_path):
     with pytest.raises(DataError, match=r"sample 'scene \d+': .*png: "):
-        train(tmp_path, stages__packed__data__bad="error")
+        train(tmp_path, run=("packed",), stages__packed__data__bad="error")
     assert not (tmp_path / "bad_samples.jsonl").exists()
 
 
