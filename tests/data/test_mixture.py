@@ -241,6 +241,9 @@ def test_two_processes_share_the_batches_of_one(monkeypatch):
     assert [sum(both, []) for both in zip(*parts, strict=True)] == whole
 
 
+LATE = 2_000_000_000  # most positions are before it
+
+
 class Half(Named):
     """Of which every other example cannot be read."""
 
@@ -262,10 +265,10 @@ class Letters:
 def test_a_substitute_comes_from_the_mixture_as_it_is_and_is_the_same_in_every_run():
     text = RowFormat(Letters(), "plain", 9, 0, 1, 4, "pad", "error")
     a, b = (Part(name, Half(name, 30), 1.0) for name in "ab")
-    mixture = Mixture([a, b], 3).resumed(Mixture([a], 3).state(), 500)  # has no positions before 500
+    mixture = Mixture([a, b], 3).resumed(Mixture([a], 3).state(), LATE)  # has none before
     rows = Rows(mixture, text, replace=True, seed=1)
     used, replaced = [], []
-    for i in range(500, 540):
+    for i in range(LATE, LATE + 40):
         row = rows.row(i)
         (name,) = rows.names(i)
         assert pickle.loads(pickle.dumps(rows)).names(i) == [name] and row["segment_ids"].any()
@@ -273,5 +276,5 @@ def test_a_substitute_comes_from_the_mixture_as_it_is_and_is_the_same_in_every_r
         replaced += [(record["index"], record["substitute"]) for record in row["replaced"]]
     assert 5 < len(replaced) < 35
     for index, substitute in replaced:
-        assert used[index - 500] == substitute and int(substitute[1:]) % 2 == 0
+        assert used[index - LATE] == substitute and int(substitute[1:]) % 2 == 0
     assert {name[0] for _, name in replaced} == {"a", "b"}
