@@ -122,7 +122,7 @@ def test_beyond_the_ceiling_the_run_ends_and_says_where_the_list_is(data, tmp_pa
 def test_a_mixture_replaces_and_counts_too_and_goes_on_as_it_was(data, tmp_path):
     scenes = data / "scenes"
     mixed = dict(
-        run=("buckets",), stages__buckets__data__lengths=(), stages__buckets__data__path="",
+        run=("buckets",), stages__buckets__data__lengths=(), stages__buckets__data__path="", checkpoint__every=9,
         stages__buckets__data__mixture=((str(scenes / "chat.json"), str(scenes / "images"), 1.0),),
     )  # fmt: skip
     train(tmp_path, **mixed)
@@ -147,7 +147,9 @@ def test_error_is_the_policy_that_stops_at_the_first(data, tmp_path):
 
 
 def test_a_held_out_sample_that_cannot_be_read_is_no_end_either(data, tmp_path):
-    held_out = dict(stages__buckets__data__held_out=0.7, stages__buckets__eval__answers=2)
+    held_out = dict(
+        stages__buckets__data__held_out=0.7, stages__buckets__eval__answers=2, stages__buckets__eval__max_new_tokens=2
+    )
     said = train(tmp_path, run=("buckets",), **held_out)
     source = llava_json(data / "scenes" / "chat.json", data / "scenes" / "images")
     ids = {source.example_id(i) for i in packed_config.BAD} & {e.id for e in held_out_split(source, 0.7, 64)[1]}
