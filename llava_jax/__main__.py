@@ -8,6 +8,7 @@ import sys
 
 import tyro
 
+from llava_jax import data_cli
 from llava_jax.convert import convert
 from llava_jax.errors import UserError
 from llava_jax.terminal import chat
@@ -17,14 +18,23 @@ VERBS = {
     "chat": chat,
     "convert": convert,
 }
+GROUPS = {  # of verbs: (what they do, the verbs)
+    "data": ("Looks at data sets before they are trained on.", data_cli.VERBS),
+}
 
 
 def main(argv: list[str]) -> int:
     """Runs the verb that `argv` (without the program's name) begins with; returns the exit code."""
+    app = tyro.extras.SubcommandApp()
+    for name, verb in VERBS.items():
+        app.command(verb, name=name)
+    for name, (what, verbs) in GROUPS.items():
+        group = tyro.extras.SubcommandApp()
+        for verb_name, verb in verbs.items():
+            group.command(verb, name=verb_name)
+        app.command(group, name=name, help=what)
     try:
-        return tyro.extras.subcommand_cli_from_dict(
-            VERBS, prog="python -m llava_jax", args=argv, config=(tyro.conf.FlagCreatePairsOff,)
-        )
+        return app.cli(prog="python -m llava_jax", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -19,10 +19,10 @@ RANKS = {
     "llava_jax.train": 4,
     "llava_jax.loaded": 5, "llava_jax.loading": 5, "llava_jax.transformers_trace": 5,
     "llava_jax.verify": 6, "llava_jax.terminal": 6,
-    "llava_jax.convert": 7, "llava_jax.main": 7,
+    "llava_jax.convert": 7, "llava_jax.data_cli": 7, "llava_jax.main": 7,
     "llava_jax.__main__": 8,
 }  # fmt: skip
-BEFORE_JAX = ("llava_jax.main", "llava_jax.__main__", "llava_jax.convert", "llava_jax.terminal")  # they answer at once
+BEFORE_JAX = tuple(f"llava_jax.{name}" for name in ("main", "__main__", "convert", "data_cli", "terminal"))  # at once
 THEIRS = "llava_jax.transformers_trace"  # the only one that computes with torch, to compare
 RANK_0_MAY_USE = sys.stdlib_module_names | {"ml_collections", "llava_jax"}
 

@@ -36,28 +36,33 @@ class LlavaJson:
       the batch (two turns with `<image>`), this is an error: markers and images must be equally many.
 
     Raises DataError that names the file, the row and the key, when constructed; for an image path that leaves
-    `image_folder` (by "..", absolute, or through a symbolic link), when the row is read.
+    `image_folder` (by "..", absolute, or through a symbolic link), when the row is read. With `is_strict=False` a
+    broken row raises only when it is read, and keeps its number: that is how a whole file is searched for faults.
     """
 
-    def __init__(self, path: str | Path, image_folder: str | Path):
+    def __init__(self, path: str | Path, image_folder: str | Path, is_strict: bool = True):
         self.path, self.image_folder = Path(path), Path(image_folder).resolve()
         if not self.image_folder.is_dir():
             raise DataError(f"{image_folder}: image folder of {path} not found. Unpack the images or correct the path.")
-        self._spans, self._stamp = _index(self.path)
+        self._spans, self._stamp, self._broken = _index(self.path, is_strict)
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def __getitem__(self, index: int) -> Example:
-        row_id, turns, images = self._row(index)
-        return Example(row_id, turns, tuple(self._below_folder(image, row_id) for image in images))
+        row_id, turns, images = parse_row(*self.raw(index))
+        where = f"{self.path}: sample {row_id!r}"
+        return Example(row_id, turns, tuple(below_folder(image, self.image_folder, where) for image in images))
 
     def example_id(self, index: int) -> str:
         """The id alone, without a look at the file system."""
-        return self._row(index)[0]
+        return parse_row(*self.raw(index))[0]
 
-    def _row(self, index: int) -> tuple[str, tuple[tuple[str, str], ...], list[str]]:
+    def raw(self, index: int) -> tuple[object, str]:
+        """(the row as its JSON says, unchecked; the words that name it in a fault)."""
         index = range(len(self))[index]
+        if index in self._broken:
+            raise self._broken[index]
         start, end = self._spans[index].tolist()
         try:
             with open(self.path, "rb") as file:
@@ -68,20 +73,7 @@ class LlavaJson:
             same = False
         if not same:
             raise DataError(f"{self.path}: changed or gone since it was opened. Start again, and leave it alone.")
-        row = json.loads(text)
-        return _parse_row(row, f"{self.path}: row {index}")
-
-    def _below_folder(self, image: str, row_id: str) -> Path:
-        try:
-            path = (self.image_folder / image).resolve()
-        except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL byte
-            path = None
-        if path is None or not path.is_relative_to(self.image_folder):
-            raise DataError(
-                f"{self.path}: sample {row_id!r}: image {image!r} does not stay below {self.image_folder}. "
-                "Move or mount the images below it (links must not lead out), or name a higher folder."
-            )
-        return path
+        return json.loads(text), f"{self.path}: row {index}"
 
 
 def llava_json(path: str | Path, image_folder: str | Path) -> LlavaJson:
@@ -143,8 +135,27 @@ def _stamp(file) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _index(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
-    """Parses and checks every row -> int64[rows, 2], the bytes [start, end) of each, and the stamp of the file."""
+def below_folder(image: str, folder: Path, where: str) -> Path:
+    """The file that a row names, below its (resolved) folder. Raises DataError where it is not."""
+    try:
+        path = (folder / image).resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL byte
+        path = None
+    if path is None or not path.is_relative_to(folder):
+        raise DataError(
+            f"{where}: image {image!r} does not stay below {folder}. "
+            "Move or mount the images below it (links must not lead out), or name a higher folder.",
+            "outside the folder",
+        )
+    return path
+
+
+def _index(path: Path, is_strict: bool) -> tuple[np.ndarray, tuple[int, int], dict[int, DataError]]:
+    """int64[rows, 2], the bytes [start, end) of each row; the stamp of the file; what is wrong with broken JSON.
+
+    Strict: every row is parsed and checked, and the first fault raised. Else broken JSON counts as one row without
+    bytes, and the search goes on at the next thing that looks like a row.
+    """
     try:
         with open(path, "rb") as file:
             stamp = _stamp(file)
@@ -160,77 +171,117 @@ def _index(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
     at = _skip_space(text, at + 1)
     if text[at : at + 1] == "]":
         raise DataError(f"{path}: an array without samples.")
-    decoder, spans = json.JSONDecoder(), []
-    done, byte, separator = 0, 0, ","
-    while separator == ",":
+    decoder, spans, broken = json.JSONDecoder(), [], {}
+    done, byte = 0, 0
+    while at is not None:
         where = f"{path}: row {len(spans)}"
+        rest = at + 1
         try:
-            row, end = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as fault:
-            place = f"line {fault.lineno} column {fault.colno}"
-            raise DataError(f"{where}: broken JSON at {place}: {fault.msg}. Is the download complete?") from None
-        except RecursionError:
-            raise DataError(f"{where}: nested too deeply.") from None
-        _parse_row(row, where)
-        start = byte + len(text[done:at].encode())
-        done, byte = end, start + len(text[at:end].encode())
-        spans.append((start, byte))
-        at = _skip_space(text, end)
-        separator = text[at : at + 1]
-        at = _skip_space(text, at + 1)
-    if separator != "]":
-        raise DataError(f"{where}: no comma or ] behind it. Is the download complete?")
-    if at < len(text):
-        raise DataError(f"{path}: text behind the end of the array. Two files glued together?")
-    return np.array(spans, np.int64), stamp
+            row, end = _decode(decoder, text, at, where)
+            if is_strict:
+                parse_row(row, where)
+            start = byte + len(text[done:at].encode())
+            done, byte, rest = end, start + len(text[at:end].encode()), end
+            spans.append((start, byte))
+            at = _next(text, end, where)
+        except DataError as fault:
+            if is_strict:
+                raise
+            broken[len(spans)] = fault
+            spans.append((byte, byte))
+            at = _next_row(decoder, text, rest)
+    return np.array(spans, np.int64), stamp, broken
+
+
+def _decode(decoder: json.JSONDecoder, text: str, at: int, where: str) -> tuple[object, int]:
+    try:
+        return decoder.raw_decode(text, at)
+    except json.JSONDecodeError as fault:
+        place = f"line {fault.lineno} column {fault.colno}"
+        message = f"{where}: broken JSON at {place}: {fault.msg}. Is the download complete?"
+        raise DataError(message, "broken JSON") from None
+    except RecursionError:
+        raise DataError(f"{where}: nested too deeply.", "broken JSON") from None
+
+
+def _next(text: str, end: int, where: str) -> int | None:
+    """Where the row behind the one that ends at `end` begins; None behind the last."""
+    at = _skip_space(text, end)
+    separator = text[at : at + 1]
+    at = _skip_space(text, at + 1)
+    if separator not in (",", "]"):
+        raise DataError(f"{where}: no comma or ] behind it. Is the download complete?", "broken JSON")
+    if separator == "]" and at < len(text):
+        path = where.rsplit(": row", 1)[0]
+        raise DataError(f"{path}: text behind the end of the array. Two files glued together?", "broken JSON")
+    return at if separator == "," else None
+
+
+def _next_row(decoder: json.JSONDecoder, text: str, at: int) -> int | None:
+    """The first place from `at` on where an object with conversations begins: turns are objects, too."""
+    for brace in re.compile(r"\{").finditer(text, at):
+        try:
+            row, _ = decoder.raw_decode(text, brace.start())
+        except (json.JSONDecodeError, RecursionError):
+            continue
+        if "conversations" in row:
+            return brace.start()
+    return None
 
 
 def _skip_space(text: str, at: int) -> int:
     return SPACE.match(text, at).end()
 
 
-def _parse_row(row, where: str) -> tuple[str, tuple[tuple[str, str], ...], list[str]]:
-    """Checks one row -> (id, turns, image names)."""
+def parse_row(row, where: str) -> tuple[str, tuple[tuple[str, str], ...], list[str]]:
+    """Checks one row of the file -> (id, turns, image names). Raises DataError that begins with `where`."""
     if not isinstance(row, dict):
-        raise DataError(f"{where}: expected an object, found {type(row).__name__}.")
+        raise DataError(f"{where}: expected an object, found {type(row).__name__}.", "broken row")
     row_id = row.get("id")
     if isinstance(row_id, bool) or not isinstance(row_id, str | int):
-        raise DataError(f'{where}: key "id" must be a string. Give every sample one.')
+        raise DataError(f'{where}: key "id" must be a string. Give every sample one.', "broken row")
     where = f"{where} (id {str(row_id)!r})"
-    images = _image_names(row, where)
+    images = image_names(row, where)
     return str(row_id), _place_markers(_turns(row, where), len(images), where), images
 
 
-def _image_names(row: dict, where: str) -> list[str]:
+def image_names(row: dict, where: str) -> list[str]:
+    """What a row calls its images; none where it is text alone. Raises DataError that begins with `where`."""
     if row.get("image") is not None and row.get("images") is not None:
-        raise DataError(f'{where}: has both "image" and "images". Keep one.')
+        raise DataError(f'{where}: has both "image" and "images". Keep one.', "broken row")
     key = "image" if row.get("image") is not None else "images"
     names = row.get(key)
     names = [] if names is None else [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise DataError(f'{where}: key "{key}" must be a path or a list of paths. Leave it out for text alone.')
+        message = f'{where}: key "{key}" must be a path or a list of paths. Leave it out for text alone.'
+        raise DataError(message, "broken row")
     return names
 
 
 def _turns(row: dict, where: str) -> list[tuple[str, str]]:
     conversation = row.get("conversations")
     if not isinstance(conversation, list):
-        raise DataError(f'{where}: key "conversations" must be a list of {{"from": ..., "value": ...}}.')
+        message = f'{where}: key "conversations" must be a list of {{"from": ..., "value": ...}}.'
+        raise DataError(message, "broken row")
     turns = []
     for i, turn in enumerate(conversation):
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            raise DataError(f'{where}: conversations[{i}] needs the keys "from" and "value" with strings.')
+            message = f'{where}: conversations[{i}] needs the keys "from" and "value" with strings.'
+            raise DataError(message, "broken row")
         try:
             turn["value"].encode()
         except UnicodeEncodeError:  # half of an emoji: no tokenizer takes it
-            raise DataError(f"{where}: conversations[{i}] holds half a character (\\ud83d, say). Repair it.") from None
+            message = f"{where}: conversations[{i}] holds half a character (\\ud83d, say). Repair it."
+            raise DataError(message, "broken row") from None
         if turn.get("from") not in ROLES:
-            raise DataError(f'{where}: conversations[{i}]: "from" is {turn.get("from")!r}, not "human" or "gpt".')
+            message = f'{where}: conversations[{i}]: "from" is {turn.get("from")!r}, not "human" or "gpt".'
+            raise DataError(message, "role order")
         turns.append((turn["from"], turn["value"]))
     if turns and turns[0][0] == "gpt":
         turns = turns[1:]
     if not turns or len(turns) % 2 or any(role != ROLES[i % 2] for i, (role, _) in enumerate(turns)):
-        raise DataError(f"{where}: conversations must alternate human, gpt, ..., end with gpt and not be empty.")
+        message = f"{where}: conversations must alternate human, gpt, ..., end with gpt and not be empty."
+        raise DataError(message, "role order")
     return turns
 
 
@@ -241,7 +292,8 @@ def _place_markers(turns: list[tuple[str, str]], images: int, where: str) -> tup
     if markers != images:
         raise DataError(
             f"{where}: {images} image(s), but {markers} {IMAGE_MARKER} in the questions. "
-            "Write one for each image, and none in a sample without."
+            "Write one for each image, and none in a sample without.",
+            "placeholder mismatch",
         )
     return tuple(turns)
 
