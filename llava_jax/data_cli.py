@@ -76,7 +76,7 @@ def check(
         recipe: How a sample becomes a row.
         max_images: Image slots of a row; any number where this is not given.
         report_folder: Where the two reports go.
-        workers: Processes.
+        workers: Processes; 0 works in this one.
     """
     from llava_jax.data.check import Duplicates, Limits, check_rows
     from llava_jax.data.check_report import Report
@@ -132,7 +132,7 @@ def show(
 
     recipe.check()
     source = open_data(data, image_folder)
-    words, _ = _encode(tokenizer, recipe)
+    words, encode = _encode(tokenizer, recipe)
     if id:
         indices = _find_ids(source, id)
     else:
@@ -145,7 +145,7 @@ def show(
         aspect=recipe.aspect,
     )  # fmt: skip
     _make_folder(page.parent)
-    _write(page, samples_page(f"samples of {data}", source, indices, to_row, words))
+    _write(page, samples_page(f"samples of {data}", source, indices, to_row, encode, words))
     print(f"{page}: {len(indices)} samples of {len(source):,}")
 
 
@@ -171,7 +171,7 @@ def stats(
         count: Measures this many samples drawn at random; 0 for all.
         slots: Images that a packed row may hold; 0 for as many as its length does.
         page: Writes an HTML file with plots too (needs matplotlib).
-        workers: Processes.
+        workers: Processes; 0 works in this one.
     """
     import numpy as np
 

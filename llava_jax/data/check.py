@@ -6,7 +6,6 @@ them; only what they take in silence is looked for here.
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -140,7 +139,6 @@ def _text_faults(turns, images: int, limits: Limits) -> Iterator[tuple[str, str]
         yield "overlong", f"{len(ids)} tokens, {len(ids) - limits.length} more than {limits.length}"
 
 
-@functools.lru_cache(2**16)
 def _check_image(file: Path) -> tuple[list[tuple[str, str]], bytes | None]:
     """((kind, message) of each fault of a file, the digest of its bytes if it decodes)."""
     try:

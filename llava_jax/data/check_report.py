@@ -40,7 +40,7 @@ class Report:
         """A table of text: kind, error or warning, how many, by part where there are several; heading first."""
         counts = self.counts()
         parts = sorted({part for by_part in counts.values() for part in by_part} - {""})
-        rows = [["found", "", "rows", *parts]]
+        rows = [["found", "", "count", *parts]]
         for kind, by_part in counts.items():
             severity = "error" if kind in ERRORS else "warning"
             rows.append([kind, severity, f"{sum(by_part.values()):,}", *(f"{by_part.get(p, 0):,}" for p in parts)])

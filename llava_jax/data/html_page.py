@@ -20,7 +20,8 @@ _HEAD = """<!doctype html>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; color: #222 }}
 table {{ border-collapse: collapse; margin: 1em 0 }}
-th, td {{ border: 1px solid #ccc; padding: .3em .6em; text-align: left; vertical-align: top; overflow-wrap: anywhere }}
+th, td {{ border: 1px solid #ccc; padding: .3em .6em; text-align: left; vertical-align: top }}
+td:last-child {{ overflow-wrap: anywhere }}
 th {{ background: #f3f3f3 }}
 pre, .text {{ white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.6 ui-monospace, monospace }}
 mark {{ background: #b7ebc0; border-radius: 2px }}
@@ -54,7 +55,9 @@ def element(name: str, content: str = "", **attributes: str) -> Markup:
 
 
 def table(rows: Sequence[Sequence[str]]) -> Markup:
-    """Cells of text or Markup; the first row is the heading."""
+    """Cells of text or Markup; the first row is the heading. Columns with nothing below it are left out."""
+    filled = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
+    rows = [[row[i] for i in filled] for row in rows]
     lines = [
         element("tr", Markup("".join(element("td" if i else "th", cell) for cell in row))) for i, row in enumerate(rows)
     ]

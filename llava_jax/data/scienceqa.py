@@ -131,7 +131,8 @@ def conversation(problem: Problem) -> dict:
         gpt     Maps have four cardinal directions, ... The answer is A.
 
     Its habits are kept: one pass turns two spaces into one, and the labels "Question: " and "Answer: " go wherever they
-    stand. The path of the image begins with its split, so that one image folder serves all three.
+    stand (an answer without lecture and solution begins with a space). The path of the image begins with its split, so
+    that one image folder serves all three.
     """
     options = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, problem.choices, strict=False))
     context = problem.hint.strip() or "N/A"

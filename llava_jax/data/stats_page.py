@@ -52,7 +52,8 @@ def _svg(draw, title: str) -> Markup:
 def _histogram(values: np.ndarray, title: str, limit: int | None = None) -> Markup:
     def draw(axes):
         is_count = values.dtype.kind == "i" and values.max() < BINS
-        axes.hist(values, bins=np.arange(values.max() + 2) - 0.5 if is_count else BINS)
+        axes.hist(values, bins=np.arange(values.max() + 2) - 0.5 if is_count else BINS, rwidth=0.9)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("samples")
         if limit is not None and limit <= 2 * values.max():
             axes.axvline(limit, color="tab:red", linewidth=1)
