@@ -126,3 +126,10 @@ def test_a_report_counts_by_kind_and_part(tmp_path):
     heading, *lines = report.summary()
     assert sum(int(line[2]) for line in lines) == len(report.findings)
     assert ["damaged", "error", "3"] in lines and ["EXIF-rotated", "warning", "2"] in lines
+
+
+def test_a_row_that_just_fits_is_not_overlong(tmp_path):
+    write(tmp_path, [row("1", None, "what is two ?", "a number")])
+    tokens = len(LIMITS.encode((("human", "what is two ?"), ("gpt", "a number")), 0)[0])
+    assert kinds(check(tmp_path, Limits(LIMITS.encode, tokens))) == []
+    assert kinds(check(tmp_path, Limits(LIMITS.encode, tokens - 1))) == [("overlong", 0)]
