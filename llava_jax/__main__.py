@@ -1,6 +1,6 @@
 """python -m llava_jax VERB ...; `python -m llava_jax --help` lists the verbs. Training is `python -m llava_jax.main`.
 
-Exit codes: 0 done, 1 the verb says that something is wrong with its result, 2 bad usage or input.
+Exit codes: 0 done, 1 the verb says that something is wrong with its result, 2 bad usage or input, 130 Ctrl-C.
 """
 
 import os
@@ -38,6 +38,8 @@ def main(argv: list[str]) -> int:
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

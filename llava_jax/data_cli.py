@@ -251,18 +251,15 @@ def _each_row(work: Callable[[range], list], rows: int, workers: int, done: str)
     console = Console(stderr=True)
     columns = TextColumn(f"{done} rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     last, so_far = time.monotonic(), 0
-    try:
-        with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-            task = bar.add_task("", total=rows)
-            for results in map_rows(work, rows, workers):
-                yield from results
-                so_far += len(results)
-                bar.update(task, completed=so_far)
-                if not console.is_terminal and time.monotonic() - last > SECONDS:
-                    last = time.monotonic()
-                    print(f"{done} {so_far:,} of {rows:,} rows", file=sys.stderr, flush=True)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=rows)
+        for results in map_rows(work, rows, workers):
+            yield from results
+            so_far += len(results)
+            bar.update(task, completed=so_far)
+            if not console.is_terminal and time.monotonic() - last > SECONDS:
+                last = time.monotonic()
+                print(f"{done} {so_far:,} of {rows:,} rows", file=sys.stderr, flush=True)
 
 
 def _print_table(rows: list[list[str]]) -> None:

@@ -55,7 +55,8 @@ Encode = Callable[[tuple, int], tuple[np.ndarray, np.ndarray]]  # see tokenize.e
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One fault of one row. `part`: the split of a source that has several; `image`: the file at fault."""
+    """One fault of one row. `part`: the split of a source that has several; `image`: the file at fault, or the
+    first of the row's."""
 
     kind: str
     row: int
@@ -118,7 +119,8 @@ def _check_row(source, row: int, limits: Limits) -> Checked:
             continue
         faults, images[str(file)] = _check_image(file)
         found += [(kind, message, str(file)) for kind, message in faults]
-    findings = [Finding(kind, row, row_id, part, message, image) for kind, message, image in found]
+    first = next(iter(images), None)
+    findings = [Finding(kind, row, row_id, part, message, image or first) for kind, message, image in found]
     return Checked(findings, row, row_id, part, turns, images)
 
 
