@@ -9,6 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+import llava_jax
+from llava_jax.data.tokenizer import load_tokenizer
+
+TINY = load_tokenizer(Path(llava_jax.__file__).parent / "pretrained" / "tokenizer")
+
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))

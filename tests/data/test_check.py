@@ -1,17 +1,19 @@
+import ast
 import json
 import re
 from functools import partial
+from pathlib import Path
 
 import pytest
-from planted import encoded, noise, plant, turns
+from planted import TINY, encoded, noise, plant, turns
 
+import llava_jax
 from llava_jax.data.check import ERRORS, KINDS, Duplicates, Limits, check_rows
 from llava_jax.data.check_report import Report
 from llava_jax.data.sources import LlavaJson
 from llava_jax.data.tokenize import encode_row
-from llava_jax.train.inputs import open_tokenizer
 
-LIMITS = Limits(partial(encode_row, tokenizer=open_tokenizer("tiny"), template="vicuna_v1", features=16), 200, 1)
+LIMITS = Limits(partial(encode_row, tokenizer=TINY, template="vicuna_v1", features=16), 200, 1)
 
 
 def check(folder, limits=LIMITS) -> Report:
@@ -133,3 +135,12 @@ def test_a_row_that_just_fits_is_not_overlong(tmp_path):
     tokens = len(LIMITS.encode((("human", "what is two ?"), ("gpt", "a number")), 0)[0])
     assert kinds(check(tmp_path, Limits(LIMITS.encode, tokens))) == []
     assert kinds(check(tmp_path, Limits(LIMITS.encode, tokens - 1))) == [("overlong", 0)]
+
+
+def test_every_kind_of_data_error_is_one_that_reports_know():
+    kinds = set()
+    for file in Path(llava_jax.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "DataError" and len(node.args) == 2:
+                kinds |= {node.args[1].value} if isinstance(node.args[1], ast.Constant) else set()
+    assert len(kinds) > 5 and kinds <= set(KINDS)

@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
 from PIL import Image
+from planted import TINY
 
 from llava_jax.data.example import Example
 from llava_jax.data.pieces import split_row
 from llava_jax.data.pipeline import build_row
-from llava_jax.train.inputs import open_tokenizer
 
-TOKENIZER = open_tokenizer("tiny")
 TURNS = (("human", "<image> and <image> ?"), ("gpt", "a red circle"), ("human", "where ?"), ("gpt", "left"))
 
 
@@ -15,10 +14,10 @@ TURNS = (("human", "<image> and <image> ?"), ("gpt", "a red circle"), ("human", 
 def test_pieces_are_the_row_and_split_where_its_mask_does(template):
     example = Example("7", TURNS, (Image.new("RGB", (24, 24)),) * 2)
     row = build_row(
-        example, tokenizer=TOKENIZER, template=template, length=400, max_images=2, features=4, image_size=24,
+        example, tokenizer=TINY, template=template, length=400, max_images=2, features=4, image_size=24,
         aspect="crop", overlong="error",
     )  # fmt: skip
-    pieces = split_row(row, TOKENIZER)
+    pieces = split_row(row, TINY)
     real = row["segment_ids"] > 0
     assert [id for piece in pieces for id in piece.ids] == row["tokens"][real].tolist()
     mask = np.concatenate([[piece.is_target] * len(piece.ids) for piece in pieces])

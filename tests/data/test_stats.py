@@ -3,18 +3,17 @@ from functools import partial
 
 import numpy as np
 import pytest
-from planted import plant
+from planted import TINY, plant
 
 from llava_jax.data.scienceqa import ScienceQA
 from llava_jax.data.sources import LlavaJson
 from llava_jax.data.stats import OPEN_ROWS, Measured, Stats, first_fit, measure_rows
 from llava_jax.data.stats_page import stats_page
 from llava_jax.data.tokenize import encode_row
+from llava_jax.data.tokenizer import load_tokenizer
 from llava_jax.errors import DataError
-from llava_jax.train.inputs import open_tokenizer
 
-TOKENIZER = open_tokenizer("tiny")
-ENCODE = partial(encode_row, tokenizer=TOKENIZER, template="vicuna_v1", features=16)
+ENCODE = partial(encode_row, tokenizer=TINY, template="vicuna_v1", features=16)
 
 
 def test_first_fit_by_hand():
@@ -83,7 +82,7 @@ def test_the_page_has_the_table_and_the_plots_and_is_the_same_twice():
 
 def test_packing_real_lengths_fills_rows(real_data):
     source = ScienceQA(real_data / "scienceqa")
-    encode = partial(ENCODE, tokenizer=open_tokenizer(str(real_data / "tokenizers" / "llama2.model")), features=256)
+    encode = partial(ENCODE, tokenizer=load_tokenizer(real_data / "tokenizers" / "llama2.model"), features=256)
     measured = measure_rows(range(0, len(source), 4), source=source, encode=encode)
     padded, packed = Stats.of(measured, 2048, 8).fullness()
     assert padded < 30 and packed >= 90
