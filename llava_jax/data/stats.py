@@ -56,8 +56,8 @@ def first_fit(lengths: Sequence[int], images: Sequence[int], length: int, max_im
     """Packs samples in their order into rows of `length` tokens and `max_images` image slots -> int[n], each one's row.
 
     A sample goes to the first open row with room for both; where there is none a new row is opened, and the oldest
-    closed once more than `OPEN_ROWS` are open, as a packer does that reads as it goes. What is larger than a row counts
-    as a whole one.
+    closed once more than `OPEN_ROWS` are open, as a packer does that reads as it goes. What is larger than a row gets
+    one of its own.
 
     >>> first_fit([6, 6, 4, 2], [1, 1, 1, 0], 10, 2).tolist()
     [0, 1, 0, 1]
@@ -66,7 +66,6 @@ def first_fit(lengths: Sequence[int], images: Sequence[int], length: int, max_im
     tokens_left, slots_left = np.empty(0, np.int64), np.empty(0, np.int64)
     oldest = 0  # the number of the first open row
     for i, (size, pictures) in enumerate(zip(lengths, images, strict=True)):
-        size, pictures = min(int(size), length), min(int(pictures), max_images)
         fitting = np.flatnonzero((tokens_left >= size) & (slots_left >= pictures))
         if len(fitting) == 0:
             tokens_left, slots_left = np.append(tokens_left, length), np.append(slots_left, max_images)

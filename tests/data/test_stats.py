@@ -1,3 +1,4 @@
+import os
 import re
 from functools import partial
 
@@ -43,6 +44,7 @@ def test_first_fit_never_overfills_and_looks_back_only_so_far(seed):
 
 def test_a_row_is_measured_without_decoding_its_image(tmp_path):
     plant(tmp_path)
+    os.mkfifo(tmp_path / "images" / "nowhere.jpg")  # would block whoever opens it
     source = LlavaJson(tmp_path / "train.json", tmp_path / "images", is_strict=False)
     measured = measure_rows(range(len(source)), source=source, encode=ENCODE)
     ids, mask = ENCODE((("human", "<image>\nwhat is good 0 ?"), ("gpt", "it is good 0")), 1)
