@@ -17,7 +17,7 @@ from absl import flags
 from llava_jax.data.example import Example
 from llava_jax.data.images import load_image, preprocess
 from llava_jax.data.mixture import Mixture
-from llava_jax.data.tokenize import expand_images, fit, pad_row, tokenize
+from llava_jax.data.tokenize import encode_row, fit, pad_row
 from llava_jax.errors import ConfigError, DataError
 
 Row = dict[str, np.ndarray]
@@ -45,17 +45,20 @@ def build_row(
     try:
         if len(example.images) > max_images:
             raise DataError(
-                f"{len(example.images)} images, but a row holds {max_images}. Raise max_images or remove the sample."
+                f"{len(example.images)} images, but a row holds {max_images}. Raise max_images or remove the sample.",
+                "too many images",
             )
-        ids, mask = tokenize(tokenizer, template, example.turns, len(example.images))
-        ids, mask = fit(*expand_images(ids, mask, features), length, overlong)
+        ids, mask = encode_row(
+            example.turns, len(example.images), tokenizer=tokenizer, template=template, features=features
+        )
+        ids, mask = fit(ids, mask, length, overlong)
         row = pad_row(ids, mask, length, tokenizer.pad_id)
         row["images"] = np.zeros((max_images, image_size, image_size, 3), np.uint8)
         for slot, image in enumerate(example.images):
             name = str(image) if isinstance(image, Path) else f"image {slot}"
             row["images"][slot] = preprocess(load_image(image, name), image_size, aspect)
     except DataError as fault:
-        raise DataError(f"sample {example.id!r}: {fault}") from fault
+        raise DataError(f"sample {example.id!r}: {fault}", fault.kind) from fault
     return row
 
 

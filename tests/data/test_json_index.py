@@ -196,8 +196,8 @@ def test_what_a_plausible_lie_leads_to_is_never_taken_for_a_row(path, change):
 def test_a_file_that_grows_while_it_is_read_is_refused(path, monkeypatch):
     scan = json_index._scan
 
-    def slow(file, path):
-        rows = scan(file, path)
+    def slow(file, path, broken):
+        rows = scan(file, path, broken)
         with open(path, "a") as more:
             more.write(" ")
         return rows
