@@ -106,7 +106,7 @@ def test_the_search_goes_on_wherever_the_pieces_are_cut(tmp_path, monkeypatch, p
 
 
 def test_what_is_no_text_is_said_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_index, "PIECE", 16)
+    monkeypatch.setattr(json_index, "PIECE", 17)
     rows = [{"id": f"{i}", "conversations": turns("what ?", "e" if i else "é")} for i in range(3)]
     (tmp_path / "train.json").write_bytes(json.dumps(rows, ensure_ascii=False).encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8"):
