@@ -16,12 +16,20 @@ from llava_jax.errors import DataError
 class Store:
     """The checkpoints below one folder. `state` is any pytree; flat parameter dicts keep their paths as names."""
 
-    def __init__(self, folder: Path, keep: int):
-        """keep: newest checkpoints kept. Raises DataError where the folder cannot be made."""
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+    def __init__(self, folder: Path, keep: int, at_once: int | None = None):
+        """keep: newest checkpoints kept. at_once: bytes of `state` that a save holds beside the arrays; then the arrays
+        must stay until `wait` returns. None: all of them. Raises DataError where the folder cannot be made."""
+        handlers = None
+        if at_once is not None:  # Orbax counts in GB and wants more than the largest array has
+            state = ocp.PyTreeCheckpointHandler(save_device_host_concurrent_gb=(at_once + 1) / 1e9)
+            handlers = {"state": state, "data": ocp.JsonCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
+        self._save_state = ocp.args.StandardSave if at_once is None else ocp.args.PyTreeSave
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, enable_async_checkpointing=at_once is None
+        )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
         except OSError as e:
             raise DataError(
                 f"checkpoints cannot be kept in {folder}: {e.strerror or e}; choose another --workdir"
@@ -38,7 +46,7 @@ class Store:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data), run=ocp.args.JsonSave(run)
+                state=self._save_state(state), data=ocp.args.JsonSave(data), run=ocp.args.JsonSave(run)
             ),
         )
 
