@@ -128,6 +128,11 @@ class Batches:
         self._step += 1
         return batch
 
+    @property
+    def source(self):
+        """What the `index` of a row counts in: a mixture that was changed is not the one that was given."""
+        return self._rows.source
+
     def get_state(self) -> dict:
         """{"step": batches handed out, and what they depend on: "examples", "batch_size", "seed", "shuffle"}, and
         "mixture" where the source is one."""

@@ -83,11 +83,6 @@ class LlavaJson:
         return row, where
 
 
-def llava_json(path: str | Path, image_folder: str | Path) -> LlavaJson:
-    """Opens the original's training JSON; see `LlavaJson`."""
-    return LlavaJson(path, image_folder)
-
-
 class Subset:
     """Some indices of a source, as a source. A `range` costs no memory, so an endless source has sub-ranges too.
 

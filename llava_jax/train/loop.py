@@ -132,6 +132,8 @@ def run_stage(
     batches = training_batches(stage, plan.data, run.config.seed)
     if place is not None:
         batches.set_state(place)
+        # What a skipped step names its samples by.
+        plan = dataclasses.replace(plan, data=dataclasses.replace(plan.data, train=batches.source))
     train_step = make_train_step(run.model, plan.tx, plan.abstract, stage.accumulation, stage.loss_chunks)
     eval_step = make_eval_step(run.model, stage.loss_chunks)
     frozen_before = fingerprint(state.frozen) if run.config.hash_frozen else None

@@ -197,7 +197,10 @@ def test_batches_of_a_mixture_go_on_exactly_and_after_a_change_miss_nothing():
 
     changed = batches([A, B, C])
     changed.set_state(state)
-    more = [next(changed)["tokens"][:, 0].tolist() for _ in range(12)]
+    taken = [next(changed) for _ in range(12)]
+    more = [batch["tokens"][:, 0].tolist() for batch in taken]
+    for batch in taken:  # rows are found again in the mixture as it is now
+        assert [row(changed.source[int(i)])["tokens"][0] for i in batch["index"]] == batch["tokens"][:, 0].tolist()
     flat = [t for batch in whole[:15] + more for t in batch if t // 10_000 == ord("a")]
     assert [t % 10_000 for t in flat] == alone("a")[: len(flat)] and len(flat) > 120
     assert any(t // 10_000 == ord("c") for batch in more for t in batch)
