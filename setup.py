@@ -25,10 +25,11 @@ setup(
         "optax>=0.2.6,<0.4",
         "orbax-checkpoint>=0.11.30,<0.14",
         "pillow>=12.3",
+        "rich>=13",
         "safetensors>=0.6",
         "tensorboardX>=2.6",
         "tokenizers>=0.22",
-        "tyro>=0.9",
+        "tyro>=1.0.17",
     ],
     extras_require={
         # torch and transformers' models are the parity oracle of the tests, nothing else. ==2.13.0 is a CPU build where
@@ -37,6 +38,7 @@ setup(
             "accelerate>=1",  # without it transformers reads no GGUF
             "gguf>=0.18,<1",
             "hypothesis>=6.100",
+            "matplotlib>=3.9",
             "pyarrow>=18",
             "pytest>=8.0",
             "ruff>=0.12",
@@ -46,6 +48,7 @@ setup(
         "parquet": ["pyarrow>=18"],
         "tfds": ["importlib_resources", "tensorflow-datasets>=4.9.8"],  # the first is what TFDS forgets to ask for
         "gguf": ["gguf>=0.18,<1"],
+        "plots": ["matplotlib>=3.9"],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],
     },

@@ -33,8 +33,9 @@ def get_config():
     s.optimizer.b2 = 0.98  # short runs: squared gradients averaged over a shorter past than AdamW's usual 0.999
     s.eval.before = True
 
+    # At 2e-3 the language model unlearns some of what it sees before it speaks.
     c.stages.stage2 = s = config.stage(batch=32, steps=800)
-    s.learning_rates = (("vision/.*", None), (".*", 1e-3))  # at 2e-3 it unlearns to name colors before it speaks
+    s.learning_rates = (("vision/.*", None), (".*", 1e-3))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "instruct", "vicuna_v1", 100
     s.optimizer.b2 = 0.98
     s.eval.before, s.eval.questions = True, 64

@@ -1,6 +1,6 @@
 """python -m llava_jax VERB ...; `python -m llava_jax --help` lists the verbs. Training is `python -m llava_jax.main`.
 
-Exit codes: 0 done, 1 the verb says that something is wrong with its result, 2 bad usage or input.
+Exit codes: 0 done, 1 the verb says that something is wrong with its result, 2 bad usage or input, 130 Ctrl-C.
 """
 
 import os
@@ -8,9 +8,9 @@ import sys
 
 import tyro
 
+from llava_jax import data_cli
 from llava_jax.ckpt import ckpt
 from llava_jax.convert import convert
-from llava_jax.data_cli import data
 from llava_jax.errors import UserError
 from llava_jax.terminal import chat
 
@@ -19,19 +19,29 @@ VERBS = {
     "chat": chat,
     "ckpt": ckpt,
     "convert": convert,
-    "data": data,
+}
+GROUPS = {  # of verbs: (what they do, the verbs)
+    "data": ("Looks at data sets before they are trained on, and makes them.", data_cli.VERBS),
 }
 
 
 def main(argv: list[str]) -> int:
     """Runs the verb that `argv` (without the program's name) begins with; returns the exit code."""
+    app = tyro.extras.SubcommandApp()
+    for name, verb in VERBS.items():
+        app.command(verb, name=name)
+    for name, (what, verbs) in GROUPS.items():
+        group = tyro.extras.SubcommandApp()
+        for verb_name, verb in verbs.items():
+            group.command(verb, name=verb_name)
+        app.command(group, name=name, help=what)
     try:
-        return tyro.extras.subcommand_cli_from_dict(
-            VERBS, prog="python -m llava_jax", args=argv, config=(tyro.conf.FlagCreatePairsOff,)
-        )
+        return app.cli(prog="python -m llava_jax", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -14,7 +14,14 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A sample, image or data file that cannot be used; the message names it (exit code 1)."""
+    """A sample, image or data file that cannot be used; the message names it (exit code 1).
+
+    `kind`: what reports sort by and count, one of `data.check.KINDS`.
+    """
+
+    def __init__(self, message: str, kind: str = "unusable"):
+        super().__init__(message)
+        self.kind = kind  # not in args; pickling keeps it, as part of __dict__
 
 
 class Diverged(UserError):

@@ -20,7 +20,7 @@ from llava_jax.data import shards
 from llava_jax.data.array_records import ArrayRecordSource
 from llava_jax.data.captions import INSTRUCTIONS, caption_row
 from llava_jax.data.open_source import open_source
-from llava_jax.data.sources import held_out_split, llava_json
+from llava_jax.data.sources import LlavaJson, held_out_split
 
 
 def png(i: int) -> bytes:
@@ -76,7 +76,7 @@ def test_what_is_built_is_what_was_read(data, capsys):
 def test_the_held_out_half_is_the_same_before_and_after(data):
     write_json(data / "a.json", 60)
     build(data / "a.json", data / "out", "--images", data / "images", "--shard-rows", 16)
-    before = held_out_split(llava_json(data / "a.json", data / "images"), 0.2, 0)[1]
+    before = held_out_split(LlavaJson(data / "a.json", data / "images"), 0.2, 0)[1]
     after = held_out_split(ArrayRecordSource(data / "out"), 0.2, 0)[1]
     assert before.indices.tolist() == after.indices.tolist() and 0 < len(after) < 30
 
@@ -270,7 +270,7 @@ def write_pairs(path: Path, pairs, lines=True) -> Path:
 
 def test_captions_become_rows_that_llava_reads(tmp_path):
     assert captions(write_pairs(tmp_path / "p.jsonl", PAIRS), tmp_path / "new" / "chat.json") == 0
-    source = llava_json(tmp_path / "new" / "chat.json", tmp_path)
+    source = LlavaJson(tmp_path / "new" / "chat.json", tmp_path)
     assert [(source[i].id, source[i].images[0].name) for i in (0, 399)] == [("0", "0.jpg"), ("399", "399.jpg")]
     assert source[7].turns[1] == ("gpt", "A thing, number 7.")
     raw = [row["conversations"][0]["value"] for row in json.loads((tmp_path / "new" / "chat.json").read_text())]
@@ -324,7 +324,7 @@ def test_captions_of_missing_images_and_existing_files_are_refused(tmp_path, cap
 def test_real_captions(real_data, tmp_path):
     images = real_data / "captioned_images" / "images"
     assert captions(real_data / "captioned_images" / "captions.jsonl", tmp_path / "chat.json", "--images", images) == 0
-    source = llava_json(tmp_path / "chat.json", images)
+    source = LlavaJson(tmp_path / "chat.json", images)
     assert len(source) == 1712 and source[0].images[0].is_file()
     lines = (tmp_path / "chat.json").read_text().splitlines()
     (tmp_path / "few.json").write_text("[" + json.dumps(json.loads("\n".join(lines))[:20])[1:])

@@ -20,8 +20,7 @@ RANKS = {
     "llava_jax.loaded": 5, "llava_jax.loading": 5, "llava_jax.transformers_trace": 5,
     "llava_jax.verify": 6, "llava_jax.terminal": 6,
     "llava_jax.convert": 7, "llava_jax.main": 7, "llava_jax.ckpt": 7, "llava_jax.data_build": 7,
-    "llava_jax.data_cli": 7,
-    "llava_jax.__main__": 8,
+    "llava_jax.data_cli": 8, "llava_jax.__main__": 9,
 }  # fmt: skip
 BEFORE_JAX = (  # they answer at once
     "llava_jax.main", "llava_jax.__main__", "llava_jax.ckpt", "llava_jax.convert", "llava_jax.terminal",

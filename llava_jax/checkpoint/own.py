@@ -126,7 +126,7 @@ def save_own(
             copy_tokenizer(partial / TOKENIZER, tokenizer, tokenizer_at, config.llm.max_positions)
             (partial / "config.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
         multihost_utils.sync_global_devices("the folder is there")
-        store = Store(partial / CHECKPOINTS, keep=1)
+        store = Store(partial / CHECKPOINTS, keep=1, at_once=max(x.nbytes for x in params.values()))
         try:
             store.save(0, {"frozen": params, "trainable": {}}, {}, {})
             store.wait()

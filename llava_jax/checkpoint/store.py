@@ -37,18 +37,31 @@ class Newest:
 class Store:
     """The checkpoints below one folder. `state` is any pytree; flat parameter dicts keep their paths as names."""
 
-    def __init__(self, folder: Path, keep: int):
-        """keep: newest checkpoints kept. Raises DataError where the folder cannot be made."""
+    def __init__(self, folder: Path, keep: int, at_once: int | None = None):
+        """keep: newest checkpoints kept. at_once: bytes of `state` that a save holds beside the arrays; then the arrays
+        must stay until `wait` returns. None: all of them. Raises DataError where the folder cannot be made."""
         self._saving = None  # the step that is being saved
+        self._save_state, handlers = ocp.args.StandardSave, None
+        if at_once is not None:
+            # Orbax counts in GB and wants more than the largest array has. A compressor would hold them all; weights
+            # hardly become smaller by it.
+            state = ocp.PyTreeCheckpointHandler(
+                save_device_host_concurrent_gb=(at_once + 1) / 1e9, use_compression=False
+            )
+            handlers = {"state": state, "data": ocp.JsonCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
+            self._save_state = ocp.args.PyTreeSave
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, enable_async_checkpointing=True,
-            # Called on process 0 when all processes have written, before the folder gets its final name.
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_hashes),
+            async_options=ocp.AsyncOptions(
+                # Called on process 0 when all processes have written, before the folder gets its final name.
+                post_finalization_callback=self._write_hashes,
+                create_directories_asynchronously=at_once is None,  # else the first array waits for them forever
+            ),
         )  # fmt: skip
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._folder = folder.absolute()
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
         except OSError as e:
             raise DataError(
                 f"checkpoints cannot be kept in {folder}: {e.strerror or e}; choose another --workdir"
@@ -105,7 +118,7 @@ class Store:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data), run=ocp.args.JsonSave(run)
+                    state=self._save_state(state), data=ocp.args.JsonSave(data), run=ocp.args.JsonSave(run)
                 ),
                 custom_metadata=hashes.MARK,
             )

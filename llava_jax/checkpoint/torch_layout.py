@@ -25,6 +25,7 @@ TABLE: Groups = ((0,), (1,))
 BLOCK = 16  # rows: their cache lines fit the fastest cache
 BORDER = 64  # bytes
 THREADS = min(8, os.cpu_count() or 1)
+PIECE = 1 << 22  # numbers
 SMALL = 1 << 18  # numbers: one thread is done with them before a second has started
 
 
@@ -184,27 +185,35 @@ def read(
     inner, inside = (shape[1:], index[1:]) if row.stacked else (shape, index)
     part = tuple(len(range(*s.indices(n))) for s, n in zip(inside, inner, strict=True))
     where = torch_index(row.groups, inner, inside)
-    if not row.stacked:
-        value = tensor(row.name, where)
-        if not _is_turned(row.groups):
-            return np.asarray(to_ours(row.groups, part, value), dtype)  # no second copy of the embeddings
-        return _as_ours(row.groups, empty(part, dtype), value)
-    layers = range(*index[0].indices(shape[0]))
+    is_turned = _is_turned(row.groups)
+    if not (row.stacked or is_turned):
+        return np.asarray(to_ours(row.groups, part, tensor(row.name, where)), dtype)  # no second copy of the embeddings
+    layers = range(*index[0].indices(shape[0])) if row.stacked else [0]
+    rows = _pieces(where) if is_turned else [where[0]]
+    asked = [(i, (piece, *where[1:])) for i in range(len(layers)) for piece in rows]
     found = empty((len(layers), *part), dtype)
-    with ThreadPoolExecutor(1) as ahead:  # the next tensor is read while this one is turned around
-        coming = ahead.submit(tensor, row.name.format(layers[0]), where)
-        for i, layer in enumerate(layers):
+
+    def fetch(i: int, at: tuple[slice, ...]) -> np.ndarray:
+        return tensor(row.name.format(layers[i]), at)
+
+    with ThreadPoolExecutor(1) as ahead:  # the next piece is read while this one is turned around
+        coming = ahead.submit(fetch, *asked[0])
+        for n, (i, at) in enumerate(asked):
             value = coming.result()
-            if i + 1 < len(layers):
-                coming = ahead.submit(tensor, row.name.format(layer + 1), where)
-            _as_ours(row.groups, found[i], value)
-    return found
+            if n + 1 < len(asked):
+                coming = ahead.submit(fetch, *asked[n + 1])
+            if is_turned:
+                matrix = found[i].reshape(value.shape[1], -1)
+                first = at[0].start - where[0].start
+                _turn(np.asarray(value, dtype), matrix[:, first : first + len(value)])
+            else:
+                found[i] = to_ours(row.groups, part, value)
+    return found if row.stacked else found[0]
 
 
-def _as_ours(groups: Groups, target: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Puts what `torch_index` names into our (contiguous) array, and returns that."""
-    if _is_turned(groups):
-        _turn(np.asarray(value, target.dtype), target.reshape(value.shape[::-1]))
-    else:
-        target[...] = to_ours(groups, target.shape, value)
-    return target
+def _pieces(where: tuple[slice, ...]) -> list[slice]:
+    """The rows of a matrix, in pieces. Larger ones would come into new memory each, which the system must find and
+    clear; memory of this size is used again."""
+    rows, columns = where
+    step = max(BLOCK, PIECE // (columns.stop - columns.start))
+    return [slice(first, min(first + step, rows.stop)) for first in range(rows.start, rows.stop, step)]

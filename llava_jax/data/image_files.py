@@ -22,7 +22,8 @@ def below_folder(image: str, folder: Path, where: str) -> Path:
     if path is None or not path.is_relative_to(folder):
         raise DataError(
             f"{where}: image {image!r} does not stay below {folder}. "
-            "Move or mount the images below it (links must not lead out), or name a higher folder."
+            "Move or mount the images below it (links must not lead out), or name a higher folder.",
+            "outside the folder",
         )
     return path
 
@@ -67,16 +68,17 @@ class ImageZip:
         try:
             entry = archive.getinfo(name)
         except KeyError:
-            raise DataError(f"{where}: no such entry. Names must be those that `unzip -l` prints.") from None
+            message = f"{where}: no such entry. Names must be those that `unzip -l` prints."
+            raise DataError(message, "missing") from None
         if entry.file_size > MAX_BYTES:
-            raise DataError(f"{where}: unpacks to {entry.file_size:,} bytes, over {MAX_BYTES:,}.")
+            raise DataError(f"{where}: unpacks to {entry.file_size:,} bytes, over {MAX_BYTES:,}.", "extreme size")
         if entry.flag_bits & 1 or entry.compress_type not in METHODS:
-            raise DataError(f"{where}: encrypted, or packed in a rare way. Pack it with `zip` again.")
+            raise DataError(f"{where}: encrypted, or packed in a rare way. Pack it with `zip` again.", "damaged")
         try:
             with archive.open(entry) as file:
                 return file.read(entry.file_size)  # no more than that, whatever is packed
         except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as fault:
-            raise DataError(f"{where}: damaged ({fault}). Pack it again.") from None
+            raise DataError(f"{where}: damaged ({fault}). Pack it again.", "damaged") from None
 
 
 def open_images(path: str | Path, of: Path) -> ImageFolder | ImageZip:

@@ -37,18 +37,20 @@ def load_image(source: Path | str | bytes | Image.Image, name: str) -> Image.Ima
     try:
         if isinstance(source, Image.Image):
             return _decode(source, name)
-        with Image.open(_file(source, name), formats=FORMATS) as image:
+        with Image.open(image_file(source, name), formats=FORMATS) as image:
             return _decode(image, name)
     except DataError:
         raise
     except Image.DecompressionBombError:
-        raise DataError(f"{name}: more than {MAX_PIXELS:,} pixels. Scale the image down.") from None
+        raise DataError(f"{name}: more than {MAX_PIXELS:,} pixels. Scale the image down.", "extreme size") from None
     except UnidentifiedImageError:
         # PIL's own text holds the memory address of the file object.
-        raise DataError(f"{name}: not an image of a known format ({', '.join(FORMATS)}). {_REPAIR}") from None
+        known = ", ".join(FORMATS)
+        raise DataError(f"{name}: not an image of a known format ({known}). {_REPAIR}", "wrong type") from None
     except Exception as fault:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
         kind = type(fault).__name__
-        raise DataError(f"{name}: the image cannot be read ({kind}); is it damaged or cut off? {_REPAIR}") from None
+        message = f"{name}: the image cannot be read ({kind}); is it damaged or cut off? {_REPAIR}"
+        raise DataError(message, "damaged") from None
 
 
 def preprocess(image: Image.Image, size: int, aspect: str) -> np.ndarray:
@@ -96,11 +98,11 @@ def _pad(image: Image.Image, size: int) -> Image.Image:
     return columns.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def _file(source: Path | str | bytes, name: str) -> Path | io.BytesIO:
+def image_file(source: Path | str | bytes, name: str) -> Path | io.BytesIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     if not Path(source).is_file():  # a named pipe would block for ever
-        raise DataError(f"{name}: no such file. Check the image folder, or remove the sample that names it.")
+        raise DataError(f"{name}: no such file. Check the image folder, or remove the sample that names it.", "missing")
     return Path(source)
 
 
@@ -109,7 +111,8 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     if short < 1 or long > MAX_SIDE or long > MAX_ASPECT * short or short * long > MAX_PIXELS:
         raise DataError(
             f"{name}: {image.width}x{image.height} pixels; allowed are sides up to {MAX_SIDE}, an aspect ratio up to "
-            f"{MAX_ASPECT} and {MAX_PIXELS:,} pixels. Scale or crop the image."
+            f"{MAX_ASPECT} and {MAX_PIXELS:,} pixels. Scale or crop the image.",
+            "extreme size",
         )
     image.load()
     if image.mode.startswith("I"):

@@ -37,11 +37,14 @@ def stamp(file) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-def open_index(path: Path) -> tuple[np.ndarray, Stamp]:
+def open_index(path: Path, broken: dict[int, DataError] | None = None) -> tuple[np.ndarray, Stamp]:
     """The index of a JSON file, int64[rows, 3], and the stamp of the file that it belongs to.
 
     The first time every row is parsed and checked, with at most a few pieces of the file in memory. Raises DataError
     that names the file and the row.
+
+    broken: is filled with what is wrong with the rows that are no JSON, and then nothing else about rows is checked,
+    no hash made (it is -1) and nothing kept. Such a row has no bytes; the next thing that looks like a row follows it.
     """
     try:
         with open(path, "rb") as file:
@@ -51,14 +54,14 @@ def open_index(path: Path) -> tuple[np.ndarray, Stamp]:
                 rows = _read(place, now)
                 if rows is not None:
                     return rows, now
-            if places:
+            if places and broken is None:
                 _note(f"{path}: making the index of {now[0] / 1e6:,.0f} MB, once")
-            rows = _scan(file, path)
+            rows = _scan(file, path, broken)
             if stamp(file) != now:
                 raise DataError(f"{path}: changed while it was read. Start again when it is complete.")
     except OSError as fault:
         raise DataError(f"{path}: cannot be read ({os.strerror(fault.errno)}). Check the path.") from None
-    if places and not any(_write(place, rows, now) for place in places):
+    if places and broken is None and not any(_write(place, rows, now) for place in places):
         _note(f"{path}: its index cannot be kept in {places[0].parent} or {places[1].parent}; the next start makes it")
     return rows, now
 
@@ -150,7 +153,7 @@ class _Text:
             except json.JSONDecodeError as error:
                 fault = error
             except RecursionError:
-                raise DataError(f"{where}: nested too deeply.") from None
+                raise DataError(f"{where}: nested too deeply.", "broken JSON") from None
             # What is broken, or ends with the piece, may go on in the next.
             if (fault or end == len(self.text)) and len(self.text) - self.at < MAX_ROW and self.more():
                 continue
@@ -160,11 +163,40 @@ class _Text:
             column = fault.colno + (self.column - 1 if fault.lineno == 1 else 0)
             place = f"line {self.line + fault.lineno - 1} column {column}"
             long = f" (or a row beyond {MAX_ROW >> 20} MB)" if len(self.text) - self.at >= MAX_ROW else ""
-            raise DataError(f"{where}: broken JSON at {place}: {fault.msg}{long}. Is the download complete?")
+            message = f"{where}: broken JSON at {place}: {fault.msg}{long}. Is the download complete?"
+            raise DataError(message, "broken JSON")
+
+    def has_next(self, where: str) -> bool:
+        """Consumes the comma behind a row, or the end of the array."""
+        separator = self.peek()
+        if separator not in (",", "]"):
+            raise DataError(f"{where}: no comma or ] behind it. Is the download complete?", "broken JSON")
+        self.consume(self.at + 1)
+        if self.peek() and separator == "]":
+            raise DataError(f"{self.path}: text behind the end of the array. Two files glued together?", "broken JSON")
+        return separator == ","
+
+    def skip_to_row(self, decoder: json.JSONDecoder) -> bool:
+        """Consumes all before the next object that has conversations (turns are objects, too). False without one."""
+        while True:
+            brace = self.text.find("{", self.at)
+            self.consume(brace if brace >= 0 else len(self.text))
+            # What begins here may go on in the next piece.
+            if len(self.text) - self.at < MAX_ROW and self.more():
+                continue
+            if brace < 0:
+                return False
+            try:
+                row, _ = decoder.raw_decode(self.text, self.at)
+            except (json.JSONDecodeError, RecursionError):
+                row = {}
+            if "conversations" in row:
+                return True
+            self.consume(self.at + 1)
 
 
-def _scan(file, path: Path) -> np.ndarray:
-    """Parses and checks every row -> int64[rows, 3]."""
+def _scan(file, path: Path, broken: dict[int, DataError] | None) -> np.ndarray:
+    """Parses and checks every row -> int64[rows, 3]; for `broken` see `open_index`."""
     text, decoder, rows = _Text(file, path), json.JSONDecoder(), array.array("q")
     if text.peek() == "\ufeff":  # a byte order mark
         text.consume(text.at + 1)
@@ -175,20 +207,22 @@ def _scan(file, path: Path) -> np.ndarray:
     text.consume(text.at + 1)
     if text.peek() == "]":
         raise DataError(f"{path}: an array without samples.")
-    separator = ","
-    while separator == ",":
+    is_row_next = True
+    while is_row_next:
         where = f"{path}: row {len(rows) // 3}"
-        text.peek()
-        start = text.byte
-        row = text.value(decoder, where)
-        row_id, _, _ = parse_row(row, where)
-        rows.extend((start, text.byte, id_hash(row_id)))
-        separator = text.peek()
-        text.consume(text.at + len(separator))
-    if separator != "]":
-        raise DataError(f"{where}: no comma or ] behind it. Is the download complete?")
-    if text.peek():
-        raise DataError(f"{path}: text behind the end of the array. Two files glued together?")
+        try:
+            text.peek()
+            start = text.byte
+            row = text.value(decoder, where)
+            hashed = id_hash(parse_row(row, where)[0]) if broken is None else -1
+            rows.extend((start, text.byte, hashed))
+            is_row_next = text.has_next(where)
+        except DataError as fault:
+            if broken is None or fault.kind != "broken JSON":  # what is no text holds no rows
+                raise
+            broken[len(rows) // 3] = fault
+            rows.extend((text.byte, text.byte, -1))
+            is_row_next = text.skip_to_row(decoder)
     return np.frombuffer(rows, np.int64).reshape(-1, 3)
 
 

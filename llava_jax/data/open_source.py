@@ -4,16 +4,17 @@ from pathlib import Path
 
 from llava_jax.data.array_records import ArrayRecordSource
 from llava_jax.data.parquet_source import ParquetSource, is_parquet
-from llava_jax.data.sources import llava_json
+from llava_jax.data.sources import LlavaJson
 from llava_jax.data.tfds_source import is_tfds, open_tfds
 from llava_jax.errors import ConfigError, DataError
 
 
-def open_source(path: str | Path, images: str | Path = ""):
+def open_source(path: str | Path, images: str | Path = "", is_strict: bool = True):
     """Opens data: what `data build` made, a prepared TensorFlow dataset, Parquet (a file or a folder of them), or else
     LLaVA's JSON.
 
     images: the folder or zip archive of the images; ArrayRecord has its own, Parquet may have.
+    is_strict: whether a broken row of a JSON raises now, or when it is read.
 
     Raises DataError for data that is missing or broken, ConfigError for a JSON without `images`.
     """
@@ -32,4 +33,4 @@ def open_source(path: str | Path, images: str | Path = ""):
         return ParquetSource(path, images)
     if not images:
         raise ConfigError(f"{path}: a JSON needs image_folder as well: the folder or zip archive of its images")
-    return llava_json(path, images)
+    return LlavaJson(path, images, is_strict)

@@ -14,7 +14,6 @@ import numpy as np
 
 from llava_jax.data.packing import Bucketed, digest
 from llava_jax.data.rows import Row
-from llava_jax.data.rows import build_row as build_row
 from llava_jax.data.workers import WorkerRows
 from llava_jax.errors import ConfigError, DataError
 

@@ -15,7 +15,7 @@ from llava_jax.data.example import Example
 from llava_jax.data.images import load_image, preprocess
 from llava_jax.data.mixture import Mixture
 from llava_jax.data.packing import Groups
-from llava_jax.data.tokenize import expand_images, fit, tokenize
+from llava_jax.data.tokenize import encode_row, fit
 from llava_jax.data.tokenizer import Tokenizer
 from llava_jax.errors import DataError
 
@@ -51,12 +51,19 @@ class RowFormat:
             if len(example.images) > self.max_images:
                 raise DataError(
                     f"{len(example.images)} images, but a row holds {self.max_images}. "
-                    "Raise max_images or remove the sample."
+                    "Raise max_images or remove the sample.",
+                    "too many images",
                 )
-            ids, mask = tokenize(self.tokenizer, self.template, example.turns, len(example.images))
-            return fit(*expand_images(ids, mask, self.features), self.length, self.overlong)
+            ids, mask = encode_row(
+                example.turns,
+                len(example.images),
+                tokenizer=self.tokenizer,
+                template=self.template,
+                features=self.features,
+            )
+            return fit(ids, mask, self.length, self.overlong)
         except DataError as fault:
-            raise DataError(f"sample {example.id!r}: {fault}") from fault
+            raise DataError(f"sample {example.id!r}: {fault}", fault.kind) from fault
 
     def images_of(self, ids: np.ndarray) -> int:
         """Images that are left in a segment: `fit` may have cut the last ones off."""
@@ -72,7 +79,7 @@ class RowFormat:
                 name = str(image) if isinstance(image, Path) else f"image {slot}"
                 images[slot] = preprocess(load_image(image, name), self.image_size, self.aspect)
         except DataError as fault:
-            raise DataError(f"sample {example.id!r}: {fault}") from fault
+            raise DataError(f"sample {example.id!r}: {fault}", fault.kind) from fault
         return Segment(ids, mask, images)
 
     def row(self, segments: Sequence[Segment], length: int | None = None) -> Row:

@@ -29,12 +29,15 @@ class LlavaJson:
 
     Raises DataError that names the file, the row and the key, when constructed; for an image path that leaves
     `image_folder` (by "..", absolute, or through a symbolic link) or is not in the archive, when the row is read.
+    With `is_strict=False` a broken row raises only when it is read, and keeps its number: that is how a whole file is
+    searched for faults.
     """
 
-    def __init__(self, path: str | Path, image_folder: str | Path):
+    def __init__(self, path: str | Path, image_folder: str | Path, is_strict: bool = True):
         self.path = Path(path)
         self.images = open_images(image_folder, self.path)
-        self._index, self._stamp = open_index(self.path)
+        self._broken: dict[int, DataError] = {}  # rows that are no JSON
+        self._index, self._stamp = open_index(self.path, None if is_strict else self._broken)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -49,12 +52,14 @@ class LlavaJson:
         return parse_row(*self.raw(index))[0]
 
     def id_hashes(self) -> np.ndarray:
-        """int64[n], the `id_hash` of every id."""
+        """int64[n], the `id_hash` of every id; only of a file opened strictly."""
         return self._index[:, 2]
 
-    def raw(self, index: int) -> tuple[dict, str]:
+    def raw(self, index: int) -> tuple[object, str]:
         """(the row as its JSON says, unchecked; the words that name it in a fault)."""
         index = range(len(self))[index]
+        if index in self._broken:
+            raise self._broken[index]
         start, end, hashed = self._index[index].tolist()
         try:
             with open(self.path, "rb") as file:
@@ -70,17 +75,12 @@ class LlavaJson:
             row = json.loads(text)
         except (ValueError, RecursionError):  # bytes that are no row
             row = None
-        if not isinstance(row, dict) or id_hash(str(row.get("id"))) != hashed:
+        if hashed >= 0 and (not isinstance(row, dict) or id_hash(str(row.get("id"))) != hashed):
             raise DataError(
                 f"{where} is not where its index says: the file was changed and its time put back, or the index is not "
                 f"ours. Remove {self.path.name}.index.npz, or touch the file, and start again."
             )
         return row, where
-
-
-def llava_json(path: str | Path, image_folder: str | Path) -> LlavaJson:
-    """Opens the original's training JSON; see `LlavaJson`."""
-    return LlavaJson(path, image_folder)
 
 
 class Subset:

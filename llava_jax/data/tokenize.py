@@ -55,7 +55,8 @@ def _encode(
     if markers != images:
         raise DataError(
             f"the human turns hold {markers} <image> marker(s), but the sample has {images} image(s); "
-            "write one marker for each image, and none without"
+            "write one marker for each image, and none without",
+            "placeholder mismatch",
         )
     ids = [tokenizer.bos_id] if tokenizer.add_bos else []
     mask = [False] * len(ids)
@@ -95,6 +96,13 @@ def expand_images(ids: np.ndarray, mask: np.ndarray, features: int) -> tuple[np.
     return np.repeat(ids, copies), np.repeat(mask & ~is_image, copies)
 
 
+def encode_row(
+    turns: Sequence[tuple[str, str]], images: int, *, tokenizer: Tokenizer, template: str, features: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A training conversation as (ids int32[L], mask bool[L]), not cut to any length. Raises as `tokenize`."""
+    return expand_images(*tokenize(tokenizer, template, turns, images), features)
+
+
 def wrap_images(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
     """ids int32[T] with `<im_start>` before and `<im_end>` after each IMAGE_TOKEN_ID, for the models whose config.json
     says `mm_use_im_start_end` (LLaVA v0 and the first of v1). Raises as `image_ends`."""
@@ -130,7 +138,8 @@ def fit(ids: np.ndarray, mask: np.ndarray, length: int, overlong: str) -> tuple[
     total = len(ids)
     if total > length:
         if overlong == "error":
-            raise DataError(f"the row has {total} tokens, the limit is {length}; raise the limit or shorten the sample")
+            message = f"the row has {total} tokens, the limit is {length}; raise the limit or shorten the sample"
+            raise DataError(message, "overlong")
         end = length
         if ids[end] == IMAGE_TOKEN_ID:
             while end and ids[end - 1] == IMAGE_TOKEN_ID:
@@ -139,7 +148,8 @@ def fit(ids: np.ndarray, mask: np.ndarray, length: int, overlong: str) -> tuple[
     if not mask.any():
         raise DataError(
             f"no supervised token is left of {total} within a length of {length}; "
-            "raise the length, or shorten the question or drop images"
+            "raise the length, or shorten the question or drop images",
+            "no supervised tokens",
         )
     return ids, mask
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from llava_jax.data.tokenize import IMAGE_TOKEN_ID
+from llava_jax.data.pieces import split_row
 from llava_jax.train.state import TrainState
 
 
@@ -36,15 +36,6 @@ def render_sample(row: dict[str, np.ndarray], tokenizer) -> str:
 
     row: `tokens` int32[T], `target_mask` bool[T], `segment_ids` int32[T].
     """
-    real = row["segment_ids"] > 0
-    kinds = np.where(row["tokens"] == IMAGE_TOKEN_ID, 2, row["target_mask"].astype(int))[real]
-    tokens = row["tokens"][real]
-    edges = np.flatnonzero(np.diff(kinds, prepend=-1, append=-1))
-    text = ""
-    for start, end in zip(edges, edges[1:], strict=False):
-        if kinds[start] == 2:
-            text += f"<image x {end - start}>"
-        else:
-            piece = tokenizer.decode(tokens[start:end], skip_special=False)
-            text += f"[[{piece}]]" if kinds[start] else piece
-    return f"{text}\n({real.sum()} tokens, {row['target_mask'].sum()} of them supervised, in a row of {len(real)})"
+    text = "".join(f"[[{piece.text}]]" if piece.is_target else piece.text for piece in split_row(row, tokenizer))
+    real, targets = int((row["segment_ids"] > 0).sum()), int(row["target_mask"].sum())
+    return f"{text}\n({real} tokens, {targets} of them supervised, in a row of {len(row['tokens'])})"

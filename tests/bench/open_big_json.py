@@ -37,11 +37,11 @@ def write(path: Path, rows: int) -> None:
 
 def measure(path: Path) -> None:
     """In a process of its own: opens, splits, reads."""
-    from llava_jax.data.sources import held_out_split, llava_json
+    from llava_jax.data.sources import LlavaJson, held_out_split
 
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
-    source = llava_json(path, path.parent)
+    source = LlavaJson(path, path.parent)
     opened = time.perf_counter()
     train, held_out = held_out_split(source, 0.01, 64)
     split = time.perf_counter()

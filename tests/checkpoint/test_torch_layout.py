@@ -68,8 +68,10 @@ SHAPES = {
 
 # the matrices are larger than the blocks in which they are turned around, and no multiple of them; the last ones are
 # large enough for several threads
+@pytest.mark.parametrize("piece", [torch_layout.PIECE, 700], ids=["at once", "in pieces"])
 @pytest.mark.parametrize("path", SHAPES)
-def test_what_is_written_is_read_back_whole_and_in_parts(path):
+def test_what_is_written_is_read_back_whole_and_in_parts(path, piece, monkeypatch):
+    monkeypatch.setattr(torch_layout, "PIECE", piece)
     row, shape = next(row for row in CLIP if row.path == path), SHAPES[path]
     assert path != "layers/down/kernel" or shape[1] * shape[2] > torch_layout.SMALL
     value = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)

@@ -13,7 +13,7 @@ from PIL import Image
 from llava_jax.data import image_files
 from llava_jax.data.image_files import open_images
 from llava_jax.data.images import load_image
-from llava_jax.data.sources import llava_json
+from llava_jax.data.sources import LlavaJson
 from llava_jax.errors import DataError
 
 
@@ -82,7 +82,7 @@ def test_a_json_reads_its_images_from_an_archive(tmp_path):
     talk = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "Red."}]
     rows = [{"id": name, "image": name, "conversations": talk} for name in ("a.png", "b.png")]
     (tmp_path / "train.json").write_text(json.dumps(rows))
-    source = llava_json(tmp_path / "train.json", archive(tmp_path, {"a.png": png("red")}))
+    source = LlavaJson(tmp_path / "train.json", archive(tmp_path, {"a.png": png("red")}))
     assert source[0].images == (png("red"),)
     with pytest.raises(DataError, match="train.json: sample 'b.png': image 'b.png' in .*images.zip: no such entry"):
         source[1]

@@ -9,7 +9,7 @@ import pytest
 from llava_jax.data import json_index
 from llava_jax.data.example import id_hash
 from llava_jax.data.json_index import open_index
-from llava_jax.data.sources import Joined, Subset, held_out_split, id_hashes, llava_json
+from llava_jax.data.sources import Joined, LlavaJson, Subset, held_out_split, id_hashes
 from llava_jax.errors import DataError
 
 
@@ -188,7 +188,7 @@ def test_a_changed_file_is_indexed_again(path, scans):
 def test_what_a_plausible_lie_leads_to_is_never_taken_for_a_row(path, change):
     open_index(path)
     plant(path, change)
-    source = llava_json(path, path.parent)
+    source = LlavaJson(path, path.parent)
     with pytest.raises(DataError, match="train.json: row 3 is not where its index says.*train.json.index.npz"):
         source[3]
 
@@ -196,8 +196,8 @@ def test_what_a_plausible_lie_leads_to_is_never_taken_for_a_row(path, change):
 def test_a_file_that_grows_while_it_is_read_is_refused(path, monkeypatch):
     scan = json_index._scan
 
-    def slow(file, path):
-        rows = scan(file, path)
+    def slow(file, path, broken):
+        rows = scan(file, path, broken)
         with open(path, "a") as more:
             more.write(" ")
         return rows
@@ -209,7 +209,7 @@ def test_a_file_that_grows_while_it_is_read_is_refused(path, monkeypatch):
 
 
 def test_hashes_come_from_the_index_and_are_those_of_the_ids(path, monkeypatch):
-    source = llava_json(path, path.parent)
+    source = LlavaJson(path, path.parent)
     expected = [id_hash(f"№{i}") for i in range(40)]
     both = Joined([source, Subset(source, range(3))])
     assert id_hashes(both).tolist() == expected + expected[:3]

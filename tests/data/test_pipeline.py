@@ -16,7 +16,7 @@ from llava_jax.data.images import preprocess
 from llava_jax.data.packing import buckets, digest, lend_sizes, pack
 from llava_jax.data.pipeline import evaluation_batches, make_batches, steps_per_run
 from llava_jax.data.rows import RowFormat, Rows, build_row
-from llava_jax.data.sources import Subset, llava_json
+from llava_jax.data.sources import LlavaJson, Subset
 from llava_jax.errors import ConfigError, DataError
 
 DEFAULTS = dict(batch_size=8, seed=3, shuffle=True, epochs=2, process_index=0, process_count=1, threads=4, prefetch=2)
@@ -407,7 +407,7 @@ def test_real_captioned_images_become_batches(tmp_path, aspect):
         for line in map(json.loads, lines)
     ]
     (tmp_path / "chat.json").write_text(json.dumps(rows))
-    source = llava_json(tmp_path / "chat.json", root / "captioned_images" / "images")
+    source = LlavaJson(tmp_path / "chat.json", root / "captioned_images" / "images")
     row_fn = partial(build_row, **(ROW | dict(length=128, max_images=1, image_size=224, aspect=aspect)))
     got = list(evaluation_batches(source, row_fn, 4))
     assert [batch["images"].shape for batch in got] == [(4, 1, 224, 224, 3)] * 3

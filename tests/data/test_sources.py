@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llava_jax.data.example import Example
-from llava_jax.data.sources import Subset, held_out_split, llava_json
+from llava_jax.data.sources import LlavaJson, Subset, held_out_split
 from llava_jax.errors import ConfigError, DataError
 
 
@@ -35,7 +35,7 @@ def write(folder: Path, content) -> Path:
 
 
 def opened(folder: Path, content):
-    return llava_json(write(folder, content), folder / "images")
+    return LlavaJson(write(folder, content), folder / "images")
 
 
 def test_a_row_becomes_an_example(folder):
@@ -150,9 +150,9 @@ def test_row_faults_name_file_row_and_key_before_the_first_step(folder, fault):
 
 def test_missing_file_and_missing_folder_are_named(folder):
     with pytest.raises(DataError, match="nowhere.json: cannot be read .No such file"):
-        llava_json(folder / "nowhere.json", folder / "images")
+        LlavaJson(folder / "nowhere.json", folder / "images")
     with pytest.raises(DataError, match="nowhere: image folder of .*train.json not found"):
-        llava_json(write(folder, [row()]), folder / "nowhere")
+        LlavaJson(write(folder, [row()]), folder / "nowhere")
 
 
 def test_image_paths_stay_below_the_folder(folder):
@@ -180,7 +180,7 @@ def test_links_and_dots_within_the_folder_are_fine(folder):
     os.symlink(images / "coco", images / "train2017")
     os.symlink(images, folder / "alias")
     names = ["coco/a.jpg", "train2017/a.jpg", "coco/../coco/a.jpg", str(images / "coco" / "a.jpg")]
-    source = llava_json(write(folder, [row(image=name) for name in names]), folder / "alias")
+    source = LlavaJson(write(folder, [row(image=name) for name in names]), folder / "alias")
     assert {source[i].images for i in range(4)} == {((images / "coco" / "a.jpg").resolve(),)}
 
 

@@ -14,7 +14,7 @@ import pytest
 from test_loop import check_resume, compile_once  # noqa: F401
 
 from llava_jax import config
-from llava_jax.data.sources import held_out_split, llava_json
+from llava_jax.data.sources import LlavaJson, held_out_split
 from llava_jax.errors import DataError
 from llava_jax.train import loop
 from llava_jax.train.bad_samples import BadSamples
@@ -151,7 +151,7 @@ def test_a_held_out_sample_that_cannot_be_read_is_no_end_either(data, tmp_path):
         stages__buckets__data__held_out=0.7, stages__buckets__eval__answers=2, stages__buckets__eval__max_new_tokens=2
     )
     said = train(tmp_path, run=("buckets",), **held_out)
-    source = llava_json(data / "scenes" / "chat.json", data / "scenes" / "images")
+    source = LlavaJson(data / "scenes" / "chat.json", data / "scenes" / "images")
     ids = {source.example_id(i) for i in packed_config.BAD} & {e.id for e in held_out_split(source, 0.7, 64)[1]}
     assert 0 < len(ids) < len(packed_config.BAD)
     (line,) = [line for line in said if line.startswith("held out, step")]

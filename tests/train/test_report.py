@@ -6,7 +6,7 @@ from PIL import Image
 from small_run import CONFIG, STAGE_1, setup
 
 from llava_jax.data.example import Example
-from llava_jax.data.pipeline import build_row
+from llava_jax.data.rows import build_row
 from llava_jax.train.inputs import open_tokenizer
 from llava_jax.train.optimizer import rates
 from llava_jax.train.report import parameter_table, render_sample
