@@ -346,11 +346,10 @@ def _check_lengths(s: Stage, at: str) -> None:
         )
     if s.data.packing == "pack" and s.data.lengths:
         raise ConfigError(f"{at}.data.lengths is for rows of one sample; packed rows are all data.length long")
-    if (s.data.source == "scenes" or s.data.mixture) and (s.data.packing == "pack" or s.data.lengths):
-        raise ConfigError(
-            f"{at}.data.packing and lengths need samples that can be measured first; scenes and mixtures never end. "
-            "Leave them out, or give a mixture's sources one after the other, each in a stage with data.path"
-        )
+    if s.data.source == "scenes" and (s.data.packing == "pack" or s.data.lengths):
+        raise ConfigError(f"{at}.data.packing and lengths need samples that can be measured first; scenes never end")
+    if s.data.mixture and s.data.lengths:
+        raise ConfigError(f"{at}.data.lengths does not go with a mixture, which never ends; packing=pack does")
 
 
 def _choice(value: str, allowed: tuple[str, ...], path: str) -> None:

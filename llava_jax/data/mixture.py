@@ -1,5 +1,7 @@
 """Several sources mixed by weight: one endless source, each of whose positions is known without what came before.
 
+What a source holds is not looked at: examples, indices of examples, packed rows of them. Here it is called an example.
+
 Positions come in blocks of BLOCK. Every block takes the same number of examples from each source (its quota: the
 weight, rounded so that the quotas sum to BLOCK), in an order drawn from the seed and the number of the block. So which
 source a position has, and how many of that source's examples came before, is arithmetic. Every source has its own
@@ -17,7 +19,7 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from llava_jax.data.example import Example, id_hash
+from llava_jax.data.example import id_hash
 from llava_jax.errors import ConfigError
 
 BLOCK = 10_000  # positions
@@ -26,11 +28,13 @@ ENDLESS = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """`name` stands for the source in checkpoints and decides its order; `weight` is relative to the other parts'."""
+    """`name` stands for the source in checkpoints and decides its order; `weight` is relative to the other parts'.
+    `contents` is a digest of what the source holds, where its length does not tell (packed rows)."""
 
     name: str
     source: object
     weight: float
+    contents: str = ""
 
 
 class Mixture:
@@ -49,12 +53,14 @@ class Mixture:
         start: int = 0,
         taken: dict[str, int] | None = None,
         lengths: dict[str, int] | None = None,
+        contents: dict[str, str] | None = None,
     ):
         self.parts, self.seed, self.start = tuple(sorted(parts, key=lambda part: part.name)), seed, start
         self.quotas = _quotas(self.parts)
-        # Both also of parts that were left out. taken: examples before `start`.
+        # All three also of parts that were left out. taken: examples before `start`.
         self.taken = {part.name: 0 for part in self.parts} | (taken or {})
         self.lengths = (lengths or {}) | {part.name: len(part.source) for part in self.parts}
+        self.contents = (contents or {}) | {part.name: part.contents for part in self.parts}
         self._orders = [
             grain.MapDataset.range(len(part.source)).shuffle(_mixed(seed, id_hash(part.name))) for part in self.parts
         ]
@@ -62,7 +68,7 @@ class Mixture:
     def __len__(self) -> int:
         return ENDLESS
 
-    def __getitem__(self, position: int) -> Example:
+    def __getitem__(self, position: int):
         which, index = self.place(position)
         return self.parts[which].source[index]
 
@@ -78,13 +84,14 @@ class Mixture:
 
     def state(self) -> dict:
         """What `resumed` needs beside the position, the same from one change of the mixture to the next."""
-        return {"start": self.start, "quotas": self.quotas, "taken": self.taken, "lengths": self.lengths}
+        known = {"lengths": self.lengths, "contents": self.contents}
+        return {"start": self.start, "quotas": self.quotas, "taken": self.taken, **known}
 
     def resumed(self, state: dict, position: int) -> "Mixture":
         """These parts, continued at `position` of the mixture whose `state()` is given.
 
-        With the same parts and weights it is that mixture. Raises ConfigError where a source has another length: what
-        was taken from it would be unknown.
+        With the same parts and weights it is that mixture. Raises ConfigError where a source has another length or
+        other contents: what was taken from it would be unknown.
         """
         for part in self.parts:
             before = state["lengths"].get(part.name, len(part.source))
@@ -93,16 +100,21 @@ class Mixture:
                     f"cannot continue in the data: {part.name} had {before} examples, has {len(part.source)}. Restore "
                     "it, or give the new data another path: then it begins anew."
                 )
-        start, taken, lengths = state["start"], state["taken"], state["lengths"]
+            if state["contents"].get(part.name, part.contents) != part.contents:
+                raise ConfigError(
+                    f"cannot continue in the data: {part.name} is packed otherwise than before. Restore it, its length "
+                    "and its tokenizer, or start a new run from the weights."
+                )
+        start, taken, known = state["start"], state["taken"], (state["lengths"], state["contents"])
         if state["quotas"] == self.quotas:
-            return Mixture(self.parts, self.seed, start, taken, lengths)
+            return Mixture(self.parts, self.seed, start, taken, *known)
         names, quotas = zip(*sorted(state["quotas"].items()), strict=True)
         block, slot = divmod(position - start, BLOCK)
         turns, _ = _block(self.seed, start, block, quotas)
         within = np.bincount(turns[:slot], minlength=len(quotas)).tolist()
         since = {name: block * quota + more for name, quota, more in zip(names, quotas, within, strict=True)}
         taken = {name: count + since.get(name, 0) for name, count in taken.items()}
-        return Mixture(self.parts, self.seed, position, taken, lengths)
+        return Mixture(self.parts, self.seed, position, taken, *known)
 
 
 def _quotas(parts: Sequence[Part]) -> dict[str, int]:

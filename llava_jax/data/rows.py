@@ -13,8 +13,6 @@ import numpy as np
 from llava_jax.architectures import IMAGE_TOKEN_ID
 from llava_jax.data.example import Example
 from llava_jax.data.images import load_image, preprocess
-from llava_jax.data.mixture import Mixture
-from llava_jax.data.packing import Groups
 from llava_jax.data.tokenize import encode_row, fit
 from llava_jax.data.tokenizer import Tokenizer
 from llava_jax.errors import DataError
@@ -125,7 +123,8 @@ def build_row(example: Example, **settings) -> Row:
 class Rows:
     """The rows that a source of examples makes, by index.
 
-    Without `groups` every example is a row. `sizes` (int32[examples, 2]: tokens and images of each) says what a
+    `groups[i]` says what is in row i: an example's index, or a list of them (`packing.Groups`, a mixture of them).
+    Without it every example is a row. `sizes` (int32[examples, 2]: tokens and images of each) says what a
     substitute may take up; without it, a substitute has a whole row.
 
     `replace`: an example that raises DataError is replaced by another one, drawn from `seed` and its index, so that
@@ -138,7 +137,7 @@ class Rows:
     format: RowFormat
     replace: bool = False
     seed: int = 0
-    groups: Groups | None = None
+    groups: Sequence[int | list[int]] | None = None
     sizes: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -147,7 +146,7 @@ class Rows:
     def row(self, index: int, length: int | None = None) -> Row:
         """Row `index`, `length` tokens long where that is not the format's length."""
         segments, replaced = [], []
-        for example in (index,) if self.groups is None else self.groups[index]:
+        for example in self._members(index):
             name, segment, fault = self._used(example)
             segments += [] if segment is None else [segment]
             if fault:
@@ -158,7 +157,7 @@ class Rows:
     def names(self, index: int) -> list[str]:
         """The ids of the examples that are in row `index`, substitutes by their own; `?` for a place that stayed empty.
         Opens the images, for only that tells which can be read."""
-        return [self._used(i)[0] or "?" for i in ((index,) if self.groups is None else self.groups[index])]
+        return [self._used(i)[0] or "?" for i in self._members(index)]
 
     def readable(self, count: int) -> list[Example]:
         """The first `count` examples, without those that would be replaced."""
@@ -184,6 +183,10 @@ class Rows:
             return {"size": np.zeros(2, np.int32)}
         return {"size": np.array((len(ids), self.format.images_of(ids)), np.int32)}
 
+    def _members(self, index: int) -> list[int]:
+        found = index if self.groups is None else self.groups[index]
+        return [found] if isinstance(found, int) else found
+
     def _segment(self, index: int) -> Segment:
         return self.format.segment(self.source[index])
 
@@ -199,8 +202,7 @@ class Rows:
 
     def _substitute(self, index: int) -> tuple[str | None, Segment | None]:
         """(id, segment) of an example that can be read and takes up no more than `index` was given."""
-        # A mixture that was changed has no positions before the change.
-        fits = range(self.source.start if isinstance(self.source, Mixture) else 0, len(self.source))
+        fits = range(len(self.source))
         if self.sizes is not None:
             fits = np.flatnonzero((self.sizes <= self.sizes[index]).all(axis=1)).tolist()
         rng = random.Random(f"substitute/{self.seed}/{index}")

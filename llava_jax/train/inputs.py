@@ -17,7 +17,7 @@ from llava_jax.data.conversation import find_template
 from llava_jax.data.example import Example
 from llava_jax.data.mixture import Mixture, Part
 from llava_jax.data.open_source import open_source
-from llava_jax.data.packing import buckets, digest, efficiency, lend_sizes, pack
+from llava_jax.data.packing import Groups, buckets, digest, lend_sizes, pack
 from llava_jax.data.pipeline import Batches, evaluation_batches, make_batches, steps_per_run
 from llava_jax.data.rows import RowFormat, Rows
 from llava_jax.data.scene_source import SceneSource, exam
@@ -75,15 +75,15 @@ def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision:
         return StageData(rows_of(train), rows_of(held_out), questions, stage.steps, stage.steps * stage.batch)
     if stage.eval.questions:
         raise ConfigError(f"stages.{name}.eval.questions needs data.source=scenes: only scenes know the true answers")
+    parts = []
     if d.mixture:
-        train, held_out, examples = _open_mixture(d, seed)
+        train, held_out, parts = _open_mixture(d)
     else:
         train, held_out = _split(open_source(d.path, d.image_folder), d, HELD_OUT_MINIMUM)
-        examples = len(train)
-    rows, needs = _arrange(name, d, rows_of(train), seed)
-    in_rows = len(rows.groups) if rows.groups else examples  # rows of one epoch
-    steps = stage.steps or steps_per_run(in_rows, stage.batch, stage.epochs)
-    samples = round(stage.steps * stage.batch * examples / in_rows) or examples * stage.epochs
+    rows, needs = _arrange(name, d, rows_of(train), parts, seed)
+    in_epoch = rows_of_an_epoch(rows)
+    steps = stage.steps or steps_per_run(in_epoch, stage.batch, stage.epochs)
+    samples = round(stage.steps * stage.batch * len(train) / in_epoch) or len(train) * stage.epochs
     return StageData(rows, held_out and rows_of(held_out), [], steps, samples, needs)
 
 
@@ -91,37 +91,44 @@ def _split(source, d: Data, minimum: int) -> tuple[object, object | None]:
     return held_out_split(source, d.held_out, minimum) if d.held_out > 0 else (source, None)
 
 
-def _open_mixture(d: Data, seed: int) -> tuple[Mixture, object | None, int]:
-    """(what is trained on, what is held out of each part, how many examples one epoch is: as many as all have)."""
+def _open_mixture(d: Data) -> tuple[Joined, object | None, list[tuple[str, int, float]]]:
+    """(what is trained on, one source behind the other; what is held out of each; (path, examples, weight) of each)."""
     minimum = math.ceil(HELD_OUT_MINIMUM / len(d.mixture))
-    opened = [(path, _split(open_source(path, root), d, minimum), weight) for path, root, weight in d.mixture]
-    train = Mixture([Part(path, kept, weight) for path, (kept, _), weight in opened], seed)
+    # By path, so that the order in which a config names them plays no role.
+    opened = [(path, _split(open_source(path, root), d, minimum), weight) for path, root, weight in sorted(d.mixture)]
+    train = Joined([kept for _, (kept, _), _ in opened])
     held_out = None
     if d.held_out > 0:
         joined = Joined([out for _, (_, out), _ in opened])
         # Evaluation takes the first so many: of every part.
         held_out = Subset(joined, np.argsort(np.random.Philox(0).random_raw(len(joined)), kind="stable"))
-    return train, held_out, sum(len(kept) for _, (kept, _), _ in opened)
+    return train, held_out, [(path, len(kept), weight) for path, (kept, _), weight in opened]
 
 
-def _arrange(name: str, data: Data, rows: Rows, seed: int) -> tuple[Rows, np.ndarray | None]:
-    """(rows, packed where the config says so; the length that each needs, where there are several). Measures first,
-    where the one or the other takes it."""
+def _arrange(
+    name: str, data: Data, rows: Rows, parts: list[tuple[str, int, float]], seed: int
+) -> tuple[Rows, np.ndarray | None]:
+    """(rows, packed and mixed where the config says so; the length that each needs, where there are several). Measures
+    first, where it takes that. parts: of a mixture, in the order in which they are joined."""
     if data.packing == "none" and not data.lengths:
-        return rows, None
+        return (dataclasses.replace(rows, groups=_mixed(parts, None, data, seed)) if parts else rows), None
     began = time.perf_counter()
     sizes = measure(rows, data.threads, data.workers)
     took, bad = time.perf_counter() - began, int((sizes[:, 0] == 0).sum())
-    rows = dataclasses.replace(rows, sizes=lend_sizes(sizes))
     said = f"{name}: measured {len(sizes):,} samples in {took:.1f} s" + (f", {bad} cannot be read" if bad else "")
-    needs = None
+    # Part by part, so that the others do not change what a part's rows are.
+    ends = np.cumsum([count for _, count, _ in parts])[:-1]
+    sizes = np.concatenate([lend_sizes(part) for part in np.split(sizes, ends)])
+    rows, needs = dataclasses.replace(rows, sizes=sizes), None
     if data.packing == "pack":
-        rows = dataclasses.replace(rows, groups=pack(rows.sizes, data.length, data.max_images, seed))
-        full, images = efficiency(rows.sizes, rows.groups, data.length), rows.sizes[:, 1].sum() / len(rows)
-        said += f"; packed into {len(rows):,} rows of {data.length} tokens, {100 * full:.1f}% full"
+        groups = _mixed(parts, sizes, data, seed) if parts else pack(sizes, data.length, data.max_images, seed)
+        rows = dataclasses.replace(rows, groups=groups)
+        count = rows_of_an_epoch(rows)
+        full, images = sizes[:, 0].sum() / (count * data.length), sizes[:, 1].sum() / count
+        said += f"; packed into {count:,} rows of {data.length} tokens, {100 * full:.1f}% full"
         said += f", {images:.1f} of {data.max_images} image slots used"
     else:
-        needs = buckets(rows.sizes, (*data.lengths, data.length))
+        needs = buckets(sizes, (*data.lengths, data.length))
         counts = [f"{(needs == length).sum():,} x {length}" for length in np.unique(needs)]
         said += f"; row lengths: {', '.join(counts)}"
     if jax.process_index() == 0:
@@ -129,12 +136,34 @@ def _arrange(name: str, data: Data, rows: Rows, seed: int) -> tuple[Rows, np.nda
     return rows, needs
 
 
+def _mixed(parts: list[tuple[str, int, float]], sizes: np.ndarray | None, data: Data, seed: int) -> Mixture:
+    """A mixture of the indices of examples that are joined part by part, or of the rows into which each part is packed.
+    parts: (path, examples, weight). sizes: of all of them; None: a row each."""
+    mixed, first = [], 0
+    for path, count, weight in parts:
+        if sizes is None:
+            mixed.append(Part(path, range(first, first + count), weight))
+        else:
+            groups = pack(sizes[first : first + count], data.length, data.max_images, seed)
+            contents = digest(groups.members, groups.starts)
+            # Weights are of samples: the more of them a row of this part has, the fewer turns it takes.
+            rows = dataclasses.replace(groups, members=groups.members + first)
+            mixed.append(Part(path, rows, weight * len(rows) / count, contents))
+        first += count
+    return Mixture(mixed, seed)
+
+
+def rows_of_an_epoch(rows: Rows) -> int:
+    """How many rows hold every example once. (A mixture never ends; its parts do.)"""
+    return sum(len(part.source) for part in rows.groups.parts) if isinstance(rows.groups, Mixture) else len(rows)
+
+
 def measure(rows: Rows, threads: int, workers: int) -> np.ndarray:
     """int32[examples, 2]: tokens and images of every example of unpacked `rows`; 0, 0 where it is to be replaced.
 
     Tokenises each once, a share of them on every process. Raises DataError where one cannot be read and stays.
     """
-    count, processes = len(rows), jax.process_count()
+    count, processes = len(rows.source), jax.process_count()
     share = evaluation_batches(
         range(count), rows.size, 256 * processes, process_index=jax.process_index(), process_count=processes,
         threads=threads, workers=workers if count > FEW else 0,
@@ -147,9 +176,9 @@ def measure(rows: Rows, threads: int, workers: int) -> np.ndarray:
 
 def training_batches(stage: Stage, data: StageData, seed: int) -> Batches:
     """The shuffled, endless batches of this process; the loop stops after `data.steps`."""
-    groups, mixed = data.train.groups, isinstance(data.train.source, Mixture)
-    about = {"packing": digest(groups.members, groups.starts)} if groups else None
-    # A mixture shuffles each of its sources itself, and never ends.
+    groups = data.train.groups
+    about = {"packing": digest(groups.members, groups.starts)} if isinstance(groups, Groups) else None
+    mixed = isinstance(groups, Mixture)  # it shuffles each of its sources itself, and never ends
     return make_batches(
         range(len(data.train)), data.train.row, batch_size=stage.batch, seed=seed, shuffle=not mixed,
         epochs=None if stage.steps or mixed else stage.epochs, process_index=jax.process_index(),
@@ -160,18 +189,18 @@ def training_batches(stage: Stage, data: StageData, seed: int) -> Batches:
 
 def place_in(data: StageData, batches: Batches) -> dict:
     """Where the data of a run goes on, fit for JSON: the batches' state and that of a mixture."""
-    source = data.train.source
-    return batches.get_state() | ({"mixture": source.state()} if isinstance(source, Mixture) else {})
+    groups = data.train.groups
+    return batches.get_state() | ({"mixture": groups.state()} if isinstance(groups, Mixture) else {})
 
 
 def continued(data: StageData, place: dict) -> StageData:
     """`data` as it goes on at `place_in(...)`: only a mixture, which may have been changed since, is another then.
     Raises ConfigError where one of its sources has another length."""
-    source = data.train.source
-    if not isinstance(source, Mixture) or "mixture" not in place:
+    groups = data.train.groups
+    if not isinstance(groups, Mixture) or "mixture" not in place:
         return data
-    source = source.resumed(place["mixture"], place["step"] * place["batch_size"])
-    return dataclasses.replace(data, train=dataclasses.replace(data.train, source=source))
+    groups = groups.resumed(place["mixture"], place["step"] * place["batch_size"])
+    return dataclasses.replace(data, train=dataclasses.replace(data.train, groups=groups))
 
 
 def in_order(rows, to_row, batch_size: int) -> Batches:

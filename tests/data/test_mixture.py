@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from llava_jax.config import Data, Stage
-from llava_jax.data.example import Example
 from llava_jax.data.mixture import BLOCK, Mixture, Part
 from llava_jax.data.pipeline import Batches
-from llava_jax.data.rows import RowFormat, Rows
-from llava_jax.errors import ConfigError, DataError
+from llava_jax.data.rows import Rows
+from llava_jax.errors import ConfigError
 from llava_jax.train.inputs import StageData, continued, place_in, training_batches
 
 
@@ -150,6 +149,17 @@ def test_two_changes_and_a_source_that_comes_back():
         third[299]
 
 
+def test_a_source_that_is_packed_otherwise_is_not_continued_also_after_a_pause():
+    packed = dataclasses.replace(A, contents="1f")
+    state = json.loads(json.dumps(Mixture([packed, B], 3).state()))
+    assert Mixture([B, packed, C], 3).resumed(state, 10).state()["contents"] == {"a": "1f", "b": "", "c": ""}
+    with pytest.raises(ConfigError, match="a is packed otherwise than before"):
+        Mixture([A, B], 3).resumed(state, 10)
+    without = Mixture([B], 3).resumed(state, 10).state()
+    with pytest.raises(ConfigError, match="a is packed otherwise than before"):
+        Mixture([dataclasses.replace(A, contents="2f"), B], 3).resumed(without, 20)
+
+
 def test_a_source_of_another_length_is_not_continued_also_after_a_pause():
     state = Mixture([A, B], 3).state()
     with pytest.raises(ConfigError, match="a had 700 examples, has 701. Restore it"):
@@ -175,7 +185,7 @@ def test_mixtures_that_cannot_be(parts, message):
 
 class Numbers(Rows):
     def row(self, index, length=None) -> dict:
-        name, i = self.source[index]
+        name, i = self.groups[index] if self.groups else self.source[index]
         return {"tokens": np.array([ord(name) * 10_000 + i])}
 
 
@@ -183,7 +193,7 @@ STAGE = Stage(data=Data(threads=2), batch=8, steps=99)
 
 
 def data_of(parts) -> StageData:
-    return StageData(Numbers(Mixture(parts, 3), None), None, [], 99, 99)
+    return StageData(Numbers(None, None, groups=Mixture(parts, 3)), None, [], 99, 99)
 
 
 def batches(parts, place=None) -> tuple[Batches, StageData]:
@@ -239,42 +249,3 @@ def test_two_processes_share_the_batches_of_one(monkeypatch):
         monkeypatch.setattr(jax, "process_index", lambda i=i: i)
         parts.append(drawn(batches([A, B])[0], 5))
     assert [sum(both, []) for both in zip(*parts, strict=True)] == whole
-
-
-LATE = 2_000_000_000  # most positions are before it
-
-
-class Half(Named):
-    """Of which every other example cannot be read."""
-
-    def __getitem__(self, index):
-        if index % 2:
-            raise DataError(f"sample {index}: broken")
-        return Example(f"{self.name}{index}", (("human", ""), ("gpt", "x")), ())
-
-
-class Letters:
-    """A tokenizer with one id per character."""
-
-    pad_id, bos_id, eos_id, add_bos, legacy, special = 0, 1, 2, True, True, {}
-
-    def encode(self, text, dummy_prefix):
-        return [ord(c) for c in text]
-
-
-def test_a_substitute_comes_from_the_mixture_as_it_is_and_is_the_same_in_every_run():
-    text = RowFormat(Letters(), "plain", 9, 0, 1, 4, "pad", "error")
-    a, b = (Part(name, Half(name, 30), 1.0) for name in "ab")
-    mixture = Mixture([a, b], 3).resumed(Mixture([a], 3).state(), LATE)  # has none before
-    rows = Rows(mixture, text, replace=True, seed=1)
-    used, replaced = [], []
-    for i in range(LATE, LATE + 40):
-        row = rows.row(i)
-        (name,) = rows.names(i)
-        assert pickle.loads(pickle.dumps(rows)).names(i) == [name] and row["segment_ids"].any()
-        used.append(name)
-        replaced += [(record["index"], record["substitute"]) for record in row["replaced"]]
-    assert 5 < len(replaced) < 35
-    for index, substitute in replaced:
-        assert used[index - LATE] == substitute and int(substitute[1:]) % 2 == 0
-    assert {name[0] for _, name in replaced} == {"a", "b"}

@@ -1,6 +1,7 @@
 """inputs.py: what is measured before a run, by one process and by several."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from llava_jax.architectures import VISION
 from llava_jax.config import Data, Stage
 from llava_jax.data.example import Example
 from llava_jax.data.rows import RowFormat, Rows
-from llava_jax.errors import DataError
+from llava_jax.errors import ConfigError, DataError
 from llava_jax.train import inputs
 
 
@@ -58,26 +59,77 @@ def test_a_sample_that_cannot_be_measured_and_stays_is_an_error():
         inputs.measure(dataclasses.replace(rows(), replace=False), 2, 0)
 
 
+def write_json(path: Path, name: str, counts: list[int]) -> None:
+    """Text-only samples `name`0, `name`1, ... whose answers have so many words."""
+    talks = [[{"from": "human", "value": ""}, {"from": "gpt", "value": "red " * count}] for count in counts]
+    rows = [{"id": f"{name}{i}", "conversations": talk} for i, talk in enumerate(talks)]
+    path.write_text(json.dumps(rows))
+
+
+PACKED = dict(template="plain", length=32, max_images=0, packing="pack", threads=0)
+
+
+def opened(stage: Stage) -> inputs.StageData:
+    return inputs.open_stage("one", stage, 0, inputs.open_tokenizer("tiny"), VISION["tiny"])
+
+
 def test_the_steps_of_packed_epochs_are_counted_exactly(tmp_path, capsys):
-    (tmp_path / "chat.json").write_text(
-        "["
-        + ",".join(
-            f'{{"id": "{i}", "conversations": [{{"from": "human", "value": ""}}, '
-            f'{{"from": "gpt", "value": "{"red " * (1 + i % 5)}"}}]}}'
-            for i in range(100)
-        )
-        + "]"
-    )
-    data = Data(
-        path=str(tmp_path / "chat.json"), image_folder=str(tmp_path), template="plain", length=32, max_images=0,
-        packing="pack", threads=0,
-    )  # fmt: skip
+    write_json(tmp_path / "chat.json", "", [1 + i % 5 for i in range(100)])
+    data = Data(path=str(tmp_path / "chat.json"), image_folder=str(tmp_path), **PACKED)
     stage = Stage(data=data, batch=4, epochs=3)
-    opened = inputs.open_stage("one", stage, 0, inputs.open_tokenizer("tiny"), VISION["tiny"])
+    found = opened(stage)
     assert "one: measured 100 samples in" in capsys.readouterr().out
-    batches = list(inputs.training_batches(stage, opened, 0))
-    assert len(batches) == opened.steps < 3 * 100 / 4 / 2
-    assert opened.samples == 300 == sum(int(b["segment_ids"].max(axis=1).sum()) for b in batches)
+    batches = list(inputs.training_batches(stage, found, 0))
+    assert len(batches) == found.steps < 3 * 100 / 4 / 2
+    assert found.samples == 300 == sum(int(b["segment_ids"].max(axis=1).sum()) for b in batches)
     by_steps = dataclasses.replace(stage, steps=10)
-    opened = inputs.open_stage("one", by_steps, 0, inputs.open_tokenizer("tiny"), VISION["tiny"])
-    assert opened.samples == round(40 * 100 / len(opened.train))
+    found = opened(by_steps)
+    assert found.samples == round(40 * 100 / len(found.train))
+
+
+def packed_mixture(folder: Path, names: str) -> tuple[Stage, inputs.StageData]:
+    """Of sources of 300 samples: short ones, in `c` middling, in `b` long ones; all of the same weight."""
+    mixture = tuple((str(folder / f"{name}.json"), str(folder), 1.0) for name in names)
+    for name in names:
+        words = {"a": 2, "b": 9, "c": 5}[name]
+        write_json(folder / f"{name}.json", name, [words + i % 3 for i in range(300)])
+    stage = Stage(data=Data(mixture=mixture, **PACKED), batch=4, epochs=1)
+    return stage, opened(stage)
+
+
+def names_of(stage: Stage, data: inputs.StageData, place: dict | None, steps: int) -> tuple[list[list[str]], dict]:
+    """(the samples of each row of so many batches, the place behind them)."""
+    if place is not None:
+        data = inputs.continued(data, place)
+    batches = inputs.training_batches(stage, data, 0)
+    if place is not None:
+        batches.set_state({name: value for name, value in place.items() if name != "mixture"})
+    taken = [next(batches)["index"] for _ in range(steps)]
+    batches.close()
+    return [data.train.names(int(i)) for index in taken for i in index], inputs.place_in(data, batches)
+
+
+def test_a_packed_mixture_packs_each_source_by_itself_and_weighs_samples(tmp_path):
+    stage, data = packed_mixture(tmp_path, "bc")
+    rows, _ = names_of(stage, data, None, data.steps)
+    assert all(len({name[0] for name in row}) == 1 for row in rows)
+    of_b, of_c = (sum(len(row) for row in rows if row[0][0] == name) for name in "bc")
+    assert abs(of_b - of_c) < 0.15 * (of_b + of_c), "weights count samples"
+    assert sum(row[0][0] == "c" for row in rows) < 0.45 * len(rows), "which need fewer rows where they are short"
+
+
+def test_a_packed_mixture_goes_on_exactly_also_with_a_source_in_front(tmp_path):
+    stage, data = packed_mixture(tmp_path, "bc")
+    whole, _ = names_of(stage, data, None, 30)
+    first, place = names_of(stage, data, None, 10)
+    assert first + names_of(stage, data, json.loads(json.dumps(place)), 20)[0] == whole
+    changed = packed_mixture(tmp_path, "abc")  # in the order of the sources, and of their samples, the first
+    more, place = names_of(*changed, place, 20)
+    assert {row[0][0] for row in more} == set("abc")
+    for name in "bc":
+        # The source's own order is kept: what comes is what would have come, only later.
+        kept = [row for row in first + more if row[0][0] == name]
+        assert kept == [row for row in whole if row[0][0] == name][: len(kept)]
+    write_json(tmp_path / "b.json", "b", [9] * 150 + [3] * 150)
+    with pytest.raises(ConfigError, match="b.json (had .* examples, has|is packed otherwise than before)"):
+        names_of(stage, opened(stage), place, 1)

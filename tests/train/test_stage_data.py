@@ -66,7 +66,7 @@ def test_a_mixture_holds_out_of_every_part_and_never_ends(tmp_path, opened):
                   (("a", 300, 1.0), ("b", 500, 3.0)))  # fmt: skip
     mixed = stage(mixture=parts, held_out=0.1)
     data = opened(mixed)
-    train, out = data.train.source, data.held_out.source
+    source, train, out = data.train.source, data.train.groups, data.held_out.source
     assert isinstance(train, Mixture)
     sizes = [len(part.source) for part in train.parts]
     assert sum(sizes) + len(data.held_out) == 800 and data.steps == -(-sum(sizes) // 8)
@@ -74,7 +74,7 @@ def test_a_mixture_holds_out_of_every_part_and_never_ends(tmp_path, opened):
     held_out = {out[i].id for i in range(len(out))}
     first = [out[i].id[0] for i in range(32)]
     assert len(held_out) == len(data.held_out) and 5 < first.count("a") < 27
-    trained = [train[i].id for i in range(900)]
+    trained = [source[train[i]].id for i in range(900)]
     assert not held_out & set(trained)
     assert 0.65 < sum(name.startswith("b") for name in trained) / 900 < 0.85
 
