@@ -41,6 +41,7 @@ setup(
             "matplotlib>=3.9",
             "pyarrow>=18",
             "pytest>=8.0",
+            "pytest-xdist>=3.6",
             "ruff>=0.12",
             "torch==2.13.0",
             "transformers>=5.0,<6",

@@ -1,5 +1,7 @@
 """LLaVA: CLIP -> projector -> LLaMA (arXiv 2304.08485), joined where the token ids say IMAGE_TOKEN_ID."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -79,8 +81,10 @@ def _create(config: ModelConfig, key: jax.Array):
     return Llava(config).init(key, one, jnp.zeros((1, 0, size, size, 3), jnp.uint8), one, one)["params"]
 
 
+@functools.cache  # tracing takes longer than anything else that a small model does before its first step
 def abstract_params(config: ModelConfig) -> dict:
-    """Shapes, dtypes and logical axes of every parameter, boxed (nn.LogicallyPartitioned); allocates nothing.
+    """Shapes, dtypes and logical axes of every parameter, boxed (nn.LogicallyPartitioned); allocates nothing. Not to be
+    changed: every caller gets the same.
 
     Raises ConfigError for an unknown name in the config.
     """

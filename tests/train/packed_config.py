@@ -1,4 +1,5 @@
-"""A short run as real data makes it: packed rows, unreadable images, worker processes; a checkpoint every 3 steps.
+"""A short run as real data makes it: a mixture of two sources, packed, unreadable images in both, worker processes; then
+one of the sources in rows of several lengths. A checkpoint every 3 steps.
 
 Its data, scenes written as LLaVA's JSON and image files, is made in $PACKED_DATA where it is not there yet:
 
@@ -15,6 +16,8 @@ from llava_jax.data.scene_source import SceneSource
 
 BAD = (5, 40, 71)  # of EXAMPLES
 EXAMPLES = 96
+MORE_BAD = (2, 17)  # of MORE, the other source
+MORE = 40
 
 architectures.VISION["micro"] = VisionConfig(
     image_size=24, patch_size=12, width=16, layers=2, heads=2, mlp_width=32,
@@ -26,14 +29,14 @@ architectures.LLM["micro"] = LlamaConfig(
 )  # fmt: skip
 
 
-def write_data(folder: Path, examples: int, bad) -> None:
+def write_data(folder: Path, examples: int, bad, kind: str = "instruct") -> None:
     """`examples` scenes as chat.json and images/; the images of `bad` are missing or cut in half."""
     (folder / "images").mkdir(parents=True)
-    source, rows = SceneSource("instruct", 0, False, 24), []
+    source, rows = SceneSource(kind, 0, False, 24), []
     for i in range(examples):
         example = source[i]
         said = [{"from": role, "value": text} for role, text in example.turns]
-        rows.append({"id": f"scene {i}", "image": f"{i}.png", "conversations": said})
+        rows.append({"id": f"{kind} {i}", "image": f"{i}.png", "conversations": said})
         file = folder / "images" / f"{i}.png"
         if i not in bad or i % 2:
             example.images[0].save(file)
@@ -44,8 +47,10 @@ def write_data(folder: Path, examples: int, bad) -> None:
 
 def get_config():
     folder = Path(os.environ["PACKED_DATA"])
+    more = folder / "captions"
     if not (folder / "chat.json").exists():
         write_data(folder, EXAMPLES, BAD)
+        write_data(more, MORE, MORE_BAD, "caption")
     c = config.defaults()
     c.model.vision = c.model.llm = "micro"
     c.model.dtype = c.model.feature_dtype = "float32"
@@ -62,4 +67,7 @@ def get_config():
         s.learning_rates = (("vision/.*", None), (".*", 1e-3))
         s.data.path, s.data.image_folder = str(folder / "chat.json"), str(folder / "images")
         s.data.template, s.data.threads, s.data.bad_ceiling = "vicuna_v1", 2, 0.1
+    one = c.stages.packed.data
+    one.mixture = ((one.path, one.image_folder, 2.0), (str(more / "chat.json"), str(more / "images"), 1.0))
+    one.path = one.image_folder = ""
     return c

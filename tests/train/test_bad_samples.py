@@ -28,7 +28,6 @@ spec.loader.exec_module(packed_config)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    packed_config.write_data(folder / "scenes", packed_config.EXAMPLES, packed_config.BAD)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PACKED_DATA", str(folder / "scenes"))
         patch.setenv("JAX_PLATFORMS", "cpu")
@@ -37,9 +36,11 @@ def data(tmp_path_factory):
 
 
 def train(folder: Path, **changes) -> list[str]:
-    """What a run without worker processes says."""
+    """What a run without worker processes and without a mixture says."""
     c = packed_config.get_config()
-    c.stages.packed.data.workers = c.stages.buckets.data.workers = 0
+    one, other = c.stages.packed.data, c.stages.buckets.data
+    one.workers = other.workers = 0
+    one.mixture, one.path, one.image_folder = (), other.path, other.image_folder
     with c.unlocked():
         c.update_from_flattened_dict({path.replace("__", "."): value for path, value in changes.items()})
     said = []
@@ -59,18 +60,21 @@ def reference(data):
     return data / "reference"
 
 
+PLANTED = sorted(f"instruct {i}" for i in packed_config.BAD)
+
+
 def test_every_planted_fault_is_listed_and_counted_once_an_epoch(reference):
     def names(stage):
         return sorted(r["sample"] for r in listed(reference) if r["stage"] == stage)
 
-    planted = sorted(f"scene {i}" for i in packed_config.BAD)
-    assert names("packed") == sorted(planted * 2) and names("buckets") == planted
+    captions = [f"caption {i}" for i in packed_config.MORE_BAD]
+    assert set(names("packed")) == {*PLANTED, *captions} and names("buckets") == PLANTED
     for record in listed(reference):
         assert re.search(r"(\d+\.png: no such file|cannot be read)", record["reason"])
-        assert record["substitute"] not in planted
+        assert record["substitute"] not in (*PLANTED, *captions)
     records = [json.loads(line) for line in (reference / "metrics.jsonl").read_text().splitlines()]
     steps = {r["step"]: r["train/replaced"] for r in records}
-    assert sum(steps.values()) == 9
+    assert sum(steps.values()) == len(listed(reference))
     assert {step for step, count in steps.items() if count} == {r["step"] for r in listed(reference)}
     newest = max((reference / "checkpoints").iterdir(), key=lambda p: int(p.name) if p.name.isdigit() else -1)
     place = json.loads((newest / "data" / "metadata").read_text())
@@ -111,11 +115,10 @@ def test_beyond_the_ceiling_the_run_ends_and_says_where_the_list_is(data, tmp_pa
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(files) == records[-1].get("train/skipped", len(files)) >= 1, said
     assert sum(r["train/replaced"] for r in records) == len(listed(tmp_path)) == 6
-    planted = {f"scene {i}" for i in packed_config.BAD}
     for file in files:
         dump = json.loads(file.read_text())
         substitutes = {record["substitute"] for record in listed(tmp_path) if record["step"] == dump["step"]}
-        assert substitutes <= set(dump["samples"]) and planted.isdisjoint(dump["samples"])
+        assert substitutes <= set(dump["samples"]) and set(PLANTED).isdisjoint(dump["samples"])
         assert len(dump["samples"]) > 8, "several a row"
 
 
@@ -126,7 +129,7 @@ def test_a_mixture_replaces_and_counts_too_and_goes_on_as_it_was(data, tmp_path)
         stages__buckets__data__mixture=((str(scenes / "chat.json"), str(scenes / "images"), 1.0),),
     )  # fmt: skip
     train(tmp_path, **mixed)
-    assert sorted(r["sample"] for r in listed(tmp_path)) == sorted(f"scene {i}" for i in packed_config.BAD)
+    assert sorted(r["sample"] for r in listed(tmp_path)) == PLANTED
     place = json.loads((tmp_path / "checkpoints" / "12" / "data" / "metadata").read_text())
     assert place["replaced"] == 3 and place["mixture"]["start"] == 0
     before = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "bad_samples.jsonl")}
@@ -141,7 +144,7 @@ def test_a_mixture_replaces_and_counts_too_and_goes_on_as_it_was(data, tmp_path)
 
 
 def test_error_is_the_policy_that_stops_at_the_first(data, tmp_path):
-    with pytest.raises(DataError, match=r"sample 'scene \d+': .*png: "):
+    with pytest.raises(DataError, match=r"sample 'instruct \d+': .*png: "):
         train(tmp_path, run=("packed",), stages__packed__data__bad="error")
     assert not (tmp_path / "bad_samples.jsonl").exists()
 
