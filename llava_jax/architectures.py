@@ -120,6 +120,10 @@ _LLAMA_2 = {size: dataclasses.replace(c, norm_eps=1e-5, max_positions=4096) for 
 VISION = {
     "clip_l14_224": _clip_l14(224),
     "clip_l14_336": _clip_l14(336),
+    "small_128": VisionConfig(  # CLIP's shape, of a size that two cores can train from nothing
+        image_size=128, patch_size=32, width=256, layers=6, heads=4, mlp_width=1024,
+        activation="quick_gelu", norm_eps=1e-5, select_layer=-2, select_feature="patch",
+    ),
     "tiny": VisionConfig(
         image_size=48, patch_size=16, width=128, layers=4, heads=4, mlp_width=512,
         activation="quick_gelu", norm_eps=1e-5, select_layer=-2, select_feature="patch",

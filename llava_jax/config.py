@@ -113,6 +113,7 @@ class Eval:
     before: bool = False  # also before the stage's first step
     every: int = 0  # steps between evaluations; 0: only after the stage's last step
     samples: int = 256  # held-out rows for the loss
+    shuffled: bool = False  # also the loss with each other's images: a third pass
     answers: int = 8  # sample answers written with their images under samples/
     questions: int = 0  # scenes only: held-out questions per kind for the accuracy table
     max_new_tokens: int = 56

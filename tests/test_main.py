@@ -278,7 +278,7 @@ FAULTS = [
 def test_a_fault_in_the_data_is_named_and_ends_with_1(folder, fault, words, capsys, monkeypatch):
     fault(folder)
     monkeypatch.setattr("llava_jax.train.loop.first_state", lambda *_: None, raising=False)  # saves its compilation
-    code, out, err = run(capsys, "--config=small.py")
+    code, out, err = run(capsys, "--config=small.py", "--config.stages.one.data.bad=error")
     assert code == 1 and err.startswith("error: ")
     assert all(word in err for word in words), err
     assert "stages.one.batch = 8  (small.py)" in out  # what it tried to do is on the screen
@@ -290,7 +290,7 @@ def test_a_fault_far_into_the_data_comes_through_the_loader_s_threads(folder, ca
     late.write_bytes(late.read_bytes()[:-300])
     rows = [ROW, *({**ROW, "id": f"late-{i}", "image": "late.jpg"} for i in range(7))]
     (folder / "train.json").write_text(json.dumps(rows))
-    code, out, err = run(capsys, "--config=small.py")
+    code, out, err = run(capsys, "--config=small.py", "--config.stages.one.data.bad=error")
     assert code == 1 and err.startswith("error: sample 'late-") and str(late) in err and "cut off" in err
     assert "sample bus-1" in out  # the first one was read and shown
 

@@ -9,7 +9,6 @@ reader waits for the rest for ever, and when the run is killed, its workers live
 import atexit
 import multiprocessing
 import multiprocessing.connection  # registers multiprocessing's exit function, which has to come before ours
-import pickle
 import signal
 import traceback
 import weakref
@@ -54,7 +53,7 @@ class WorkerRows:
                 raise _death(process)
         w = (self._next - self._start) % len(self._pipes)
         try:
-            row, fault = pickle.loads(self._pipes[w].recv_bytes())
+            row, fault = self._pipes[w].recv()
         except (EOFError, OSError):
             raise _death(self._processes[w]) from None
         if fault is not None:
@@ -89,16 +88,18 @@ def _death(process) -> UserError:
 
 
 def _work(pipe, rows, indices: range, threads: int, ahead: int) -> None:
-    """What a worker process does: sends pickled (row, None), or (None, what was raised)."""
+    """What a worker process does: sends (row, None), or (None, what was raised)."""
     # A signal to the whole group (Ctrl-C, a job scheduler's SIGTERM) is for the run, which saves and then ends us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
-    def make(index: int) -> bytes:
+    def make(index: int) -> tuple:
         try:
-            return pickle.dumps((rows[index], None), 5)
-        except Exception as fault:
-            return _pickled(fault)
+            return rows[index], None
+        except UserError as fault:
+            return None, fault
+        except Exception:  # of which nobody knows whether it can be sent; its text can
+            return None, RuntimeError(f"in a data worker:\n{traceback.format_exc()}")
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         pending = deque()
@@ -106,18 +107,8 @@ def _work(pipe, rows, indices: range, threads: int, ahead: int) -> None:
             for index in indices:
                 pending.append(pool.submit(make, index))
                 if len(pending) > ahead:
-                    pipe.send_bytes(pending.popleft().result())
+                    pipe.send(pending.popleft().result())
             while pending:
-                pipe.send_bytes(pending.popleft().result())
+                pipe.send(pending.popleft().result())
         except OSError:  # the run is gone
             pool.shutdown(cancel_futures=True)
-
-
-def _pickled(fault: Exception) -> bytes:
-    if not isinstance(fault, UserError):
-        fault.add_note(f"in a data worker:\n{traceback.format_exc()}")
-    try:
-        pickle.loads(data := pickle.dumps((None, fault), 5))  # some exceptions can be written, but not read
-        return data
-    except Exception:
-        return pickle.dumps((None, RuntimeError(f"in a data worker:\n{traceback.format_exc()}")), 5)

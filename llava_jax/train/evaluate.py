@@ -58,21 +58,33 @@ class Speaker:
 def held_out_loss(eval_step, speaker: Speaker, data: StageData) -> dict[str, float]:
     """{"val/loss": .., "val/loss_blank": ..}: mean over target tokens of the first `eval.samples` held-out rows.
 
-    Also "val/replaced", how many of them could not be read, where there are any.
+    Also "val/loss_shuffled" where `eval.shuffled` asks for it: each text with the next row's images, which are as
+    likely as its own, but another's. And "val/replaced", how many rows could not be read, where there are any.
     """
-    stage = speaker.stage
+    stage, row = speaker.stage, data.held_out.row
     rows = range(min(stage.eval.samples, len(data.held_out)))
-    sums, replaced = np.zeros((2, 2)), 0
-    for batch in speaker.batches(rows, data.held_out.row):
+    sums: dict[str, np.ndarray] = {}
+    replaced = 0
+
+    def add(name: str, batch: Row) -> None:
+        loss, targets = eval_step(speaker.params, global_batch(batch, speaker.mesh))
+        sums[name] = sums.get(name, 0) + np.array((float(loss), float(targets)))
+
+    def row_of_another(index: int) -> Row:
+        return row(index) | {"images": row((index + 1) % len(rows))["images"]}
+
+    for batch in speaker.batches(rows, row):
         replaced += batch.get("replaced", np.zeros(1)).sum()
-        versions = [batch, blanked(batch)] if stage.data.max_images else [batch]
-        for i, version in enumerate(versions):
-            loss, targets = eval_step(speaker.params, global_batch(version, speaker.mesh))
-            sums[i] += float(loss), float(targets)
-    result = {"val/loss": sums[0, 0] / sums[0, 1]}
+        add("val/loss", batch)
+        if stage.data.max_images:
+            add("val/loss_blank", blanked(batch))
+    if stage.eval.shuffled:
+        for batch in speaker.batches(rows, row_of_another):
+            add("val/loss_shuffled", batch)
+    result = {name: loss / targets for name, (loss, targets) in sums.items()}
     if everywhere := np.sum(multihost_utils.process_allgather(np.array(replaced))):
         result["val/replaced"] = float(everywhere)
-    return result | ({"val/loss_blank": sums[1, 0] / sums[1, 1]} if stage.data.max_images else {})
+    return result
 
 
 def blanked(batch: Row) -> Row:

@@ -1,5 +1,5 @@
-"""A short run as real data makes it: a mixture of two sources, packed, unreadable images in both, worker processes; then
-one of the sources in rows of several lengths. A checkpoint every 3 steps.
+"""A short run as real data makes it: a mixture of two sources, packed, unreadable images in both, worker processes;
+then one of the sources in rows of several lengths. A checkpoint every 3 steps.
 
 Its data, scenes written as LLaVA's JSON and image files, is made in $PACKED_DATA where it is not there yet:
 
