@@ -5,7 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# The tests compile far more than they compute: these, and the two settings below, make compiling fast and programs slow.
+# The tests compile far more than they compute: these, and the two settings below, make compiling fast, programs slow.
 # An XLA that no longer knows a flag says so and stops; then leave it out.
 os.environ["XLA_FLAGS"] = " ".join(
     [
