@@ -1,15 +1,18 @@
-"""Real processes: killed, stopped, run again. launch/local/check_resume.py does the same for as many seeds as asked."""
+"""Real processes: killed, stopped, run again, on data of which a part cannot be read.
 
-import random
+launch/local/check_resume.py does the same for as many seeds as asked.
+"""
+
+import json
+import os
+import re
 import signal
 import time
 from pathlib import Path
 
 import pytest
+from test_bad_samples import CONFIG, PLANTED, listed, packed_config
 from test_loop import check_resume
-
-CONFIG = Path(__file__).parent / "resume_config.py"
-STAGES = [("stage1", 8), ("stage2", 8)]
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +20,9 @@ def folder(tmp_path_factory):
     """With a finished run in `reference` and its compiled programs in `compiled`."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PACKED_DATA", str(folder / "scenes"))
         patch.setenv("JAX_PLATFORMS", "cpu")
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiles in a third of the time
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         check_resume.finish(start(folder, "reference"))
         yield folder
 
@@ -27,14 +31,13 @@ def start(folder: Path, name: str) -> "check_resume.Run":
     return check_resume.Run(CONFIG, folder / name, folder / "compiled")
 
 
-def assert_equal(folder: Path, name: str):
-    expected = check_resume.contents(folder / "reference")
-    assert check_resume.differences(expected, check_resume.contents(folder / name)) == []
+def newest(folder: Path) -> Path:
+    return max((folder / "checkpoints").iterdir(), key=lambda p: int(p.name) if p.name.isdigit() else -1)
 
 
 def test_the_comparison_sees_every_array(folder):
     expected = check_resume.contents(folder / "reference")
-    assert expected["checkpoint"] == "16"
+    assert expected["checkpoint"] == newest(folder / "reference").name
     for part in (
         "['frozen']['vision/patch/kernel']",
         "['trainable']['llm/layers/q/kernel']",
@@ -48,23 +51,53 @@ def test_the_comparison_sees_every_array(folder):
     assert check_resume.differences(expected, expected | {"['step']": "other"}) == ["['step']"]
 
 
-@pytest.mark.parametrize("seed, moment", [(0, "save")])
-def test_a_run_that_was_killed_ends_equal_to_one_that_was_not(folder, seed, moment):
-    compiled, name = folder / "compiled", f"killed at {moment}"
-    kills = check_resume.kill_and_finish(CONFIG, folder / name, compiled, moment, random.Random(seed), STAGES)
-    assert len(kills) == 1
-    assert_equal(folder, name)
+def test_every_planted_fault_is_listed_and_counted_once_an_epoch(folder):
+    found = listed(folder / "reference")
+
+    def names(stage):
+        return sorted(r["sample"] for r in found if r["stage"] == stage)
+
+    captions = [f"caption {i}" for i in packed_config.MORE_BAD]
+    assert set(names("packed")) == {*PLANTED, *captions}, "a mixture, whose epochs are not exact"
+    assert names("buckets") == PLANTED
+    for record in found:
+        assert re.search(r"(\d+\.png: no such file|cannot be read)", record["reason"])
+        assert record["substitute"] not in (*PLANTED, *captions)
+    records = [json.loads(line) for line in (folder / "reference" / "metrics.jsonl").read_text().splitlines()]
+    steps = {r["step"]: r["train/replaced"] for r in records}
+    assert sum(steps.values()) == len(found)
+    assert {step for step, count in steps.items() if count} == {r["step"] for r in found}
+    place = json.loads((newest(folder / "reference") / "data" / "metadata").read_text())
+    assert place["replaced"] == 3 and {"step", "examples", "buckets"} < place.keys()
 
 
-def test_sigterm_saves_and_ends_with_143_within_10_seconds(folder):
-    run = start(folder, "stopped")
-    assert run.wait_for(check_resume.step_is_read("stage2", 4))
+def test_killed_stopped_and_with_a_killed_worker_a_run_ends_equal_to_one_that_was_left_alone(folder):
+    """One run, four processes: each fault meets what the one before it left."""
+    here = folder / "troubled"
+    run, reached = start(folder, "troubled"), check_resume.step_is_read("packed", 3)
+    assert run.wait_for(lambda run: reached(run) and check_resume.save_begins(run))
+    assert run.kill() == -signal.SIGKILL
+
+    run = start(folder, "troubled")
+    assert run.wait_for(check_resume.step_is_read("packed", 5))
     began = time.monotonic()
     assert run.kill(signal.SIGTERM) == 143
     assert time.monotonic() - began < 10
-    assert "stopped by SIGTERM behind step" in run.text() and "Traceback" not in run.text()
-    saved = [int(p.name) for p in (folder / "stopped" / "checkpoints").iterdir() if p.name.isdigit()]
-    assert f"behind step {max(saved) - 8} of stage2" in run.text()
-    assert max(saved) > 11, "not merely the periodic one"
-    check_resume.finish(start(folder, "stopped"))
-    assert_equal(folder, "stopped")
+    assert f"stopped by SIGTERM behind step {newest(here).name} of packed" in run.text()
+    assert "Traceback" not in run.text()
+
+    run = start(folder, "troubled")
+    assert run.wait_for(check_resume.step_is_read("buckets", 2))
+    children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text().split()
+    workers = [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    os.kill(workers[-1], signal.SIGKILL)
+    began = time.monotonic()
+    assert run.wait() == 1
+    assert time.monotonic() - began < 10
+    assert re.search(rf"^error: data worker \d of \d \(process {workers[-1]}\) was killed by SIGKILL", run.text(), re.M)
+    assert "Traceback" not in run.text()
+
+    check_resume.finish(start(folder, "troubled"))
+    expected = check_resume.contents(folder / "reference")
+    assert check_resume.differences(expected, check_resume.contents(here)) == []
+    assert (here / "bad_samples.jsonl").read_bytes() == (folder / "reference" / "bad_samples.jsonl").read_bytes()
