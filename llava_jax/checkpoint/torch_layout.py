@@ -26,7 +26,7 @@ BLOCK = 16  # rows: their cache lines fit the fastest cache
 BORDER = 64  # bytes
 THREADS = min(8, os.cpu_count() or 1)
 PIECE = 1 << 22  # numbers
-SMALL = 1 << 18  # numbers: one thread is done with them before a second has started
+SMALL = 1 << 18  # numbers: one thread is done with them before the others have heard of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,8 @@ def to_torch(groups: Groups, value: np.ndarray) -> np.ndarray:
     shape = torch_shape(groups, value.shape)
     if _is_turned(groups):
         found = np.empty(shape, value.dtype)
-        _turn(np.ascontiguousarray(value).reshape(shape[::-1]), found)
+        with ThreadPoolExecutor(THREADS) as pool:
+            _turn(np.ascontiguousarray(value).reshape(shape[::-1]), found, pool)
         return found
     order = [axis for group in groups for axis in group]
     return np.ascontiguousarray(value.transpose(order)).reshape(shape)
@@ -140,7 +141,7 @@ def _is_turned(groups: Groups) -> bool:
     return len(groups) == 2 and groups[1] + groups[0] == tuple(range(len(groups[0] + groups[1])))
 
 
-def _turn(matrix: np.ndarray, target: np.ndarray) -> None:
+def _turn(matrix: np.ndarray, target: np.ndarray, pool: ThreadPoolExecutor) -> None:
     """target[:] = matrix.T, five times as fast: numpy reads a column at a time, and of each cache line a single number.
     Of BLOCK rows, the lines stay in the cache until all of their numbers are read."""
     number = f"u{matrix.itemsize}"  # numpy knows how to copy integers, but not bfloat16, in one loop
@@ -152,9 +153,8 @@ def _turn(matrix: np.ndarray, target: np.ndarray) -> None:
         for i in range(start, min(start + share, len(matrix)), BLOCK):
             target[:, i : i + BLOCK] = matrix[i : i + BLOCK].T
 
-    starts = range(0, len(matrix), share)
-    with ThreadPoolExecutor(THREADS if matrix.size > SMALL else 1) as pool:  # numpy lets the others run while it copies
-        list(pool.map(turn, starts))
+    # numpy lets the others run while it copies
+    list((pool.map if matrix.size > SMALL else map)(turn, range(0, len(matrix), share)))
 
 
 def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
@@ -196,7 +196,8 @@ def read(
     def fetch(i: int, at: tuple[slice, ...]) -> np.ndarray:
         return tensor(row.name.format(layers[i]), at)
 
-    with ThreadPoolExecutor(1) as ahead:  # the next piece is read while this one is turned around
+    # The next piece is read while this one is turned around. Threads of their own for every piece would cost a tenth.
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(THREADS) as hands:
         coming = ahead.submit(fetch, *asked[0])
         for n, (i, at) in enumerate(asked):
             value = coming.result()
@@ -205,7 +206,7 @@ def read(
             if is_turned:
                 matrix = found[i].reshape(value.shape[1], -1)
                 first = at[0].start - where[0].start
-                _turn(np.asarray(value, dtype), matrix[:, first : first + len(value)])
+                _turn(np.asarray(value, dtype), matrix[:, first : first + len(value)], hands)
             else:
                 found[i] = to_ours(row.groups, part, value)
     return found if row.stacked else found[0]
