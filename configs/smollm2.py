@@ -11,7 +11,7 @@ On disk, all yours to bring (each path is a setting):
 
 The tower has CLIP's shape but is small and starts at random, so stage 1 trains it together with the projector, through
 the frozen language model. A pretrained tower (--config.load.vision=FOLDER --config.model.vision=clip_l14_224; it takes
-256 tokens an image: raise data.length) is frozen, as in the paper:
+256 tokens an image: data.length above 256 x data.max_images) is frozen, as in the paper:
 --config.stages.stage1.learning_rates='(("projector/.*",1e-3),(".*",None))'.
 
 Stage 1: captions alone (`plain`). Stage 2: the same images asked about in SmolLM2's own chat format, projector and

@@ -317,6 +317,8 @@ def _check(config: Config) -> None:
         for path, _, weight in s.data.mixture:
             if not 0 < weight < math.inf:
                 raise ConfigError(f"{at}.data.mixture: the weight of {path!r} must be positive, not {weight}")
+        if s.eval.shuffled and (s.data.max_images == 0 or s.eval.samples < 2):
+            raise ConfigError(f"{at}.eval.shuffled needs images, and at least 2 eval.samples")
         if s.batch % s.accumulation:
             raise ConfigError(f"{at}.batch={s.batch} is not a multiple of accumulation={s.accumulation}")
         for key in ("data.held_out", "optimizer.b1", "optimizer.b2", "optimizer.warmup_ratio"):

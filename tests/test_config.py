@@ -193,6 +193,14 @@ def test_row_lengths_are_for_rows_of_one_sample_and_chunks_divide_each():
         from_config_dict(c)
 
 
+@pytest.mark.parametrize("setting", [("data.max_images", 0), ("eval.samples", 1)])
+def test_shuffled_images_take_images_and_two_samples(setting):
+    c = changed(f"stages.one.{setting[0]}", setting[1])
+    c.stages.one.eval.shuffled = True
+    with pytest.raises(ConfigError, match="eval.shuffled needs images, and at least 2 eval.samples"):
+        from_config_dict(c)
+
+
 def test_a_mixture_is_packed_but_not_sorted_by_length():
     c = changed("stages.one.data.packing", "pack")
     c.stages.one.data.source, c.stages.one.data.mixture = "files", (("a.json", "images", 1.0),)

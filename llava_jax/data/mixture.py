@@ -94,18 +94,19 @@ class Mixture:
         other contents: what was taken from it would be unknown.
         """
         for part in self.parts:
+            # A checkpoint from before rows of mixtures could be packed has no `contents`.
+            if state.get("contents", {}).get(part.name, part.contents) != part.contents:
+                raise ConfigError(
+                    f"cannot continue in the data: {part.name} is packed otherwise than before. Restore data.packing, "
+                    "length, max_images, the template, the tokenizer and the texts, or start a new run."
+                )
             before = state["lengths"].get(part.name, len(part.source))
             if before != len(part.source):
                 raise ConfigError(
                     f"cannot continue in the data: {part.name} had {before} examples, has {len(part.source)}. Restore "
                     "it, or give the new data another path: then it begins anew."
                 )
-            if state["contents"].get(part.name, part.contents) != part.contents:
-                raise ConfigError(
-                    f"cannot continue in the data: {part.name} is packed otherwise than before. Restore it, its length "
-                    "and its tokenizer, or start a new run from the weights."
-                )
-        start, taken, known = state["start"], state["taken"], (state["lengths"], state["contents"])
+        start, taken, known = state["start"], state["taken"], (state["lengths"], state.get("contents", {}))
         if state["quotas"] == self.quotas:
             return Mixture(self.parts, self.seed, start, taken, *known)
         names, quotas = zip(*sorted(state["quotas"].items()), strict=True)

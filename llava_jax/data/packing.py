@@ -101,15 +101,16 @@ class Bucketed:
         """order: position -> example. bucket int32[n]: the length that each needs. positions: those of the run."""
         self.order, self.bucket, self.batch_size = order, bucket, batch_size
         self.seed, self.positions = seed, positions
-        self._newest: tuple[int, list[np.ndarray]] | None = None
+        self._windows: dict[int, list[np.ndarray]] = {}  # two: at a border, threads are in both
 
     def batch(self, step: int) -> tuple[list[int], int]:
         """(examples of the batch, the length of its rows). The last batch of a run may have fewer examples."""
         window, inside = divmod(step, BATCHES_PER_WINDOW)
-        newest = self._newest  # one read: other threads may replace it
-        if newest is None or newest[0] != window:
-            newest = self._newest = window, self._batches(window)
-        batch = newest[1][inside]
+        windows = self._windows  # one read: other threads may replace it
+        if window not in windows:
+            kept = {near: batches for near, batches in windows.items() if abs(near - window) == 1}
+            windows = self._windows = {**kept, window: self._batches(window)}
+        batch = windows[window][inside]
         return batch.tolist(), int(self.bucket[batch].max())
 
     def _batches(self, window: int) -> list[np.ndarray]:

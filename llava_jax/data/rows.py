@@ -166,8 +166,11 @@ class Rows:
             if len(found) == count:
                 break
             try:
-                self._segment(index)
-                found.append(self.source[index])
+                kept = len(self._segment(index).images)
+                example = self.source[index]
+                for image in example.images[kept:]:  # that were cut off with the text, but belong to the example
+                    load_image(image, str(image))
+                found.append(example)
             except DataError:
                 if not self.replace:
                     raise

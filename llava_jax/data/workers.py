@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from llava_jax.errors import UserError
 
+RUN_S_OWN = (signal.SIGINT, signal.SIGTERM)
+
 
 class WorkerRows:
     """Iterator over `rows[start:]`. Worker w of `workers` makes rows start + w, start + w + workers, ...
@@ -37,7 +39,10 @@ class WorkerRows:
             work = (theirs, rows, range(start + w, len(rows), workers), threads, ahead)
             name = f"data worker {w + 1} of {workers}"
             process = context.Process(target=_work, args=work, name=name, daemon=True)
+            # Held back until the worker ignores them: while it starts, they would end it.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, RUN_S_OWN)
             process.start()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()  # now the only writing end is the worker's
             self._pipes.append(ours)
             self._processes.append(process)
@@ -57,6 +62,7 @@ class WorkerRows:
         except (EOFError, OSError):
             raise _death(self._processes[w]) from None
         if fault is not None:
+            self.close()  # there is no way on: the row behind the fault would be taken for it
             raise fault
         self._next += 1
         return row
@@ -81,17 +87,16 @@ def _death(process) -> UserError:
     code = process.exitcode
     how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
     hint = " (which is also how the kernel ends a process when memory runs out: lower data.workers or data.threads)"
-    return UserError(
-        f"{process.name} (process {process.pid}) {how}{hint if code == -signal.SIGKILL else ''}; "
-        "the same command continues behind the newest checkpoint"
-    )
+    then = "the same command continues behind the newest checkpoint" if code and code < 0 else "what it said is above"
+    return UserError(f"{process.name} (process {process.pid}) {how}{hint if code == -signal.SIGKILL else ''}; {then}")
 
 
 def _work(pipe, rows, indices: range, threads: int, ahead: int) -> None:
     """What a worker process does: sends (row, None), or (None, what was raised)."""
     # A signal to the whole group (Ctrl-C, a job scheduler's SIGTERM) is for the run, which saves and then ends us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in RUN_S_OWN:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, RUN_S_OWN)
 
     def make(index: int) -> tuple:
         try:

@@ -31,8 +31,8 @@ class BadSamples:
                 partial.replace(path)
 
     def record(self, step: int, replaced: list[dict]) -> None:
-        """Lists what was replaced in this process's rows of the batch of global step `step`. On disk at return, so that
-        no checkpoint knows more than the list."""
+        """Lists what was replaced in this process's rows of the batch of global step `step`. In the file at return, so
+        that no checkpoint of a killed run knows more than the list."""
         if not replaced:
             return
         with self.path.open("a", encoding="utf-8") as file:
@@ -49,7 +49,8 @@ class BadSamples:
             raise DataError(
                 f"{self.count} of the {self.samples:,} samples that stage {self.stage} shows had to be replaced, "
                 f"data.bad_ceiling={self.ceiling:g} allows {self.ceiling * self.samples:.1f}. Which and why is in "
-                f"{self.path}. Repair the data, or raise the ceiling; the same command continues"
+                f"{self.path}. Repair the images or raise the ceiling, and the same command continues; texts that are "
+                "repaired change what packed rows hold, and take a new run"
             )
 
 

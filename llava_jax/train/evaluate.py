@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from llava_jax.architectures import IMAGE_TOKEN_ID
 from llava_jax.config import Stage
 from llava_jax.data.conversation import stop_string
 from llava_jax.data.example import Example
@@ -23,12 +24,14 @@ from llava_jax.data.scene_source import QUESTION_KINDS
 from llava_jax.data.scenes import conclusion
 from llava_jax.data.tokenize import expand_images, pad_row, stop_ids, tokenize_prompt
 from llava_jax.data.tokenizer import Tokenizer
+from llava_jax.errors import DataError
 from llava_jax.generate.decode import decode_view, greedy
 from llava_jax.models.llava import Llava
 from llava_jax.sharding import global_batch
 from llava_jax.train.inputs import StageData, in_order, round_up
 from llava_jax.train.state import Params, nested
 
+TRIES = 8  # rows that are looked at for one with other images
 BLANK = np.array((122, 116, 104), np.uint8)  # zero after CLIP's normalisation; also LLaVA's padding colour
 
 
@@ -58,8 +61,9 @@ class Speaker:
 def held_out_loss(eval_step, speaker: Speaker, data: StageData) -> dict[str, float]:
     """{"val/loss": .., "val/loss_blank": ..}: mean over target tokens of the first `eval.samples` held-out rows.
 
-    Also "val/loss_shuffled" where `eval.shuffled` asks for it: each text with the next row's images, which are as
-    likely as its own, but another's. And "val/replaced", how many rows could not be read, where there are any.
+    Also "val/loss_shuffled" where `eval.shuffled` asks for it: each text with the images of a row half the set away,
+    which are as likely as its own, but another's; texts without images, or for which there are no others, do not count.
+    And "val/replaced", how many rows could not be read, where there are any. Raises DataError where none can.
     """
     stage, row = speaker.stage, data.held_out.row
     rows = range(min(stage.eval.samples, len(data.held_out)))
@@ -71,7 +75,15 @@ def held_out_loss(eval_step, speaker: Speaker, data: StageData) -> dict[str, flo
         sums[name] = sums.get(name, 0) + np.array((float(loss), float(targets)))
 
     def row_of_another(index: int) -> Row:
-        return row(index) | {"images": row((index + 1) % len(rows))["images"]}
+        own = row(index)
+        placeholders = (own["tokens"] == IMAGE_TOKEN_ID).sum()
+        for step in range(TRIES if placeholders else 0):
+            # Not the next one: rows that share a picture tend to be neighbours.
+            other = row((index + len(rows) // 2 + step) % len(rows))
+            same_number = (other["tokens"] == IMAGE_TOKEN_ID).sum() == placeholders
+            if same_number and not np.array_equal(other["images"], own["images"]):
+                return own | {"images": other["images"]}
+        return own | {"target_mask": np.zeros_like(own["target_mask"])}
 
     for batch in speaker.batches(rows, row):
         replaced += batch.get("replaced", np.zeros(1)).sum()
@@ -81,7 +93,9 @@ def held_out_loss(eval_step, speaker: Speaker, data: StageData) -> dict[str, flo
     if stage.eval.shuffled:
         for batch in speaker.batches(rows, row_of_another):
             add("val/loss_shuffled", batch)
-    result = {name: loss / targets for name, (loss, targets) in sums.items()}
+    if not sums["val/loss"][1]:
+        raise DataError(f"not one of {len(rows)} held-out samples can be read; {row(0)['replaced'][0]['reason']}")
+    result = {name: loss / targets for name, (loss, targets) in sums.items() if targets}
     if everywhere := np.sum(multihost_utils.process_allgather(np.array(replaced))):
         result["val/replaced"] = float(everywhere)
     return result
@@ -95,15 +109,15 @@ def answer(speaker: Speaker, examples: list[Example], blank: bool) -> list[str]:
     """The model's greedy answer to the first question of each example, without the stop string."""
     model, stage, tokenizer = speaker.model, speaker.stage, speaker.tokenizer
     vision, template = model.config.vision, stage.data.template
-    prompts = {}
+    prompts = []  # by their number: one picture's rows share an id
     for e in examples:
         ids = tokenize_prompt(tokenizer, template, e.turns[:1], len(e.images))
-        prompts[e.id] = expand_images(ids, np.zeros(len(ids), bool), vision.features)
-    longest = max(len(ids) for ids, _ in prompts.values())
-    length = round_up(longest, 16)  # few lengths, few compilations
+        prompts.append(expand_images(ids, np.zeros(len(ids), bool), vision.features))
+    length = round_up(max(len(ids) for ids, _ in prompts), 16)  # few lengths, few compilations
 
-    def to_row(e: Example) -> Row:
-        row = pad_row(*prompts[e.id], length, tokenizer.pad_id)
+    def to_row(number: int) -> Row:
+        e = examples[number]
+        row = pad_row(*prompts[number], length, tokenizer.pad_id)
         pixels = [preprocess(load_image(i, e.id), vision.image_size, stage.data.aspect) for i in e.images]
         row["images"] = np.zeros((stage.data.max_images, vision.image_size, vision.image_size, 3), np.uint8)
         row["images"][: len(pixels)] = np.array(pixels) if pixels else 0
@@ -113,7 +127,7 @@ def answer(speaker: Speaker, examples: list[Example], blank: bool) -> list[str]:
     # A stop of several tokens can only be found in the text; </s> still ends a row early.
     stops = jnp.array(stop if len(stop) == 1 else (tokenizer.eos_id,), jnp.int32)
     view, answers = decode_view(nested(speaker.params)), []
-    for batch in speaker.batches(examples, to_row):
+    for batch in speaker.batches(range(len(examples)), to_row):
         batch = blanked(batch) if blank else batch
         ids = greedy(model, view, global_batch(batch, speaker.mesh), stops, stage.eval.max_new_tokens)
         answers += list(np.asarray(multihost_utils.process_allgather(ids, tiled=True)))

@@ -114,6 +114,7 @@ def _arrange(
         return (dataclasses.replace(rows, groups=_mixed(parts, None, data, seed)) if parts else rows), None
     began = time.perf_counter()
     sizes = measure(rows, data.threads, data.workers)
+    _refuse_hopeless(rows, sizes, parts)
     took, bad = time.perf_counter() - began, int((sizes[:, 0] == 0).sum())
     said = f"{name}: measured {len(sizes):,} samples in {took:.1f} s" + (f", {bad} cannot be read" if bad else "")
     # Part by part, so that the others do not change what a part's rows are.
@@ -134,6 +135,15 @@ def _arrange(
     if jax.process_index() == 0:
         print(said, flush=True)
     return rows, needs
+
+
+def _refuse_hopeless(rows: Rows, sizes: np.ndarray, parts: list[tuple[str, int, float]]) -> None:
+    """Raises the DataError of the first sample of a source of which no sample can be read."""
+    first = 0
+    for _, count, _ in parts or [("", len(sizes), 1.0)]:
+        if not sizes[first : first + count, 0].any():
+            rows.format.tokens(rows.source[first])
+        first += count
 
 
 def _mixed(parts: list[tuple[str, int, float]], sizes: np.ndarray | None, data: Data, seed: int) -> Mixture:
@@ -161,17 +171,22 @@ def rows_of_an_epoch(rows: Rows) -> int:
 def measure(rows: Rows, threads: int, workers: int) -> np.ndarray:
     """int32[examples, 2]: tokens and images of every example of unpacked `rows`; 0, 0 where it is to be replaced.
 
-    Tokenises each once, a share of them on every process. Raises DataError where one cannot be read and stays.
+    Tokenises each once, a share of them on every process. Raises DataError, on every process, where one cannot be read
+    and stays.
     """
+    replaced = dataclasses.replace(rows, replace=True)  # raising here would leave the other processes waiting
     count, processes = len(rows.source), jax.process_count()
     share = evaluation_batches(
-        range(count), rows.size, 256 * processes, process_index=jax.process_index(), process_count=processes,
+        range(count), replaced.size, 256 * processes, process_index=jax.process_index(), process_count=processes,
         threads=threads, workers=workers if count > FEW else 0,
     )  # fmt: skip
     mine = np.stack([batch["size"] for batch in share])  # [batches, 256, 2]
     share.close()
     every = np.asarray(multihost_utils.process_allgather(mine)) if processes > 1 else mine[None]
-    return every.swapaxes(0, 1).reshape(-1, 2)[:count]  # in the order of the batches, then of the processes
+    sizes = every.swapaxes(0, 1).reshape(-1, 2)[:count]  # in the order of the batches, then of the processes
+    if not rows.replace and not sizes[:, 0].all():
+        rows.size(int(np.argmin(sizes[:, 0])))
+    return sizes
 
 
 def training_batches(stage: Stage, data: StageData, seed: int) -> Batches:

@@ -6,8 +6,9 @@ Both read the same files in the same run, in turns, with equally many worker pro
 reads its batches with. The other opens the image, converts it, pads it to a square in the processor's mean colour (or
 leaves it to the processor's crop), runs CLIP's image processor, and tokenises a conversation once as a whole and once
 more turn by turn for the mask, as the original's `preprocess_v1` does; both use the same tokenizer (the original's is
-slower). Prints samples per second of wall time and per second of processor time, medians over the rounds, and the
-ratios; needs the `test` extra. Give it the whole machine.
+slower). It ends, as there, with normalised float32 pixels; ours are uint8, and normalised on the device. Prints samples
+per second of wall time and per second of processor time, medians over the rounds, and the ratios; needs the `test`
+extra, and rows with one image each. Give it the whole machine.
 """
 
 import argparse

@@ -72,6 +72,15 @@ def test_what_a_worker_raises_arrives_at_its_row():
     rows.close()
 
 
+def test_a_signal_for_the_run_does_not_end_workers_that_are_only_starting():
+    rows = WorkerRows(Squares(), 0, 2, 1, 1)
+    for process in rows._processes:
+        os.kill(process.pid, signal.SIGTERM)
+        os.kill(process.pid, signal.SIGINT)
+    assert [int(row["n"]) for row in rows] == [i**2 for i in range(23)]
+    rows.close()
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_worker_is_named_at_once_even_in_the_middle_of_a_row(victim):
     rows = WorkerRows(Big(), 0, 2, 1, 2)
