@@ -79,9 +79,12 @@ def preprocess(image: Image.Image, size: int, aspect: str) -> np.ndarray:
 def _crop(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     short = min(width, height)
-    width, height = int(size * width / short), int(size * height / short)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    to_width, to_height = int(size * width / short), int(size * height / short)
+    left, top = (to_width - size) // 2, (to_height - size) // 2
+    # PIL resizes all rows to the new width, rounds to bytes, then resizes the columns. Done one by one, no column is
+    # resized that the crop leaves out.
+    rows = image.resize((to_width, height), Image.Resampling.BICUBIC).crop((left, 0, left + size, height))
+    return rows.resize((size, to_height), Image.Resampling.BICUBIC).crop((0, top, size, top + size))
 
 
 def _pad(image: Image.Image, size: int) -> Image.Image:

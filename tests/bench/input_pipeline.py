@@ -7,8 +7,8 @@ reads its batches with. The other opens the image, converts it, pads it to a squ
 leaves it to the processor's crop), runs CLIP's image processor, and tokenises a conversation once as a whole and once
 more turn by turn for the mask, as the original's `preprocess_v1` does; both use the same tokenizer (the original's is
 slower). It ends, as there, with normalised float32 pixels; ours are uint8, and normalised on the device. Prints samples
-per second of wall time and per second of processor time, medians over the rounds, and the ratios; needs the `test`
-extra, and rows with one image each. Give it the whole machine.
+per second of wall time and per second of processor time once the workers are at work, medians over the rounds, and the
+ratios; needs the `test` extra, Linux, and rows with one image each. Give it the whole machine.
 """
 
 import argparse
@@ -33,6 +33,8 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 BATCH = 32
+WARM = 8  # batches until both are at work
+LEFT = 8  # batches that are read ahead when workers begin to end
 
 
 class Theirs(torch.utils.data.Dataset):
@@ -88,30 +90,48 @@ def collate(samples: list[dict]) -> dict:
     }
 
 
-def theirs(dataset: Theirs, workers: int, seed: int) -> int:
+def theirs(dataset: Theirs, workers: int, seed: int) -> tuple[float, float]:
     order = torch.utils.data.RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
     loader = torch.utils.data.DataLoader(
         dataset, BATCH, sampler=order, num_workers=workers, collate_fn=collate, prefetch_factor=2
     )
-    return sum(len(batch["images"]) for batch in loader)
+    return measured(iter(loader), len(dataset) // BATCH)
 
 
-def ours(rows: Rows, workers: int, seed: int) -> int:
+def ours(rows: Rows, workers: int, seed: int) -> tuple[float, float]:
     batches = make_batches(
-        range(len(rows)), rows.row, batch_size=BATCH, seed=seed, shuffle=True, epochs=1, process_index=0,
+        range(len(rows)), rows.row, batch_size=BATCH, seed=seed, shuffle=True, epochs=2, process_index=0,
         process_count=1, threads=1, prefetch=2, workers=workers,
     )  # fmt: skip
-    count = sum(int((batch["index"] >= 0).sum()) for batch in batches)
+    found = measured(batches, len(rows) // BATCH)
     batches.close()
-    return count
+    return found
 
 
-def measured(work) -> tuple[float, float]:
-    """(samples a second of wall time, samples a second of processor time, that of ended children included)."""
-    before, began = os.times(), time.perf_counter()
-    count = work()
-    wall, after = time.perf_counter() - began, os.times()
-    return count / wall, count / (sum(after[:4]) - sum(before[:4]))
+def measured(batches, count: int) -> tuple[float, float]:
+    """Samples a second of wall time, and of processor time, between the batches `WARM` and `count` of an iterator: when
+    workers have started, and before they end."""
+    for _ in range(WARM):
+        next(batches)
+    before, began = processor_seconds(), time.perf_counter()
+    for _ in range(count - WARM - LEFT):
+        next(batches)
+    wall, processor = time.perf_counter() - began, processor_seconds() - before
+    for _ in range(LEFT):
+        next(batches)
+    samples = BATCH * (count - WARM - LEFT)
+    return samples / wall, samples / processor
+
+
+def processor_seconds() -> float:
+    """Of this process and its living children, user and system."""
+    me = os.getpid()
+    children = Path(f"/proc/{me}/task/{me}/children").read_text().split()
+    ticks = 0
+    for pid in (me, *children):
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -132,8 +152,7 @@ def main() -> None:
     dataset = Theirs(args.json, args.images, tokenizer, args.aspect, args.size)
     found: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
     for seed in range(args.rounds + 1):
-        one = measured(lambda seed=seed: ours(rows, args.workers, seed))
-        other = measured(lambda seed=seed: theirs(dataset, args.workers, seed))
+        one, other = ours(rows, args.workers, seed), theirs(dataset, args.workers, seed)
         if seed:  # the first brought the files into memory
             found["ours"].append(one)
             found["theirs"].append(other)
