@@ -1,0 +1,30 @@
+"""`python -m llava_jax.main` that also writes down what this process trains on: a line [global step, indices of its
+rows] a batch, appended to $BATCHES. $PAUSE: seconds before each step, in which signals find the run between two steps.
+"""
+
+import json
+import os
+import sys
+import time
+
+from llava_jax.main import main
+from llava_jax.train import bad_samples, loop
+
+global_batch, record = loop.global_batch, bad_samples.BadSamples.record
+newest = []
+
+
+def remember(batch, mesh):
+    newest[:] = batch["index"].tolist()
+    time.sleep(float(os.environ["PAUSE"]))
+    return global_batch(batch, mesh)
+
+
+def write_down(self, step, replaced):
+    with open(os.environ["BATCHES"], "a", encoding="utf-8") as file:
+        file.write(json.dumps([step, newest]) + "\n")
+    record(self, step, replaced)
+
+
+loop.global_batch, bad_samples.BadSamples.record = remember, write_down
+sys.exit(main(sys.argv))
