@@ -1,11 +1,13 @@
 """`python -m llava_jax.main` that also writes down what this process trains on: a line [global step, indices of its
-rows] a batch, appended to $BATCHES. $PAUSE: seconds before each step, in which signals find the run between two steps.
+rows] a batch, appended to $BATCHES.PROCESS. $PAUSE: seconds before each step, so that a signal comes before the last.
 """
 
 import json
 import os
 import sys
 import time
+
+import jax
 
 from llava_jax.main import main
 from llava_jax.train import bad_samples, loop
@@ -21,7 +23,7 @@ def remember(batch, mesh):
 
 
 def write_down(self, step, replaced):
-    with open(os.environ["BATCHES"], "a", encoding="utf-8") as file:
+    with open(f"{os.environ['BATCHES']}.{jax.process_index()}", "a", encoding="utf-8") as file:
         file.write(json.dumps([step, newest]) + "\n")
     record(self, step, replaced)
 
