@@ -20,7 +20,7 @@ Examples:
   python -m llava_jax.main --config=configs/stage1.py --config.model.llm=vicuna_13b_v1.3 --config.mesh.tensor=2
 
 Exit codes: 0 done, 1 the run failed, 2 bad usage or config, 3 too many steps in a row had to be skipped, 143 stopped by
-SIGTERM after saving.
+SIGTERM after saving, 134 another process was lost (JAX aborts this one, and its last lines name the other).
 """
 
 import os

@@ -6,6 +6,7 @@ JAX's own service does the finding and the watching: https://docs.jax.dev/en/lat
 import contextlib
 import dataclasses
 import os
+import socket
 import sys
 import time
 import traceback
@@ -98,6 +99,13 @@ def _join(processes: Processes) -> None:
             coordinator_address=processes.coordinator, num_processes=processes.count, process_id=processes.index,
             cluster_detection_method="deactivate",
         )  # fmt: skip
+        if processes.index == 0:
+            _check_port(processes.coordinator)
+        # JAX ends a process that waits in vain by itself, in words that say nothing of this.
+        print(
+            f"process {processes.index} of {processes.count} waits for the others at {processes.coordinator}, "
+            f"{ALL_BEGIN_WITHIN} s at most", file=sys.stderr, flush=True,
+        )  # fmt: skip
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM away, which train/loop.py waits for
     try:
         jax.distributed.initialize(
@@ -113,3 +121,13 @@ def _join(processes: Processes) -> None:
             f"the other processes cannot be joined: {reason}. Say who they are with --coordinator, --processes and "
             "--process, or --processes=1 to train alone"
         ) from e
+
+
+def _check_port(coordinator: str) -> None:
+    try:
+        socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+    except OSError as e:
+        raise ConfigError(
+            f"--coordinator={coordinator}: process 0 cannot listen there: {e.strerror or e}; choose another port, the "
+            "same for all processes"
+        ) from None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -155,6 +156,15 @@ def test_a_wrong_flag_is_named(folder, flags, message, capsys):
         read_config(["main", *flags])
     code, out, err = run(capsys, *flags)
     assert code == 2 and out == "" and err.startswith("error: ") and len(err.splitlines()) == 1
+
+
+def test_a_port_that_is_taken_is_named(folder, capsys):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        flags = (f"--coordinator=localhost:{port}", "--processes=2", "--process=0")
+        code, out, err = run(capsys, "--config=small.py", *flags)
+    assert code == 2 and out == "" and len(err.splitlines()) == 1
+    assert f"--coordinator=localhost:{port}: process 0 cannot listen there: Address already in use" in err
 
 
 BROKEN = {

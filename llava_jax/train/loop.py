@@ -57,11 +57,11 @@ class Run:
 
     def signal(self) -> None:
         self.signalled = True
-        self.stop = self.alone  # of several, the step tells it to the others: see `_read_metrics`
+        self.stop = self.stop or self.alone  # of several, the step tells it to the others: see `_read_metrics`
 
     def asks(self) -> bool:
         """Whether to stop, asked outside of steps by all processes at the same place, which wait for each other."""
-        if not self.alone:
+        if not self.alone and not self.stop:
             self.stop = bool(np.any(multihost_utils.process_allgather(np.array(self.signalled))))
         return self.stop
 
@@ -233,7 +233,7 @@ def _read_metrics(
     replaced = {k: float(v) for k, v in metrics.items() if k == "replaced"}
     applied = bool(metrics["applied"])
     watch.read(step, values["loss"], applied)
-    run.stop = run.stop or bool(metrics.get("stop", False))
+    run.stop = run.stop or bool(metrics.get("stop", False))  # of several processes, SIGTERM at any of them
     written = {f"train/{k}": v for k, v in ((values if applied else {"skipped": watch.skipped}) | replaced).items()}
     run.writer.write("metrics", plan.start + step, {"stage": plan.name, **written})
     bad.add(int(replaced.get("replaced", 0)))

@@ -20,7 +20,9 @@ from llava_jax.sharding import check_processes
 RECORDED = (str(Path(__file__).parent / "recorded_main.py"),)
 # Accumulation, because a compiler may move the sum over processes out of its loop, or get that wrong.
 SHORT = ("--config.run=('packed',)", "--config.stages.packed.data.workers=0", "--config.stages.packed.accumulation=2")
-LOST_AFTER = 5  # seconds
+LOST_AFTER = 4  # seconds, where a process is to be lost
+LOST = f"--lost_after={LOST_AFTER}"
+started = []
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +36,12 @@ def folder(tmp_path_factory):
         )  # fmt: skip
         for name, value in settings.items():
             patch.setenv(name, str(value))
+        patch.setattr(check_resume, "PATIENCE", 60)
         check_resume.finish(*start(folder, "reference", 1, patch))
         yield folder
+    for run in started:
+        if run.process.poll() is None:
+            run.kill()
 
 
 def start(folder: Path, name: str, count: int, patch, *flags: str, run: str = "") -> list["check_resume.Run"]:
@@ -44,8 +50,8 @@ def start(folder: Path, name: str, count: int, patch, *flags: str, run: str = ""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    cluster = [f"--coordinator=localhost:{port}", f"--processes={count}", f"--lost_after={LOST_AFTER}"]
-    return [
+    cluster = [f"--coordinator=localhost:{port}", f"--processes={count}"]
+    runs = [
         check_resume.Run(
             CONFIG,
             folder / name,
@@ -57,6 +63,8 @@ def start(folder: Path, name: str, count: int, patch, *flags: str, run: str = ""
         )  # fmt: skip
         for i in range(count)
     ]
+    started.extend(runs)
+    return runs
 
 
 def texts(runs) -> str:
@@ -97,18 +105,20 @@ def test_a_run_goes_on_with_another_number_of_processes_as_if_it_had_been_one(fo
     assert [runs[1].kill(signal.SIGTERM), runs[0].wait()] == [143, 143], texts(runs)
     stopped = steps_saved(here)[-1]
     assert behind(runs[0].text()) == stopped >= 4
-    said = [line for line in runs[1].text().splitlines() if "[Gloo]" not in line]
-    assert said == [], "process 0 says what there is to say"
+    first, *more = [line for line in runs[1].text().splitlines() if "[Gloo]" not in line]
+    assert first.startswith("process 1 of 2 waits for the others at localhost:") and not more, "process 0 says the rest"
     assert list(batches(folder, "changed", "-a")) == list(range(1, stopped + 1))
     of_one = [(folder / f"changed.batches-a.{i}").read_text().splitlines() for i in (0, 1)]
     assert all(len(json.loads(line)[1]) == 4 for part in of_one for line in part), "half of the rows each"
 
-    # Four, with parameters in pieces. The newest checkpoint is damaged: all take the same older one. SIGTERM to all.
+    # Four, with parameters in pieces. The newest checkpoint is damaged: all take the same older one. SIGTERM to all, twice.
     flip(next(p for p in sorted((here / "checkpoints" / str(stopped) / "state").rglob("d/*"))))
     runs = start(folder, "changed", 4, monkeypatch, "--config.mesh.data=1", "--config.mesh.fsdp=-1", run="-b")
     assert runs[0].wait_for(check_resume.step_is_read("packed", stopped + 1)), texts(runs)
-    for run in runs:
-        run.process.send_signal(signal.SIGTERM)
+    for _ in range(2):  # impatiently
+        for run in runs:
+            run.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
     assert [run.wait() for run in runs] == [143] * 4, texts(runs)
     (older,) = re.findall(r"^WARNING: falling back to checkpoint (\d+)$", runs[0].text(), re.M)
     again = batches(folder, "changed", "-b")
@@ -131,16 +141,27 @@ def test_a_run_goes_on_with_another_number_of_processes_as_if_it_had_been_one(fo
 @pytest.mark.parametrize("victim", [1, 0])
 def test_where_a_process_is_killed_the_others_end_soon_and_name_it(folder, monkeypatch, victim):
     name = f"killed-{victim}"
-    runs = start(folder, name, 2, monkeypatch)
+    runs = start(folder, name, 2, monkeypatch, LOST)
     assert runs[0].wait_for(check_resume.step_is_read("packed", 1)), texts(runs)
     began = time.monotonic()
     runs[victim].kill()
     other = runs[1 - victim]
     assert other.wait() not in (0, 143), texts(runs)
     assert time.monotonic() - began < 2 * LOST_AFTER + 5
-    assert re.search(r"process 1 |unhealthy.*:\n1$" if victim else r"leader task|task 0", other.text(), re.M), texts(
-        runs
-    )
+    # These are JAX's words. Process 0 is its "leader".
+    named = r"tasks are unhealthy.*:\n1$" if victim else r"the leader task was preempted/died.* task 0"
+    assert re.search(named, other.text(), re.M), texts(runs)
+
+
+def test_a_process_that_fails_alone_says_why_and_does_not_wait_for_the_others(folder, monkeypatch):
+    runs = start(folder, "failed", 2, monkeypatch, "--config.stages.packed.data.bad=error", LOST)
+    assert runs[1].wait() == 1, texts(runs)
+    assert re.search(r"^error: process 1 of 2: sample 'caption 2': .*2.png: no such file", runs[1].text(), re.M)
+    assert "Traceback" not in runs[1].text()
+    began = time.monotonic()
+    assert runs[0].wait() not in (0, 143), texts(runs)
+    assert time.monotonic() - began < 2 * LOST_AFTER + 5
+    assert re.search(r"tasks are unhealthy.*:\n1$", runs[0].text(), re.M), texts(runs)
 
 
 def test_rows_of_several_processes_are_refused():
