@@ -111,7 +111,7 @@ def test_a_run_goes_on_with_another_number_of_processes_as_if_it_had_been_one(fo
     of_one = [(folder / f"changed.batches-a.{i}").read_text().splitlines() for i in (0, 1)]
     assert all(len(json.loads(line)[1]) == 4 for part in of_one for line in part), "half of the rows each"
 
-    # Four, with parameters in pieces. The newest checkpoint is damaged: all take the same older one. SIGTERM to all, twice.
+    # Four, parameters in pieces. The newest checkpoint is damaged: all take the same older one. SIGTERM twice to all.
     flip(next(p for p in sorted((here / "checkpoints" / str(stopped) / "state").rglob("d/*"))))
     runs = start(folder, "changed", 4, monkeypatch, "--config.mesh.data=1", "--config.mesh.fsdp=-1", run="-b")
     assert runs[0].wait_for(check_resume.step_is_read("packed", stopped + 1)), texts(runs)
