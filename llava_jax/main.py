@@ -7,13 +7,20 @@ Trains the stages of a config, one after another. A workdir that already has che
   --workdir=DIR          folder of this run; default: workdir/<name of the config file>
   --help                 prints this
 
+Several processes train as one run, on a TPU pod, GKE, Slurm or Open MPI by themselves, elsewhere each told who it is:
+
+  --coordinator=HOST:PORT  where process 0 listens; any free port of its host
+  --processes=N            how many there are; 1: this one alone, wherever it runs
+  --process=I              which one this is, 0 to N-1; process 0 prints and writes what is of all
+  --lost_after=SECONDS     60; a process without a sign of life for so long ends the others, which name it
+
 Examples:
   python -m llava_jax.main --config=configs/quickstart.py
   python -m llava_jax.main --config=configs/quickstart.py --workdir=/tmp/short --config.stages.stage1.steps=20
   python -m llava_jax.main --config=configs/stage1.py --config.model.llm=vicuna_13b_v1.3 --config.mesh.tensor=2
 
 Exit codes: 0 done, 1 the run failed, 2 bad usage or config, 3 too many steps in a row had to be skipped, 143 stopped by
-SIGTERM after saving.
+SIGTERM after saving, 134 another process was lost (JAX aborts this one, and its last lines name the other).
 """
 
 import os
@@ -26,16 +33,21 @@ from ml_collections import ConfigDict, config_flags
 
 from llava_jax.config import Config, describe, from_config_dict
 from llava_jax.errors import ConfigError, UserError
+from llava_jax.processes import Processes, joined
 
 
-def read_config(argv: list[str]) -> tuple[Config, Path, list[str]]:
-    """Command line -> (Config, workdir, printable lines that say where each value came from).
+def read_config(argv: list[str]) -> tuple[Config, Path, list[str], Processes]:
+    """Command line -> (Config, workdir, printable lines that say where each value came from, who takes part).
 
     Raises ConfigError for anything wrong with flags, the config file or a value in it.
     """
     table = flags.FlagValues()  # not absl's global ones: libraries add theirs there
     config_flags.DEFINE_config_file("config", None, "the config file", flag_values=table, sys_argv=argv)
     flags.DEFINE_string("workdir", None, "the run's folder", flag_values=table)
+    flags.DEFINE_string("coordinator", None, "where process 0 listens", flag_values=table)
+    flags.DEFINE_integer("processes", None, "how many", flag_values=table)
+    flags.DEFINE_integer("process", None, "which one", flag_values=table)
+    flags.DEFINE_integer("lost_after", Processes.lost_after, "seconds", flag_values=table)
     try:
         rest = table(argv)[1:]
         if rest:
@@ -43,6 +55,7 @@ def read_config(argv: list[str]) -> tuple[Config, Path, list[str]]:
         if not table["config"].present:
             raise ConfigError("--config=FILE is required, e.g. --config=configs/quickstart.py; --help says more")
         file = Path(config_flags.get_config_filename(table["config"]))
+        processes = Processes(table.coordinator, table.processes, table.process, table.lost_after)
         values, overrides = table["config"].value, config_flags.get_override_values(table["config"])
         if not isinstance(values, ConfigDict):
             getattr(values, "lock", None)  # of a file that could not be read: raises the reason
@@ -50,7 +63,7 @@ def read_config(argv: list[str]) -> tuple[Config, Path, list[str]]:
     except Exception as e:  # a config file is a program and may raise anything
         raise ConfigError(_explain(e)) from None
     config = from_config_dict(values)
-    return config, Path(table.workdir or f"workdir/{file.stem}"), describe(config, overrides, file.name)
+    return config, Path(table.workdir or f"workdir/{file.stem}"), describe(config, overrides, file.name), processes
 
 
 def _explain(error: Exception) -> str:
@@ -80,16 +93,19 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0
     try:
-        config, workdir, lines = read_config(argv)
-        print("\n".join(["config:", *("  " + line for line in lines)]), flush=True)
-        # jax is imported only now: a typo in a flag is reported at once.
-        from llava_jax.train.loop import Stopped, train
+        config, workdir, lines, processes = read_config(argv)
+        with joined(processes) as index:
+            if index == 0:
+                print("\n".join(["config:", *("  " + line for line in lines)]), flush=True)
+            # jax is imported only now: a typo in a flag is reported at once.
+            from llava_jax.train.loop import Stopped, train
 
-        try:
-            train(config, workdir, argv)
-        except Stopped as e:
-            print(e, file=sys.stderr)
-            return 143
+            try:
+                train(config, workdir, argv)
+            except Stopped as e:
+                if index == 0:
+                    print(e, file=sys.stderr)
+                return 143
         return 0
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)

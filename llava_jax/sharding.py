@@ -54,6 +54,17 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def check_processes(mesh: Mesh) -> None:
+    """Raises ConfigError where devices of several processes share rows of the batch, of which each process reads its
+    own: JAX would take different rows for copies of one."""
+    of_rows = np.vectorize(lambda device: device.process_index)(mesh.devices).reshape(-1, mesh.shape["tensor"])
+    if (of_rows != of_rows[:, :1]).any():
+        raise ConfigError(
+            f"mesh.tensor={mesh.shape['tensor']} spreads rows of the batch over several processes; it must divide the "
+            f"{len(mesh.local_devices)} devices of a process"
+        )
+
+
 def param(module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str | None, ...]):
     """Declares one float32 parameter and names its logical axes; the only way a model makes a weight."""
     assert len(shape) == len(axes), f"{name}: shape {shape} and axes {axes} differ in length"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -36,6 +37,7 @@ ROW = {
     "image": "bus.jpg",
     "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A red bus."}],
 }
+PAIR = ("--coordinator=localhost:1234", "--processes=2", "--process=1")
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +109,7 @@ def test_help_shows_the_flags_and_three_examples(capsys):
     for flag in ("--help", "-h"):
         code, out, err = run(capsys, flag)
         assert code == 0 and err == ""
-        for word in ("--config=FILE", "--workdir=DIR", "--config.NAME=VALUE", "Exit codes"):
+        for word in ("--config=FILE", "--workdir=DIR", "--config.NAME=VALUE", "--coordinator=HOST:PORT", "Exit codes"):
             assert word in out
         examples = [line.split()[3:] for line in out.splitlines() if line.startswith("  python -m llava_jax.main ")]
         assert len(examples) == 3
@@ -139,6 +141,14 @@ def test_help_shows_the_flags_and_three_examples(capsys):
         (["--config=small.py", "--config.seed=-1"], "config.seed=-1 must be at least 0"),
         (["--config=small.py", "--config.run=one,two"], "'one,two', which is not in config.stages"),
         (["--config.seed=1", "--config=small.py"], "--config.seed=1 in argv before a value for --config"),
+        (["--config=small.py", "--processes=2"], "--coordinator and --process missing: several processes each need"),
+        (["--config=small.py", "--processes=1", "--process=0"], "--coordinator missing"),
+        (["--config=small.py", *PAIR[:2], "--process=2"], "--process=2 is not one of --processes=2; .* from 0"),
+        (["--config=small.py", *PAIR[:2], "--process=-1"], "--process=-1 is not one of"),
+        (["--config=small.py", *PAIR[:2], "--process=x"], "flag --process=x: invalid literal for int"),
+        (["--config=small.py", *PAIR[1:], "--coordinator=host"], "--coordinator=host is not HOST:PORT"),
+        (["--config=small.py", *PAIR[1:], "--coordinator=host:0"], "--coordinator=host:0 is not HOST:PORT"),
+        (["--config=small.py", *PAIR, "--lost_after=0"], "--lost_after=0 must be at least 1"),
     ],
 )
 def test_a_wrong_flag_is_named(folder, flags, message, capsys):
@@ -146,6 +156,15 @@ def test_a_wrong_flag_is_named(folder, flags, message, capsys):
         read_config(["main", *flags])
     code, out, err = run(capsys, *flags)
     assert code == 2 and out == "" and err.startswith("error: ") and len(err.splitlines()) == 1
+
+
+def test_a_port_that_is_taken_is_named(folder, capsys):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        flags = (f"--coordinator=localhost:{port}", "--processes=2", "--process=0")
+        code, out, err = run(capsys, "--config=small.py", *flags)
+    assert code == 2 and out == "" and len(err.splitlines()) == 1
+    assert f"--coordinator=localhost:{port}: process 0 cannot listen there: Address already in use" in err
 
 
 BROKEN = {
@@ -189,7 +208,7 @@ def test_flags_change_values_and_their_origin_is_told(folder):
         "--config.stages.one.optimizer.clip=2",
         "--config.stages.one.learning_rates=(('llm/.*',1e-5),('.*',None))", "--config.load={'llm': 'x.safetensors'}",
     )  # fmt: skip
-    config, workdir, lines = read_config(["main", "--config=small.py", *flags])
+    config, workdir, lines, _ = read_config(["main", "--config=small.py", *flags])
     stage = config.stages["one"]
     assert (stage.batch, stage.optimizer.clip, config.hash_frozen, config.load.llm) == (16, 2.0, True, "x.safetensors")
     assert stage.learning_rates == (("llm/.*", 1e-5), (".*", None))

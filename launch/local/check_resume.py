@@ -30,12 +30,12 @@ PATIENCE = 900  # seconds a run may take
 class Run:
     """One process of `python -m llava_jax.main`, its output read while it works."""
 
-    def __init__(self, config: Path, workdir: Path, compiled: Path):
+    def __init__(self, config: Path, workdir: Path, compiled: Path, *flags: str, program=("-m", "llava_jax.main")):
         settings = dict(
             PYTHONPATH=str(ROOT), JAX_COMPILATION_CACHE_DIR=str(compiled),
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0", JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
         )  # fmt: skip
-        command = [sys.executable, "-m", "llava_jax.main", f"--config={config}", f"--workdir={workdir}"]
+        command = [sys.executable, *program, f"--config={config}", f"--workdir={workdir}", *flags]
         self.workdir, self.lines = workdir, []
         self.process = subprocess.Popen(
             command, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

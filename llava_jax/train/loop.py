@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from llava_jax import config as settings
@@ -20,7 +22,7 @@ from llava_jax.config import Config
 from llava_jax.data.tokenizer import Tokenizer
 from llava_jax.errors import ConfigError, DataError, Diverged, UserError
 from llava_jax.models.llava import Llava
-from llava_jax.sharding import global_batch, make_mesh
+from llava_jax.sharding import check_processes, global_batch, make_mesh
 from llava_jax.train import evaluate, guard, report, workdir
 from llava_jax.train.bad_samples import BadSamples
 from llava_jax.train.inputs import continued, open_tokenizer, place_in, training_batches
@@ -49,7 +51,19 @@ class Run:
     store: Store
     writer: MetricsWriter
     say: Callable[[str], None]
-    stop: bool = False  # set by SIGTERM
+    alone: bool  # the only process
+    signalled: bool = False  # by SIGTERM
+    stop: bool = False  # the same in all processes at the same step, or they would wait for each other
+
+    def signal(self) -> None:
+        self.signalled = True
+        self.stop = self.stop or self.alone  # of several, the step tells it to the others: see `_read_metrics`
+
+    def asks(self) -> bool:
+        """Whether to stop, asked outside of steps by all processes at the same place, which wait for each other."""
+        if not self.alone and not self.stop:
+            self.stop = bool(np.any(multihost_utils.process_allgather(np.array(self.signalled))))
+        return self.stop
 
 
 def train(config: Config, folder: Path, argv: list[str]) -> None:
@@ -73,6 +87,7 @@ def _train(config: Config, folder: Path, argv: list[str]) -> None:
     # --- open everything that can fail, before anything is computed
     model_config = settings.model_config(config.model)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    check_processes(mesh)
     tokenizer = open_tokenizer(config.tokenizer)
     if tokenizer.vocab_size > model_config.llm.vocab_size:
         raise ConfigError(
@@ -84,8 +99,8 @@ def _train(config: Config, folder: Path, argv: list[str]) -> None:
     resumed = workdir.find_resumable(store, config, say)
     workdir.describe(folder, config, argv, mesh)
     writer = MetricsWriter(folder, resumed.keeps if resumed else lambda record: False)
-    run = Run(config, folder, Llava(model_config), mesh, tokenizer, store, writer, say)
-    handler = signal.signal(signal.SIGTERM, lambda signum, frame: setattr(run, "stop", True))
+    run = Run(config, folder, Llava(model_config), mesh, tokenizer, store, writer, say, alone=jax.process_count() == 1)
+    handler = signal.signal(signal.SIGTERM, lambda signum, frame: run.signal())
 
     # --- the stages
     state = None
@@ -166,6 +181,8 @@ def run_stage(
             break
         began = time.perf_counter()
         rows = next(batches)
+        if not run.alone:
+            rows["stop"] = np.full(len(rows["index"]), run.signalled, np.int32)
         batch = global_batch(rows, run.mesh)
         waited = time.perf_counter() - began
         bad.record(plan.start + step + 1, batches.replaced)
@@ -216,6 +233,7 @@ def _read_metrics(
     replaced = {k: float(v) for k, v in metrics.items() if k == "replaced"}
     applied = bool(metrics["applied"])
     watch.read(step, values["loss"], applied)
+    run.stop = run.stop or bool(metrics.get("stop", False))  # of several processes, SIGTERM at any of them
     written = {f"train/{k}": v for k, v in ((values if applied else {"skipped": watch.skipped}) | replaced).items()}
     run.writer.write("metrics", plan.start + step, {"stage": plan.name, **written})
     bad.add(int(replaced.get("replaced", 0)))
@@ -253,7 +271,7 @@ def _evaluate(run: Run, plan: Plan, state: TrainState, eval_step, step: int) -> 
     stage, data, params = plan.stage, plan.data, all_params(state)
     if data.held_out is None:
         return True
-    speaker = evaluate.Speaker(run.model, params, stage, run.tokenizer, run.mesh, lambda: run.stop)
+    speaker = evaluate.Speaker(run.model, params, stage, run.tokenizer, run.mesh, run.asks)
     try:
         values = evaluate.held_out_loss(eval_step, speaker, data)
         run.say(f"held out, step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))

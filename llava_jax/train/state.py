@@ -13,6 +13,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llava_jax.architectures import ModelConfig
@@ -119,10 +120,11 @@ def all_params(state: TrainState) -> Params:
 
 
 def fingerprint(params: Params) -> str:
-    """SHA-256 (hex) over names, dtypes, shapes and bytes, one tensor on the host at a time. Single process only."""
+    """SHA-256 (hex) over names, dtypes, shapes and bytes, one tensor on the host at a time. Every process must call
+    it."""
     digest = hashlib.sha256()
     for path in sorted(params):
-        value = np.asarray(params[path])
+        value = np.asarray(multihost_utils.process_allgather(params[path], tiled=True))
         digest.update(f"{path} {value.dtype} {value.shape}".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()

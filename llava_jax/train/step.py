@@ -104,8 +104,8 @@ def make_train_step(
     """jitted (state, batch, limit=inf) -> (state, metrics). The state is donated.
 
     metrics: float32 scalars `loss`, `grad_norm` (before clipping, trained parameters only), `targets`, and `replaced`
-    where the batch has it; bool scalar `applied`; `norms`, float32[trained parameters], the norm of each gradient in
-    the order of the sorted paths.
+    and `stop` where the batch has them; bool scalar `applied`; `norms`, float32[trained parameters], the norm of each
+    gradient in the order of the sorted paths.
 
     A step whose loss or gradient is not finite (or whose loss is above `limit`, a float32 scalar) is not applied: the
     parameters and all of the optimizer's state stay as they are, its counts too. So the schedule and Adam's bias
@@ -131,8 +131,8 @@ def make_train_step(
         )
         norms = jnp.stack([optax.global_norm(grads[path]) for path in sorted(grads)])
         metrics = {"loss": loss, "grad_norm": grad_norm, "targets": targets, "applied": applied, "norms": norms}
-        if "replaced" in batch:  # summed here, so that every process knows the number of all of them
-            metrics["replaced"] = jnp.sum(batch["replaced"], dtype=jnp.float32)
+        for name in {"replaced", "stop"} & batch.keys():  # summed here, so that every process knows it of all of them
+            metrics[name] = jnp.sum(batch[name], dtype=jnp.float32)
         return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
 
     # Without out_shardings the state may come back laid out differently, and the second step compiles again; the

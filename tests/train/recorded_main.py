@@ -1,0 +1,36 @@
+"""`python -m llava_jax.main` that also writes down what this process trains on: a line [global step, indices of its
+rows] a batch, appended to $BATCHES.PROCESS. $PAUSE: seconds before each step, so that a signal comes before the last.
+$FAILS="PROCESS STEP": this one fails there, as one whose data cannot be read.
+"""
+
+import json
+import os
+import sys
+import time
+
+import jax
+
+from llava_jax.errors import DataError
+from llava_jax.main import main
+from llava_jax.train import bad_samples, loop
+
+global_batch, record = loop.global_batch, bad_samples.BadSamples.record
+newest = []
+
+
+def remember(batch, mesh):
+    newest[:] = batch["index"].tolist()
+    time.sleep(float(os.environ["PAUSE"]))
+    return global_batch(batch, mesh)
+
+
+def write_down(self, step, replaced):
+    with open(f"{os.environ['BATCHES']}.{jax.process_index()}", "a", encoding="utf-8") as file:
+        file.write(json.dumps([step, newest]) + "\n")
+    if os.environ.get("FAILS") == f"{jax.process_index()} {step}":
+        raise DataError("planted")
+    record(self, step, replaced)
+
+
+loop.global_batch, bad_samples.BadSamples.record = remember, write_down
+sys.exit(main(sys.argv))

@@ -1,0 +1,176 @@
+"""Several real processes on this machine train as one run, which goes on with another number of them."""
+
+import json
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from damage import flip
+from test_bad_samples import CONFIG
+from test_loop import check_resume
+
+from llava_jax.errors import ConfigError
+from llava_jax.sharding import check_processes
+
+RECORDED = (str(Path(__file__).parent / "recorded_main.py"),)
+# Accumulation, because a compiler may move the sum over processes out of its loop, or get that wrong.
+SHORT = ("--config.run=('packed',)", "--config.stages.packed.data.workers=0", "--config.stages.packed.accumulation=2")
+LOST_AFTER = 4  # seconds, where a process is to be lost
+LOST = f"--lost_after={LOST_AFTER}"
+started = []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With the finished run of one process in `reference` and its compiled programs in `compiled`."""
+    folder = tmp_path_factory.mktemp("processes")
+    with pytest.MonkeyPatch.context() as patch:
+        settings = dict(
+            PACKED_DATA=folder / "scenes", JAX_PLATFORMS="cpu", JAX_DISABLE_MOST_OPTIMIZATIONS=1, JAX_NUM_CPU_DEVICES=1,
+            PAUSE=0.1,
+        )  # fmt: skip
+        for name, value in settings.items():
+            patch.setenv(name, str(value))
+        patch.setattr(check_resume, "PATIENCE", 60)
+        check_resume.finish(*start(folder, "reference", 1, patch))
+        yield folder
+    for run in started:
+        if run.process.poll() is None:
+            run.kill()
+
+
+def start(folder: Path, name: str, count: int, patch, *flags: str, run: str = "") -> list["check_resume.Run"]:
+    """run: which of the runs in one workdir; each writes down its batches in files of its own."""
+    patch.setenv("BATCHES", str(folder / f"{name}.batches{run}"))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    cluster = [f"--coordinator=localhost:{port}", f"--processes={count}"]
+    runs = [
+        check_resume.Run(
+            CONFIG,
+            folder / name,
+            folder / "compiled",
+            *SHORT,
+            *flags,
+            *((*cluster, f"--process={i}") if count > 1 else ()),
+            program=RECORDED,
+        )  # fmt: skip
+        for i in range(count)
+    ]
+    started.extend(runs)
+    return runs
+
+
+def texts(runs) -> str:
+    return "\n\n".join(f"--- process {i}:\n{run.text()[-3000:]}" for i, run in enumerate(runs))
+
+
+def batches(folder: Path, name: str, run: str = "") -> dict[int, list[int]]:
+    """Global step -> indices of the global batch: the rows of process 0, then those of process 1, and so on."""
+    files = sorted(folder.glob(f"{name}.batches{run}.*"))
+    parts = [dict(json.loads(line) for line in file.read_text().splitlines()) for file in files]
+    assert len({tuple(part) for part in parts}) == 1, "every process takes the same steps"
+    return {step: sum((part[step] for part in parts), []) for step in parts[0]}
+
+
+def records(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def replaced(workdir: Path) -> list[str]:
+    found = [line for file in workdir.glob("bad_samples*.jsonl") for line in file.read_text().splitlines()]
+    return sorted(found, key=lambda line: (json.loads(line)["step"], json.loads(line)["index"]))
+
+
+def steps_saved(workdir: Path) -> list[int]:
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def behind(text: str) -> int:
+    return int(re.search(r"^(?:stopped by SIGTERM|continuing \S+) behind step (\d+) of packed", text, re.M)[1])
+
+
+def test_a_run_goes_on_with_another_number_of_processes_as_if_it_had_been_one(folder, monkeypatch):
+    here = folder / "changed"
+
+    # Two processes. SIGTERM to one of them, and not the one that prints.
+    runs = start(folder, "changed", 2, monkeypatch, run="-a")
+    assert runs[0].wait_for(check_resume.step_is_read("packed", 3)), texts(runs)
+    assert [runs[1].kill(signal.SIGTERM), runs[0].wait()] == [143, 143], texts(runs)
+    stopped = steps_saved(here)[-1]
+    assert behind(runs[0].text()) == stopped >= 4
+    first, *more = [line for line in runs[1].text().splitlines() if "[Gloo]" not in line]
+    assert first.startswith("process 1 of 2 waits for the others at localhost:") and not more, "process 0 says the rest"
+    assert list(batches(folder, "changed", "-a")) == list(range(1, stopped + 1))
+    of_one = [(folder / f"changed.batches-a.{i}").read_text().splitlines() for i in (0, 1)]
+    assert all(len(json.loads(line)[1]) == 4 for part in of_one for line in part), "half of the rows each"
+
+    # Four, parameters in pieces. The newest checkpoint is damaged: all take the same older one. SIGTERM twice to all.
+    flip(next(p for p in sorted((here / "checkpoints" / str(stopped) / "state").rglob("d/*"))))
+    runs = start(folder, "changed", 4, monkeypatch, "--config.mesh.data=1", "--config.mesh.fsdp=-1", run="-b")
+    assert runs[0].wait_for(check_resume.step_is_read("packed", stopped + 1)), texts(runs)
+    for _ in range(2):  # impatiently
+        for run in runs:
+            run.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    assert [run.wait() for run in runs] == [143] * 4, texts(runs)
+    (older,) = re.findall(r"^WARNING: falling back to checkpoint (\d+)$", runs[0].text(), re.M)
+    again = batches(folder, "changed", "-b")
+    assert min(again) == int(older) + 1 <= stopped and max(again) == steps_saved(here)[-1] > stopped
+
+    # One. It ends as the run of one process did.
+    check_resume.finish(*start(folder, "changed", 1, monkeypatch, run="-c"))
+    expected = batches(folder, "reference")
+    found = [batches(folder, "changed", run) for run in ("-a", "-b", "-c")]
+    assert set().union(*found) == set(expected) and min(found[2]) == max(again) + 1
+    assert all(expected[step] == rows for run in found for step, rows in run.items())
+    assert replaced(here) == replaced(folder / "reference") != []
+    theirs, ours = (records(folder / name / "metrics.jsonl") for name in ("reference", "changed"))
+    assert [r["step"] for r in ours] == [r["step"] for r in theirs] == list(range(1, len(ours) + 1))
+    for key in ("loss", "grad_norm", "targets", "replaced"):
+        values = [[r[f"train/{key}"] for r in run] for run in (ours, theirs)]
+        np.testing.assert_allclose(*values, rtol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("victim", [1, 0])
+def test_where_a_process_is_killed_the_others_end_soon_and_name_it(folder, monkeypatch, victim):
+    name = f"killed-{victim}"
+    runs = start(folder, name, 2, monkeypatch, LOST)
+    assert runs[0].wait_for(check_resume.step_is_read("packed", 1)), texts(runs)
+    began = time.monotonic()
+    runs[victim].kill()
+    other = runs[1 - victim]
+    assert other.wait() not in (0, 143), texts(runs)
+    assert time.monotonic() - began < 2 * LOST_AFTER + 5
+    # These are JAX's words. Process 0 is its "leader".
+    named = r"tasks are unhealthy.*:\n1$" if victim else r"the leader task was preempted/died.* task 0"
+    assert re.search(named, other.text(), re.M), texts(runs)
+
+
+def test_a_process_that_fails_alone_says_why_and_does_not_wait_for_the_others(folder, monkeypatch):
+    monkeypatch.setenv("FAILS", "1 2")
+    runs = start(folder, "failed", 2, monkeypatch, LOST)
+    assert runs[1].wait() == 1, texts(runs)
+    assert runs[1].text().splitlines()[-1] == "error: process 1 of 2: planted" and "Traceback" not in runs[1].text()
+    began = time.monotonic()
+    assert runs[0].wait() not in (0, 143), texts(runs)
+    assert time.monotonic() - began < 2 * LOST_AFTER + 5
+    assert re.search(r"tasks are unhealthy.*:\n1$", runs[0].text(), re.M), texts(runs)
+
+
+def test_rows_of_several_processes_are_refused():
+    devices = np.array([SimpleNamespace(process_index=i // 2) for i in range(4)])
+    for shape, fits in (((4, 1, 1), True), ((1, 2, 2), True), ((1, 1, 4), False)):
+        shapes = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
+        mesh = SimpleNamespace(devices=devices.reshape(shape), shape=shapes, local_devices=devices[:2])
+        if fits:
+            check_processes(mesh)
+        else:
+            with pytest.raises(ConfigError, match="mesh.tensor=4 spreads rows .* must divide the 2 devices"):
+                check_processes(mesh)
