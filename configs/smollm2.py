@@ -47,5 +47,5 @@ def get_config():
         s.data.threads = 2
         s.optimizer.b2 = 0.98  # short runs, as in the quickstart
         s.loss_chunks = 4  # of 49,152 logits a token
-        s.eval.before, s.eval.shuffled, s.eval.samples = True, True, 96
+        s.eval.before, s.eval.shuffled, s.eval.samples = True, True, 64
     return c

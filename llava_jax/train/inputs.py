@@ -84,7 +84,17 @@ def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision:
     in_epoch = rows_of_an_epoch(rows)
     steps = stage.steps or steps_per_run(in_epoch, stage.batch, stage.epochs)
     samples = round(stage.steps * stage.batch * len(train) / in_epoch) or len(train) * stage.epochs
-    return StageData(rows, held_out and rows_of(held_out), [], steps, samples, needs)
+    out = held_out and rows_of(held_out)
+    if out and d.packing == "pack":
+        out = _as_short_as_needed(out, stage.eval.samples, math.lcm(16, stage.loss_chunks))
+    return StageData(rows, out, [], steps, samples, needs)
+
+
+def _as_short_as_needed(rows: Rows, count: int, multiple: int) -> Rows:
+    """Rows that hold each of the first `count` samples alone: packed rows are far longer than that."""
+    longest = max(int(rows.size(i)["size"][0]) for i in range(min(count, len(rows))))
+    length = min(rows.format.length, round_up(max(longest, 1), multiple))
+    return dataclasses.replace(rows, format=dataclasses.replace(rows.format, length=length))
 
 
 def _split(source, d: Data, minimum: int) -> tuple[object, object | None]:

@@ -133,3 +133,13 @@ def test_a_packed_mixture_goes_on_exactly_also_with_a_source_in_front(tmp_path):
     write_json(tmp_path / "b.json", "b", [9] * 150 + [3] * 150)
     with pytest.raises(ConfigError, match="b.json (had .* examples, has|is packed otherwise than before)"):
         names_of(stage, opened(stage), place, 1)
+
+
+def test_what_is_held_out_of_packed_samples_is_measured_in_rows_of_its_own_length(tmp_path):
+    write_json(tmp_path / "chat.json", "", [1 + i % 5 for i in range(300)])
+    data = Data(path=str(tmp_path / "chat.json"), image_folder=str(tmp_path), held_out=0.3, **(PACKED | {"length": 64}))
+    found = opened(Stage(data=data, batch=4, epochs=1, loss_chunks=4))
+    rows = [found.held_out.row(i) for i in range(len(found.held_out))]
+    longest = max((row["segment_ids"] > 0).sum() for row in rows)
+    assert {row["tokens"].shape for row in rows} == {(16,)} and 8 < longest <= 16
+    assert all(row["tokens"].shape == (64,) for row in (found.train.row(0), found.train.row(1)))
