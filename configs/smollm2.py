@@ -14,6 +14,10 @@ the frozen language model. A pretrained tower (--config.load.vision=FOLDER --con
 256 tokens an image: data.length above 256 x data.max_images) is frozen, as in the paper:
 --config.stages.stage1.learning_rates='(("projector/.*",1e-3),(".*",None))'.
 
+1,594 photographs, 118 more held out, make 305 steps of stage 1, 5.8 s each on two cores (2026-11-23), and 202 of stage
+2. Not run to its end yet: after a stage 1 of 100 steps, the loss of held-out captions was 2.88 with their own image,
+2.93 with another's and 2.97 with a blank one.
+
 Stage 1: captions alone (`plain`). Stage 2: the same images asked about in SmolLM2's own chat format, projector and
 language model trained. Several captions share a row; what is held out is measured with its own image, with a blank one
 and with another one's.

@@ -11,7 +11,7 @@ import tyro
 from llava_jax import data_cli
 from llava_jax.ckpt import ckpt
 from llava_jax.convert import convert
-from llava_jax.errors import UserError
+from llava_jax.errors import UserError, harmless
 from llava_jax.terminal import chat
 
 # A verb is a function of its command line; it imports jax when it is called, so that --help answers at once.
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     try:
         return app.cli(prog="python -m llava_jax", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {harmless(e)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

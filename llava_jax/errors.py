@@ -1,5 +1,7 @@
 """The errors a user can cause: what happened, where, what to do. `main` prints them without a traceback."""
 
+import unicodedata
+
 
 class UserError(Exception):
     """A fault in what the user gave us. `exit_code` is what the process ends with."""
@@ -32,3 +34,9 @@ class Diverged(UserError):
 
 class TooLong(DataError):
     """A conversation that leaves the model no room for an answer."""
+
+
+def harmless(text: object) -> str:
+    """`str(text)` without control characters (but for line breaks and tabs), which can do more to a terminal than
+    write: names of files, ids and answers come from others."""
+    return "".join(c for c in str(text) if c in "\n\t" or unicodedata.category(c) != "Cc")

@@ -32,7 +32,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from llava_jax.config import Config, describe, from_config_dict
-from llava_jax.errors import ConfigError, UserError
+from llava_jax.errors import ConfigError, UserError, harmless
 from llava_jax.processes import Processes, joined
 
 
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> int:
                 return 143
         return 0
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {harmless(e)}", file=sys.stderr)
         return e.exit_code
 
 

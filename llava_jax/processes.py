@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 
-from llava_jax.errors import ConfigError, UserError
+from llava_jax.errors import ConfigError, UserError, harmless
 
 ALL_BEGIN_WITHIN = 300  # seconds from the first process to the last
 LAST_WORDS = 2  # seconds that the others get to say what they end of
@@ -73,7 +73,7 @@ def joined(processes: Processes):
             raise
         me = f"process {jax.process_index()} of {jax.process_count()}"
         if isinstance(e, UserError):
-            print(f"error: {me}: {e}", file=sys.stderr, flush=True)
+            print(f"error: {me}: {harmless(e)}", file=sys.stderr, flush=True)
         else:
             if isinstance(e, jax.errors.JaxRuntimeError):  # what a computation with a lost process ends with, or not
                 print(f"error: {me}: {str(e).strip().splitlines()[0]}", file=sys.stderr)

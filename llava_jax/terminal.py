@@ -9,7 +9,6 @@ Standard output has the answers and nothing else; notes and faults go to standar
 import os
 import re
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +18,7 @@ from PIL import Image
 
 from llava_jax.data.conversation import find_template
 from llava_jax.data.images import load_image
-from llava_jax.errors import ConfigError, DataError, TooLong, UserError
+from llava_jax.errors import ConfigError, DataError, TooLong, UserError, harmless
 
 HELP = """\
 /image FILE   adds an image to the next question
@@ -141,7 +140,7 @@ def _say(answer: Answer, messages: list[dict], images: list[Image.Image], is_ter
     try:
         for piece in answer(messages, images):
             said += piece
-            print(_harmless(piece) if sys.stdout.isatty() else piece, end="", flush=True)
+            print(harmless(piece) if sys.stdout.isatty() else piece, end="", flush=True)
     except KeyboardInterrupt:
         if not is_terminal:
             raise
@@ -186,10 +185,5 @@ def _open(file: Path) -> Image.Image:
     return load_image(file, str(file))
 
 
-def _harmless(text: str) -> str:
-    """Without control characters, which can do more to a terminal than write."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
-
-
 def _note(text: object) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(harmless(text), file=sys.stderr, flush=True)

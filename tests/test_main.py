@@ -314,6 +314,14 @@ def test_a_fault_far_into_the_data_comes_through_the_loader_s_threads(folder, ca
     assert "sample bus-1" in out  # the first one was read and shown
 
 
+def test_what_data_says_to_the_terminal_is_only_text(folder, capsys):
+    late = {**ROW, "id": "late\x1b[2J", "image": "gone\x1b[31m.jpg"}
+    (folder / "train.json").write_text(json.dumps([{**ROW, "id": "bus\x1b[31m-1"}, *[late] * 7]))
+    code, out, err = run(capsys, "--config=small.py", "--config.stages.one.data.bad=error")
+    assert code == 1 and "sample bus[31m-1" in out and "gone[31m.jpg: no such file" in err
+    assert "\x1b" not in out + err
+
+
 def test_a_missing_tokenizer_is_named(folder, capsys):
     code, _, err = run(capsys, "--config=small.py", "--config.tokenizer=data/vicuna")
     assert code == 1 and "data/vicuna: no tokenizer there" in err

@@ -41,8 +41,10 @@ class WorkerRows:
             process = context.Process(target=_work, args=work, name=name, daemon=True)
             # Held back until the worker ignores them: while it starts, they would end it.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, RUN_S_OWN)
-            process.start()
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()  # now the only writing end is the worker's
             self._pipes.append(ours)
             self._processes.append(process)

@@ -131,8 +131,11 @@ def make_train_step(
         )
         norms = jnp.stack([optax.global_norm(grads[path]) for path in sorted(grads)])
         metrics = {"loss": loss, "grad_norm": grad_norm, "targets": targets, "applied": applied, "norms": norms}
-        for name in {"replaced", "stop"} & batch.keys():  # summed here, so that every process knows it of all of them
-            metrics[name] = jnp.sum(batch[name], dtype=jnp.float32)
+        # Summed here, so that every process knows it of all of them. Not in the order of a set, which every process has
+        # another of: they must compile the same program.
+        for name in ("replaced", "stop"):
+            if name in batch:
+                metrics[name] = jnp.sum(batch[name], dtype=jnp.float32)
         return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
 
     # Without out_shardings the state may come back laid out differently, and the second step compiles again; the

@@ -144,11 +144,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    if args.workers < 1:
+        parser.error("--workers must be at least 1")
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(args.tokenizer)
     features = (args.size // 14) ** 2
     form = RowFormat(tokenizer, "vicuna_v1", 2048, 1, features, args.size, args.aspect, "truncate")
     rows = Rows(open_source(args.json, args.images), form)
+    if len(rows) < BATCH * (WARM + LEFT + 1):
+        parser.error(f"{args.json} has {len(rows)} samples; measuring takes {BATCH * (WARM + LEFT + 1)}")
     dataset = Theirs(args.json, args.images, tokenizer, args.aspect, args.size)
     found: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
     for seed in range(args.rounds + 1):
