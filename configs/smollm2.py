@@ -1,4 +1,4 @@
-"""The two stages on real photographs with a real language model, small enough for two CPU cores: SmolLM2-135M.
+"""The two stages on real images with a real language model, small enough for two CPU cores: SmolLM2-135M.
 
     python -m llava_jax data captions captions.jsonl data/captioned_images/chat.json
     python -m llava_jax.main --config=configs/smollm2.py
@@ -14,7 +14,7 @@ the frozen language model. A pretrained tower (--config.load.vision=FOLDER --con
 256 tokens an image: data.length above 256 x data.max_images) is frozen, as in the paper:
 --config.stages.stage1.learning_rates='(("projector/.*",1e-3),(".*",None))'.
 
-1,594 photographs, 118 more held out, make 305 steps of stage 1, 5.8 s each on two cores (2026-11-23), and 202 of stage
+1,594 images, 118 more held out, make 305 steps of stage 1, 5.8 s each on two cores (2026-11-23), and 202 of stage
 2. Not run to its end yet: after a stage 1 of 100 steps, the loss of held-out captions was 2.88 with their own image,
 2.93 with another's and 2.97 with a blank one.
 

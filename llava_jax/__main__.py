@@ -36,12 +36,18 @@ def main(argv: list[str]) -> int:
             group.command(verb, name=verb_name)
         app.command(group, name=name, help=what)
     try:
-        return app.cli(prog="python -m llava_jax", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+        try:
+            return app.cli(prog="python -m llava_jax", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+        finally:
+            sys.stdout.flush()  # not at Python's end, where nobody catches what comes of it
     except UserError as e:
         print(f"error: {harmless(e)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it again at its end
+        return 1
 
 
 if __name__ == "__main__":

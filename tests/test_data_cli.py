@@ -35,6 +35,15 @@ def clean(tmp_path) -> list[str]:
     return [str(tmp_path / "train.json"), str(tmp_path / "images")]
 
 
+@pytest.mark.parametrize("words", [["data", "check", "--help"], ["ckpt", "list", "--help"], ["--help"]])
+def test_a_reader_that_has_read_enough_is_no_fault(words):
+    with subprocess.Popen(
+        [sys.executable, "-m", "llava_jax", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        run.stdout.close()  # before the first word
+        assert (run.stderr.read(), run.wait(60)) == ("", 1)
+
+
 def test_check_finds_all_planted_faults_in_worker_processes(tmp_path, capsys):
     planted = plant(tmp_path)
     report = tmp_path / "report"
