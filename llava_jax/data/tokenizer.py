@@ -113,7 +113,9 @@ def _tokenizer_file(path: Path) -> Path:
     for file in candidates:
         if file.is_file():
             return file
-    raise DataError(f"{path}: no tokenizer there; give a SentencePiece model, a tokenizer.json, a GGUF or a folder with one")
+    raise DataError(
+        f"{path}: no tokenizer there; give a SentencePiece model, a tokenizer.json, a GGUF or a folder with one"
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
