@@ -5,7 +5,9 @@ then a full decode (a JPEG cut in half still has a perfect header).
 """
 
 import io
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -81,24 +83,60 @@ def _crop(image: Image.Image, size: int) -> Image.Image:
     short = min(width, height)
     to_width, to_height = int(size * width / short), int(size * height / short)
     left, top = (to_width - size) // 2, (to_height - size) // 2
-    # PIL resizes all rows to the new width, rounds to bytes, then resizes the columns. Done one by one, no column is
+    if height > width:  # Pillow 13 resizes the columns of some tall images first, older ones do not: leave it to them
+        return image.resize((size, to_height), Image.Resampling.BICUBIC).crop((0, top, size, top + size))
+    # PIL resizes all rows to the new width, rounds to bytes, then resizes the columns. Done one by one, little is
     # resized that the crop leaves out.
-    rows = image.resize((to_width, height), Image.Resampling.BICUBIC).crop((left, 0, left + size, height))
-    return rows.resize((size, to_height), Image.Resampling.BICUBIC).crop((0, top, size, top + size))
+    x = _touched(left * width // to_width, -(-size * width // to_width), to_width, width)
+    rows = image.crop((x.from_start, 0, x.from_stop, height))
+    rows = rows.resize((x.stop - x.start, height), Image.Resampling.BICUBIC)
+    rows = rows.crop((left - x.start, 0, left - x.start + size, height))
+    return rows.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def _pad(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     long = max(width, height)
     left, top = (long - width) // 2, (long - height) // 2
-    # PIL resizes all rows to the new width, rounds to bytes, then resizes the columns. The first half is done here
-    # strip by strip: rows are independent, and rows of nothing but padding stay what they are.
-    columns = Image.new("RGB", (size, long), PAD_COLOR)
-    for row in range(0, height, STRIP):
-        strip = Image.new("RGB", (long, min(STRIP, height - row)), PAD_COLOR)
-        strip.paste(image.crop((0, row, width, row + strip.height)), (left, 0))
-        columns.paste(strip.resize((size, strip.height), Image.Resampling.BICUBIC), (0, top + row))
-    return columns.resize((size, size), Image.Resampling.BICUBIC)
+    x, y = _touched(left, width, size, long), _touched(top, height, size, long)
+    # PIL resizes all rows to the new width, rounds to bytes, then resizes the columns. Here only what an image's pixel
+    # reaches is resized; the rest is padding, which resizing leaves as it is.
+    columns = Image.new("RGB", (x.stop - x.start, y.from_stop - y.from_start), PAD_COLOR)
+    if width == long:
+        columns.paste(image.resize((size, height), Image.Resampling.BICUBIC), (0, top - y.from_start))
+    else:  # strip by strip, for a canvas around a narrow image may be large; rows are independent of each other
+        for row in range(0, height, STRIP):
+            strip = Image.new("RGB", (x.from_stop - x.from_start, min(STRIP, height - row)), PAD_COLOR)
+            strip.paste(image.crop((0, row, width, row + strip.height)), (left - x.from_start, 0))
+            resized = strip.resize((columns.width, strip.height), Image.Resampling.BICUBIC)
+            columns.paste(resized, (0, top - y.from_start + row))
+    square = Image.new("RGB", (size, size), PAD_COLOR)
+    resized = columns.resize((columns.width, y.stop - y.start), Image.Resampling.BICUBIC)
+    square.paste(resized, (x.start, y.start))
+    return square
+
+
+class _Span(NamedTuple):
+    """Pixels start..stop of a resized axis are exactly the pixels from_start..from_stop of the axis before."""
+
+    start: int
+    stop: int
+    from_start: int
+    from_stop: int
+
+
+def _touched(first: int, count: int, size: int, long: int) -> _Span:
+    """The part of an axis, resized from `long` to `size`, that can see the pixels first..first + count, and more.
+
+    It begins and ends where borders of pixels of both sizes fall together, so that resized alone it gets the weights,
+    to the last bit, that it has within the whole.
+    """
+    every = size // math.gcd(size, long)
+    reach = 2 * max(1.0, long / size) + 1  # of a bicubic filter; twice, for what is seen must not be cut off either
+    start = math.floor((first - 2 * reach) * size / long / every) * every
+    stop = math.ceil((first + count + 2 * reach) * size / long / every) * every
+    start, stop = max(start, 0), min(stop, size)
+    return _Span(start, stop, start * long // size, stop * long // size)
 
 
 def image_file(source: Path | str | bytes, name: str) -> Path | io.BytesIO:
