@@ -14,7 +14,7 @@ import tyro
 
 from llava_jax.data.conversation import find_template
 from llava_jax.data.tokenize import encode_row
-from llava_jax.data_build import build, captions
+from llava_jax.data_build import build, captions, scienceqa
 from llava_jax.errors import ConfigError, DataError
 
 DATA = Annotated[Path, tyro.conf.arg(metavar="DATA")]
@@ -204,6 +204,7 @@ VERBS = {  # of `python -m llava_jax data`
     "stats": stats,
     "build": build,
     "captions": captions,
+    "scienceqa": scienceqa,
 }
 
 

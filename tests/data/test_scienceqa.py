@@ -3,7 +3,9 @@ import json
 import pytest
 from planted import encoded, noise
 
-from llava_jax.data.scienceqa import ScienceQA, conversation, parse_problem
+from llava_jax.data.scienceqa import ScienceQA
+from llava_jax.data.scienceqa_problem import parse_problem
+from llava_jax.data.scienceqa_prompts import conversation
 from llava_jax.errors import ConfigError, DataError
 
 PROBLEM = {
