@@ -18,7 +18,7 @@ BLOCKS = [
     (10, "B", "C", "A"),
     (10, "B", "B", None),
 ]
-WRONG = {"ours": 145, "other": 115, "complement": 130, "judge": 160, "upper bound": 180}  # of 200
+RIGHT = {"ours": 145, "other": 115, "complement": 130, "judge": 160, "upper bound": 180}  # of 200
 
 
 def files(blocks) -> list[Answers]:
@@ -40,7 +40,7 @@ def right(ensemble, name: str) -> int:
 
 def test_exact_counts_of_every_way(problems):
     joined = combine(problems, *files(BLOCKS), unparsed="wrong")
-    assert {name: right(joined, name) for name in WRONG} == WRONG
+    assert {name: right(joined, name) for name in RIGHT} == RIGHT
     assert joined.silent == [str(i) for i in range(165, 180)]
     assert joined.differing == [str(i) for i in range(80, 190)]  # all that a judge is to be asked about, and no other
     assert joined.judged == [str(i) for i in [*range(80, 155), *range(180, 190)]]
@@ -51,7 +51,7 @@ def test_only_unknown_choices_are_drawn(problems):
     joined, again, other = (combine(problems, *files(BLOCKS), seed=seed) for seed in (0, 0, 1))
     assert joined == again and joined.indices["other"] != other.indices["other"]
     for ensemble in (joined, other):
-        assert {name: right(ensemble, name) for name in WRONG if name != "other"} | {"other": 115} == WRONG
+        assert {name: right(ensemble, name) for name in RIGHT if name != "other"} | {"other": 115} == RIGHT
         assert 115 < right(ensemble, "other") < 130
         assert ensemble.indices["other"][:165] == joined.indices["other"][:165]
 

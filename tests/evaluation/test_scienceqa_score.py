@@ -11,7 +11,14 @@ from llava_jax.data.scienceqa_problem import parse_problem
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.evaluation.scienceqa_files import Answers, read_answers
 from llava_jax.evaluation.scienceqa_score import (
-    COLUMNS, compare, differing_results, grade, marks_of, read_problems, shares, topic_shares,
+    COLUMNS,
+    compare,
+    differing_results,
+    grade,
+    marks_of,
+    read_problems,
+    shares,
+    topic_shares,
 )  # fmt: skip
 
 
