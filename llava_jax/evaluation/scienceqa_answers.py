@@ -23,7 +23,7 @@ def strict(text: str) -> str | None:
     character behind. The letter may be of no choice. None for everything else."""
     if len(text) == 1 and text in LETTERS:
         return text
-    if len(text) >= 3 and text[0] in LETTERS and text[1:3] == ". ":
+    if text[1:3] == ". " and text[0] in LETTERS:
         return text[0]
     return ending(text)
 
