@@ -10,7 +10,8 @@ import re
 from llava_jax.data.scienceqa_problem import LETTERS
 
 ENDING = re.compile(r"The answer is ([A-Z]).")  # the dot is the original's: any one character, but there must be one
-SAYING = r"(?i:\banswer(?:\s+is\s*:?|\s*:)\s*)"  # "the correct answer is", "ANSWER:"
+# "the correct answer is", "ANSWER:". No two \s* in a row: they would try all ways to share a run of spaces.
+SAYING = r"(?i:\banswer(?:\s+is(?:\s*:)?|\s*:)\s*)"
 # A small letter must end its clause: "the answer is a dog" names no letter. Nor does "The answer is Blue.", for anybody
 # but the strict rule.
 STATED = re.compile(SAYING + r"(?:\(([A-Za-z])\)|([A-Z])(?!\w)|([a-z])(?=\s*(?:[.,;:!)\n]|$)))")
@@ -44,7 +45,7 @@ def lenient(text: str, choices: tuple[str, ...]) -> str | None:
     if letters:
         return letters.pop() if len(letters) == 1 and letters <= set(LETTERS[: len(choices)]) else None
     said = _bare(re.split(SAYING, text)[-1])
-    same = [letter for letter, choice in zip(LETTERS, choices, strict=False) if _bare(choice) == said]
+    same = [letter for letter, choice in zip(LETTERS, choices, strict=False) if said and _bare(choice) == said]
     return same[0] if len(same) == 1 else None
 
 

@@ -1,4 +1,5 @@
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -78,6 +79,17 @@ def test_lenient_finds_a_choice_or_nothing_and_another_than_strict_only_where_th
     found, narrow = lenient(text, CHOICES), strict(text)
     assert found in (None, "A", "B", "C")
     assert None in (found, narrow) or found == narrow or re.search(r"The answer is [A-Z]\w", text)
+
+
+def test_nothing_said_is_no_choice_that_is_empty():
+    assert lenient("", ("", "x")) is lenient("The answer is .", (".", "x")) is None
+
+
+def test_a_long_run_of_spaces_takes_no_time():
+    began = time.process_time()
+    for start in ("answer", "answer is", "the answer is a"):
+        assert lenient(start + " " * 50_000 + "@", CHOICES) is None
+    assert time.process_time() - began < 2  # a rule that tries all ways to share them takes half a minute
 
 
 def test_the_ensembles_know_the_last_rule_alone():
