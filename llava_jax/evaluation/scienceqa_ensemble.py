@@ -20,19 +20,25 @@ from llava_jax.evaluation.scienceqa_score import draw
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
     """`indices`: of ours, other, complement and, where there was one, judge: the choice of every problem, -1 for none.
-    `silent`: problems that the other has no letter for. `differing`: those that a judge is to be asked about, ours and
-    the other's letters not being the same; `judged`: those that it answered."""
+    `unread` and `silent`: problems that ours and the other have no letter for. `differing`: those that a judge is to be
+    asked about, ours and the other's letters not being the same; `judged`: those that it answered."""
 
     problems: list[Problem]
     indices: dict[str, list[int]]
+    unread: list[str]
     silent: list[str]
     differing: list[str]
     judged: list[str]
 
     def marks(self, name: str) -> list[tuple[Problem, bool]]:
-        """Each problem, and whether `name` has it right; also of "upper bound": that ours or the other has."""
+        """Each problem, and whether `name` has it right; also of "upper bound": that ours or the other has.
+
+        What is drawn for the other where it has no answer may lift that bound with a judge, and not without: each of
+        the original's two scripts has its own way.
+        """
         if name == "upper bound":
-            pairs = zip(self.problems, self.indices["ours"], self.indices["other"], strict=True)
+            second = self.indices["other" if "judge" in self.indices else "complement"]
+            pairs = zip(self.problems, self.indices["ours"], second, strict=True)
             return [(problem, problem.answer in (ours, other)) for problem, ours, other in pairs]
         return [(problem, problem.answer == i) for problem, i in zip(self.problems, self.indices[name], strict=True)]
 
@@ -60,7 +66,7 @@ def combine(
                 f"{answers.name}: {len(missing):,} of {len(problems):,} problems have no answer, the first: "
                 f"{missing[0]}. With a judge both must answer all."
             )
-    result = Ensemble(list(problems), {"ours": [], "other": [], "complement": []}, [], [], [])
+    result = Ensemble(list(problems), {"ours": [], "other": [], "complement": []}, [], [], [], [])
     if judge is not None:
         result.indices["judge"] = []
     for problem in problems:
@@ -70,6 +76,8 @@ def combine(
         result.indices["ours"].append(our_index)
         result.indices["other"].append(other_index)
         result.indices["complement"].append(our_index if other_letter is None else other_index)
+        if our_letter is None:
+            result.unread.append(pid)
         if other_letter is None:
             result.silent.append(pid)
         if our_letter != other_letter:

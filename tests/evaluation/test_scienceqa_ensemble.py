@@ -41,7 +41,7 @@ def right(ensemble, name: str) -> int:
 def test_exact_counts_of_every_way(problems):
     joined = combine(problems, *files(BLOCKS), unparsed="wrong")
     assert {name: right(joined, name) for name in RIGHT} == RIGHT
-    assert joined.silent == [str(i) for i in range(165, 180)]
+    assert joined.silent == [str(i) for i in range(165, 180)] and joined.unread == []
     assert joined.differing == [str(i) for i in range(80, 190)]  # all that a judge is to be asked about, and no other
     assert joined.judged == [str(i) for i in [*range(80, 155), *range(180, 190)]]
 
@@ -66,7 +66,8 @@ def test_a_letter_of_no_choice_is_an_answer_whose_index_is_unknown(problems):
 
 def test_only_the_sentence_is_read(problems):
     joined = combine(problems, *(Answers(a.name, dict.fromkeys(a.texts, "A")) for a in files(BLOCKS)), unparsed="wrong")
-    assert right(joined, "upper bound") == 0 and len(joined.silent) == 200 and joined.differing == []
+    assert right(joined, "upper bound") == 0 and len(joined.silent) == len(joined.unread) == 200
+    assert joined.differing == []
 
 
 def test_without_a_judge_the_problems_that_both_answered_count(problems):
@@ -74,6 +75,13 @@ def test_without_a_judge_the_problems_that_both_answered_count(problems):
     fewer = Answers("other", dict(list(other.texts.items())[:100]))
     joined = combine(problems, ours, fewer, unparsed="wrong")
     assert len(joined.problems) == 100 and right(joined, "complement") == 80 and "judge" not in joined.indices
+
+
+def test_luck_lifts_the_upper_bound_only_with_a_judge(problems):
+    """As in the original's two scripts: what is drawn for the silent counts in one, in the other it is ours."""
+    ours, other, judge = files([(200, "B", "Hm.", None)])
+    assert right(combine(problems, ours, other), "upper bound") == 0
+    assert 40 < right(combine(problems, ours, other, judge), "upper bound") < 95  # 67 +- 7
 
 
 def test_with_a_judge_both_must_have_answered_all(problems):
