@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from llava_jax.errors import ConfigError
+from llava_jax.errors import ConfigError, harmless
 
 ANSWERS = Annotated[Path, tyro.conf.arg(metavar="ANSWERS")]
 OTHER = Annotated[Path, tyro.conf.arg(metavar="OTHER")]
+DIFFERING = 20  # results that are named beside their texts
 
 
 def score(
@@ -63,7 +64,10 @@ def score(
         raise ConfigError(f"{answers}: no answer to a problem of split {split!r} of {problems}")
     comparison = None
     if against is not None:
-        comparison = scoring.compare(graded, scoring.grade(known, read_answers(against), **how))
+        others = scoring.grade(known, read_answers(against), **how)
+        if all(item.status == "missing" for item in others):
+            raise ConfigError(f"{against}: no answer to a problem of split {split!r} of {problems}")
+        comparison = scoring.compare(graded, others)
     images = open_images(image_folder, problems) if image_folder else ImageFolder(problems / "images")
 
     marks = scoring.marks_of(graded)
@@ -72,10 +76,10 @@ def score(
     lines = _about(found, graded, missing, split, parser, unparsed, seed)
     side, differing = scoring.differing_results(found, known)
     if side:
-        lines.append(
-            f"results in the file: {side - len(differing):,} of {side:,} are the index that is parsed from their text"
-        )
-        lines += [f"  {pid}: {why}" for pid, why in differing]
+        agree = f"{side - len(differing):,} of {side:,} are the index that the strict parser finds in their text"
+        lines += [f"results in the file: {agree}", *(f"  {pid}: {why}" for pid, why in differing[:DIFFERING])]
+    if len(differing) > DIFFERING:
+        lines.append(f"  and {len(differing) - DIFFERING:,} more; --json has all")
     if json_file is not None:
         told = {"answers": str(answers), "problems": str(problems), "split": split, **how, "missing": missing}
         told["unparsed_answers"] = [item.problem.pid for item in graded if item.status == "unparsed"]
@@ -89,14 +93,14 @@ def score(
         write_text(page, make_page(f"ScienceQA: {answers.name}", lines, shares, topics, graded, images, comparison))
     if result is not None:
         indices = {item.problem.pid: item.index for item in graded}
-        texts = {item.problem.pid: "FAILED" if item.text is None else item.text for item in graded}
+        texts = {item.problem.pid: "FAILED" if item.text is None else item.text for item in graded if found.texts}
         write_text(result, result_json(indices, texts, shares[scoring.AVERAGE].correct))
     if analysis is not None:
         write_text(analysis, report.analysis_json(graded, found))
-    print("\n".join([*lines, "", *report.table({answers.name[: report.NAME - 2]: shares}), ""]))
-    print("\n".join(report.topic_table(topics)))
+    lines += ["", *report.table({answers.name[: report.NAME - 2]: shares}), "", *report.topic_table(topics)]
     if comparison:
-        print("\n".join(["", *report.comparison_lines(comparison, answers.name, against.name)]))
+        lines += ["", *report.comparison_lines(comparison, answers.name, against.name)]
+    print(harmless("\n".join(lines)))
     return 1 if missing else 0
 
 
@@ -140,8 +144,11 @@ def ensemble(
     rows = {name: shares(joined.marks(name)) for name in (*joined.indices, "upper bound")}
     count = len(joined.problems)
     drawn = f"an unknown choice is drawn (seed {seed})" if unparsed == "random" else "an unknown choice is wrong"
-    silent = f"the other has no answer to {len(joined.silent):,} ({100 * len(joined.silent) / count:.2f}%)"
-    lines = [f"{count:,} of {len(known):,} problems of split {split}; {silent}; {drawn}"]
+    silent = [
+        f"{whose} has no answer to {len(pids):,} ({100 * len(pids) / count:.2f}%)"
+        for whose, pids in (("ours", joined.unread), ("the other", joined.silent))
+    ]
+    lines = [f"{count:,} of {len(known):,} problems of split {split}; {'; '.join(silent)}; {drawn}"]
     lines.append(f"the two differ on {len(joined.differing):,}")
     if judge is not None:
         among = len(set(joined.judged) & set(joined.differing))
@@ -150,13 +157,18 @@ def ensemble(
         told = {"answers": str(answers), "other": str(other), "judge": judge and str(judge), "problems": str(problems)}
         told |= {"split": split, "unparsed": unparsed, "seed": seed, "count": count}
         told["columns"] = {n: {c: report.share_json(share) for c, share in row.items()} for n, row in rows.items()}
-        told |= {"silent": joined.silent, "differing": joined.differing, "judged": joined.judged}
+        told |= {
+            "unread": joined.unread,
+            "silent": joined.silent,
+            "differing": joined.differing,
+            "judged": joined.judged,
+        }
         write_text(json_file, json.dumps(told, indent=1) + "\n")
     if result is not None:
         name = "complement" if judge is None else "judge"
         indices = dict(zip((p.pid for p in joined.problems), joined.indices[name], strict=True))
         write_text(result, result_json(indices, {}, rows[name][AVERAGE].correct))
-    print("\n".join([*lines, "", *report.table(rows)]))
+    print(harmless("\n".join([*lines, "", *report.table(rows)])))
     return 0
 
 

@@ -92,6 +92,36 @@ def test_json_has_every_answer_and_every_flip(folder, answers, tmp_path, capsys)
     assert "  3: no letter, the other A; right is A" in printed and "  5: C, the other no answer; right is C" in printed
 
 
+def test_what_the_data_says_does_no_harm_to_a_terminal(tmp_path, capsys):
+    evil = {"\x1b[31m1\ud83d": {"topic": "\x1b]0;owned\x07 \ud83d"}}
+    folder = write_folder(tmp_path / "sqa", evil)
+    first = lines(tmp_path / "a.jsonl", dict.fromkeys(evil, "A"))
+    second = lines(tmp_path / "b.jsonl", dict.fromkeys(evil, "B"))
+    assert main([*SCORE, first, "--problems", str(folder), "--against", second]) == 0
+    out = capsys.readouterr().out
+    assert "]0;owned ?" in out and "[31m1?: A, the other B" in out and "\x1b" not in out and "\x07" not in out
+
+
+def test_of_many_results_that_no_text_gives_the_first_are_named(tmp_path, capsys):
+    pids = [str(i) for i in range(25)]
+    result = tmp_path / "r.json"
+    result.write_text(json.dumps({"results": dict.fromkeys(pids, 1), "outputs": dict.fromkeys(pids, "A")}))
+    folder, out = write_folder(tmp_path / "sqa", {pid: {} for pid in pids}), tmp_path / "score.json"
+    assert main([*SCORE, str(result), "--problems", str(folder), "--json", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "results in the file: 0 of 25 are the index that the strict parser finds" in printed
+    assert printed.count("the text says A, results has 1 (B)") == 20 and "  and 5 more; --json has all" in printed
+    assert list(json.loads(out.read_text())["differing_results"]) == pids
+
+
+def test_of_a_file_of_indices_alone_no_texts_are_made_up(folder, tmp_path):
+    bare, out = tmp_path / "bare.json", tmp_path / "out.json"
+    bare.write_text(json.dumps({"results": dict.fromkeys("12345", 1), "outputs": {}}))
+    assert main([*SCORE, str(bare), "--problems", str(folder), "--parser", "results", "--result", str(out)]) == 0
+    told = json.loads(out.read_text())
+    assert told == {"acc": 20.0, "correct": 1, "count": 5, "results": dict.fromkeys("12345", 1), "outputs": {}}
+
+
 def test_the_page_shows_every_answer_and_runs_nothing(folder, answers, tmp_path):
     other = lines(tmp_path / "b.jsonl", {pid: "A" for pid in "12345"})
     page = tmp_path / "new" / "page.html"
@@ -108,6 +138,10 @@ def test_the_page_shows_every_answer_and_runs_nothing(folder, answers, tmp_path)
         assert f"body:has(#show-{kind}:checked) article:not(.{kind}) {{ display: none }}" in text
         assert f'id="show-{kind}"' in text and f" {kind} {count} " in shown.text
     assert 'id="show-missing"' not in text
+    articles = text.split("<article ")[1:]
+    assert ["the other file" in article for article in articles] == ["flip" in kind for kind in kinds]
+    ticks = re.findall(r"<tr><td>\w</td><td>\w+</td><td>(x?)</td><td>(x?)</td><td>(x?)</td></tr>", articles[4])
+    assert ticks == [("", "", "x"), ("", "", ""), ("x", "x", "")]  # right, answered, the other file
 
 
 def test_a_released_file_comes_out_as_it_went_in(real_data, tmp_path, capsys):
@@ -146,7 +180,9 @@ def test_ensembles_from_files(joined, tmp_path, capsys):
     printed = capsys.readouterr().out
     for name, percent in {"ours": 72.5, "other": 57.5, "complement": 65, "judge": 80, "upper bound": 90}.items():
         assert re.search(rf"^{name} .* {percent:.2f}$", printed, re.M), name
-    assert "the other has no answer to 15 (7.50%); an unknown choice is wrong" in printed
+    assert (
+        "ours has no answer to 0 (0.00%); the other has no answer to 15 (7.50%); an unknown choice is wrong" in printed
+    )
     assert "the two differ on 110, of which the judge answered 85; it also answered 0 others" in printed
     told = json.loads(out.read_text())
     assert len(told["differing"]) == 110 and told["columns"]["judge"]["Avg"]["correct"] == 160
@@ -169,6 +205,7 @@ def test_faults_are_one_line_and_2(folder, answers, tmp_path, capsys):
         ([*SCORE, str(tmp_path / "gone"), *problems], "gone: cannot be read (No such file or directory)"),
         ([*SCORE, str(tmp_path / "torn.jsonl"), *problems], "torn.jsonl: line 1 is broken JSON"),
         ([*SCORE, nothing, *problems], "no answer to a problem of split 'test'"),
+        ([*SCORE, answers, *problems, "--against", nothing], "none.jsonl: no answer to a problem of split 'test'"),
         ([*SCORE, answers, *problems, "--split", "dev"], "no split is called 'dev'"),
         ([*SCORE, answers, *problems, "--parser", "results"], "has no indices (results); try --parser strict"),
         ([*SCORE, answers, "--problems", str(tmp_path)], "problems.json: cannot be read"),

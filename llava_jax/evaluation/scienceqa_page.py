@@ -6,6 +6,7 @@ from llava_jax.data.html_page import Markup, document, element, table, thumbnail
 from llava_jax.data.image_files import ImageFolder, ImageZip
 from llava_jax.data.scienceqa_problem import LETTERS, Problem
 from llava_jax.errors import DataError
+from llava_jax.evaluation.scienceqa_report import interval_text, percent_text
 from llava_jax.evaluation.scienceqa_score import Comparison, Graded, Share
 
 SIDE = 320  # of an image, at most
@@ -32,9 +33,7 @@ def page(
     shown += [_button(kind, f"{kind} {count:,}") for kind, count in counts.items() if count]
     rows = [["", "right", "of", "percent", "95% interval"]]
     for name, share in (shares | topics).items():
-        ends = share.interval and "{:.2f} to {:.2f}".format(*share.interval)
-        percent = "-" if share.percent is None else f"{share.percent:.2f}"
-        rows.append([name, str(share.correct), str(share.count), percent, ends or "-"])
+        rows.append([name, str(share.correct), str(share.count), percent_text(share.percent), interval_text(share)])
     body = [element("style", Markup(HIDING)), *(element("p", line) for line in lines), table(rows)]
     body.append(element("p", Markup("show: " + " ".join(shown))))
     return document(title, [*body, *(_article(item, images, flips.get(item.problem.pid)) for item in graded)])
@@ -51,10 +50,12 @@ def _article(item: Graded, images: ImageFolder | ImageZip, other: Graded | None)
     if problem.hint:
         parts.append(element("p", problem.hint, class_="text"))
     parts.append(element("p", problem.question, class_="text"))
-    choices = [["", "choice", "right", "answered", "the other file"]]
+    columns = {"right": problem.answer, "answered": item.index}
+    if other is not None:
+        columns["the other file"] = other.index
+    choices = [["", "choice", *columns]]
     for i, choice in enumerate(problem.choices):
-        ticks = (i == problem.answer, i == item.index, other is not None and i == other.index)
-        choices.append([LETTERS[i], choice, *("x" if tick else "" for tick in ticks)])
+        choices.append([LETTERS[i], choice, *("x" if i == index else "" for index in columns.values())])
     parts.append(table(choices))
     about = f"{problem.subject}, {problem.topic}, {problem.grade}; letter found: {item.letter or 'none'}"
     if item.status == "unparsed" and item.index >= 0:

@@ -26,12 +26,12 @@ def table(rows: dict[str, dict[str, Share]]) -> list[str]:
     """Lines: each of `rows` with its intervals and counts, then the published ones."""
     lines = ["".ljust(NAME) + "".join(name.rjust(CELL) for name in COLUMNS)]
     for name, shares in rows.items():
-        lines.append(_line(name, [_percent(share.percent) for share in shares.values()]))
+        lines.append(_line(name, [percent_text(share.percent) for share in shares.values()]))
         for label, end in (("  95%, from", 0), ("       to", 1)):
-            lines.append(_line(label, [_percent(s.interval[end] if s.interval else None) for s in shares.values()]))
+            lines.append(_line(label, [percent_text(s.interval[end] if s.interval else None) for s in shares.values()]))
         lines.append(_line("  right/all", [f"{share.correct}/{share.count}" for share in shares.values()]))
     lines += ["", f"published, of all {TEST:,} test problems:"]
-    return lines + [_line(name, [_percent(value) for value in values]) for name, values in PUBLISHED.items()]
+    return lines + [_line(name, [percent_text(value) for value in values]) for name, values in PUBLISHED.items()]
 
 
 def topic_table(topics: dict[str, Share]) -> list[str]:
@@ -39,7 +39,7 @@ def topic_table(topics: dict[str, Share]) -> list[str]:
     lines = ["topic".ljust(width) + "right/all".rjust(11) + "percent".rjust(9) + "  95% interval"]
     for topic, share in topics.items():
         counts = f"{share.correct}/{share.count}"
-        lines.append(f"{topic:<{width}}{counts:>11}{_percent(share.percent):>9}  {_interval(share)}")
+        lines.append(f"{topic:<{width}}{counts:>11}{percent_text(share.percent):>9}  {interval_text(share)}")
     return lines
 
 
@@ -58,6 +58,14 @@ def comparison_lines(comparison: Comparison, first: str, second: str) -> list[st
     if len(c.flips) > FLIPS:
         lines.append(f"  and {len(c.flips) - FLIPS:,} more flips; --json has all")
     return lines
+
+
+def percent_text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def interval_text(share: Share) -> str:
+    return "-" if share.interval is None else f"{share.interval[0]:.2f} to {share.interval[1]:.2f}"
 
 
 def share_json(share: Share) -> dict:
@@ -108,11 +116,3 @@ def _said(item: Graded) -> str:
 
 def _line(name: str, cells: Sequence[str]) -> str:
     return name.ljust(NAME) + "".join(cell.rjust(CELL) for cell in cells)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _interval(share: Share) -> str:
-    return "-" if share.interval is None else f"{share.interval[0]:.2f} to {share.interval[1]:.2f}"
