@@ -211,9 +211,9 @@ VERBS = {  # of `python -m llava_jax data`
 def open_data(data: Path, image_folder: Path | None):
     """What DATA holds, by its content; broken rows of a JSON keep their places. Raises ConfigError and DataError."""
     from llava_jax.data.open_source import open_source
-    from llava_jax.data.scienceqa import ScienceQA
+    from llava_jax.data.scienceqa import ScienceQA, is_scienceqa
 
-    if (data / "problems.json").is_file():
+    if is_scienceqa(data):
         return ScienceQA(data, image_folder=image_folder)
     return open_source(data, image_folder or "", is_strict=False)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from llava_jax.data.array_records import ArrayRecordSource
 from llava_jax.data.parquet_source import ParquetSource, is_parquet
-from llava_jax.data.scienceqa import ScienceQA
+from llava_jax.data.scienceqa import ScienceQA, is_scienceqa
 from llava_jax.data.scienceqa_prompts import DEFAULT
 from llava_jax.data.sources import LlavaJson
 from llava_jax.data.tfds_source import is_tfds, open_tfds
@@ -25,9 +25,12 @@ def open_source(
     a split, and for a split or prompt format of what has none.
     """
     path = Path(path)
-    if (path / "problems.json").is_file():
+    if is_scienceqa(path):
         if not split:
-            raise ConfigError(f"{path}: of ScienceQA one split is taken; set data.split to train, val, test or another")
+            raise ConfigError(
+                f"{path}: of ScienceQA one split is taken. Set data.split to train, val, test or another; where only "
+                "paths are taken, first make a JSON of it: python -m llava_jax data scienceqa"
+            )
         return ScienceQA(path, split, images or None, prompt_format or DEFAULT)
     if split or prompt_format:
         raise ConfigError(f"{path}: no folder of ScienceQA's; leave out data.split and data.prompt_format")

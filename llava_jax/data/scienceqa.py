@@ -18,6 +18,11 @@ from llava_jax.data.scienceqa_prompts import DEFAULT, check_format, conversation
 from llava_jax.errors import ConfigError, DataError
 
 
+def is_scienceqa(path: Path) -> bool:
+    """Whether this is a folder of ScienceQA's."""
+    return (path / "problems.json").is_file()
+
+
 class ScienceQA:
     """The problems of one split, or all in the order of the file, as examples of `conversation`.
 

@@ -21,6 +21,7 @@ from llava_jax.data.packing import Groups, buckets, digest, lend_sizes, pack
 from llava_jax.data.pipeline import Batches, evaluation_batches, make_batches, steps_per_run
 from llava_jax.data.rows import RowFormat, Rows
 from llava_jax.data.scene_source import SceneSource, exam
+from llava_jax.data.scienceqa import is_scienceqa
 from llava_jax.data.sources import Joined, Subset, held_out_split
 from llava_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llava_jax.errors import ConfigError
@@ -99,7 +100,7 @@ def _as_short_as_needed(rows: Rows, count: int, multiple: int) -> Rows:
 
 def _open(path: str, images: str, d: Data):
     """One source of `d`. Split and prompt format of a mixture are for those that are ScienceQA's."""
-    if d.mixture and not (Path(path) / "problems.json").is_file():
+    if d.mixture and not is_scienceqa(Path(path)):
         return open_source(path, images)
     return open_source(path, images, split=d.split, prompt_format=d.prompt_format)
 
@@ -110,6 +111,10 @@ def _split(source, d: Data, minimum: int) -> tuple[object, object | None]:
 
 def _open_mixture(d: Data) -> tuple[Joined, object | None, list[tuple[str, int, float]]]:
     """(what is trained on, one source behind the other; what is held out of each; (path, examples, weight) of each)."""
+    if (d.split or d.prompt_format) and not any(is_scienceqa(Path(path)) for path, _, _ in d.mixture):
+        raise ConfigError(
+            "data.mixture has no ScienceQA folder; correct its path, or leave out data.split and data.prompt_format"
+        )
     minimum = math.ceil(HELD_OUT_MINIMUM / len(d.mixture))
     # By path, so that the order in which a config names them plays no role.
     opened = [(path, _split(_open(path, root, d), d, minimum), weight) for path, root, weight in sorted(d.mixture)]

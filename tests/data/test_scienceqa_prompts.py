@@ -99,6 +99,12 @@ def test_labels_go_wherever_they_stand_but_only_of_a_text_that_begins_with_them(
     assert texts(odd, "QCM-LEPA")[1].startswith("LECTURE: Answer: no.\n")
 
 
+def test_a_label_with_nothing_behind_it_takes_all_of_its_kind_along():
+    odd = BARE | {"question": "BECAUSE: what?", "hint": "  "}
+    assert texts(odd, "CQM-A")[0].startswith("Context: N/A\nQuestion: BECAUSE: what?")
+    assert texts(odd, "QCML-A")[0] == " what?\nContext: N/A\nOptions: (A) a cat (B) a dog (C) a fox"
+
+
 @pytest.mark.parametrize("name", ["QCM-AL", "CQM-AE"])
 def test_the_swapped_names_are_refused_with_both_ways_out(name):
     with pytest.raises(ConfigError, match="AL tells the solution and its AE the lecture.*AL_original.*AE_original"):
@@ -119,7 +125,7 @@ def test_a_config_chooses_split_and_format(tmp_path):
         ("gpt", "The answer is B."),
     )
     assert open_source(tmp_path, split="train")[0].turns[1][1].startswith("Maps have four")
-    with pytest.raises(ConfigError, match="set data.split"):
+    with pytest.raises(ConfigError, match="Set data.split.*data scienceqa"):
         open_source(tmp_path)
     with pytest.raises(ConfigError, match="INPUT-OUTPUT"):
         open_source(tmp_path, split="test", prompt_format="QCM")
@@ -137,3 +143,10 @@ def test_a_file_is_written_where_asked_for(tmp_path, capsys):
     again, direct = open_source(out, tmp_path / "images"), ScienceQA(tmp_path, "test", prompt_format="QCM-LEPA")
     assert [again[i] for i in range(len(again))] == [direct[i] for i in range(len(direct))]
     assert main(command) == 2 and "exists already" in capsys.readouterr().err
+
+
+def test_half_a_character_is_said_and_nothing_written(tmp_path, capsys):
+    folder(tmp_path, {"1": FULL | {"question": "half \ud83d"}}, {"test": ["1"]})
+    assert main(["data", "scienceqa", str(tmp_path), str(tmp_path / "out.json"), "--split", "test"]) == 2
+    assert "half a character (a lone surrogate) behind" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out.json*"))

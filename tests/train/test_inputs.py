@@ -159,5 +159,7 @@ def test_a_stage_takes_its_split_and_prompt_format_of_scienceqa_alone_and_in_a_m
     mixed = opened(Stage(data=Data(mixture=sources, **how), batch=1, steps=4))
     found = {mixed.train.source[i].id for i in range(len(mixed.train.source))}
     assert found == {"2", "0", "c0", "c1", "c2", "c3", "c4"}
-    with pytest.raises(ConfigError, match="set data.split"):
+    with pytest.raises(ConfigError, match="no ScienceQA folder; correct its path"):
+        opened(Stage(data=Data(mixture=sources[1:], **how), batch=1, steps=4))
+    with pytest.raises(ConfigError, match="Set data.split"):
         opened(Stage(data=Data(path=str(tmp_path / "sqa"), **(how | {"split": ""})), batch=1, epochs=1))
