@@ -128,8 +128,11 @@ def _write_rows(out: Path, rows: list[dict]) -> None:
     partial = out.with_name(f"{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        partial.write_bytes((json.dumps(rows, ensure_ascii=False, indent=1) + "\n").encode())
         partial.replace(out)
+    except UnicodeEncodeError as fault:
+        near = fault.object[max(0, fault.start - 40) : fault.start]
+        raise DataError(f"{out}: not written, there is half a character (a lone surrogate) behind {near!r}.") from None
     except OSError as fault:
         raise ConfigError(f"{out} cannot be written ({fault.strerror or fault}); choose another place") from None
     _say(f"{out}: {len(rows):,} samples")
