@@ -54,6 +54,7 @@ def test_only_unknown_choices_are_drawn(problems):
         assert {name: right(ensemble, name) for name in RIGHT if name != "other"} | {"other": 115} == RIGHT
         assert 115 < right(ensemble, "other") < 130
         assert ensemble.indices["other"][:165] == joined.indices["other"][:165]
+        assert ensemble.differing == [str(i) for i in range(80, 190)]  # also where ours was drawn for the silent
 
 
 def test_a_letter_of_no_choice_is_an_answer_whose_index_is_unknown(problems):

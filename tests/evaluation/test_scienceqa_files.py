@@ -19,6 +19,10 @@ def test_the_released_file_is_written_as_it_was_read(real_data):
     assert result_json(answers.results, answers.texts, 3855).encode() == path.read_bytes()
 
 
+def test_the_share_is_rounded_as_the_original_rounds_it():
+    assert '"acc": 28.000000000000004,' in result_json(dict.fromkeys(map(str, range(25)), 0), {}, 7)
+
+
 def test_lines_are_read_with_what_was_asked(tmp_path):
     (tmp_path / "a.jsonl").write_text(LINES)
     answers = read_answers(tmp_path / "a.jsonl")

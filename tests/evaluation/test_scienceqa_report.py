@@ -3,7 +3,7 @@ import numpy as np
 from llava_jax.evaluation.scienceqa_report import PUBLISHED
 from llava_jax.evaluation.scienceqa_score import COLUMNS
 
-# What humans reached on grades is not of the same problems as what they reached on average, as published.
+# The published grades of humans do not make up their average.
 PARTS = {("NAT", "SOC", "LAN"): list(PUBLISHED), ("G1-6", "G7-12"): [name for name in PUBLISHED if name != "Human"]}
 
 
