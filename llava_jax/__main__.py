@@ -8,7 +8,7 @@ import sys
 
 import tyro
 
-from llava_jax import data_cli
+from llava_jax import data_cli, eval_cli
 from llava_jax.ckpt import ckpt
 from llava_jax.convert import convert
 from llava_jax.errors import UserError, harmless
@@ -20,22 +20,19 @@ VERBS = {
     "ckpt": ckpt,
     "convert": convert,
 }
-GROUPS = {  # of verbs: (what they do, the verbs)
+GROUPS = {  # of verbs or groups: (what they do, the verbs)
     "data": ("Looks at data sets before they are trained on, and makes them.", data_cli.VERBS),
+    "eval": (
+        "Measures models on benchmarks.",
+        {"scienceqa": ("Scores answers to ScienceQA, and joins them with GPT-4's.", eval_cli.SCIENCEQA)},
+    ),
 }
 
 
 def main(argv: list[str]) -> int:
     """Runs the verb that `argv` (without the program's name) begins with; returns the exit code."""
-    app = tyro.extras.SubcommandApp()
-    for name, verb in VERBS.items():
-        app.command(verb, name=name)
-    for name, (what, verbs) in GROUPS.items():
-        group = tyro.extras.SubcommandApp()
-        for verb_name, verb in verbs.items():
-            group.command(verb, name=verb_name)
-        app.command(group, name=name, help=what)
     try:
+        app = _app(VERBS | GROUPS)
         try:
             return app.cli(prog="python -m llava_jax", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
         finally:
@@ -48,6 +45,17 @@ def main(argv: list[str]) -> int:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it again at its end
         return 1
+
+
+def _app(verbs: dict) -> tyro.extras.SubcommandApp:
+    app = tyro.extras.SubcommandApp()
+    for name, verb in verbs.items():
+        if isinstance(verb, tuple):
+            what, inner = verb
+            app.command(_app(inner), name=name, help=what)
+        else:
+            app.command(verb, name=name)
+    return app
 
 
 if __name__ == "__main__":

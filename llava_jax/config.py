@@ -77,9 +77,11 @@ class Guard:
 @dataclasses.dataclass(frozen=True)
 class Data:
     source: str = "files"  # files | scenes
-    path: str = ""  # files: LLaVA's json, a folder that `data build` made, Parquet, or of TFDS
+    path: str = ""  # files: LLaVA's json, or a folder: of `data build`, Parquet, TFDS or ScienceQA
     image_folder: str = ""  # files: the root of a json's image paths, or a zip archive with them
     mixture: tuple[tuple[str, str, float], ...] = ()  # files: (path, image_folder, weight) of several, instead of path
+    split: str = ""  # ScienceQA: train, val, test, or another name in pid_splits.json
+    prompt_format: str = ""  # ScienceQA: see data/scienceqa_prompts.py; QCM-LEA where it is empty
     scenes: str = "caption"  # scenes: caption | study | tell | instruct
     template: str = "vicuna_v1"
     aspect: str = "crop"  # crop (CLIP's processor) | pad (LLaVA v1.5)

@@ -1,4 +1,4 @@
-"""python -m llava_jax data build SRC... OUT, and data captions PAIRS OUT"""
+"""python -m llava_jax data build SRC... OUT, data captions PAIRS OUT, and data scienceqa FOLDER OUT"""
 
 import json
 import time
@@ -95,16 +95,47 @@ def captions(
                 f"{pairs}: {len(missing)} of {len(found)} images are not in {images}; the first: {missing[0]!r}. "
                 "Bring them, or remove their lines."
             )
-    rows = [caption_row(image, caption, seed) for image, caption in found]
+    _write_rows(out, [caption_row(image, caption, seed) for image, caption in found])
+    return 0
+
+
+def scienceqa(
+    folder: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    *,
+    split: str,
+    prompt_format: str = "QCM-LEA",
+) -> int:
+    """Makes LLaVA's JSON of a split of ScienceQA, as the original's converter does. Training needs no such file: it
+    takes the folder itself (data.path, data.split, data.prompt_format).
+
+    Args:
+        folder: ScienceQA's: problems.json, pid_splits.json, images.
+        out: The file to write, which does not exist yet. Its image paths are below FOLDER/images.
+        split: train, val, test, or another name in pid_splits.json.
+        prompt_format: INPUT-OUTPUT, such as QCM-LEA, QCM-LEPA, QCM-ALE, CQM-A; or CQM-A_v1.5, the layout of v1.5.
+    """
+    from llava_jax.data.scienceqa import ScienceQA
+
+    if out.exists():
+        raise ConfigError(f"{out} exists already; choose another file, or remove it first")
+    source = ScienceQA(folder, split, prompt_format=prompt_format)
+    _write_rows(out, [source.raw(index)[0] for index in range(len(source))])
+    return 0
+
+
+def _write_rows(out: Path, rows: list[dict]) -> None:
     partial = out.with_name(f"{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        partial.write_bytes((json.dumps(rows, ensure_ascii=False, indent=1) + "\n").encode())
         partial.replace(out)
+    except UnicodeEncodeError as fault:
+        near = fault.object[max(0, fault.start - 40) : fault.start]
+        raise DataError(f"{out}: not written, there is half a character (a lone surrogate) behind {near!r}.") from None
     except OSError as fault:
         raise ConfigError(f"{out} cannot be written ({fault.strerror or fault}); choose another place") from None
     _say(f"{out}: {len(rows):,} samples")
-    return 0
 
 
 def _is_there(images, name: str) -> bool:

@@ -14,7 +14,7 @@ import tyro
 
 from llava_jax.data.conversation import find_template
 from llava_jax.data.tokenize import encode_row
-from llava_jax.data_build import build, captions
+from llava_jax.data_build import build, captions, scienceqa
 from llava_jax.errors import ConfigError, DataError
 
 DATA = Annotated[Path, tyro.conf.arg(metavar="DATA")]
@@ -204,15 +204,16 @@ VERBS = {  # of `python -m llava_jax data`
     "stats": stats,
     "build": build,
     "captions": captions,
+    "scienceqa": scienceqa,
 }
 
 
 def open_data(data: Path, image_folder: Path | None):
     """What DATA holds, by its content; broken rows of a JSON keep their places. Raises ConfigError and DataError."""
     from llava_jax.data.open_source import open_source
-    from llava_jax.data.scienceqa import ScienceQA
+    from llava_jax.data.scienceqa import ScienceQA, is_scienceqa
 
-    if (data / "problems.json").is_file():
+    if is_scienceqa(data):
         return ScienceQA(data, image_folder=image_folder)
     return open_source(data, image_folder or "", is_strict=False)
 

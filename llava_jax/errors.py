@@ -38,5 +38,7 @@ class TooLong(DataError):
 
 def harmless(text: object) -> str:
     """`str(text)` without control characters (but for line breaks and tabs), which can do more to a terminal than
-    write: names of files, ids and answers come from others."""
-    return "".join(c for c in str(text) if c in "\n\t" or unicodedata.category(c) != "Cc")
+    write: names of files, ids and answers come from others. Half characters, which cannot be printed at all, become
+    question marks."""
+    kept = "".join(c for c in str(text) if c in "\n\t" or unicodedata.category(c) != "Cc")
+    return kept.encode(errors="replace").decode()

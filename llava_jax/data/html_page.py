@@ -5,6 +5,7 @@ import html
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
@@ -48,10 +49,10 @@ def document(title: str, body: Iterable[Markup]) -> str:
     return _HEAD.format(title=escaped(title)) + "\n".join(escaped(part) for part in body) + "\n</body></html>\n"
 
 
-def element(name: str, content: str = "", **attributes: str) -> Markup:
+def element(name: str, content: str = "", /, **attributes: str) -> Markup:
     """<name attribute="..">content</name>, with text escaped; `class_` is the attribute class."""
     inside = "".join(f' {key.rstrip("_")}="{escaped(value)}"' for key, value in attributes.items())
-    return Markup(f"<{name}{inside}>" if name == "img" else f"<{name}{inside}>{escaped(content)}</{name}>")
+    return Markup(f"<{name}{inside}>" if name in ("img", "input") else f"<{name}{inside}>{escaped(content)}</{name}>")
 
 
 def table(rows: Sequence[Sequence[str]]) -> Markup:
@@ -64,15 +65,15 @@ def table(rows: Sequence[Sequence[str]]) -> Markup:
     return element("table", Markup("\n".join(lines)))
 
 
-def picture(image: Image.Image, alt: str) -> Markup:
-    """A picture inside the page, each pixel as it is (PNG)."""
+def picture(image: Image.Image, alt: str, kind: Literal["png", "jpeg"] = "png") -> Markup:
+    """A picture inside the page: each pixel as it is (PNG), or in a tenth of the bytes."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, kind)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return element("img", src=f"data:image/png;base64,{data}", alt=alt)
+    return element("img", src=f"data:image/{kind};base64,{data}", alt=alt)
 
 
-def thumbnail(image: Path | bytes | None, name: str, side: int = 96) -> Markup:
+def thumbnail(image: Path | bytes | None, name: str, side: int = 96, kind: Literal["png", "jpeg"] = "png") -> Markup:
     """A small picture of a file; nothing where there is none or it does not open."""
     if image is None:
         return Markup()
@@ -81,4 +82,4 @@ def thumbnail(image: Path | bytes | None, name: str, side: int = 96) -> Markup:
     except DataError:
         return Markup()
     shown.thumbnail((side, side))
-    return picture(shown, Path(name).name)
+    return picture(shown, Path(name).name, kind)

@@ -21,6 +21,7 @@ from llava_jax.data.packing import Groups, buckets, digest, lend_sizes, pack
 from llava_jax.data.pipeline import Batches, evaluation_batches, make_batches, steps_per_run
 from llava_jax.data.rows import RowFormat, Rows
 from llava_jax.data.scene_source import SceneSource, exam
+from llava_jax.data.scienceqa import is_scienceqa
 from llava_jax.data.sources import Joined, Subset, held_out_split
 from llava_jax.data.tokenizer import Tokenizer, load_tokenizer
 from llava_jax.errors import ConfigError
@@ -79,7 +80,7 @@ def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision:
     if d.mixture:
         train, held_out, parts = _open_mixture(d)
     else:
-        train, held_out = _split(open_source(d.path, d.image_folder), d, HELD_OUT_MINIMUM)
+        train, held_out = _split(_open(d.path, d.image_folder, d), d, HELD_OUT_MINIMUM)
     rows, needs = _arrange(name, d, rows_of(train), parts, seed)
     in_epoch = rows_of_an_epoch(rows)
     steps = stage.steps or steps_per_run(in_epoch, stage.batch, stage.epochs)
@@ -97,15 +98,26 @@ def _as_short_as_needed(rows: Rows, count: int, multiple: int) -> Rows:
     return dataclasses.replace(rows, format=dataclasses.replace(rows.format, length=length))
 
 
+def _open(path: str, images: str, d: Data):
+    """One source of `d`. Split and prompt format of a mixture are for those that are ScienceQA's."""
+    if d.mixture and not is_scienceqa(Path(path)):
+        return open_source(path, images)
+    return open_source(path, images, split=d.split, prompt_format=d.prompt_format)
+
+
 def _split(source, d: Data, minimum: int) -> tuple[object, object | None]:
     return held_out_split(source, d.held_out, minimum) if d.held_out > 0 else (source, None)
 
 
 def _open_mixture(d: Data) -> tuple[Joined, object | None, list[tuple[str, int, float]]]:
     """(what is trained on, one source behind the other; what is held out of each; (path, examples, weight) of each)."""
+    if (d.split or d.prompt_format) and not any(is_scienceqa(Path(path)) for path, _, _ in d.mixture):
+        raise ConfigError(
+            "data.mixture has no ScienceQA folder; correct its path, or leave out data.split and data.prompt_format"
+        )
     minimum = math.ceil(HELD_OUT_MINIMUM / len(d.mixture))
     # By path, so that the order in which a config names them plays no role.
-    opened = [(path, _split(open_source(path, root), d, minimum), weight) for path, root, weight in sorted(d.mixture)]
+    opened = [(path, _split(_open(path, root, d), d, minimum), weight) for path, root, weight in sorted(d.mixture)]
     train = Joined([kept for _, (kept, _), _ in opened])
     held_out = None
     if d.held_out > 0:

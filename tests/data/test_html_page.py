@@ -10,7 +10,7 @@ from test_check import check, opened
 
 from llava_jax.data.html_page import Markup, document, element, escaped, picture, table, thumbnail
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "input"}
 
 
 class Page(HTMLParser):
@@ -30,7 +30,7 @@ class Page(HTMLParser):
         assert not [name for name in attributes if name.startswith("on")], attributes
         if tag == "img":
             kind, data = attributes["src"].split(",")
-            assert kind == "data:image/png;base64"
+            assert kind in ("data:image/png;base64", "data:image/jpeg;base64")
             self.pictures.append(Image.open(io.BytesIO(b64decode(data))))
         if tag not in VOID:
             self.open.append(tag)

@@ -3,7 +3,10 @@ import json
 import pytest
 from planted import encoded, noise
 
-from llava_jax.data.scienceqa import ScienceQA, conversation, parse_problem
+from llava_jax.data.example import id_hash
+from llava_jax.data.scienceqa import ScienceQA
+from llava_jax.data.scienceqa_problem import parse_problem
+from llava_jax.data.scienceqa_prompts import conversation
 from llava_jax.errors import ConfigError, DataError
 
 PROBLEM = {
@@ -61,6 +64,7 @@ def test_a_split_is_a_source_of_examples(tmp_path):
     assert [train[i].id for i in range(len(train))] == ["0", "2", "4"] and [val[0].id] == ["3"]
     assert train[0].images == ((tmp_path / "images/train/0/image.png").resolve(),) and train[0].images[0].is_file()
     assert train[0].turns[0][1].startswith("<image>\nWhich of") and train[1].images == ()
+    assert train.id_hashes().tolist() == [id_hash(pid) for pid in ("0", "2", "4")]  # as of any source of these ids
     everything = ScienceQA(tmp_path)
     assert [everything.part(i) for i in range(5)] == ["train", "val"] * 2 + ["train"]
     with pytest.raises(ConfigError, match="no split is called 'dev'; .* has train, val, test, minival"):

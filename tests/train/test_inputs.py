@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from scienceqa_folder import write_folder
 
 from llava_jax.architectures import VISION
 from llava_jax.config import Data, Stage
@@ -143,3 +144,22 @@ def test_what_is_held_out_of_packed_samples_is_measured_in_rows_of_its_own_lengt
     longest = max((row["segment_ids"] > 0).sum() for row in rows)
     assert {row["tokens"].shape for row in rows} == {(16,)} and 8 < longest <= 16
     assert all(row["tokens"].shape == (64,) for row in (found.train.row(0), found.train.row(1)))
+
+
+def test_a_stage_takes_its_split_and_prompt_format_of_scienceqa_alone_and_in_a_mixture(tmp_path):
+    write_folder(tmp_path / "sqa", {str(i): {"lecture": "a lecture"} for i in range(3)})
+    (tmp_path / "sqa" / "pid_splits.json").write_text('{"train": [], "test": ["0", "1", "2"], "minitest": ["2", "0"]}')
+    write_json(tmp_path / "chat.json", "c", [3] * 5)
+    how = dict(template="vicuna_v1", length=200, max_images=0, threads=0)
+    how |= dict(split="minitest", prompt_format="QCM-ALE")
+    alone = opened(Stage(data=Data(path=str(tmp_path / "sqa"), **how), batch=1, epochs=1))
+    assert [example.id for example in alone.train.source] == ["2", "0"]
+    assert alone.train.source[0].turns[1][1] == "The answer is A. BECAUSE: a lecture"
+    sources = ((str(tmp_path / "sqa"), "", 1.0), (str(tmp_path / "chat.json"), str(tmp_path), 1.0))
+    mixed = opened(Stage(data=Data(mixture=sources, **how), batch=1, steps=4))
+    found = {mixed.train.source[i].id for i in range(len(mixed.train.source))}
+    assert found == {"2", "0", "c0", "c1", "c2", "c3", "c4"}
+    with pytest.raises(ConfigError, match="no ScienceQA folder; correct its path"):
+        opened(Stage(data=Data(mixture=sources[1:], **how), batch=1, steps=4))
+    with pytest.raises(ConfigError, match="Set data.split"):
+        opened(Stage(data=Data(path=str(tmp_path / "sqa"), **(how | {"split": ""})), batch=1, epochs=1))

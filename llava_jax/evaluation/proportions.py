@@ -1,0 +1,31 @@
+"""What can be said of counts of right answers: an interval for one, a test for two of the same questions."""
+
+import math
+from fractions import Fraction
+
+Z = 1.959963984540054  # of a normal distribution, 95% lie between -Z and Z
+
+
+def wilson(correct: int, count: int) -> tuple[float, float] | None:
+    """The 95% score interval of a share (Wilson 1927), in percent; None where nothing was counted.
+
+    >>> [round(end, 2) for end in wilson(156, 181)]
+    [80.41, 90.47]
+    """
+    if count == 0:
+        return None
+    share, z2 = correct / count, Z * Z
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
+    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """McNemar's exact test (two-sided): how likely flips as uneven as these are, or more, if each way were a coin's.
+
+    >>> mcnemar(1, 9)
+    0.021484375
+    """
+    flips = only_first + only_second
+    tail = sum(math.comb(flips, k) for k in range(min(only_first, only_second) + 1))
+    return float(min(Fraction(1), Fraction(2 * tail, 2**flips)))

@@ -1,0 +1,114 @@
+"""Files of answers to ScienceQA, read and written as the original's tools do.
+
+JSON Lines   {"question_id", "text", and "prompt", ...} a line: what the original's inference writes
+result       {"acc", "correct", "count", "results": {pid: index}, "outputs": {pid: text}}: as its models were released,
+             and what ScienceQA's own tool reads; also GPT-4's answers, which have `outputs` alone
+analysis     {"correct": [..], "incorrect": [..]} of {"question_id", "question", "pred", ..}
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from llava_jax.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What a file says, in its order. `results`: indices of choices, empty where the file has none. `prompts`: what was
+    asked, as far as the file says."""
+
+    name: str
+    texts: dict[str, str]
+    results: dict[str, int] = dataclasses.field(default_factory=dict)
+    prompts: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def read_answers(path: str | Path) -> Answers:
+    """Reads any of the three. Raises DataError that names the file, and the line or id at fault."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as fault:
+        raise DataError(f"{path}: cannot be read ({fault.strerror}).") from None
+    except UnicodeDecodeError as fault:
+        raise DataError(f"{path}: not UTF-8 ({fault}). Is this a file of answers?") from None
+    try:
+        value = json.loads(text, object_pairs_hook=lambda pairs: _each_once(path, pairs))
+    except (ValueError, RecursionError):
+        return _of_records(path, _lines(path, text))
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected JSON Lines or one object, found {type(value).__name__}.")
+    if isinstance(value.get("correct"), list) and isinstance(value.get("incorrect"), list):
+        records = [(f"{path}: item {i}", record) for i, record in enumerate(value["correct"] + value["incorrect"])]
+        return _of_records(path, records, text_key="pred", prompt_key="question")
+    if "question_id" in value:  # a single line
+        return _of_records(path, [(f"{path}: line 1", value)])
+    return _of_result(path, value)
+
+
+def result_json(indices: dict[str, int], texts: dict[str, str], correct: int) -> str:
+    """The original's result file, byte for byte: `indices` and `texts` in their order."""
+    count = len(indices)
+    about = {"acc": correct / count * 100 if count else 0.0, "correct": correct, "count": count}
+    return json.dumps(about | {"results": indices, "outputs": texts}, indent=2)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all. Raises ConfigError."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as fault:
+        raise ConfigError(f"{path}: cannot be written ({fault.strerror or fault}). Name another place.") from None
+
+
+def _each_once(path: Path, pairs: list[tuple[str, object]]) -> dict:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise DataError(f"{path}: key {twice!r} twice in one object. Keep one of them.")
+    return value
+
+
+def _lines(path: Path, text: str) -> list[tuple[str, object]]:
+    records = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                records.append((f"{path}: line {number}", json.loads(line)))
+            except (ValueError, RecursionError):
+                message = f"{path}: line {number} is broken JSON. Was it cut off? Remove it, and answer it again."
+                raise DataError(message) from None
+    if not records:
+        raise DataError(f"{path}: empty. Is this a file of answers?")
+    return records
+
+
+def _of_records(path: Path, records: list, text_key: str = "text", prompt_key: str = "prompt") -> Answers:
+    texts, prompts, places = {}, {}, {}
+    for where, record in records:
+        pid = record.get("question_id") if isinstance(record, dict) else None
+        if isinstance(pid, bool) or not isinstance(pid, str | int) or not isinstance(record.get(text_key), str):
+            raise DataError(f'{where}: needs the keys "question_id" and "{text_key}" with a text.')
+        pid = str(pid)
+        if pid in texts:
+            raise DataError(f"{where}: question {pid} again, after {places[pid]}. Keep one of them.")
+        texts[pid], places[pid] = record[text_key], where.removeprefix(f"{path}: ")
+        if isinstance(record.get(prompt_key), str):
+            prompts[pid] = record[prompt_key]
+    return Answers(str(path), texts, {}, prompts)
+
+
+def _of_result(path: Path, value: dict) -> Answers:
+    texts, results = value.get("outputs"), value.get("results", {})
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise DataError(f'{path}: key "outputs" must hold texts by id. Is this a file of answers?')
+    if not isinstance(results, dict) or not all(type(index) is int for index in results.values()):
+        raise DataError(f'{path}: key "results" must hold indices of choices by id.')
+    if not texts and not results:
+        raise DataError(f"{path}: no answers in it.")
+    return Answers(str(path), texts, results)
