@@ -137,3 +137,24 @@ def test_a_file_is_written_where_asked_for(tmp_path, capsys):
     again, direct = open_source(out, tmp_path / "images"), ScienceQA(tmp_path, "test", prompt_format="QCM-LEPA")
     assert [again[i] for i in range(len(again))] == [direct[i] for i in range(len(direct))]
     assert main(command) == 2 and "exists already" in capsys.readouterr().err
+
+
+def test_the_converters_json_lines(tmp_path):
+    """Its own default format, and another one."""
+    folder(tmp_path, {"1": FULL, "2": PROBLEM | {"image": None}}, {"train": ["2"], "val": [], "test": ["1"]})
+    for split, flags in (("test", []), ("train", ["--prompt-format", "CQM-A"])):
+        out = tmp_path / f"{split}.jsonl"
+        assert main(["data", "scienceqa", str(tmp_path), str(out), "--split", split, "--jsonl", *flags]) == 0
+    (test,), (train,) = ((tmp_path / f"{split}.jsonl").read_text().splitlines() for split in ("test", "train"))
+    assert list(json.loads(test).items()) == [
+        ("id", "1"),
+        ("image", "test/1/image.png"),
+        ("instruction", FULL_INPUTS["QCM"] + "\n<image>"),
+        ("output", texts(FULL, "QCM-LEPA")[1]),
+    ]
+    assert json.loads(train) == {
+        "id": "2",
+        "instruction": "Context: N/A\nQuestion: Which of these states is farthest north?\n"
+        "Options: (A) West Virginia (B) Louisiana (C) Arizona (D) Oklahoma",
+        "output": "The answer is A.",
+    }
