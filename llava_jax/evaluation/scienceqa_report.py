@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 
+from llava_jax.data.conversation import IMAGE_MARKER
 from llava_jax.data.scienceqa_problem import LETTERS
 from llava_jax.evaluation.scienceqa_files import Answers
 from llava_jax.evaluation.scienceqa_score import COLUMNS, Comparison, Graded, Share
@@ -58,6 +59,13 @@ def comparison_lines(comparison: Comparison, first: str, second: str) -> list[st
     if len(c.flips) > FLIPS:
         lines.append(f"  and {len(c.flips) - FLIPS:,} more flips; --json has all")
     return lines
+
+
+def shown_line(share: Share) -> str:
+    return (
+        f"IMG accuracy by prompt: {_percent(share.percent)} ({share.correct:,}/{share.count:,}, 95% "
+        f"{_interval(share)}), of the answers whose prompt has {IMAGE_MARKER}"
+    )
 
 
 def share_json(share: Share) -> dict:
