@@ -1,4 +1,4 @@
-"""python -m llava_jax eval scienceqa: score files of answers, and join them with GPT-4's."""
+"""python -m llava_jax eval scienceqa: score files of answers, and join them with GPT-4's; eval_predict makes them."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from llava_jax.errors import ConfigError
+from llava_jax.eval_predict import predict
 
 ANSWERS = Annotated[Path, tyro.conf.arg(metavar="ANSWERS")]
 OTHER = Annotated[Path, tyro.conf.arg(metavar="OTHER")]
@@ -76,11 +77,15 @@ def score(
             f"results in the file: {side - len(differing):,} of {side:,} are the index that is parsed from their text"
         )
         lines += [f"  {pid}: {why}" for pid, why in differing]
+    shown = scoring.shown_share(graded, found)
+    if found.prompts:
+        lines.append(report.shown_line(shown))
     if json_file is not None:
         told = {"answers": str(answers), "problems": str(problems), "split": split, **how, "missing": missing}
         told["unparsed_answers"] = [item.problem.pid for item in graded if item.status == "unparsed"]
         told["differing_results"] = dict(differing)
         told["columns"] = {name: report.share_json(share) for name, share in shares.items()}
+        told["shown"] = report.share_json(shown) if found.prompts else None
         told["topics"] = {name: report.share_json(share) for name, share in topics.items()}
         told["against"] = comparison and report.comparison_json(comparison, str(against))
         told["items"] = [report.item_json(item) for item in graded]
@@ -161,6 +166,7 @@ def ensemble(
 
 
 SCIENCEQA = {  # of `python -m llava_jax eval scienceqa`
+    "predict": predict,
     "score": score,
     "ensemble": ensemble,
 }
