@@ -39,7 +39,7 @@ def get_config():
     s.learning_rates = (("vision/.*", None), (".*", 5e-5))
     s.data.path, s.data.split, s.data.prompt_format = "data/scienceqa", "train", "QCM-LEA"
     s.data.template, s.data.bad_ceiling = "chatml", 1.0
-    s.data.length, s.data.packing, s.data.max_images = 640, "pack", 16
+    s.data.length, s.data.packing, s.data.max_images = 640, "pack", 8
     s.data.threads = 2
     s.optimizer.b2 = 0.98  # short runs, as in the quickstart
     s.loss_chunks = 4  # of 49,152 logits a token
