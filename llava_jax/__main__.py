@@ -24,7 +24,7 @@ GROUPS = {  # of verbs or groups: (what they do, the verbs)
     "data": ("Looks at data sets before they are trained on, and makes them.", data_cli.VERBS),
     "eval": (
         "Measures models on benchmarks.",
-        {"scienceqa": ("Scores answers to ScienceQA, and joins them with GPT-4's.", eval_cli.SCIENCEQA)},
+        {"scienceqa": ("Answers ScienceQA, scores answers, and joins them with GPT-4's.", eval_cli.SCIENCEQA)},
     ),
 }
 

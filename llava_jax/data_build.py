@@ -104,7 +104,8 @@ def scienceqa(
     out: Annotated[Path, tyro.conf.Positional],
     *,
     split: str,
-    prompt_format: str = "QCM-LEA",
+    prompt_format: str | None = None,
+    jsonl: bool = False,
 ) -> int:
     """Makes LLaVA's JSON of a split of ScienceQA, as the original's converter does. Training needs no such file: it
     takes the folder itself (data.path, data.split, data.prompt_format).
@@ -113,29 +114,40 @@ def scienceqa(
         folder: ScienceQA's: problems.json, pid_splits.json, images.
         out: The file to write, which does not exist yet. Its image paths are below FOLDER/images.
         split: train, val, test, or another name in pid_splits.json.
-        prompt_format: INPUT-OUTPUT, such as QCM-LEA, QCM-LEPA, QCM-ALE, CQM-A; or CQM-A_v1.5, the layout of v1.5.
+        prompt_format: INPUT-OUTPUT, such as QCM-LEA, QCM-LEPA, QCM-ALE, CQM-A; or CQM-A_v1.5, the layout of v1.5. Where
+            this is not given QCM-LEA, with --jsonl QCM-LEPA.
+        jsonl: Writes the converter's other file: an object {"id", "image", "instruction", "output"} a line.
     """
     from llava_jax.data.scienceqa import ScienceQA
+    from llava_jax.data.scienceqa_prompts import instruction
 
     if out.exists():
         raise ConfigError(f"{out} exists already; choose another file, or remove it first")
-    source = ScienceQA(folder, split, prompt_format=prompt_format)
-    _write_rows(out, [source.raw(index)[0] for index in range(len(source))])
+    source = ScienceQA(folder, split, prompt_format=prompt_format or ("QCM-LEPA" if jsonl else "QCM-LEA"))
+    rows = [source.raw(index)[0] for index in range(len(source))]
+    if jsonl:
+        _write_text(out, "".join(json.dumps(instruction(row)) + "\n" for row in rows), len(rows))
+    else:
+        _write_rows(out, rows)
     return 0
 
 
 def _write_rows(out: Path, rows: list[dict]) -> None:
+    _write_text(out, json.dumps(rows, ensure_ascii=False, indent=1) + "\n", len(rows))
+
+
+def _write_text(out: Path, text: str, samples: int) -> None:
     partial = out.with_name(f"{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes((json.dumps(rows, ensure_ascii=False, indent=1) + "\n").encode())
+        partial.write_bytes(text.encode())
         partial.replace(out)
     except UnicodeEncodeError as fault:
         near = fault.object[max(0, fault.start - 40) : fault.start]
         raise DataError(f"{out}: not written, there is half a character (a lone surrogate) behind {near!r}.") from None
     except OSError as fault:
         raise ConfigError(f"{out} cannot be written ({fault.strerror or fault}); choose another place") from None
-    _say(f"{out}: {len(rows):,} samples")
+    _say(f"{out}: {samples:,} samples")
 
 
 def _is_there(images, name: str) -> bool:

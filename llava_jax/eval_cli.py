@@ -1,4 +1,4 @@
-"""python -m llava_jax eval scienceqa: score files of answers, and join them with GPT-4's."""
+"""python -m llava_jax eval scienceqa: score files of answers, and join them with GPT-4's; eval_predict makes them."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from llava_jax.errors import ConfigError, harmless
+from llava_jax.eval_predict import predict
 
 ANSWERS = Annotated[Path, tyro.conf.arg(metavar="ANSWERS")]
 OTHER = Annotated[Path, tyro.conf.arg(metavar="OTHER")]
@@ -80,11 +81,15 @@ def score(
         lines += [f"results in the file: {agree}", *(f"  {pid}: {why}" for pid, why in differing[:DIFFERING])]
     if len(differing) > DIFFERING:
         lines.append(f"  and {len(differing) - DIFFERING:,} more; --json has all")
+    shown = scoring.shown_share(graded, found)
+    if found.prompts:
+        lines.append(report.shown_line(shown))
     if json_file is not None:
         told = {"answers": str(answers), "problems": str(problems), "split": split, **how, "missing": missing}
         told["unparsed_answers"] = [item.problem.pid for item in graded if item.status == "unparsed"]
         told["differing_results"] = dict(differing)
         told["columns"] = {name: report.share_json(share) for name, share in shares.items()}
+        told["shown"] = report.share_json(shown) if found.prompts else None
         told["topics"] = {name: report.share_json(share) for name, share in topics.items()}
         told["against"] = comparison and report.comparison_json(comparison, str(against))
         told["items"] = [report.item_json(item) for item in graded]
@@ -173,6 +178,7 @@ def ensemble(
 
 
 SCIENCEQA = {  # of `python -m llava_jax eval scienceqa`
+    "predict": predict,
     "score": score,
     "ensemble": ensemble,
 }

@@ -105,13 +105,27 @@ class Loaded:
         messages or images that cannot be used.
         """
         prompt = self._prompt(messages, images)
-        settings = Settings(
-            self._stop_ids, (*stop, *self._stop_strings), max_new_tokens=max_new_tokens, temperature=temperature,
-            top_p=top_p, top_k=top_k, seed=seed,
-        )  # fmt: skip
+        settings = self.settings(
+            *stop, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+        )
         if is_streamed:
             return self._pieces(prompt, settings)
-        return self._answer(prompt, settings).text.strip()
+        return self.answers([prompt], settings)[0].text.strip()
+
+    def settings(self, *stop: str, **drawn) -> Settings:
+        """How this model is to answer: its answers end where its template says, or at one of `stop`. drawn: what else
+        `Settings` has."""
+        return Settings(self._stop_ids, (*stop, *self._stop_strings), **drawn)
+
+    def answers(self, prompts: Sequence[Prompt], settings: Settings) -> list[Answer]:
+        """The answers to prompts of ids (see `place_images`) and pixels as one batch, spread over the mesh."""
+        return generate(Llava(self.config), self._view, prompts, settings, self.tokenizer, self.mesh)
+
+    def place_images(self, ids: np.ndarray) -> np.ndarray:
+        """ids int32[T] with one IMAGE_TOKEN_ID an image -> int32[L] with what this model wants in its place."""
+        if self.wraps_images:
+            ids = wrap_images(self.tokenizer, ids)
+        return expand_images(ids, np.zeros(len(ids), bool), self.config.features)[0]
 
     def save(self, path: str | Path, format: str = "hf", dtype: str | None = None) -> None:
         """Writes a new folder: `hf`, which transformers loads; `llava`, the original's; `orbax`, our own, laid out as a
@@ -157,9 +171,6 @@ class Loaded:
         has_token = any(segment.kind == "special" for segment in find_template(self.template).train.tail)
         return () if has_token else (stop_string(self.template),)
 
-    def _answer(self, prompt: Prompt, settings: Settings) -> Answer:
-        return generate(Llava(self.config), self._view, [prompt], settings, self.tokenizer, self.mesh)[0]
-
     def _pieces(self, prompt: Prompt, settings: Settings) -> Iterator[str]:
         is_first = True
         for (piece,) in stream(Llava(self.config), self._view, [prompt], settings, self.tokenizer, self.mesh):
@@ -177,10 +188,7 @@ class Loaded:
             turns[0] = (role, f"{IMAGE_MARKER}\n" * len(images) + text)
         if images and not self.config.vision:
             raise DataError("this is a language model alone, it takes no images")
-        ids = tokenize_prompt(self.tokenizer, self.template, turns, len(images))
-        if self.wraps_images:
-            ids = wrap_images(self.tokenizer, ids)
-        ids, _ = expand_images(ids, np.zeros(len(ids), bool), self.config.features)
+        ids = self.place_images(tokenize_prompt(self.tokenizer, self.template, turns, len(images)))
         pixels = [
             preprocess(load_image(image, _name(i, image)), self.config.image_size, self.aspect)
             for i, image in enumerate(images)

@@ -1,15 +1,20 @@
 """Every file in configs/: it builds, its tables cover its model, and the published ones have the published numbers."""
 
+import dataclasses
 import math
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from scienceqa_folder import write_folder
 
+from llava_jax.__main__ import main
 from llava_jax.config import flatten, model_config
 from llava_jax.data.conversation import find_template
 from llava_jax.data.pipeline import steps_per_run
 from llava_jax.main import read_config
+from llava_jax.train.inputs import open_stage, open_tokenizer
 from llava_jax.train.optimizer import rates
 from llava_jax.train.state import abstract_model
 
@@ -48,7 +53,7 @@ def test_it_builds_and_its_tables_cover_its_model(name):
 def test_its_docstring_is_a_notebook(name):
     text = (ROOT / "configs" / f"{name}.py").read_text(encoding="utf-8")
     assert text.startswith('"""')
-    if name.startswith("stage"):
+    if name in HYPERPARAMETERS:
         doc = text.split('"""')[1]
         for word in (
             f"python -m llava_jax.main --config=configs/{name}.py",
@@ -67,6 +72,7 @@ PUBLISHED = [
     ("stage2", 157_712, 14_786, 14_787, 444),
     ("stage1_v1_5", 558_128, 2181, 2181, 66),
     ("stage2_v1_5", 665_298, 5198, 5198, 156),
+    ("scienceqa", 12_726, 4773, 4776, 144),
 ]
 
 
@@ -80,6 +86,7 @@ def test_the_published_runs_have_the_published_steps(name, rows, joined, apart, 
     assert f"{joined:,}" in (ROOT / "configs" / f"{name}.py").read_text(encoding="utf-8")
 
 
+WHOLE = ("stage2", "stage2_v1_5", "scienceqa")  # those that train the language model too
 HYPERPARAMETERS = {
     "stage1": dict(batch=128, epochs=1, rate=2e-3, template="plain", aspect="crop", projector="linear", pixels=224),
     "stage2": dict(batch=32, epochs=3, rate=2e-5, template="vicuna_v1", aspect="crop", projector="linear", pixels=224),
@@ -88,6 +95,9 @@ HYPERPARAMETERS = {
     ),
     "stage2_v1_5": dict(
         batch=128, epochs=1, rate=2e-5, template="vicuna_v1", aspect="pad", projector="mlp2x_gelu", pixels=336
+    ),
+    "scienceqa": dict(
+        batch=32, epochs=12, rate=2e-5, template="vicuna_v1", aspect="crop", projector="linear", pixels=224
     ),
 }
 
@@ -105,7 +115,7 @@ def test_the_published_runs_have_the_published_settings(name):
     o = stage.optimizer
     assert (o.warmup_ratio, o.schedule, o.weight_decay, o.b1, o.b2, o.eps) == (0.03, "cosine", 0.0, 0.9, 0.999, 1e-8)
     assert (config.model.select_layer, config.model.select_feature, config.model.dtype) == (-2, "patch", "bfloat16")
-    assert name.startswith("stage1") or stage.data.length == 2048
+    assert name not in WHOLE or stage.data.length == 2048
     assert config.tokenizer != "tiny"
     assert not any(flatten(config.load).values())
 
@@ -120,12 +130,40 @@ def test_what_the_published_runs_train(name, size):
     assert total == {"vision": VISION[config.model.vision], "projector": projector, "llm": DECODER[size]}
     (stage,) = config.stages.values()
     trained = {path for path, rate in rates(count, stage.learning_rates).items() if rate is not None}
-    assert sum(count[path] for path in trained) == projector + (DECODER[size] if name.startswith("stage2") else 0)
+    assert sum(count[path] for path in trained) == projector + (DECODER[size] if name in WHOLE else 0)
 
 
 def test_a_stage_hands_its_projector_to_the_next():
-    for first, second in (("stage1", "stage2"), ("stage1_v1_5", "stage2_v1_5")):
+    for first, second in (("stage1", "stage2"), ("stage1_v1_5", "stage2_v1_5"), ("stage1", "scienceqa")):
         one, two = load(first), load(second)
         assert one.model == two.model and one.tokenizer == two.tokenizer
         saved = one.stages["stage1"].save.projector
         assert f"--config.load.projector={saved}" in (ROOT / "configs" / f"{second}.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["scienceqa", "scienceqa_smollm2"])
+def test_scienceqa_reasons_before_it_answers(name, tmp_path):
+    """Problems without an image are whole samples; one whose image is missing is another one, as far as is allowed."""
+    problems = {str(i): {"image": "image.png" if i < 3 else None, "lecture": "L.", "solution": "E."} for i in range(6)}
+    folder = write_folder(tmp_path, problems)
+    stage = load(name, f"--config.stages.scienceqa.data.path={folder}").stages["scienceqa"]
+    assert (stage.data.split, stage.data.prompt_format, stage.data.bad) == ("train", "QCM-LEA", "replace")
+    assert stage.data.bad_ceiling == {"scienceqa": 0.001, "scienceqa_smollm2": 1.0}[name]
+    stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, split="test", template="vicuna_v1"))
+    data = open_stage("scienceqa", stage, 0, open_tokenizer("tiny"), model_config(load(name).model).vision)
+    rows = [data.train.row(i) for i in range(len(data.train))]
+    replaced = {record["sample"]: record["substitute"] for row in rows for record in row["replaced"]}
+    assert replaced.keys() == {"0", "1", "2"} and set(replaced.values()) <= {"3", "4", "5"}
+    text = open_tokenizer("tiny").decode(rows[0]["tokens"][rows[0]["target_mask"]].tolist())
+    assert text.startswith(" L. E. The answer is A.")
+
+
+@pytest.mark.parametrize("name", ["scienceqa", "scienceqa_smollm2"])
+def test_its_other_commands_are_understood(name, tmp_path, monkeypatch, capsys):
+    """All that they lack is the data."""
+    monkeypatch.chdir(tmp_path)
+    doc = (ROOT / "configs" / f"{name}.py").read_text(encoding="utf-8").replace("\\\\\n", " ")
+    commands = re.findall(r"python -m llava_jax (eval .*)$", doc, re.M)
+    for command, file in zip(commands, ("problems.json", "answers.jsonl"), strict=True):
+        assert main(command.split()) == 2
+        assert f"{file}: cannot be read (No such file or directory)" in capsys.readouterr().err

@@ -35,8 +35,11 @@ def folder(tmp_path) -> Path:
     return folder
 
 
-def lines(path: Path, texts: dict[str, str]) -> str:
-    rows = [{"question_id": pid, "prompt": "<image>\nWhich?", "text": text} for pid, text in texts.items()]
+def lines(path: Path, texts: dict[str, str], shown: str | None = None) -> str:
+    """shown: the ids of those that were asked with an image; None: the file does not say what was asked."""
+    rows = [{"question_id": pid, "text": text} for pid, text in texts.items()]
+    for row in rows if shown is not None else []:
+        row["prompt"] = "<image>\nWhich?" if row["question_id"] in shown else "Which?"
     path.write_text("\n".join(map(json.dumps, rows)))
     return str(path)
 
@@ -58,9 +61,22 @@ def test_what_is_printed_says_all_counts(folder, answers, capsys):
     assert row.split() == ["33.33", "0.00", "100.00", "0.00", "50.00", "50.00", "25.00", "100.00", "40.00"]
     (row,) = re.findall(r"^  right/all +(.*)$", out, re.M)
     assert row.split() == ["1/3", "0/1", "1/1", "0/1", "1/2", "1/2", "1/4", "1/1", "2/5"]
+    assert "IMG accuracy" not in out, "nobody knows what was asked"
     assert re.search(r"^LLaVA 13B v0 +90.36 .* 90.92$", out, re.M) and re.search(
         r"^physics +2/5 +40.00  11.76 to 76.93$", out, re.M
     )
+
+
+def test_what_was_shown_counts_for_the_originals_img_accuracy(folder, tmp_path, capsys):
+    """Whether the problem has an image or not; and one without an answer counts there for nothing."""
+    file = lines(tmp_path / "a.jsonl", {"1": "A", "2": "A", "4": "B", "99": "A"}, shown="1, 4, 99")
+    out = tmp_path / "score.json"
+    assert main([*SCORE, file, "--problems", str(folder), "--json", str(out)]) == 1
+    assert "IMG accuracy by prompt: 50.00 (1/2, 95% 9.45 to 90.55), of the answers" in capsys.readouterr().out
+    told = json.loads(out.read_text())
+    assert told["shown"]["correct"] == 1 and told["shown"]["count"] == told["columns"]["IMG"]["count"] == 2
+    assert main([*SCORE, lines(tmp_path / "a.jsonl", {"1": "A"}, shown=""), "--problems", str(folder)]) == 1
+    assert "IMG accuracy by prompt: - (0/0, 95% -), of" in capsys.readouterr().out
 
 
 def test_problems_without_an_answer_end_it_with_1(folder, tmp_path, capsys):

@@ -175,7 +175,9 @@ def stop_string(template: str) -> str:
     return find_template(template).stop
 
 
-def render(template: str, turns: Sequence[tuple[str, str]], open_answer: bool = False) -> list[Segment]:
+def render(
+    template: str, turns: Sequence[tuple[str, str]], open_answer: bool = False, images_stay: bool = False
+) -> list[Segment]:
     """Segments of a conversation; the leading BOS is the tokenizer's affair and not among them.
 
     turns: (role, text), roles alternating "human", "gpt" and starting with "human". For training they end with "gpt";
@@ -183,7 +185,7 @@ def render(template: str, turns: Sequence[tuple[str, str]], open_answer: bool = 
 
     - An `<image>` in a question is a marker. If it is the only one of its turn, it moves to the front as `<image>\\n`
       and the turn is stripped, as LLaVA's loader does; two or more stay where they are, so that "left: <image> right:
-      <image>" keeps its meaning. In an answer `<image>` is ordinary text.
+      <image>" keeps its meaning. With `images_stay` the only one stays too. In an answer `<image>` is ordinary text.
     - An empty answer is rendered like any other: what is supervised is `lead` and `tail`, at least the stop.
     - `plain` takes one round; the question shrinks to its markers, to nothing if it has none (a caption or raw text).
 
@@ -206,7 +208,7 @@ def render(template: str, turns: Sequence[tuple[str, str]], open_answer: bool = 
     for index, (role, text) in enumerate(turns):
         if role == "human":
             segments += layout.between if index else layout.header
-            question = _question(text)
+            question = _question(text, images_stay)
             segments += [s for s in question if s.kind == "image"] if row.text_is_dropped else question
             segments += layout.cue
         else:
@@ -231,9 +233,9 @@ def _check(turns: Sequence[tuple[str, str]], open_answer: bool) -> None:
         raise DataError(f"the last turn is from {turns[-1][0]!r}; {purpose} ends with {last!r}")
 
 
-def _question(text: str) -> list[Segment]:
+def _question(text: str, images_stay: bool) -> list[Segment]:
     pieces = text.split(IMAGE_MARKER)
-    if len(pieces) == 2:
+    if len(pieces) == 2 and not images_stay:
         pieces = f"{IMAGE_MARKER}\n{''.join(pieces).strip()}".strip().split(IMAGE_MARKER)
     segments = [_text(pieces[0])]
     for piece in pieces[1:]:

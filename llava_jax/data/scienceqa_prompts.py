@@ -65,6 +65,12 @@ def conversation(problem: Problem, prompt_format: str = DEFAULT) -> dict:
     return row | {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": told}]}
 
 
+def instruction(row: dict) -> dict:
+    """What `conversation` makes, as a line of the converter's JSON Lines has it."""
+    asked, told = (turn["value"] for turn in row["conversations"])
+    return {key: row[key] for key in ("id", "image") if key in row} | {"instruction": asked, "output": told}
+
+
 def _converted(problem: Problem, asked_name: str, told_name: str) -> tuple[str, str]:
     parts = {
         "Q": problem.question,

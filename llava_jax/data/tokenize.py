@@ -30,7 +30,7 @@ def tokenize(
     Raises DataError for what `render` refuses and where `<image>` markers and `images` differ in number, ConfigError
     where the template needs a special token that the tokenizer lacks.
     """
-    return _encode(tokenizer, template, render(template, turns), images)
+    return encode_segments(tokenizer, template, render(template, turns), images)
 
 
 def tokenize_prompt(tokenizer: Tokenizer, template: str, turns: Sequence[tuple[str, str]], images: int) -> np.ndarray:
@@ -38,7 +38,7 @@ def tokenize_prompt(tokenizer: Tokenizer, template: str, turns: Sequence[tuple[s
 
     They are what `tokenize` puts before that answer, except in `llava_v0`, whose original used two different strings.
     """
-    return _encode(tokenizer, template, render(template, turns, open_answer=True), images)[0]
+    return encode_segments(tokenizer, template, render(template, turns, open_answer=True), images)[0]
 
 
 def stop_ids(tokenizer: Tokenizer, template: str) -> tuple[int, ...]:
@@ -48,9 +48,10 @@ def stop_ids(tokenizer: Tokenizer, template: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys([tokenizer.eos_id, *specials]))
 
 
-def _encode(
+def encode_segments(
     tokenizer: Tokenizer, template: str, segments: Sequence[Segment], images: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    """What `render` made, as `tokenize` gives it. Raises as `tokenize`, but for what `render` refuses."""
     markers = sum(segment.kind == "image" for segment in segments)
     if markers != images:
         raise DataError(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 
+from llava_jax.data.conversation import IMAGE_MARKER
 from llava_jax.data.scienceqa_problem import LETTERS
 from llava_jax.evaluation.scienceqa_files import Answers
 from llava_jax.evaluation.scienceqa_score import COLUMNS, Comparison, Graded, Share
@@ -66,6 +67,13 @@ def percent_text(value: float | None) -> str:
 
 def interval_text(share: Share) -> str:
     return "-" if share.interval is None else f"{share.interval[0]:.2f} to {share.interval[1]:.2f}"
+
+
+def shown_line(share: Share) -> str:
+    return (
+        f"IMG accuracy by prompt: {percent_text(share.percent)} ({share.correct:,}/{share.count:,}, 95% "
+        f"{interval_text(share)}), of the answers whose prompt has {IMAGE_MARKER}"
+    )
 
 
 def share_json(share: Share) -> dict:

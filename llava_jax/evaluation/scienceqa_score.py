@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from llava_jax.data.conversation import IMAGE_MARKER
 from llava_jax.data.scienceqa import ScienceQA
 from llava_jax.data.scienceqa_problem import LETTERS, Problem
 from llava_jax.errors import ConfigError, DataError
@@ -157,6 +158,12 @@ def topic_shares(marks: Sequence[tuple[Problem, bool]]) -> dict[str, Share]:
     """Each topic, by name (all of ScienceQA has 26)."""
     topics = sorted({problem.topic for problem, _ in marks})
     return {topic: _share([right for problem, right in marks if problem.topic == topic]) for topic in topics}
+
+
+def shown_share(graded: Iterable[Graded], answers: Answers) -> Share:
+    """What the original's evaluator calls IMG accuracy: of the answers whose prompt, as the file has it, has an image.
+    The column IMG instead is of the problems that have one, whether it was shown or not."""
+    return _share([item.is_right for item in graded if IMAGE_MARKER in answers.prompts.get(item.problem.pid, "")])
 
 
 def marks_of(graded: Iterable[Graded]) -> list[tuple[Problem, bool]]:

@@ -150,3 +150,24 @@ def test_half_a_character_is_said_and_nothing_written(tmp_path, capsys):
     assert main(["data", "scienceqa", str(tmp_path), str(tmp_path / "out.json"), "--split", "test"]) == 2
     assert "half a character (a lone surrogate) behind" in capsys.readouterr().err
     assert not list(tmp_path.glob("out.json*"))
+
+
+def test_the_converters_json_lines(tmp_path):
+    """Its own default format, and another one."""
+    folder(tmp_path, {"1": FULL, "2": PROBLEM | {"image": None}}, {"train": ["2"], "val": [], "test": ["1"]})
+    for split, flags in (("test", []), ("train", ["--prompt-format", "CQM-A"])):
+        out = tmp_path / f"{split}.jsonl"
+        assert main(["data", "scienceqa", str(tmp_path), str(out), "--split", split, "--jsonl", *flags]) == 0
+    (test,), (train,) = ((tmp_path / f"{split}.jsonl").read_text().splitlines() for split in ("test", "train"))
+    assert list(json.loads(test).items()) == [
+        ("id", "1"),
+        ("image", "test/1/image.png"),
+        ("instruction", FULL_INPUTS["QCM"] + "\n<image>"),
+        ("output", texts(FULL, "QCM-LEPA")[1]),
+    ]
+    assert json.loads(train) == {
+        "id": "2",
+        "instruction": "Context: N/A\nQuestion: Which of these states is farthest north?\n"
+        "Options: (A) West Virginia (B) Louisiana (C) Arizona (D) Oklahoma",
+        "output": "The answer is A.",
+    }

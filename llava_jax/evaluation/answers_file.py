@@ -1,0 +1,100 @@
+"""JSON Lines of answers that are written batch by batch, and go on where they were left.
+
+Beside FILE lies FILE.settings.json: how its answers are made. A file that other settings made is not continued, nor one
+whose lines are not the first of those to write, in their order.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.evaluation.scienceqa_files import write_text
+
+
+class AnswersFile:
+    """One process at a time writes it; see `continued`. `count`: the lines that are there."""
+
+    def __init__(self, path: Path, handle):
+        self.path, self._handle, self.count = path, handle, 0
+        self._settings = path.with_name(f"{path.name}.settings.json")
+        handle.seek(0)
+        text = handle.read()
+        self._end = text.rfind(b"\n") + 1  # a process that was killed may have left the beginning of a line behind it
+        self._lines = text[: self._end].splitlines()
+
+    def check(self, settings: dict) -> None:
+        """Raises ConfigError where the lines that are there were made with other settings than these, which need not be
+        all, or by nobody knows whom."""
+        if not self._lines:
+            return
+        try:
+            before = json.loads(self._settings.read_bytes())
+        except (OSError, ValueError):
+            raise ConfigError(
+                f"{self.path}: has {len(self._lines):,} lines, but no {self._settings.name} beside it that says how "
+                "they were made. Name another file."
+            ) from None
+        for name, value in settings.items():
+            if before.get(name) != value:
+                raise ConfigError(
+                    f"{self.path}: its {len(self._lines):,} answers were made with {name} {before.get(name)!r}, not "
+                    f"{value!r}. Name another file, or remove this one to begin anew."
+                )
+
+    def begin(self, settings: dict, ids: Sequence[str]) -> None:
+        """Before the first `write`: settings are all that decide the answers, `ids` those of all lines in their order.
+        Raises ConfigError as `check`, DataError where the lines that are there are not the first of `ids`."""
+        self.check(settings)
+        for number, line in enumerate(self._lines):
+            wanted = ids[number] if number < len(ids) else None
+            try:
+                found = json.loads(line)["question_id"]
+            except (ValueError, TypeError, KeyError):
+                found = None
+            if wanted is None or found != wanted:
+                raise DataError(
+                    f"{self.path}: line {number + 1} is not the answer to "
+                    f"{wanted if wanted is not None else 'any question'}, as it was when it was written. Name another "
+                    "file, or remove this one to begin anew."
+                )
+        write_text(self._settings, json.dumps(settings, indent=1) + "\n")
+        self._handle.truncate(self._end)
+        self.count = len(self._lines)
+
+    def write(self, records: Sequence[dict]) -> None:
+        """Appends lines; they are the system's at return, and a killed process does not lose them. Raises DataError."""
+        try:
+            self._handle.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
+            self._handle.flush()
+        except OSError as fault:  # a full disk, say
+            raise DataError(
+                f"{self.path}: cannot be written ({fault.strerror or fault}). The same command continues it."
+            ) from None
+        self.count += len(records)
+
+
+@contextlib.contextmanager
+def continued(path: Path) -> Iterator[AnswersFile]:
+    """A file that is new, or goes on. Raises ConfigError where it cannot be written or another process writes it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(path, "a+b")
+    except OSError as fault:
+        raise ConfigError(f"{path}: cannot be written ({os.strerror(fault.errno)}). Name another place.") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"{path}: another process is writing it; wait for its end, or stop it") from None
+        try:
+            yield AnswersFile(path, handle)
+        finally:
+            if os.fstat(handle.fileno()).st_size == 0:
+                path.unlink()
+    finally:
+        with contextlib.suppress(OSError):  # what could not be written was said
+            handle.close()
