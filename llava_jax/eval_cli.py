@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from llava_jax import eval_ask
 from llava_jax.errors import ConfigError
 
 ANSWERS = Annotated[Path, tyro.conf.arg(metavar="ANSWERS")]
@@ -163,6 +164,8 @@ def ensemble(
 SCIENCEQA = {  # of `python -m llava_jax eval scienceqa`
     "score": score,
     "ensemble": ensemble,
+    "ask": eval_ask.ask,
+    "judge": eval_ask.judge,
 }
 
 
