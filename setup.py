@@ -39,6 +39,7 @@ setup(
             "gguf>=0.18,<1",
             "hypothesis>=6.100",
             "matplotlib>=3.9",
+            "openai>=3.54,<4",
             "pyarrow>=18",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
@@ -49,6 +50,7 @@ setup(
         "parquet": ["pyarrow>=18"],
         "tfds": ["importlib_resources", "tensorflow-datasets>=4.9.8"],  # the first is what TFDS forgets to ask for
         "gguf": ["gguf>=0.18,<1"],
+        "judge": ["openai>=3.54,<4"],  # 2.54 logged the headers of answers, a repeated key too
         "plots": ["matplotlib>=3.9"],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],

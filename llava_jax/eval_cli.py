@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from llava_jax import eval_ask
 from llava_jax.errors import ConfigError, harmless
 from llava_jax.eval_predict import predict
 
@@ -181,6 +182,8 @@ SCIENCEQA = {  # of `python -m llava_jax eval scienceqa`
     "predict": predict,
     "score": score,
     "ensemble": ensemble,
+    "ask": eval_ask.ask,
+    "judge": eval_ask.judge,
 }
 
 

@@ -12,11 +12,12 @@ PLAIN = {
 
 
 def write_folder(folder: Path, problems: dict[str, dict]) -> Path:
-    """problems: what differs from PLAIN, by id; all are of the split test."""
+    """problems: what differs from PLAIN, by id; so all are of the split test that do not say otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
     whole = {pid: PLAIN | changes for pid, changes in problems.items()}
     (folder / "problems.json").write_text(json.dumps(whole))
-    (folder / "pid_splits.json").write_text(json.dumps({"train": [], "val": [], "test": list(problems)}))
+    splits = {name: [pid for pid in whole if whole[pid]["split"] == name] for name in ("train", "val", "test")}
+    (folder / "pid_splits.json").write_text(json.dumps(splits))
     return folder
 
 
