@@ -29,8 +29,8 @@ LLM = "data/SmolLM2-135M-Instruct.Q4_1.gguf"
 def get_config():
     c = config.defaults()
     c.model.vision, c.model.llm, c.model.projector = "small_128", "smollm2_135m", "mlp2x_gelu"
-    c.model.dtype = c.model.feature_dtype = "float32"
-    c.model.remat = "none"
+    c.model.dtype = c.model.feature_dtype = "bfloat16"
+    c.model.remat = "full"
     c.load.llm = c.tokenizer = LLM
     c.run = ("scienceqa",)
     c.checkpoint.every = 50
