@@ -85,12 +85,15 @@ def score(
     shown = scoring.shown_share(graded, found)
     if found.prompts:
         lines.append(report.shown_line(shown))
+    without = scoring.baselines([item.problem for item in graded])
+    lines.append(report.baseline_line(*without))
     if json_file is not None:
         told = {"answers": str(answers), "problems": str(problems), "split": split, **how, "missing": missing}
         told["unparsed_answers"] = [item.problem.pid for item in graded if item.status == "unparsed"]
         told["differing_results"] = dict(differing)
         told["columns"] = {name: report.share_json(share) for name, share in shares.items()}
         told["shown"] = report.share_json(shown) if found.prompts else None
+        told["baselines"] = report.baseline_json(*without)
         told["topics"] = {name: report.share_json(share) for name, share in topics.items()}
         told["against"] = comparison and report.comparison_json(comparison, str(against))
         told["items"] = [report.item_json(item) for item in graded]

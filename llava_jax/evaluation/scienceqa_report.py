@@ -69,6 +69,17 @@ def interval_text(share: Share) -> str:
     return "-" if share.interval is None else f"{share.interval[0]:.2f} to {share.interval[1]:.2f}"
 
 
+def baseline_line(chance: float, letter: str, share: Share) -> str:
+    return (
+        f"without a model: {percent_text(chance)} by drawing a choice; {percent_text(share.percent)} "
+        f"({share.correct:,}/{share.count:,}, 95% {interval_text(share)}) by always saying {letter}, the most frequent"
+    )
+
+
+def baseline_json(chance: float, letter: str, share: Share) -> dict:
+    return {"random": chance, "letter": letter, "always_that_letter": share_json(share)}
+
+
 def shown_line(share: Share) -> str:
     return (
         f"IMG accuracy by prompt: {percent_text(share.percent)} ({share.correct:,}/{share.count:,}, 95% "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -164,6 +165,15 @@ def shown_share(graded: Iterable[Graded], answers: Answers) -> Share:
     """What the original's evaluator calls IMG accuracy: of the answers whose prompt, as the file has it, has an image.
     The column IMG instead is of the problems that have one, whether it was shown or not."""
     return _share([item.is_right for item in graded if IMAGE_MARKER in answers.prompts.get(item.problem.pid, "")])
+
+
+def baselines(problems: Sequence[Problem]) -> tuple[float, str, Share]:
+    """What takes no model: (percent right of choices drawn at random, on average; the letter that is the answer most
+    often; what always saying it has right)."""
+    chance = 100 * sum(1 / len(problem.choices) for problem in problems) / len(problems)
+    counts = Counter(problem.answer for problem in problems)
+    most = min(counts, key=lambda index: (-counts[index], index))
+    return chance, LETTERS[most], Share(counts[most], len(problems))
 
 
 def marks_of(graded: Iterable[Graded]) -> list[tuple[Problem, bool]]:

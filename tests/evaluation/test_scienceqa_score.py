@@ -12,6 +12,7 @@ from llava_jax.errors import ConfigError, DataError
 from llava_jax.evaluation.scienceqa_files import Answers, read_answers
 from llava_jax.evaluation.scienceqa_score import (
     COLUMNS,
+    baselines,
     compare,
     differing_results,
     grade,
@@ -162,6 +163,16 @@ def test_two_files_are_compared_problem_by_problem(tmp_path):
     assert compared.count == 20 and compared.missing == 2
     assert [a.problem.pid for a, _ in compared.flips] == [*map(str, range(9)), *map(str, range(12, 16))]
     assert compared.p == pytest.approx(2 * (1 + 13 + 78 + 286 + 715) / 2**13)
+
+
+def test_what_takes_no_model(tmp_path):
+    two, four = ["a", "b"], ["a", "b", "c", "d"]
+    rows = {"1": (two, 1), "2": (four, 1), "3": (four, 0), "4": (four, 1), "5": (two, 0)}
+    problems = planted(tmp_path, {pid: {"choices": choices, "answer": right} for pid, (choices, right) in rows.items()})
+    chance, letter, share = baselines(problems)
+    assert chance == pytest.approx(100 * (0.5 + 0.25 + 0.25 + 0.25 + 0.5) / 5)
+    assert (letter, share.correct, share.count) == ("B", 3, 5)
+    assert baselines([p for p in problems if p.pid in "12 3 5"])[1] == "A", "of equally frequent ones the first"
 
 
 @pytest.mark.parametrize("key", ["subject", "grade"])
