@@ -198,10 +198,11 @@ def test_faults_are_one_line_and_2(folder, capsys, monkeypatch):
 
 
 def start(command: list[str], **environment: str) -> subprocess.Popen:
-    """python -m llava_jax COMMAND, with short waits."""
+    """python -m llava_jax COMMAND, with short waits, and Ctrl-C in its usual meaning: what a shell starts in the
+    background is to ignore it, and hands that on to its children."""
     code = (
-        "import sys; from llava_jax.__main__ import main; from llava_jax.chat_api import ask; "
-        "ask.FIRST_WAIT = 0.002; sys.exit(main(sys.argv[1:]))"
+        "import signal, sys; from llava_jax.__main__ import main; from llava_jax.chat_api import ask; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); ask.FIRST_WAIT = 0.002; sys.exit(main(sys.argv[1:]))"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code, *command], cwd=Path(__file__).parent.parent, env=os.environ | environment,
