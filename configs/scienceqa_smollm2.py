@@ -14,6 +14,12 @@ problems with re-annotated lectures 4 are longer than the rows of 640 tokens and
 rows, 258 steps. To learn the answers alone, a third of the tokens, in more epochs:
 --config.stages.scienceqa.data.prompt_format=QCM-A --config.stages.scienceqa.epochs=3
 
+Measured (2026-11-23, two cores): 258 steps of 8.3 s, 45 minutes with tests beside a part of it, from the tower and
+the projector of a run of configs/smollm2.py. 181 test problems, `predict --max-new-tokens 400`, strict: 56 right,
+30.9 % (95 %: 24.7 to 38.0); 46 answers name no letter. Drawing choices has 39.9 %, always saying B 44.2 %. SmolLM2
+before, asked in words: no answer in the form, 0 of 181 (lenient: 22). So it learned the form, and little more: 79 of
+the problems have an image, of which training had none. Validation was not measured.
+
 A problem whose image is missing is replaced by another one, however many they are (data.bad_ceiling=1): with no image
 on disk those without one are trained on, each about twice. To ask such problems: predict --missing-images text. The
 tower starts at random; one that has learned to see, with its projector, comes from configs/smollm2.py
