@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from llava_jax.errors import ConfigError, DataError, harmless
+from llava_jax.whole_file import write_whole
 
 
 def build(
@@ -137,16 +138,7 @@ def _write_rows(out: Path, rows: list[dict]) -> None:
 
 
 def _write_text(out: Path, text: str, samples: int) -> None:
-    partial = out.with_name(f"{out.name}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(text.encode())
-        partial.replace(out)
-    except UnicodeEncodeError as fault:
-        near = fault.object[max(0, fault.start - 40) : fault.start]
-        raise DataError(f"{out}: not written, there is half a character (a lone surrogate) behind {near!r}.") from None
-    except OSError as fault:
-        raise ConfigError(f"{out} cannot be written ({fault.strerror or fault}); choose another place") from None
+    write_whole(out, text)
     _say(f"{out}: {samples:,} samples")
 
 

@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +14,11 @@ from llava_jax.data.conversation import find_template
 from llava_jax.data.tokenize import encode_row
 from llava_jax.data_build import build, captions, scienceqa
 from llava_jax.errors import ConfigError, DataError
+from llava_jax.progress import progress
+from llava_jax.whole_file import write_whole
 
 DATA = Annotated[Path, tyro.conf.arg(metavar="DATA")]
 IMAGE_FOLDER = Annotated[Path | None, tyro.conf.arg(metavar="IMAGE_FOLDER")]
-SECONDS = 10  # between lines of progress where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,8 @@ def check(
         report.rows += 1
         report.images += len(checked.images)
         report.findings += [*checked.findings, *duplicates.findings(checked)]
-    _write(report_folder / "report.json", report.to_json())
-    _write(report_folder / "report.html", report.to_html(source))
+    write_whole(report_folder / "report.json", report.to_json())
+    write_whole(report_folder / "report.html", report.to_html(source))
     if report.findings:
         _print_table(report.summary())
     print(report.total())
@@ -146,7 +145,7 @@ def show(
         aspect=recipe.aspect,
     )  # fmt: skip
     _make_folder(page.parent)
-    _write(page, samples_page(f"samples of {data}", source, indices, to_row, encode, words))
+    write_whole(page, samples_page(f"samples of {data}", source, indices, to_row, encode, words))
     print(f"{page}: {len(indices)} samples of {len(source):,}")
 
 
@@ -194,7 +193,7 @@ def stats(
     result = Stats.of(measured, recipe.length, slots or max(1, recipe.length // recipe.features))
     print("\n".join(result.lines()))
     if page is not None:
-        _write(page, stats_page(str(data), result))
+        write_whole(page, stats_page(str(data), result))
         print(f"{page}: the same with plots")
 
 
@@ -244,24 +243,15 @@ def _find_ids(source, ids: tuple[str, ...]) -> list[int]:
 
 
 def _each_row(work: Callable[[range], list], rows: int, workers: int, done: str) -> Iterator:
-    """The results of all rows, in order, with progress on standard error: a bar on a terminal, else a line at times."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    """The results of all rows, in order, with progress on standard error."""
     from llava_jax.data.parallel import map_rows
 
-    console = Console(stderr=True)
-    columns = TextColumn(f"{done} rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    last, so_far = time.monotonic(), 0
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=rows)
+    so_far = 0
+    with progress(done, "rows", rows) as tell:
         for results in map_rows(work, rows, workers):
             yield from results
             so_far += len(results)
-            bar.update(task, completed=so_far)
-            if not console.is_terminal and time.monotonic() - last > SECONDS:
-                last = time.monotonic()
-                print(f"{done} {so_far:,} of {rows:,} rows", file=sys.stderr, flush=True)
+            tell(so_far)
 
 
 def _print_table(rows: list[list[str]]) -> None:
@@ -279,13 +269,3 @@ def _make_folder(folder: Path) -> None:
             raise PermissionError(13, "not allowed")
     except OSError as fault:
         raise ConfigError(f"{folder}: cannot be written to ({fault.strerror}). Name another folder.") from None
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all. Raises ConfigError."""
-    partial_file = path.with_name(path.name + ".partial")
-    try:
-        partial_file.write_text(text, encoding="utf-8")
-        os.replace(partial_file, path)
-    except OSError as fault:
-        raise ConfigError(f"{path}: cannot be written ({fault.strerror}). Name another place.") from None

@@ -2,10 +2,7 @@
 
 import json
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +10,10 @@ import tyro
 
 from llava_jax.chat_api.terms import Terms
 from llava_jax.errors import harmless
+from llava_jax.progress import progress
+from llava_jax.whole_file import write_whole
 
 TERMS = tyro.conf.OmitArgPrefixes[Terms]
-SECONDS = 10  # between two lines of progress, where there is no terminal
 LISTED = 20  # of the requests that failed
 
 
@@ -47,7 +45,6 @@ def ask(
         dry_run: Prints how many requests there are, what they may cost and the first of them, and sends nothing.
     """
     from llava_jax.evaluation import scienceqa_chat as chat
-    from llava_jax.evaluation.scienceqa_files import write_text
     from llava_jax.evaluation.scienceqa_score import read_problems
 
     known = read_problems(problems, split)
@@ -61,7 +58,7 @@ def ask(
     told |= {"seed": seed, "shots": [problem.pid for problem in shown]}
     told |= {"refused": [pid for pid, reply in asked.replies.items() if reply.is_refused], "failed": asked.failed}
     told["outputs"] = {pid: reply.text for pid, reply in asked.replies.items()}
-    write_text(out, json.dumps(told, indent=1) + "\n")
+    write_whole(out, json.dumps(told, indent=1) + "\n")
     print(f"{out}: {len(asked.replies):,} answers")
     return 1 if asked.failed else 0
 
@@ -95,7 +92,7 @@ def judge(
     """
     from llava_jax.evaluation.scienceqa_chat import judge_messages
     from llava_jax.evaluation.scienceqa_ensemble import combine
-    from llava_jax.evaluation.scienceqa_files import Answers, read_answers, write_text
+    from llava_jax.evaluation.scienceqa_files import Answers, read_answers
     from llava_jax.evaluation.scienceqa_score import read_problems
 
     ours, theirs = read_answers(answers), read_answers(other)
@@ -110,7 +107,7 @@ def judge(
     if isinstance(asked, int):
         return asked
     rows = [{"question_id": p, "text": reply.text, "model": reply.model} for p, reply in asked.replies.items()]
-    write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
+    write_whole(out, "".join(json.dumps(row) + "\n" for row in rows))
     print(f"{out}: {len(rows):,} answers")
     return 1 if asked.failed else 0
 
@@ -136,7 +133,7 @@ def _ask(requests: dict[str, list[dict[str, str]]], terms: Terms, cache: Path, d
         _say("\nnothing was sent")
         return 0
     try:
-        with _progress() as each:
+        with progress("answered") as each:
             asked = ask_api(requests, terms, cache, say=_say, each=each)
     except Unfinished as e:
         print(f"error: {harmless(e)}", file=sys.stderr)
@@ -163,27 +160,6 @@ def _cost(asked, terms: Terms) -> str:
         return ""
     lost = f", and at most ${asked.lost:.4f} for tries without a reply" if asked.lost else ""
     return f": ${asked.spent:.4f}{lost}"
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, else a line at times; on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console, last = Console(stderr=True), time.monotonic()
-    columns = TextColumn("answered"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-
-    def each(done: int, total: int) -> None:
-        nonlocal last
-        bar.update(task, completed=done, total=total)
-        if not console.is_terminal and time.monotonic() - last > SECONDS:
-            last = time.monotonic()
-            print(f"answered {done:,} of {total:,}", file=sys.stderr, flush=True)
-
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield each
 
 
 def _say(text: str) -> None:

@@ -9,6 +9,7 @@ import tyro
 from llava_jax import eval_ask
 from llava_jax.errors import ConfigError, harmless
 from llava_jax.eval_predict import predict
+from llava_jax.whole_file import write_whole
 
 ANSWERS = Annotated[Path, tyro.conf.arg(metavar="ANSWERS")]
 OTHER = Annotated[Path, tyro.conf.arg(metavar="OTHER")]
@@ -55,7 +56,7 @@ def score(
     from llava_jax.data.image_files import ImageFolder, open_images
     from llava_jax.evaluation import scienceqa_report as report
     from llava_jax.evaluation import scienceqa_score as scoring
-    from llava_jax.evaluation.scienceqa_files import read_answers, result_json, write_text
+    from llava_jax.evaluation.scienceqa_files import read_answers, result_json
     from llava_jax.evaluation.scienceqa_page import page as make_page
 
     found, known = read_answers(answers), scoring.read_problems(problems, split)
@@ -97,15 +98,15 @@ def score(
         told["topics"] = {name: report.share_json(share) for name, share in topics.items()}
         told["against"] = comparison and report.comparison_json(comparison, str(against))
         told["items"] = [report.item_json(item) for item in graded]
-        write_text(json_file, json.dumps(told, indent=1) + "\n")
+        write_whole(json_file, json.dumps(told, indent=1) + "\n")
     if page is not None:
-        write_text(page, make_page(f"ScienceQA: {answers.name}", lines, shares, topics, graded, images, comparison))
+        write_whole(page, make_page(f"ScienceQA: {answers.name}", lines, shares, topics, graded, images, comparison))
     if result is not None:
         indices = {item.problem.pid: item.index for item in graded}
         texts = {item.problem.pid: "FAILED" if item.text is None else item.text for item in graded if found.texts}
-        write_text(result, result_json(indices, texts, shares[scoring.AVERAGE].correct))
+        write_whole(result, result_json(indices, texts, shares[scoring.AVERAGE].correct))
     if analysis is not None:
-        write_text(analysis, report.analysis_json(graded, found))
+        write_whole(analysis, report.analysis_json(graded, found))
     lines += ["", *report.table({answers.name[: report.NAME - 2]: shares}), "", *report.topic_table(topics)]
     if comparison:
         lines += ["", *report.comparison_lines(comparison, answers.name, against.name)]
@@ -144,7 +145,7 @@ def ensemble(
     """
     from llava_jax.evaluation import scienceqa_report as report
     from llava_jax.evaluation.scienceqa_ensemble import combine
-    from llava_jax.evaluation.scienceqa_files import read_answers, result_json, write_text
+    from llava_jax.evaluation.scienceqa_files import read_answers, result_json
     from llava_jax.evaluation.scienceqa_score import AVERAGE, read_problems, shares
 
     files = [read_answers(path) if path else None for path in (answers, other, judge)]
@@ -172,11 +173,11 @@ def ensemble(
             "differing": joined.differing,
             "judged": joined.judged,
         }
-        write_text(json_file, json.dumps(told, indent=1) + "\n")
+        write_whole(json_file, json.dumps(told, indent=1) + "\n")
     if result is not None:
         name = "complement" if judge is None else "judge"
         indices = dict(zip((p.pid for p in joined.problems), joined.indices[name], strict=True))
-        write_text(result, result_json(indices, {}, rows[name][AVERAGE].correct))
+        write_whole(result, result_json(indices, {}, rows[name][AVERAGE].correct))
     print(harmless("\n".join([*lines, "", *report.table(rows)])))
     return 0
 

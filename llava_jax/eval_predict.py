@@ -1,9 +1,7 @@
 """python -m llava_jax eval scienceqa predict: a model's answers to a split of ScienceQA, in the original's format."""
 
 import hashlib
-import sys
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,9 +9,9 @@ import tyro
 
 from llava_jax.data.conversation import find_template
 from llava_jax.errors import ConfigError, harmless
+from llava_jax.progress import progress
 
 MODEL = Annotated[Path, tyro.conf.arg(metavar="MODEL")]
-SECONDS = 10  # between lines of progress where there is no terminal
 
 
 def predict(
@@ -112,8 +110,10 @@ def predict(
         _say(_about(len(rows), done, sum(one.image is not None for one in asked), missing, missing_images))
         try:
             new = asking.predict(model, rows, source.images, manner, batch, done)
-            for part in _watched(new, len(rows), done):
-                answers.write([_line(one, text, settings) for one, text in part])
+            with progress("answered", total=len(rows), begun=done) as tell:
+                for part in new:
+                    answers.write([_line(one, text, settings) for one, text in part])
+                    tell(answers.count)
         except KeyboardInterrupt:
             _say(f"stopped after {answers.count:,} of {len(rows):,}; the same command continues {out}")
             return 130
@@ -150,30 +150,6 @@ def _about(count: int, done: int, shown: int, missing: list[str], policy: str) -
         what = "not asked" if policy == "skip" else "asked without"
         said += f"; the images of {len(missing):,} are missing, they are {what}; the first: {missing[0]}"
     return said + (f"; {done:,} are answered already" if done else "")
-
-
-def _watched(parts: Iterable[list], total: int, done: int) -> Iterator[list]:
-    """`parts` as they come, with progress on standard error: a bar on a terminal, else a line at times."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    console = Console(stderr=True)
-    columns = TextColumn("answered"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
-    begun = last = time.monotonic()
-    before = done
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=total, completed=done)
-        for part in parts:
-            yield part  # it is written when this goes on
-            done += len(part)
-            now = time.monotonic()
-            rate = (done - before) / (now - begun)
-            left = int((total - done) / rate)
-            pace = f"{rate:.2f} a second, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
-            bar.update(task, completed=done, description=pace)
-            if not console.is_terminal and now - last > SECONDS:
-                last = now
-                print(f"answered {done:,} of {total:,}, {pace}", file=sys.stderr, flush=True)
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import pytest
@@ -18,7 +17,7 @@ from hf_weights import hf_llama
 from scienceqa_folder import write_folder
 from tiny_llava import CONFIG, MISSING, SHOWN, write_model, write_problems
 
-from llava_jax import eval_predict, loading
+from llava_jax import loading
 from llava_jax.__main__ import main
 from llava_jax.errors import ConfigError
 from llava_jax.evaluation import scienceqa_predict
@@ -250,15 +249,6 @@ def test_ctrl_c_says_how_to_go_on(whole, call, tmp_path, capsys, monkeypatch):
         assert call(tmp_path / "a.jsonl", "--batch", "4") == 130
     assert "stopped after 4 of 13; the same command continues" in capsys.readouterr().out
     assert call(tmp_path / "a.jsonl", "--batch", "4") == 0 and (tmp_path / "a.jsonl").read_bytes() == whole
-
-
-def test_progress_has_the_pace_of_this_process(capsys, monkeypatch):
-    """What was answered before took it no time."""
-    clock = iter(range(0, 99_000, 1000))
-    monkeypatch.setattr(eval_predict, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    assert [len(part) for part in eval_predict._watched([[1, 2, 3, 4], [5]], total=13, done=4)] == [4, 1]
-    pace = "answered 8 of 13, 0.00 a second, 0:20:50 left\nanswered 9 of 13, 0.00 a second, 0:26:40 left\n"
-    assert capsys.readouterr().err == pace
 
 
 def test_images_that_are_missing_are_told(call, place, tmp_path, capsys):

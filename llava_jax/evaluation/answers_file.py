@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.evaluation.scienceqa_files import write_text
+from llava_jax.whole_file import write_whole
 
 
 class AnswersFile:
@@ -61,7 +61,7 @@ class AnswersFile:
                     f"{wanted if wanted is not None else 'any question'}, as it was when it was written. Name another "
                     "file, or remove this one to begin anew."
                 )
-        write_text(self._settings, json.dumps(settings, indent=1) + "\n")
+        write_whole(self._settings, json.dumps(settings, indent=1) + "\n")
         self._handle.truncate(self._end)
         self.count = len(self._lines)
 

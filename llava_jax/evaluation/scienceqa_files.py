@@ -8,10 +8,9 @@ analysis     {"correct": [..], "incorrect": [..]} of {"question_id", "question",
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
-from llava_jax.errors import ConfigError, DataError
+from llava_jax.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +52,6 @@ def result_json(indices: dict[str, int], texts: dict[str, str], correct: int) ->
     count = len(indices)
     about = {"acc": correct / count * 100 if count else 0.0, "correct": correct, "count": count}
     return json.dumps(about | {"results": indices, "outputs": texts}, indent=2)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all. Raises ConfigError."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as fault:
-        raise ConfigError(f"{path}: cannot be written ({fault.strerror or fault}). Name another place.") from None
 
 
 def _each_once(path: Path, pairs: list[tuple[str, object]]) -> dict:

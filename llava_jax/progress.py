@@ -1,0 +1,35 @@
+"""How far a verb has come, on standard error: a bar on a terminal, else a line at times."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SECONDS = 10  # between two lines
+
+
+@contextmanager
+def progress(done: str, of: str = "", total: int | None = None, begun: int = 0) -> Iterator[Callable[..., None]]:
+    """Gives a function that is told how many are done, and of how many where `total` does not say it. done, of: words
+    around the numbers ("checked", "rows"). begun: how many were done before, which say nothing about the pace."""
+    from rich.console import Console  # not before it is needed: --help answers at once
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console, started = Console(stderr=True), time.monotonic()
+    columns = TextColumn(f"{done} {of}".strip()), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
+    said = started
+
+    def tell(count: int, total: int | None = total) -> None:
+        nonlocal said
+        now = time.monotonic()
+        rate = (count - begun) / max(now - started, 1e-9)
+        left = int((total - count) / rate) if rate > 0 else 0
+        pace = f"{rate:.2f} a second, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+        bar.update(task, completed=count, total=total, description=pace)
+        if not console.is_terminal and now - said > SECONDS:
+            said = now
+            print(f"{done} {count:,} of {total:,}{of and ' ' + of}, {pace}", file=sys.stderr, flush=True)
+
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=total, completed=begun)
+        yield tell

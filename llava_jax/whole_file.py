@@ -1,0 +1,20 @@
+"""A file that a verb was asked to write: whole or not at all."""
+
+from pathlib import Path
+
+from llava_jax.errors import ConfigError, DataError
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes `text` as UTF-8 beside `path`, then puts it in its place. Raises ConfigError where it cannot be written,
+    DataError for half a character (a lone surrogate), which UTF-8 does not have; `path` is then as it was."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(text.encode())
+        partial.replace(path)
+    except UnicodeEncodeError as fault:
+        near = fault.object[max(0, fault.start - 40) : fault.start]
+        raise DataError(f"{path}: not written, there is half a character (a lone surrogate) behind {near!r}.") from None
+    except OSError as fault:
+        raise ConfigError(f"{path}: cannot be written ({fault.strerror or fault}). Name another place.") from None
