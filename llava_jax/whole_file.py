@@ -6,10 +6,14 @@ from llava_jax.errors import ConfigError, DataError
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8 beside `path`, then puts it in its place. Raises ConfigError where it cannot be written,
-    DataError for half a character (a lone surrogate), which UTF-8 does not have; `path` is then as it was."""
+    """Writes `text` as UTF-8 beside `path`, then puts it in its place; what is no file (/dev/null, /dev/stdout, a pipe)
+    is written to, not replaced. Raises ConfigError where it cannot be written, DataError for half a character (a lone
+    surrogate), which UTF-8 does not have; `path` is then as it was."""
     partial = path.with_name(f"{path.name}.partial")
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(text.encode())
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(text.encode())
         partial.replace(path)

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import random
 import re
 import signal
@@ -285,6 +286,7 @@ def test_v0_in_two_steps(call, tmp_path):
 
 def test_faults_are_one_line_and_2(call, place, tmp_path, capsys, monkeypatch):
     out = tmp_path / "a.jsonl"
+    os.mkfifo(tmp_path / "pipe")  # as /dev/null is no file, which must not be removed
     for flags, message in (
         (["--batch", "0"], "--batch 0 at least 1"),
         (["--limit", "-1"], "--limit -1 must be at least 0"),
@@ -295,8 +297,10 @@ def test_faults_are_one_line_and_2(call, place, tmp_path, capsys, monkeypatch):
         (["--split", "dev"], "no split is called 'dev'"),
         (["--image-folder", str(tmp_path / "gone")], "image folder of"),
         (["--out", f"{place}/whole.jsonl/a"], "cannot be written"),
+        (["--out", str(tmp_path / "pipe")], "pipe: cannot be written (not a file)"),
     ):
         refused(capsys, call(out, *flags), message)
+    assert (tmp_path / "pipe").is_fifo()
     refused(capsys, call(out, model="gone"), "gone")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     refused(capsys, call(out), "predict runs in one process, on all its devices; this is one of 2")

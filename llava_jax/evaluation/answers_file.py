@@ -79,7 +79,10 @@ class AnswersFile:
 
 @contextlib.contextmanager
 def continued(path: Path) -> Iterator[AnswersFile]:
-    """A file that is new, or goes on. Raises ConfigError where it cannot be written or another process writes it."""
+    """A file that is new, or goes on. Raises ConfigError where it cannot be written or another process writes it, and
+    for what is no file."""
+    if path.exists() and not path.is_file():  # /dev/null, say: it could not go on, and must not be removed
+        raise ConfigError(f"{path}: cannot be written (not a file). Name another place.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = open(path, "a+b")
