@@ -286,6 +286,7 @@ def test_v0_in_two_steps(call, tmp_path):
 
 def test_faults_are_one_line_and_2(call, place, tmp_path, capsys, monkeypatch):
     out = tmp_path / "a.jsonl"
+    (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")  # as /dev/null is no file, which must not be removed
     for flags, message in (
         (["--batch", "0"], "--batch 0 at least 1"),
@@ -296,7 +297,7 @@ def test_faults_are_one_line_and_2(call, place, tmp_path, capsys, monkeypatch):
         (["--prompt-format", "QCM-AL"], "Write QCM-AL_original"),
         (["--split", "dev"], "no split is called 'dev'"),
         (["--image-folder", str(tmp_path / "gone")], "image folder of"),
-        (["--out", f"{place}/whole.jsonl/a"], "cannot be written"),
+        (["--out", str(tmp_path / "file" / "a")], "cannot be written"),
         (["--out", str(tmp_path / "pipe")], "pipe: cannot be written (not a file)"),
     ):
         refused(capsys, call(out, *flags), message)
