@@ -284,10 +284,10 @@ def test_v0_in_two_steps(call, tmp_path):
         assert record["prompt"].endswith("\n<image>") == (record["question_id"] == "1")
 
 
-def test_faults_are_one_line_and_2(call, place, tmp_path, capsys, monkeypatch):
-    out = tmp_path / "a.jsonl"
-    (tmp_path / "file").touch()
-    os.mkfifo(tmp_path / "pipe")  # as /dev/null is no file, which must not be removed
+def test_faults_are_one_line_and_2(call, place, tmp_path, tmp_path_factory, capsys, monkeypatch):
+    out, there = tmp_path / "a.jsonl", tmp_path_factory.mktemp("there")
+    (there / "file").touch()
+    os.mkfifo(there / "pipe")  # as /dev/null is no file, which must not be removed
     for flags, message in (
         (["--batch", "0"], "--batch 0 at least 1"),
         (["--limit", "-1"], "--limit -1 must be at least 0"),
@@ -297,11 +297,11 @@ def test_faults_are_one_line_and_2(call, place, tmp_path, capsys, monkeypatch):
         (["--prompt-format", "QCM-AL"], "Write QCM-AL_original"),
         (["--split", "dev"], "no split is called 'dev'"),
         (["--image-folder", str(tmp_path / "gone")], "image folder of"),
-        (["--out", str(tmp_path / "file" / "a")], "cannot be written"),
-        (["--out", str(tmp_path / "pipe")], "pipe: cannot be written (not a file)"),
+        (["--out", str(there / "file" / "a")], "cannot be written"),
+        (["--out", str(there / "pipe")], "pipe: cannot be written (not a file)"),
     ):
         refused(capsys, call(out, *flags), message)
-    assert (tmp_path / "pipe").is_fifo()
+    assert (there / "pipe").is_fifo()
     refused(capsys, call(out, model="gone"), "gone")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     refused(capsys, call(out), "predict runs in one process, on all its devices; this is one of 2")
