@@ -106,6 +106,7 @@ class Optimizer:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    first_moment: str = "float32"  # float32 | bfloat16: saves 2 bytes for each trained weight
     weight_decay: float = 0.0  # kernels and embeddings only, never scales and biases
     clip: float = 1.0  # global norm of the trained gradients; 0 for none
 
@@ -134,6 +135,7 @@ class Stage:
     accumulation: int = 1  # micro-batches per optimizer step
     steps: int = 0  # optimizer steps; 0: as many as `epochs` take
     epochs: int = 1
+    weights: str = "auto"  # sharded over mesh.fsdp | replicated: a copy on each device | auto: see train/stages.py
     save: Weights = Weights()
     fresh: tuple[str, ...] = ()  # modules drawn anew before the stage: vision, projector, llm
     loss_chunks: int = 1  # pieces of the sequence the vocabulary-wide logits are made in
@@ -310,6 +312,8 @@ def _check(config: Config) -> None:
         _choice(s.data.bad, ("error", "replace"), f"{at}.data.bad")
         _check_lengths(s, at)
         _choice(s.optimizer.schedule, ("cosine", "constant"), f"{at}.optimizer.schedule")
+        _choice(s.optimizer.first_moment, ("float32", "bfloat16"), f"{at}.optimizer.first_moment")
+        _choice(s.weights, ("auto", "sharded", "replicated"), f"{at}.weights")
         if s.steps == 0 and s.data.source == "scenes":
             raise ConfigError(f"{at}.steps must be set: scenes never end, so there are no epochs to count")
         if s.data.source == "files" and name in config.run and bool(s.data.path) == bool(s.data.mixture):

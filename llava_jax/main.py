@@ -25,14 +25,13 @@ SIGTERM after saving, 134 another process was lost (JAX aborts this one, and its
 
 import os
 import sys
-import traceback
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
 
-from llava_jax.config import Config, describe, from_config_dict
-from llava_jax.errors import ConfigError, UserError, harmless
+from llava_jax.command_line import read_command_line
+from llava_jax.config import Config
+from llava_jax.errors import UserError, harmless
 from llava_jax.processes import Processes, joined
 
 
@@ -41,51 +40,17 @@ def read_config(argv: list[str]) -> tuple[Config, Path, list[str], Processes]:
 
     Raises ConfigError for anything wrong with flags, the config file or a value in it.
     """
-    table = flags.FlagValues()  # not absl's global ones: libraries add theirs there
-    config_flags.DEFINE_config_file("config", None, "the config file", flag_values=table, sys_argv=argv)
-    flags.DEFINE_string("workdir", None, "the run's folder", flag_values=table)
-    flags.DEFINE_string("coordinator", None, "where process 0 listens", flag_values=table)
-    flags.DEFINE_integer("processes", None, "how many", flag_values=table)
-    flags.DEFINE_integer("process", None, "which one", flag_values=table)
-    flags.DEFINE_integer("lost_after", Processes.lost_after, "seconds", flag_values=table)
-    try:
-        rest = table(argv)[1:]
-        if rest:
-            raise ConfigError(f"unexpected argument {rest[0]!r}; settings are written --config.name=value")
-        if not table["config"].present:
-            raise ConfigError("--config=FILE is required, e.g. --config=configs/quickstart.py; --help says more")
-        file = Path(config_flags.get_config_filename(table["config"]))
-        processes = Processes(table.coordinator, table.processes, table.process, table.lost_after)
-        values, overrides = table["config"].value, config_flags.get_override_values(table["config"])
-        if not isinstance(values, ConfigDict):
-            getattr(values, "lock", None)  # of a file that could not be read: raises the reason
-            raise ConfigError(f"{file}: get_config() must return llava_jax.config.defaults(), changed; not {values!r}")
-    except Exception as e:  # a config file is a program and may raise anything
-        raise ConfigError(_explain(e)) from None
-    config = from_config_dict(values)
-    return config, Path(table.workdir or f"workdir/{file.stem}"), describe(config, overrides, file.name), processes
 
+    def define(table: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", None, "the run's folder", flag_values=table)
+        flags.DEFINE_string("coordinator", None, "where process 0 listens", flag_values=table)
+        flags.DEFINE_integer("processes", None, "how many", flag_values=table)
+        flags.DEFINE_integer("process", None, "which one", flag_values=table)
+        flags.DEFINE_integer("lost_after", Processes.lost_after, "seconds", flag_values=table)
 
-def _explain(error: Exception) -> str:
-    """What went wrong, in one line, with file and line where it went wrong inside the config file."""
-    place, chain = "", error
-    while chain is not None:  # ml_collections and absl wrap what a file raises, up to two times
-        for frame, line in traceback.walk_tb(chain.__traceback__):
-            if frame.f_globals.get("__name__") == "config_config":  # the name that ml_collections loads it under
-                place, error = f"{frame.f_code.co_filename}:{line}: ", chain
-        chain = chain.__cause__ or chain.__context__
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}: {error.msg}"
-    if place and not isinstance(error, UserError):
-        return f"{place}{type(error).__name__}: {error}"
-    if isinstance(error, OSError):
-        return f"the config file cannot be read: {str(error.__cause__ or error).splitlines()[-1].strip()}"
-    while error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]
-    if isinstance(error, KeyError):  # its text is a repr
-        return "no such setting in the config: " + str(error.args[0]).replace("\n", "; ")
-    lines = str(error).strip().splitlines()
-    return place + " ".join(lines if len(lines) < 3 else [lines[0], lines[-1]])  # without a traceback in the middle
+    config, table, file, lines = read_command_line(argv, define)
+    processes = Processes(table.coordinator, table.processes, table.process, table.lost_after)
+    return config, Path(table.workdir or f"workdir/{file.stem}"), lines, processes
 
 
 def main(argv: list[str]) -> int:

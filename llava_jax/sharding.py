@@ -54,6 +54,13 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def replicating(mesh: Mesh) -> Mesh:
+    """The same devices in the same order with `fsdp` made part of `data`: weights are copied, not split. Rows of the
+    batch lie where they lay; where the weights are frozen, then only the gradient of the others travels."""
+    data, fsdp, tensor = (mesh.shape[axis] for axis in AXES)
+    return Mesh(mesh.devices.reshape(data * fsdp, 1, tensor), AXES, axis_types=mesh.axis_types)
+
+
 def check_processes(mesh: Mesh) -> None:
     """Raises ConfigError where devices of several processes share rows of the batch, of which each process reads its
     own: JAX would take different rows for copies of one."""

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "llava_jax"
 RANKS = {
     "llava_jax": 0, "llava_jax.errors": 0, "llava_jax.architectures": 0, "llava_jax.config": 0,
     "llava_jax.sharding": 1, "llava_jax.processes": 1, "llava_jax.data": 1, "llava_jax.progress": 1,
-    "llava_jax.whole_file": 0, "llava_jax.chat_api": 1,
+    "llava_jax.whole_file": 0, "llava_jax.compiler_options": 0, "llava_jax.command_line": 1, "llava_jax.chat_api": 1,
     "llava_jax.models": 2,
     "llava_jax.checkpoint": 3, "llava_jax.generate": 3,
     "llava_jax.train": 4,
@@ -25,8 +25,9 @@ RANKS = {
     "llava_jax.data_cli": 8, "llava_jax.eval_cli": 8, "llava_jax.__main__": 9,
 }  # fmt: skip
 BEFORE_JAX = (  # they answer at once
-    "llava_jax.main", "llava_jax.__main__", "llava_jax.ckpt", "llava_jax.convert", "llava_jax.terminal",
-    "llava_jax.data_build", "llava_jax.data_cli", "llava_jax.eval_cli", "llava_jax.eval_predict", "llava_jax.eval_ask",
+    "llava_jax.main", "llava_jax.__main__", "llava_jax.command_line", "llava_jax.ckpt", "llava_jax.convert",
+    "llava_jax.terminal", "llava_jax.data_build", "llava_jax.data_cli", "llava_jax.eval_cli", "llava_jax.eval_predict",
+    "llava_jax.eval_ask",
 )  # fmt: skip
 THEIRS = "llava_jax.transformers_trace"  # the only one that computes with torch, to compare
 RANK_0_MAY_USE = sys.stdlib_module_names | {"ml_collections", "llava_jax"}

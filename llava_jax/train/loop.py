@@ -14,7 +14,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 from llava_jax import config as settings
 from llava_jax.checkpoint.store import Store
@@ -46,7 +45,6 @@ class Run:
     config: Config
     folder: Path
     model: Llava
-    mesh: Mesh
     tokenizer: Tokenizer
     store: Store
     writer: MetricsWriter
@@ -99,31 +97,22 @@ def _train(config: Config, folder: Path, argv: list[str]) -> None:
     resumed = workdir.find_resumable(store, config, say)
     workdir.describe(folder, config, argv, mesh)
     writer = MetricsWriter(folder, resumed.keeps if resumed else lambda record: False)
-    run = Run(config, folder, Llava(model_config), mesh, tokenizer, store, writer, say, alone=jax.process_count() == 1)
+    run = Run(config, folder, Llava(model_config), tokenizer, store, writer, say, alone=jax.process_count() == 1)
     handler = signal.signal(signal.SIGTERM, lambda signum, frame: run.signal())
 
     # --- the stages
     state = None
     try:
-        with contextlib.closing(store), contextlib.closing(writer), jax.set_mesh(mesh):
+        with contextlib.closing(store), contextlib.closing(writer):
             for plan in plans[resumed.index if resumed else 0 :]:
                 say(f"\nstage {plan.name}: {plan.data.steps} steps of {plan.stage.batch} rows")
                 _introduce(run, plan)
-                place, evaluated, watch = None, False, guard.Guard(config.guard)
-                if resumed and plan.index == resumed.index:
-                    watch = guard.Guard(config.guard, resumed.guard)
-                    state, place = store.restore(resumed.step, plan.abstract)
-                    _check_steps(plan, int(state.step), resumed.step)
-                    evaluated = resumed.evaluated
-                    say(f"continuing {folder} behind step {int(state.step)} of {plan.name}")
-                elif state is None:
-                    state = first_state(config, model_config, mesh, plan, say)
-                else:
-                    state = next_state(model_config, mesh, plan, state)
-                state = run_stage(run, plan, state, place, evaluated, watch)
-                store.wait()
-                for line in export(config, plan.stage, state):
-                    say(line)
+                with jax.set_mesh(plan.layout.mesh):
+                    state, place, evaluated, watch = _begin(run, plan, state, resumed)
+                    state = run_stage(run, plan, state, place, evaluated, watch)
+                    store.wait()
+                    for line in export(config, plan.stage, state):
+                        say(line)
     finally:
         signal.signal(signal.SIGTERM, handler)
     for plan in plans:
@@ -132,6 +121,23 @@ def _train(config: Config, folder: Path, argv: list[str]) -> None:
             say(f"\naccuracy on held-out scenes, before and after stage {plan.name}:")
             say("\n".join(evaluate.format_accuracy(scores["after"], scores.get("before"))))
     say(f"done: {folder} ({time.perf_counter() - began:.0f} s)")
+
+
+def _begin(
+    run: Run, plan: Plan, state: TrainState | None, resumed: workdir.Resumed | None
+) -> tuple[TrainState, dict | None, bool, guard.Guard]:
+    """What `run_stage` takes: from the checkpoint where it is of this stage, else from the stage before, `state`."""
+    config = run.config
+    if resumed and plan.index == resumed.index:
+        state, place = run.store.restore(resumed.step, plan.layout.abstract)
+        _check_steps(plan, int(state.step), resumed.step)
+        run.say(f"continuing {run.folder} behind step {int(state.step)} of {plan.name}")
+        return state, place, resumed.evaluated, guard.Guard(config.guard, resumed.guard)
+    if state is None:
+        state = first_state(config, run.model.config, plan, run.say)
+    else:
+        state = next_state(run.model.config, plan, state)
+    return state, None, False, guard.Guard(config.guard)
 
 
 def run_stage(
@@ -152,10 +158,10 @@ def run_stage(
         batches.set_state({name: value for name, value in place.items() if name not in ("replaced", "mixture")})
     replaced, ceiling = (place or {}).get("replaced", 0), stage.data.bad_ceiling
     bad = BadSamples(run.folder, plan.name, plan.start + step, replaced, plan.data.samples, ceiling, run.say)
-    train_step = make_train_step(run.model, plan.tx, plan.abstract, stage.accumulation, stage.loss_chunks)
+    train_step = make_train_step(run.model, plan.layout.tx, plan.layout.abstract, stage.accumulation, stage.loss_chunks)
     eval_step = make_eval_step(run.model, stage.loss_chunks)
     frozen_before = fingerprint(state.frozen) if run.config.hash_frozen else None
-    progress = Progress(plan.name, steps, stage.batch * stage.data.length, plan.flops)
+    progress = Progress(plan.name, steps, stage.batch * stage.data.length, plan.layout.flops)
     unread = None  # (step, metrics, index of the rows) of the newest dispatched step
 
     while True:
@@ -183,7 +189,7 @@ def run_stage(
         rows = next(batches)
         if not run.alone:
             rows["stop"] = np.full(len(rows["index"]), run.signalled, np.int32)
-        batch = global_batch(rows, run.mesh)
+        batch = global_batch(rows, plan.layout.mesh)
         waited = time.perf_counter() - began
         bad.record(plan.start + step + 1, batches.replaced)
         state, metrics = train_step(state, batch, watch.limit(step + 1))  # returns at once; the device works on
@@ -213,9 +219,9 @@ def _check_steps(plan: Plan, step: int, global_step: int) -> None:
 
 def _introduce(run: Run, plan: Plan) -> None:
     """Prints what will be trained, and one sample as the model will see it."""
-    for line in report.parameter_table(plan.abstract, plan.rates):
+    for line in report.parameter_table(plan.layout.abstract, plan.layout.rates):
         run.say("  " + line)
-    run.say(f"  optimizer state: {state_bytes(plan.abstract.opt_state):,} bytes")
+    run.say(f"  optimizer state: {state_bytes(plan.layout.abstract.opt_state):,} bytes")
     run.say(f"sample {', '.join(plan.data.train.names(0))}, supervised text in [[ ]]:")
     run.say(report.render_sample(plan.data.train.row(0), run.tokenizer))
 
@@ -253,7 +259,7 @@ def _report_skipped(
     why = watch.reason(step, values)
     known = {"gradient": dict(zip(sorted(state.trainable), norms.tolist(), strict=True))}
     if watch.is_over():
-        known["parameter"] = guard.parameter_norms(all_params(state), run.mesh)
+        known["parameter"] = guard.parameter_norms(all_params(state), plan.layout.mesh)
     about = {"stage": plan.name, "step": step, "reason": why, "skipped_in_a_row": watch.in_a_row, **values}
     file = guard.write_skipped(run.folder, about, guard.sample_ids(plan.data.train, index), known)
     run.say(f"WARNING: step {step} of {plan.name} is skipped: {why}; {file} names its samples")
@@ -271,7 +277,7 @@ def _evaluate(run: Run, plan: Plan, state: TrainState, eval_step, step: int) -> 
     stage, data, params = plan.stage, plan.data, all_params(state)
     if data.held_out is None:
         return True
-    speaker = evaluate.Speaker(run.model, params, stage, run.tokenizer, run.mesh, run.asks)
+    speaker = evaluate.Speaker(run.model, params, stage, run.tokenizer, plan.layout.mesh, run.asks)
     try:
         values = evaluate.held_out_loss(eval_step, speaker, data)
         run.say(f"held out, step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))

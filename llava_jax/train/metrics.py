@@ -21,7 +21,11 @@ PEAK_TFLOPS = {
     "TPU v4": 275, "TPU v5 lite": 197, "TPU v5": 459, "TPU v5p": 459, "TPU v6 lite": 918,
     "NVIDIA A100-SXM4-40GB": 312, "NVIDIA A100-SXM4-80GB": 312, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989,
 }  # fmt: skip
-
+# Memory of a device that a program may use, GiB: what the TPU compiler and the GPUs' makers say.
+MEMORY_GIB = {
+    "TPU v4": 30.75, "TPU v5 lite": 15.75, "TPU v5": 95.74, "TPU v5p": 95.74, "TPU v6 lite": 31.25,
+    "NVIDIA A100-SXM4-40GB": 40, "NVIDIA A100-SXM4-80GB": 80, "NVIDIA H100 80GB HBM3": 80, "NVIDIA H200": 141,
+}  # fmt: skip
 
 FLUSHED_EVERY = 10  # seconds
 

@@ -66,7 +66,8 @@ def shape_of_schedule(step, steps: int, warmup_ratio: float, kind: str):
 def make_optimizer(config: Optimizer, peak: dict[str, float], steps: int) -> optax.GradientTransformation:
     """AdamW over the trained parameters (a flat dict with the keys of `peak`), each at its own peak rate.
 
-    Clipping is by the global norm of these gradients alone. Decay is decoupled and scaled by the rate (AdamW).
+    Clipping is by the global norm of these gradients alone. Decay is decoupled and scaled by the rate (AdamW). The
+    second moment is always float32: in bfloat16 it would not grow by a thousandth of itself, b2's share.
     """
     decayed = {path: path.rsplit("/", 1)[-1] not in NOT_DECAYED for path in peak}
 
@@ -84,7 +85,7 @@ def make_optimizer(config: Optimizer, peak: dict[str, float], steps: int) -> opt
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.first_moment),
         optax.add_decayed_weights(config.weight_decay, mask=decayed) if config.weight_decay else optax.identity(),
         optax.GradientTransformation(init, update),
     )

@@ -1,4 +1,7 @@
-"""Stages as plans: all that follows from the config before anything is computed, and the states they begin with."""
+"""Stages as plans: all that follows from the config before anything is computed, and the states they begin with.
+
+`Layout` takes no data, so that a program for a pod can be compiled where neither the data nor the pod is.
+"""
 
 import dataclasses
 import math
@@ -12,8 +15,9 @@ from llava_jax.checkpoint.weights import check_writable, load_module, save_modul
 from llava_jax.config import Config, Stage
 from llava_jax.data.tokenizer import Tokenizer
 from llava_jax.errors import ConfigError
+from llava_jax.sharding import replicating
 from llava_jax.train.inputs import StageData, open_stage
-from llava_jax.train.metrics import model_flops
+from llava_jax.train.metrics import MEMORY_GIB, model_flops
 from llava_jax.train.optimizer import make_optimizer, rates
 from llava_jax.train.state import (
     Params,
@@ -29,6 +33,17 @@ MODULES = ("vision", "projector", "llm")
 
 
 @dataclasses.dataclass(frozen=True)
+class Layout:
+    """What a stage trains, and where each array of it lies."""
+
+    mesh: Mesh  # the run's, or the same devices with a copy of the weights on each: `Stage.weights`
+    rates: dict[str, float | None]  # parameter path -> peak learning rate, None for frozen
+    tx: optax.GradientTransformation
+    abstract: TrainState
+    flops: float  # model FLOPs of one step
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """One stage, ready to run."""
 
@@ -36,11 +51,8 @@ class Plan:
     index: int
     stage: Stage
     data: StageData
-    rates: dict[str, float | None]  # parameter path -> peak learning rate, None for frozen
-    tx: optax.GradientTransformation
-    abstract: TrainState
+    layout: Layout
     start: int  # global step at which it begins
-    flops: float  # model FLOPs of one step
 
     def evaluates(self, step: int) -> bool:
         """Whether an evaluation belongs to `step` of this stage."""
@@ -49,38 +61,70 @@ class Plan:
         return self.stage.eval.before if step == 0 else at_end
 
 
+def make_layout(name: str, stage: Stage, model_config: ModelConfig, mesh: Mesh, steps: int) -> Layout:
+    """mesh: of the run. steps: of the stage, which its schedule ends with.
+
+    Raises ConfigError where the rows do not split over the devices, the mesh does not divide a parameter, or the table
+    of rates does not fit the parameters.
+    """
+    _check_rows(name, stage, mesh)
+    shapes, _ = abstract_model(model_config)
+    peak = rates(shapes, stage.learning_rates)
+    trained = {path: rate for path, rate in peak.items() if rate is not None}
+    tx = make_optimizer(stage.optimizer, trained, steps)
+    mesh = _mesh_of_stage(stage, abstract_state(model_config, peak, tx, replicating(mesh)), mesh)
+    sizes, d = {path: math.prod(x.shape) for path, x in shapes.items()}, stage.data
+    flops = model_flops(model_config, sizes, set(trained), stage.batch, d.length, d.max_images)
+    return Layout(mesh, peak, tx, abstract_state(model_config, peak, tx, mesh), flops)
+
+
+def _check_rows(name: str, stage: Stage, mesh: Mesh) -> None:
+    rows, devices = stage.batch // stage.accumulation, mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % devices:
+        raise ConfigError(
+            f"stages.{name}: {rows} rows per micro-batch do not split over data x fsdp = {devices} devices; "
+            f"make batch / accumulation a multiple of {devices}, e.g. {math.ceil(rows / devices) * devices}"
+        )
+
+
+def _mesh_of_stage(stage: Stage, copied: TrainState, mesh: Mesh) -> Mesh:
+    """`mesh`, or with `weights=replicated` the one that copies them. With `auto` it does where the state takes at most
+    half of a device's memory; sharded, every layer would be gathered for each pass over it. A device of which the
+    memory is not known (a CPU) keeps the mesh as it is.
+
+    copied: the stage's state, laid out with a copy on each device.
+    """
+    if stage.weights == "auto":
+        memory = MEMORY_GIB.get(mesh.devices.flat[0].device_kind, 0) * 2**30
+        return replicating(mesh) if 0 < _bytes_on_a_device(copied) <= memory / 2 else mesh
+    return replicating(mesh) if stage.weights == "replicated" else mesh
+
+
+def _bytes_on_a_device(state: TrainState) -> int:
+    """Of the state and the gradients that the trained part gets."""
+    arrays = [*jax.tree.leaves(state), *state.trainable.values()]
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
+
+
 def make_plans(config: Config, model_config: ModelConfig, mesh: Mesh, tokenizer: Tokenizer) -> list[Plan]:
     """Opens the data and resolves the tables of all stages; raises before the first one has run, not after it."""
-    shapes, _ = abstract_model(model_config)
-    sizes = {path: math.prod(x.shape) for path, x in shapes.items()}
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
     plans, start = [], 0
     for index, (name, stage) in enumerate(config.stages.items()):
-        rows = stage.batch // stage.accumulation
-        if rows % devices:
-            raise ConfigError(
-                f"stages.{name}: {rows} rows per micro-batch do not split over data x fsdp = {devices} devices; "
-                f"make batch / accumulation a multiple of {devices}, e.g. {math.ceil(rows / devices) * devices}"
-            )
+        _check_rows(name, stage, mesh)
         for module in MODULES:
             if file := getattr(stage.save, module):
                 check_writable(file, module)
         data = open_stage(name, stage, config.seed, tokenizer, model_config.vision)
-        peak = rates(shapes, stage.learning_rates)
-        trained = {path: rate for path, rate in peak.items() if rate is not None}
-        tx = make_optimizer(stage.optimizer, trained, data.steps)
-        abstract = abstract_state(model_config, peak, tx, mesh)
-        d = stage.data
-        flops = model_flops(model_config, sizes, set(trained), stage.batch, d.length, d.max_images)
-        plans.append(Plan(name, index, stage, data, peak, tx, abstract, start, flops))
+        layout = make_layout(name, stage, model_config, mesh, data.steps)
+        plans.append(Plan(name, index, stage, data, layout, start))
         start += data.steps
     return plans
 
 
-def first_state(config: Config, model_config: ModelConfig, mesh: Mesh, plan: Plan, say) -> TrainState:
+def first_state(config: Config, model_config: ModelConfig, plan: Plan, say) -> TrainState:
     """Parameters loaded where `load` names a file, freshly drawn elsewhere; says which are which."""
     rng = jax.random.PRNGKey(config.seed)
-    like = {**plan.abstract.frozen, **plan.abstract.trainable}
+    like = {**plan.layout.abstract.frozen, **plan.layout.abstract.trainable}
     params: Params = {}
     for module in MODULES:
         file = getattr(config.load, module)
@@ -89,17 +133,17 @@ def first_state(config: Config, model_config: ModelConfig, mesh: Mesh, plan: Pla
             params |= load_module(file, module, like)
     missing = [p for p in like if p not in params]
     if missing:
-        params |= fresh_params(model_config, mesh, rng, missing)
-    return enter_stage(params, rng, plan.abstract, plan.tx)
+        params |= fresh_params(model_config, plan.layout.mesh, rng, missing)
+    return enter_stage(params, rng, plan.layout.abstract, plan.layout.tx)
 
 
-def next_state(model_config: ModelConfig, mesh: Mesh, plan: Plan, state: TrainState) -> TrainState:
+def next_state(model_config: ModelConfig, plan: Plan, state: TrainState) -> TrainState:
     """The parameters of the stage before, those of the stage's `fresh` modules drawn anew."""
     params, rng = all_params(state), jax.random.fold_in(state.rng, plan.index)
     again = [p for p in params if p.split("/")[0] in plan.stage.fresh]
     if again:
-        params |= fresh_params(model_config, mesh, rng, again)
-    return enter_stage(params, state.rng, plan.abstract, plan.tx)
+        params |= fresh_params(model_config, plan.layout.mesh, rng, again)
+    return enter_stage(params, state.rng, plan.layout.abstract, plan.layout.tx)
 
 
 def export(config: Config, stage: Stage, state: TrainState) -> list[str]:

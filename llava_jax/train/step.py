@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from llava_jax.compiler_options import compiler_options
 from llava_jax.models.llava import Llava
 from llava_jax.sharding import constrain, logical_rules
 from llava_jax.train.state import TrainState, nested, shardings_of
@@ -101,7 +102,8 @@ def gradients(
 def make_train_step(
     model: Llava, tx: optax.GradientTransformation, abstract: TrainState, accumulation: int, chunks: int
 ):
-    """jitted (state, batch, limit=inf) -> (state, metrics). The state is donated.
+    """jitted (state, batch, limit=inf) -> (state, metrics). The state is donated. `abstract` says for which devices,
+    and so which of the compiler's options.
 
     metrics: float32 scalars `loss`, `grad_norm` (before clipping, trained parameters only), `targets`, and `replaced`
     and `stop` where the batch has them; bool scalar `applied`; `norms`, float32[trained parameters], the norm of each
@@ -140,7 +142,11 @@ def make_train_step(
 
     # Without out_shardings the state may come back laid out differently, and the second step compiles again; the
     # metrics lie whole on every device, as `step` does, so that every process can read them.
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, shardings.step))
+    platform = shardings.step.mesh.devices.flat[0].platform
+    return jax.jit(
+        step, donate_argnums=0, out_shardings=(shardings, shardings.step),
+        compiler_options=compiler_options(platform, accumulation),
+    )  # fmt: skip
 
 
 def make_eval_step(model: Llava, chunks: int):
