@@ -42,6 +42,7 @@ def get_config():
     c.stages.scienceqa = s = config.stage(batch=32, epochs=12)
     s.learning_rates = (("vision/.*", None), (".*", 2e-5))
     s.data.path, s.data.split, s.data.prompt_format = "data/scienceqa", "train", "QCM-LEA"
+    s.data.samples = 12_726
     s.data.template, s.data.aspect = "vicuna_v1", "crop"
     s.data.length, s.data.lengths = 2048, (512, 1024)
     return c

@@ -34,6 +34,7 @@ def get_config():
     c.stages.stage1 = s = config.stage(batch=128, epochs=1)
     s.learning_rates = (("projector/.*", 2e-3), (".*", None))
     s.data.path, s.data.image_folder = "data/llava_pretrain/chat.json", "data/llava_pretrain/images"
+    s.data.samples = 595_375
     s.data.template, s.data.aspect, s.data.length = "plain", "crop", 384
     s.save.projector = "workdir/stage1/projector.safetensors"
     return c

@@ -33,5 +33,6 @@ def get_config():
     c.stages.stage2 = s = config.stage(batch=32, epochs=3)
     s.learning_rates = (("vision/.*", None), (".*", 2e-5))
     s.data.path, s.data.image_folder = "data/llava_instruct/llava_instruct_150k.json", "data/coco/train2017"
+    s.data.samples = 157_712
     s.data.template, s.data.aspect, s.data.length = "vicuna_v1", "crop", 2048
     return c

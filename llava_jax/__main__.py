@@ -12,6 +12,7 @@ from llava_jax import data_cli, eval_cli
 from llava_jax.ckpt import ckpt
 from llava_jax.convert import convert
 from llava_jax.errors import UserError, harmless
+from llava_jax.plan import plan
 from llava_jax.terminal import chat
 
 # A verb is a function of its command line; it imports jax when it is called, so that --help answers at once.
@@ -19,6 +20,7 @@ VERBS = {
     "chat": chat,
     "ckpt": ckpt,
     "convert": convert,
+    "plan": lambda: None,
 }
 GROUPS = {  # of verbs or groups: (what they do, the verbs)
     "data": ("Looks at data sets before they are trained on, and makes them.", data_cli.VERBS),
@@ -32,6 +34,8 @@ GROUPS = {  # of verbs or groups: (what they do, the verbs)
 def main(argv: list[str]) -> int:
     """Runs the verb that `argv` (without the program's name) begins with; returns the exit code."""
     try:
+        if argv[:1] == ["plan"]:  # its flags are those of a config too, which tyro does not know
+            return plan(argv[1:])
         app = _app(VERBS | GROUPS)
         try:
             return app.cli(prog="python -m llava_jax", args=argv, config=(tyro.conf.FlagCreatePairsOff,))

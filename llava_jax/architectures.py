@@ -7,6 +7,20 @@ model card. Every field is an architecture fact and has no default, so that no m
 
 import dataclasses
 
+ATTENTION = ("xla", "splash", "cudnn")  # models/layers.py, and models/kernels.py: for TPUs, for NVIDIA GPUs
+
+# What the backward pass finds of each decoder layer's forward pass; the rest it computes again. A token takes, in
+# bfloat16 and numbers of the width D (heads not grouped, F = MLP width):
+REMAT = {
+    "none": None,  # everything: the fastest, where it fits
+    "full": (),  # D, the layer's input alone: a third more products
+    "save_context": ("context",),  # 2 D: the attention kernel does not run again
+    "save_qkv": ("q", "k", "v"),  # 4 D
+    "save_qkv_context": ("q", "k", "v", "context"),  # 5 D
+    "save_products": ("q", "k", "v", "context", "o", "gate", "up"),  # 6 D + 2 F: no product is computed again
+    "offload_qkv": ("q", "k", "v"),  # D on the device, 3 D in the host's memory
+}
+
 IMAGE_TOKEN_ID = -200  # stands where an image feature goes; the original has one per image, here it is one per feature
 
 
@@ -83,9 +97,9 @@ class ModelConfig:
     projector: str | None  # linear | mlpNx_gelu
     dtype: str  # float32 | bfloat16: matrix products and activations
     feature_dtype: str  # float32 | bfloat16: what the vision tower computes in
-    remat: str  # none | full | save_qkv: what the backward pass recomputes
+    remat: str  # of REMAT
     unroll: bool  # layers as straight-line code instead of a loop
-    attention: str  # xla
+    attention: str  # of ATTENTION
 
     @property
     def image_size(self) -> int:

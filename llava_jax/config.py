@@ -35,9 +35,9 @@ class Model:
     select_feature: str = "patch"  # patch | cls_patch
     dtype: str = "bfloat16"  # float32 | bfloat16: compute dtype; trained weights are always float32
     feature_dtype: str = "bfloat16"  # compute dtype of the vision tower
-    remat: str = "full"  # none | full | save_qkv: what the backward pass recomputes
+    remat: str = "full"  # what the backward pass finds of the forward pass, not computing it again: see architectures
     unroll: bool = False  # layers as straight-line code instead of a loop
-    attention: str = "xla"
+    attention: str = "auto"  # auto: splash on TPUs, cudnn on NVIDIA GPUs, else xla | one of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Data:
     source: str = "files"  # files | scenes
     path: str = ""  # files: LLaVA's json, or a folder: of `data build`, Parquet, TFDS or ScienceQA
     image_folder: str = ""  # files: the root of a json's image paths, or a zip archive with them
+    samples: int = 0  # files: how many the published data has; `plan` counts steps by it, a run counts what is there
     mixture: tuple[tuple[str, str, float], ...] = ()  # files: (path, image_folder, weight) of several, instead of path
     split: str = ""  # ScienceQA: train, val, test, or another name in pid_splits.json
     prompt_format: str = ""  # ScienceQA: see data/scienceqa_prompts.py; QCM-LEA where it is empty
@@ -179,8 +180,16 @@ def from_config_dict(values: ConfigDict) -> Config:
     return dataclasses.replace(config, stages={name: config.stages[name] for name in config.run})
 
 
-def model_config(model: Model) -> architectures.ModelConfig:
-    """Names -> shapes. Raises ConfigError for a name that is not in the tables."""
+def model_config(model: Model, platform: str = "cpu") -> architectures.ModelConfig:
+    """Names -> shapes. platform: as jax names it, of the devices to train on; what only generates does not care.
+
+    Raises ConfigError for a name that is not in the tables, or an attention kernel of another platform.
+    """
+    kernel = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "xla")
+    if model.attention not in ("auto", "xla", kernel):
+        raise ConfigError(
+            f"model.attention={model.attention!r} does not run on this platform, {platform}; auto chooses {kernel}"
+        )
     vision = _named(architectures.VISION, model.vision, "model.vision")
     vision = dataclasses.replace(vision, select_layer=model.select_layer, select_feature=model.select_feature)
     llm = _named(architectures.LLM, model.llm, "model.llm")
@@ -188,7 +197,7 @@ def model_config(model: Model) -> architectures.ModelConfig:
         raise ConfigError(f"model.select_layer={model.select_layer} does not exist in a ViT of {vision.layers} blocks")
     return architectures.ModelConfig(
         vision=vision, llm=llm, projector=model.projector, dtype=model.dtype, feature_dtype=model.feature_dtype,
-        remat=model.remat, unroll=model.unroll, attention=model.attention,
+        remat=model.remat, unroll=model.unroll, attention=kernel if model.attention == "auto" else model.attention,
     )  # fmt: skip
 
 
@@ -290,10 +299,11 @@ def _check(config: Config) -> None:
             raise ConfigError(
                 f"config.run names {name!r}, which is not in config.stages{_suggest(name, config.stages)}"
             )
-    model_config(config.model)
+    _choice(config.model.attention, ("auto", *architectures.ATTENTION), "config.model.attention")
+    model_config(dataclasses.replace(config.model, attention="auto"))
     _choice(config.model.dtype, ("float32", "bfloat16"), "config.model.dtype")
     _choice(config.model.feature_dtype, ("float32", "bfloat16"), "config.model.feature_dtype")
-    _choice(config.model.remat, ("none", "full", "save_qkv"), "config.model.remat")
+    _choice(config.model.remat, tuple(architectures.REMAT), "config.model.remat")
     _choice(config.guard.on_spike, ("skip", "warn"), "config.guard.on_spike")
     if 0 < config.guard.spike <= 1:
         raise ConfigError(f"config.guard.spike={config.guard.spike} must be above 1, or 0 for no such rule")

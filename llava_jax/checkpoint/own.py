@@ -101,7 +101,8 @@ def open_own(path: Path) -> Own:
             return Own(path, step, config, where, *habits, values.get("wraps_images", False))  # older ones lack it
         run = build(Config, values, "config")
         data = run.stages[stage].data
-        return Own(path, step, model_config(run.model), run.tokenizer, data.template, data.aspect, None, False)
+        model = model_config(dataclasses.replace(run.model, attention="auto"))  # the kernel is for training
+        return Own(path, step, model, run.tokenizer, data.template, data.aspect, None, False)
     except (KeyError, TypeError, ConfigError) as e:
         raise DataError(f"{file} is not the config of a run or a model of this version: {e}") from None
 

@@ -14,7 +14,7 @@ from llava_jax.models.layers import (
     attention,
     dtype_of,
     gelu,
-    name_qkv,
+    named,
     quick_gelu,
     stacked,
 )
@@ -44,8 +44,8 @@ class Block(nn.Module):
         heads = (c.width, c.heads, c.width // c.heads), ("vision_embed", "heads", "head_size")
 
         y = LayerNorm(c.norm_eps, "vision_embed", name="attention_norm")(x)
-        q, k, v = name_qkv(*(Linear("btd,dhe->bthe", *heads, dtype, bias=2, name=n)(y) for n in "qkv"))
-        y = attention(q, k, v, None, self.config.attention)
+        q, k, v = (named(n, Linear("btd,dhe->bthe", *heads, dtype, bias=2, name=n)(y)) for n in "qkv")
+        y = attention(q, k, v, None)  # so few patches need no kernel
         out = (c.heads, c.width // c.heads, c.width), ("heads", "head_size", "vision_embed")
         residual = (2 * c.layers) ** -0.5  # as in CLIP
         x += Linear("bthe,hed->btd", *out, dtype, bias=1, init_scale=residual, name="o")(y)

@@ -83,7 +83,7 @@ def _train(config: Config, folder: Path, argv: list[str]) -> None:
     say = _say if jax.process_index() == 0 else (lambda text: None)
 
     # --- open everything that can fail, before anything is computed
-    model_config = settings.model_config(config.model)
+    model_config = settings.model_config(config.model, jax.default_backend())
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_processes(mesh)
     tokenizer = open_tokenizer(config.tokenizer)
