@@ -2,6 +2,6 @@
 compiler made.
 
 `topologies`: which slices there are, what their chips do at best, and their devices, to compile for. `hlo`: the
-compiled program as text -> instructions, and how often each runs. `estimate`: instructions -> seconds, bytes moved and
-what the program is asserted to have or not to have.
+compiled program as text -> instructions, and how often each runs. `collectives`, `flops`, `memory`: what these send,
+compute and move. `estimate`: all of it -> seconds. `facts`: what a fast program has and has not.
 """

@@ -1,9 +1,9 @@
 """What a program sends between chips, and how long the links need for it.
 
-A collective is synchronous where the chip waits for it, asynchronous where the schedule has other work between its start
-and its end. The compiler writes it in several ways: as an instruction; as a pair `-start`, `-done`; wrapped in an
-`async-start`; for v5e as a fusion that starts it, fusions of matrix products that each carry it on, and one that ends it;
-and as an all-reduce inside a fusion that keeps a slice of it, which is a reduce-scatter.
+A collective is synchronous where the chip waits for it, asynchronous where the schedule has other work between its
+start and its end. The compiler writes it in several ways: as an instruction; as a pair `-start`, `-done`; wrapped in an
+`async-start`; for v5e as a fusion that starts it, fusions of matrix products that each carry it on, and one that ends
+it; and as an all-reduce inside a fusion that keeps a slice of it, which is a reduce-scatter.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """`payload`: the arrays before they are split or after they are put together: what is gathered as it comes out, what
-    is reduced or exchanged as a device has it."""
+    """`payload`: the whole arrays of one device, which is what is gathered as it comes out, and what is reduced or
+    exchanged as it goes in."""
 
     kind: str
     is_async: bool

@@ -100,7 +100,7 @@ class Topology:
 def listing() -> str:
     """What `parse` accepts, a generation a line."""
     lines = [
-        f"{g.name:<6}{g.peak_tflops:5.0f} TFLOP/s, {g.hbm_gib * g.cores:6.2f} GiB of memory, {g.hbm_gbps:4.0f} GB/s a chip:  "
+        f"{g.name:<6}{g.peak_tflops:5.0f} TFLOP/s, {g.hbm_gib * g.cores:6.2f} GiB at {g.hbm_gbps:4.0f} GB/s a chip:  "
         + " ".join(g.shapes)
         for g in GENERATIONS.values()
     ]
@@ -120,8 +120,8 @@ def parse(name: str) -> Topology:
 
 
 def devices(topology: Topology) -> list[jax.Device]:
-    """Devices to compile for; nothing can run on them. They go into `sharding.make_mesh`, which lays a mesh over them as
-    it does over real ones.
+    """Devices to compile for; nothing can run on them. They go into `sharding.make_mesh`, which lays a mesh over them
+    as it does over real ones.
 
     Raises ConfigError where libtpu is missing or refuses. The environment decides whether libtpu may start: without a
     TPU it wants JAX_PLATFORMS=cpu, and beside another process that has loaded it ALLOW_MULTIPLE_LIBTPU_LOAD=1.
