@@ -82,9 +82,9 @@ class Instruction:
 
     @functools.cached_property
     def op_name(self) -> str:
-        """Which line of JAX it came from."""
+        """Which line of JAX it came from; of a parameter of the program, its path in the arguments."""
         found = re.search(r'op_name="([^"]*)"', self.rest)
-        return found[1] if found else ""
+        return found[1].replace("\\'", "'") if found else ""
 
     @functools.cached_property
     def operand_types(self) -> tuple[Array, ...]:
