@@ -44,7 +44,9 @@ def plan(argv: list[str]) -> int:
         return 0
     # The compiler's library is no device: JAX must not look for a TPU, and two of these may run side by side.
     os.environ |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nor ask a cloud where it is
+    # Nor may it ask a cloud who and where it is, and complain that there is none.
+    silent = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
+    os.environ |= silent | {"TPU_WORKER_ID": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
     if "--topology=list" in argv:
         from llava_jax.planning import topologies
 

@@ -255,7 +255,7 @@ def plan_decode(config: Config, topology: Topology, batch: int, cache: int) -> l
 def _measured(program: jax.stages.Compiled, topology: Topology, mesh: Mesh) -> dict:
     """The fields of a Result that the compiled program says."""
     memory, text = program.memory_analysis(), program.as_text()
-    found = estimate.estimate(text, topology, [device.coords for device in mesh.devices.flat])
+    found = estimate.estimate(text, topology, [tuple(device.coords) for device in mesh.devices.flat])
     parts = {name: getattr(found, name) for name in ("matmul", "other", "attention", "exposed", "hidden", "memory")}
     return dict(
         limit=topology.hbm_bytes / GIB, peak=memory.peak_memory_in_bytes / GIB,

@@ -15,9 +15,10 @@ RANKS = {
     "llava_jax": 0, "llava_jax.errors": 0, "llava_jax.architectures": 0, "llava_jax.config": 0,
     "llava_jax.sharding": 1, "llava_jax.processes": 1, "llava_jax.data": 1, "llava_jax.progress": 1,
     "llava_jax.whole_file": 0, "llava_jax.compiler_options": 0, "llava_jax.command_line": 1, "llava_jax.chat_api": 1,
-    "llava_jax.models": 2,
+    "llava_jax.models": 2, "llava_jax.planning": 2,
     "llava_jax.checkpoint": 3, "llava_jax.generate": 3,
     "llava_jax.train": 4,
+    "llava_jax.plan_step": 5, "llava_jax.plan_report": 6, "llava_jax.plan": 7,
     "llava_jax.loaded": 5, "llava_jax.loading": 5, "llava_jax.transformers_trace": 5,
     "llava_jax.evaluation": 6, "llava_jax.verify": 6, "llava_jax.terminal": 6,
     "llava_jax.convert": 7, "llava_jax.main": 7, "llava_jax.ckpt": 7, "llava_jax.data_build": 7,
@@ -26,6 +27,7 @@ RANKS = {
 }  # fmt: skip
 BEFORE_JAX = (  # they answer at once
     "llava_jax.main", "llava_jax.__main__", "llava_jax.command_line", "llava_jax.ckpt", "llava_jax.convert",
+    "llava_jax.plan",
     "llava_jax.terminal", "llava_jax.data_build", "llava_jax.data_cli", "llava_jax.eval_cli", "llava_jax.eval_predict",
     "llava_jax.eval_ask",
 )  # fmt: skip

@@ -1,0 +1,121 @@
+"""How long one run of a compiled TPU program takes, as a range, from its schedule; nothing runs.
+
+The compiler notes on nearly every kernel how many cycles it thinks it takes (`estimated_cycles`); these are summed over
+the schedule, loops multiplied out. What it does not know is added: attention kernels by their FLOPs, collectives by the
+bytes they move and what the links carry, transfers by the bandwidth of the memory. `cost_analysis()` is of no use: it
+counts a loop once, Pallas kernels as -1, and links not at all.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+
+from llava_jax.planning.collectives import Collective, collectives, seconds
+from llava_jax.planning.flops import Kernel, has_product, kernels, product_flops
+from llava_jax.planning.hlo import Program, parse, trip_count
+from llava_jax.planning.memory import moved
+from llava_jax.planning.topologies import Topology
+
+KERNEL_MXU = 0.5  # the share of the peak that an attention kernel reaches
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Times in seconds, of one run and one device; what runs at the same time on all devices is counted once."""
+
+    matmul: float  # kernels with a matrix product in them
+    other: float  # all other kernels of the compiler's own
+    attention: float  # Pallas kernels
+    exposed: float  # synchronous collectives: the chip waits
+    hidden: float  # asynchronous ones, at full length: other work may cover all of it, or none
+    memory: float  # all bytes moved, over the bandwidth of HBM: no program is faster
+    traffic: dict[tuple[str, str, str], float]  # (kind, "sync" or "async", dtype) -> bytes of the arrays, times trips
+    hardware_flops: float  # products and attention kernels
+    hbm_bytes: float
+    host_bytes: float
+    kernels: tuple[Kernel, ...]
+    assumptions: tuple[str, ...]
+
+    @property
+    def compute(self) -> float:
+        return self.matmul + self.other + self.attention
+
+    @property
+    def lower(self) -> float:
+        """Every asynchronous collective is covered by other work."""
+        return max(self.compute + self.exposed, self.memory)
+
+    @property
+    def upper(self) -> float:
+        """None is."""
+        return max(self.compute + self.exposed + self.hidden, self.memory)
+
+    def mfu(self, model_flops: float, topology: Topology) -> tuple[float, float]:
+        """(lowest, highest) share of the peak of all devices, for the model FLOPs of one step of the whole mesh."""
+        ideal = model_flops / (topology.peak_flops * topology.device_count)
+        return ideal / self.upper, ideal / self.lower
+
+
+def estimate(text: str | Program, topology: Topology, places: Sequence[tuple[int, ...]]) -> Estimate:
+    """text: of a program that was compiled for this slice (`compiled.as_text()`), or what `hlo.parse` made of it.
+    places: coordinates of the devices in the order of the mesh, `[d.coords for d in mesh.devices.flat]`."""
+    program = parse(text) if isinstance(text, str) else text
+    cycles = {True: 0, False: 0}
+    for _, instruction, times in program.walk():
+        cycles[has_product(program, instruction)] += instruction.cycles * times
+    found, (attention, unknown) = collectives(program), kernels(program)
+    at_work = sum(k.times * k.padded for k in attention) / (KERNEL_MXU * topology.peak_flops)
+    time = {True: 0.0, False: 0.0}
+    traffic: dict[tuple[str, str, str], float] = defaultdict(float)
+    for one in found:
+        time[one.is_async] += one.times * seconds(one, topology, places)
+        traffic[one.kind, "async" if one.is_async else "sync", one.dtype] += one.times * one.bytes
+    hbm, host = moved(program)
+    return Estimate(
+        matmul=cycles[True] / topology.clock,
+        other=cycles[False] / topology.clock,
+        attention=at_work,
+        exposed=time[False],
+        hidden=time[True],
+        memory=hbm / topology.hbm_bytes_per_s,
+        traffic=dict(traffic),
+        hardware_flops=product_flops(program) + sum(k.times * k.flops for k in attention),
+        hbm_bytes=hbm,
+        host_bytes=host,
+        kernels=tuple(attention),
+        assumptions=_assumptions(program, topology, found, attention, unknown, host),
+    )
+
+
+def _assumptions(
+    program: Program, topology: Topology, found: list[Collective], attention, unknown: dict[str, int], host: float
+) -> tuple[str, ...]:
+    """What the numbers stand on, for whoever reads them; only what this program is concerned by."""
+    g = topology.generation
+    lines = [
+        f"kernels: the compiler's own estimate of cycles, at {g.clock_ghz:g} GHz, one after the other",
+        f"memory: at least all bytes moved at {g.hbm_gbps:,} GB/s a chip; no other kernel is slowed down by them",
+    ]
+    if attention:
+        lines.append(
+            f"attention kernels: {KERNEL_MXU:.0%} of the peak, for the half of the products that a causal mask leaves"
+        )
+    if found:
+        ends = "with" if topology.wraps else "without"
+        lines.append(
+            f"links: {g.link_gbps:g} GB/s each way, {ends} wrap-around, all those along the axes that a group spans "
+            "at full speed; nobody else sends"
+        )
+    if any(one.is_async for one in found):
+        lines.append(
+            "asynchronous collectives: wholly covered by other work in the lower time, not at all in the upper"
+        )
+    if unknown:
+        listed = ", ".join(f"{name} x {times}" for name, times in sorted(unknown.items()))
+        lines.append(f"other Pallas kernels, which report nothing, count as 0 s: {listed}")
+    if host:
+        lines.append(f"{host / 1e9:.1f} GB a step to and from the host count as 0 s: they are taken to be covered")
+    endless = [i.name for c, i, _ in program.walk() if i.opcode == "while" and trip_count(program, c, i) is None]
+    if endless:
+        lines.append(f"loops whose length only the data decide count once: {', '.join(endless)}")
+    return tuple(lines)

@@ -1,0 +1,270 @@
+"""The text of a compiled TPU program (`compiled.as_text()`) -> computations, instructions, and how often each runs.
+
+The format is XLA's own (openxla.org/xla/hlo_to_llvm, `hlo_parser.cc`); what is read here is what libtpu 0.0.42 prints.
+A program is scheduled: what stands in a computation runs in that order, one after the other. Loops are `while` with a
+body and a condition; a fusion is one kernel, and what stands in the computation that it calls runs inside of it.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+HBM, HOST = 0, 5  # memory spaces; 1 is vector memory, 3 is v4's common memory, the rest are registers and flags
+_BITS = {"pred": 8, "token": 0, "opaque": 0}  # the rest say it themselves: bf16, s32, f8e4m3fn, u4
+
+_INSTRUCTION = re.compile(r"^  (ROOT )?%?([\w.-]+) = ")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
+_CALLED = re.compile(
+    r"\b(?:calls|body|to_apply|called_computations|branch_computations)=\{?(%?[\w.-]+(?:, ?%[\w.-]+)*)"
+)
+_BRANCHES = re.compile(r"\b(?:true|false)_computation=%?([\w.-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array of a type such as `bf16[4,256]{1,0:T(8,128)(2,1)S(1)}`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    space: int
+
+    @property
+    def bytes(self) -> int:
+        """Without the padding that tiles add."""
+        bits = _BITS.get(self.dtype) if self.dtype in _BITS else int(re.search(r"\d+", self.dtype)[0])
+        if self.dtype.startswith("c"):
+            return math.prod(self.shape) * bits // 8  # c64 counts both halves
+        return math.ceil(math.prod(self.shape) * bits / 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line. `rest` is what follows the operands: dimensions, groups, called computations, backend_config."""
+
+    name: str
+    opcode: str
+    type: str
+    operands: tuple[str, ...]
+    literal: str  # between the parentheses, where no operands are: of a constant its value, of a parameter its number
+    rest: str
+    is_root: bool
+
+    @functools.cached_property
+    def results(self) -> tuple[Array, ...]:
+        """Its arrays in order, those of a tuple flattened."""
+        return arrays(self.type)
+
+    @functools.cached_property
+    def called(self) -> tuple[str, ...]:
+        """The computations that it calls, without a loop's condition."""
+        found = [name.strip().lstrip("%") for m in _CALLED.finditer(self.head) for name in m[1].split(",")]
+        return tuple(found + _BRANCHES.findall(self.head))
+
+    @functools.cached_property
+    def head(self) -> str:
+        """`rest` without what a kernel's author or the compiler wrote into strings."""
+        return re.split(r", (?:metadata|backend_config|frontend_attributes)=", self.rest, maxsplit=1)[0]
+
+    @functools.cached_property
+    def cycles(self) -> int:
+        """What the compiler thinks it takes; 0 where it does not say."""
+        found = re.search(r'"estimated_cycles":"?(\d+)', self.rest)
+        return int(found[1]) if found else 0
+
+    @functools.cached_property
+    def target(self) -> str:
+        """Of a custom call."""
+        found = re.search(r'custom_call_target="([^"]*)"', self.rest)
+        return found[1] if found else ""
+
+    @functools.cached_property
+    def op_name(self) -> str:
+        """Which line of JAX it came from; of a parameter of the program, its path in the arguments."""
+        found = re.search(r'op_name="([^"]*)"', self.rest)
+        return found[1].replace("\\'", "'") if found else ""
+
+    @functools.cached_property
+    def operand_types(self) -> tuple[Array, ...]:
+        """Of a custom call with a fixed layout, which kernels have."""
+        found = re.search(r"operand_layout_constraints=\{(.*?)\}, \w+=", self.rest + ", end=", re.S)
+        return arrays(found[1]) if found else ()
+
+    def number(self, attribute: str) -> int | None:
+        """`index=3` -> 3."""
+        found = re.search(rf"\b{attribute}=(\d+)", self.head)
+        return int(found[1]) if found else None
+
+    def dimensions(self, attribute: str) -> tuple[int, ...]:
+        """`lhs_contracting_dims={1,2}` -> (1, 2)."""
+        found = re.search(rf"\b{attribute}=\{{([\d,]*)\}}", self.head)
+        return tuple(int(n) for n in found[1].split(",") if n) if found else ()
+
+
+Computation = dict[str, Instruction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """`header` is the first line: what aliases what, and the layouts of parameters and results."""
+
+    header: str
+    computations: dict[str, Computation]
+    entry: str
+
+    def parameters(self) -> dict[int, Instruction]:
+        """Those of the program, by number."""
+        return {int(i.literal): i for i in self.computations[self.entry].values() if i.opcode == "parameter"}
+
+    def root(self, computation: str) -> Instruction:
+        return next(i for i in self.computations[computation].values() if i.is_root)
+
+    def operand(self, computation: str, instruction: Instruction, index: int) -> Instruction:
+        return self.computations[computation][instruction.operands[index]]
+
+    def inside(self, instruction: Instruction) -> Iterator[tuple[str, Instruction]]:
+        """What a fusion does within itself, fusions in it included: (computation, instruction)."""
+        for computation in instruction.called:
+            for inner in self.computations[computation].values():
+                yield computation, inner
+                if inner.opcode == "fusion":
+                    yield from self.inside(inner)
+
+    def walk(self, computation: str | None = None, times: int = 1) -> Iterator[tuple[str, Instruction, int]]:
+        """All that runs, each with how often: (computation, instruction, times). Loops are multiplied out, of branches
+        the one that takes longest is followed, fusions and reductions are not entered."""
+        computation = computation or self.entry
+        for instruction in self.computations[computation].values():
+            yield computation, instruction, times
+            if instruction.opcode == "while":
+                for body in instruction.called:
+                    yield from self.walk(body, times * (trip_count(self, computation, instruction) or 1))
+            elif instruction.opcode == "conditional":
+                yield from self.walk(max(instruction.called, key=self._cycles), times)
+            elif instruction.opcode in ("call", "async-start"):
+                for body in instruction.called:
+                    yield from self.walk(body, times)
+
+    def _cycles(self, computation: str) -> int:
+        return sum(i.cycles * times for _, i, times in self.walk(computation))
+
+
+def arrays(text: str) -> tuple[Array, ...]:
+    """Every array that a type names, in order."""
+    found = []
+    for dtype, sizes, layout in _ARRAY.findall(text):
+        space = re.search(r"S\((\d+)\)", layout)
+        shape = tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size)
+        found.append(Array(dtype, shape, int(space[1]) if space else HBM))
+    return tuple(found)
+
+
+def parse(text: str) -> Program:
+    """Raises ValueError where `text` is no program in XLA's text form."""
+    text = re.sub(r"/\*.*?\*/", "", text)
+    lines = text.splitlines()
+    if not lines or not lines[0].startswith("HloModule"):
+        raise ValueError("this is not the text of a compiled program: it must begin with HloModule")
+    computations, entry, current, pending = {}, None, None, []
+
+    def finish() -> None:
+        if pending and current is not None:
+            instruction = _instruction("\n".join(pending))
+            current[instruction.name] = instruction
+        pending.clear()
+
+    for line in lines[1:]:
+        if begins := _COMPUTATION.match(line):
+            current = computations[begins[2]] = {}
+            entry = begins[2] if begins[1] else entry
+        elif line == "}":
+            finish()
+            current = None
+        elif _INSTRUCTION.match(line):
+            finish()
+            pending.append(line)
+        elif pending:
+            pending.append(line)  # strings with line breaks in them
+    if entry is None:
+        raise ValueError("this program has no ENTRY computation")
+    return Program(lines[0], computations, entry)
+
+
+def _instruction(text: str) -> Instruction:
+    begins = _INSTRUCTION.match(text)
+    at = begins.end()
+    end = _closing(text, at) + 1 if text[at] == "(" else text.index(" ", at)
+    opcode, begin = re.compile(r" *([\w-]+)\(").match(text, end)[1], text.index("(", end)
+    close = _closing(text, begin)
+    inner = text[begin + 1 : close]
+    operands = tuple(re.findall(r"%([\w.-]+)", inner))
+    is_root = bool(begins[1])
+    return Instruction(begins[2], opcode, text[at:end], operands, "" if operands else inner, text[close + 1 :], is_root)
+
+
+def _closing(text: str, begin: int) -> int:
+    """Where the parenthesis at `begin` closes."""
+    depth = 0
+    for found in re.compile(r"[()]").finditer(text, begin):
+        depth += 1 if found[0] == "(" else -1
+        if depth == 0:
+            return found.start()
+    raise ValueError(f"a parenthesis does not close: {text[begin : begin + 80]}")
+
+
+def trip_count(program: Program, computation: str, loop: Instruction) -> int | None:
+    """How often a `while` runs its body; None where only the data decide (a loop that decodes until all are done).
+
+    From backend_config where it says so; else from the form that JAX gives its loops: a counter, begun at a constant,
+    to which the body adds a constant, below a constant.
+    """
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+        return int(known[1])
+    condition, body = re.search(r"condition=%?([\w.-]+)", loop.head)[1], loop.called[0]
+    test = program.root(condition)
+    if test.opcode != "compare":
+        return None
+    left, right = (_origin(program, condition, name) for name in test.operands)
+    direction = re.search(r"direction=(\w+)", test.head)[1]
+    if left.opcode == "constant":
+        left, right, direction = right, left, {"GT": "LT", "GE": "LE"}.get(direction, "")
+    if left.opcode != "get-tuple-element" or direction not in ("LT", "LE"):
+        return None
+    index = left.number("index")
+    after = program.root(body)
+    if after.opcode != "tuple":
+        return None
+    limit = _constant(program, condition, right.name)
+    start = _constant(program, computation, program.operand(computation, loop, 0).operands[index])
+    step = _step(program, body, after.operands[index], index)
+    if limit is None or start is None or not step:
+        return None
+    return max(0, math.ceil((limit + (direction == "LE") - start) / step))
+
+
+def _origin(program: Program, computation: str, name: str) -> Instruction:
+    """The instruction whose value this one has, behind copies."""
+    instruction = program.computations[computation][name]
+    while instruction.opcode in ("copy", "bitcast", "convert", "copy-done", "copy-start"):
+        instruction = program.operand(computation, instruction, 0)
+    return instruction
+
+
+def _constant(program: Program, computation: str, name: str) -> int | None:
+    """The integer that an instruction always is, None where it is not one."""
+    origin = _origin(program, computation, name)
+    is_integer = origin.opcode == "constant" and re.fullmatch(r"-?\d+", origin.literal)
+    return int(origin.literal) if is_integer else None
+
+
+def _step(program: Program, body: str, name: str, index: int) -> int | None:
+    """What the body adds to the counter, which is number `index` of what goes round."""
+    added = _origin(program, body, name)
+    if added.opcode != "add":
+        return None
+    parts = [_origin(program, body, operand) for operand in added.operands]
+    if not any(p.opcode == "get-tuple-element" and p.number("index") == index for p in parts):
+        return None
+    return next((n for p in parts if (n := _constant(program, body, p.name)) is not None), None)

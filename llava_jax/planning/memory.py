@@ -1,0 +1,105 @@
+"""What a program moves to and from memory (HBM) and the host, counted from the shapes of what it runs.
+
+Kernels that only move data (prefetches of weights above all) carry no cycles, so a program that is bound by memory, as
+decoding is, would look too fast without this. A fusion that takes a slice of an operand is counted with the slice, one
+that writes into an operand with what it writes; arrays that live in vector memory cost nothing.
+"""
+
+from collections.abc import Iterator
+
+from llava_jax.planning.hlo import HBM, HOST, Array, Instruction, Program
+
+_FREE = {  # they name, order or describe; what they wait for is counted where it starts
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
+    "after-all", "partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done",
+}  # fmt: skip
+_SLICES = ("dynamic-slice", "slice", "gather")
+_BOOKKEEPING = ("AllocateBuffer", "ConcatBitcast", "Assume", "AsyncCollective", "Bitpacked")
+
+
+def moved(program: Program) -> tuple[float, float]:
+    """Bytes that one device (reads from or writes to its HBM, exchanges with the host)."""
+    hbm = host = 0.0
+    for computation, instruction, times in program.walk():
+        for array in _moves(program, computation, instruction):
+            hbm += times * array.bytes * (array.space == HBM)
+            host += times * array.bytes * (array.space == HOST)
+    return hbm, host
+
+
+def _moves(program: Program, computation: str, instruction: Instruction) -> Iterator[Array]:
+    opcode = instruction.opcode.removesuffix("-start")
+    if instruction.opcode in _FREE or opcode.endswith("-done"):
+        return
+    if instruction.opcode == "custom-call" and any(name in instruction.target for name in _BOOKKEEPING):
+        return
+    known = program.computations[computation]
+    operands = [known[name].results for name in instruction.operands]
+    results = instruction.results
+    if instruction.opcode.endswith("-start"):
+        yield from _started(opcode, operands, results)
+    elif instruction.opcode == "fusion":
+        yield from _fused(program, instruction, operands)
+    elif opcode in _SLICES:
+        yield from _slice(operands[0][0], results[0])
+    elif opcode == "dynamic-update-slice":
+        yield from _slice(results[0], operands[1][0])
+    else:
+        for some in (*operands, results):
+            yield from some
+
+
+def _slice(whole: Array, part: Array) -> Iterator[Array]:
+    """A part goes from or to where the whole lies."""
+    yield part
+    yield Array(part.dtype, part.shape, whole.space)
+
+
+def _started(opcode: str, operands: list, results: tuple[Array, ...]) -> Iterator[Array]:
+    if opcode == "copy":  # (to, from, flag)
+        yield from results[:2]
+    elif opcode in _SLICES:  # ((from, indices ...), to, flag)
+        yield from _slice(operands[0][0], max((r for r in results[1:] if r.shape), key=lambda a: a.bytes))
+    elif opcode == "dynamic-update-slice":
+        yield from _slice(operands[0][0], operands[1][0])
+    else:  # a collective: (from, to, flags)
+        yield from (array for array in results if array.shape)
+
+
+def _fused(program: Program, fusion: Instruction, operands: list) -> Iterator[Array]:
+    body = fusion.called[0]
+    inner = program.computations[body]
+    readers: dict[str, list[Instruction]] = {name: [] for name in inner}
+    for instruction in inner.values():
+        for name in instruction.operands:
+            readers[name].append(instruction)
+    written = [_behind(program, body, name) for name in _roots(program.root(body))]
+    replaced = {_behind(program, body, w.operands[0]).name for w in written if w.opcode == "dynamic-update-slice"}
+    for instruction in inner.values():
+        if instruction.opcode != "parameter" or instruction.name in replaced:
+            continue
+        for array in operands[int(instruction.literal)]:
+            used = readers[instruction.name]
+            if used and all(u.opcode in _SLICES and u.operands[0] == instruction.name for u in used):
+                yield from (Array(u.results[0].dtype, u.results[0].shape, array.space) for u in used)
+            elif not (used and all(u.opcode == "tuple" for u in used)):  # handed through
+                yield array
+    types = iter(fusion.results)
+    for instruction in written:
+        if instruction.opcode == "dynamic-update-slice":
+            part = program.operand(body, instruction, 1).results[0]
+            yield from (Array(part.dtype, part.shape, whole.space) for whole in [next(types)])
+        else:
+            made = [next(types) for _ in instruction.results]
+            yield from [] if instruction.opcode == "parameter" else made
+
+
+def _roots(root: Instruction) -> tuple[str, ...]:
+    return root.operands if root.opcode == "tuple" else (root.name,)
+
+
+def _behind(program: Program, computation: str, name: str) -> Instruction:
+    instruction = program.computations[computation][name]
+    while instruction.opcode in ("bitcast", "copy") and instruction.operands:
+        instruction = program.operand(computation, instruction, 0)
+    return instruction

@@ -1,0 +1,141 @@
+"""TPU slices by name: what their chips do at best, how they are wired, and their devices, to compile for.
+
+Peaks, memory and links are those of Google's pages on each generation (cloud.google.com/tpu/docs); usable memory is
+what the compiler's own out-of-memory message gives (libtpu 0.0.42); links and wrap-around as in "How to scale your
+model" (jax-ml.github.io/scaling-book), chapter 2.
+"""
+
+import dataclasses
+import math
+import re
+
+import jax
+from jax.experimental import topologies
+
+from llava_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What one chip does at best, and which slices of it libtpu 0.0.42 compiles for."""
+
+    name: str
+    kind: str  # as jax names the device
+    peak_tflops: float  # dense bfloat16
+    hbm_gbps: float  # 1e9 bytes/s
+    hbm_gib: float  # usable, of one device
+    link_gbps: float  # 1e9 bytes/s, one link in one direction
+    clock_ghz: float  # what estimated_cycles are cycles of; peak = multiply-adds per cycle x 2 x clock
+    cores: int  # devices of a chip
+    shapes: tuple[str, ...]
+
+
+_FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+
+GENERATIONS = {
+    g.name: g
+    for g in (
+        Generation("v4", "TPU v4", 275, 1228, 30.75, 45, 1.05, 1, _CUBES),
+        Generation("v5e", "TPU v5 lite", 197, 819, 15.75, 45, 1.5, 1, ("1x1", *_FLAT)),
+        Generation("v5p", "TPU v5", 459, 2765, 95.74, 90, 1.75, 1, _CUBES),
+        Generation("v6e", "TPU v6 lite", 918, 1640, 31.25, 90, 1.75, 1, ("1x1", *_FLAT)),
+        # Two devices a chip: libtpu has no megacore configuration for it.
+        Generation("tpu7x", "TPU7x", 2307, 7370, 94.75, 90, 2.2, 2, ("2x2x1", "2x2x2", "2x2x4", "4x4x4")),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """One slice. Rates are of one device: where a chip has two of them, each has half."""
+
+    generation: Generation
+    shape: tuple[int, ...]  # chips along the axes of the torus
+
+    @property
+    def name(self) -> str:
+        return f"{self.generation.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def device_count(self) -> int:
+        return self.chips * self.generation.cores
+
+    @property
+    def peak_flops(self) -> float:
+        """Dense bfloat16 FLOP/s."""
+        return self.generation.peak_tflops * 1e12 / self.generation.cores
+
+    @property
+    def hbm_bytes_per_s(self) -> float:
+        return self.generation.hbm_gbps * 1e9 / self.generation.cores
+
+    @property
+    def hbm_bytes(self) -> int:
+        return int(self.generation.hbm_gib * 2**30)
+
+    @property
+    def clock(self) -> float:
+        """Cycles per second."""
+        return self.generation.clock_ghz * 1e9
+
+    @property
+    def link_bytes_per_s(self) -> float:
+        """Of one link in one direction."""
+        return self.generation.link_gbps * 1e9 / self.generation.cores
+
+    @property
+    def wraps(self) -> bool:
+        """Whether the ends of its axes are wired to each other: assumed of 16x16 chips in two dimensions, and of
+        multiples of 4 in all three."""
+        if len(self.shape) == 2:
+            return self.shape == (16, 16)
+        return all(size % 4 == 0 for size in self.shape)
+
+
+def listing() -> str:
+    """What `parse` accepts, a generation a line."""
+    lines = [
+        f"{g.name:<6}{g.peak_tflops:5.0f} TFLOP/s, {g.hbm_gib * g.cores:6.2f} GiB at {g.hbm_gbps:4.0f} GB/s a chip:  "
+        + " ".join(g.shapes)
+        for g in GENERATIONS.values()
+    ]
+    return "\n".join(lines)
+
+
+def parse(name: str) -> Topology:
+    """'v5e:4x4' -> Topology. Raises ConfigError, which lists what there is, for any other."""
+    generation, _, shape = name.lower().partition(":")
+    generation = {"v5": "v5p"}.get(generation, generation)
+    if generation not in GENERATIONS or not re.fullmatch(r"\d+(x\d+)+", shape):
+        raise ConfigError(f"no TPU slice is called {name!r}; write GENERATION:SHAPE, one of these\n{listing()}")
+    known = GENERATIONS[generation]
+    if shape not in known.shapes:
+        raise ConfigError(f"{generation} has no slice of {shape}; there are {', '.join(known.shapes)}")
+    return Topology(known, tuple(int(size) for size in shape.split("x")))
+
+
+def devices(topology: Topology) -> list[jax.Device]:
+    """Devices to compile for; nothing can run on them. They go into `sharding.make_mesh`, which lays a mesh over them
+    as it does over real ones.
+
+    Raises ConfigError where libtpu is missing or refuses. The environment decides whether libtpu may start: without a
+    TPU it wants JAX_PLATFORMS=cpu, and beside another process that has loaded it ALLOW_MULTIPLE_LIBTPU_LOAD=1.
+    """
+    options = {}
+    if topology.generation.name == "v4":
+        options["chip_config_name"] = "megacore"  # else each half of a chip is a device, with half its memory
+    if topology.chips == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)  # of a host's four chips, one
+    try:
+        found = topologies.get_topology_desc(topology.name, platform="tpu", **options).devices
+    except Exception as error:  # of several types, by version of jax
+        raise ConfigError(
+            f"libtpu knows no {topology.name} here ({str(error).splitlines()[0]}); "
+            "pip install 'jax[tpu]' brings the compiler, which needs no TPU"
+        ) from error
+    return list(found)

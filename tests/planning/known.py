@@ -1,0 +1,19 @@
+"""Programs that libtpu 0.0.42 compiled from tpu_programs.py, of which the answers are known."""
+
+import itertools
+from pathlib import Path
+
+from llava_jax.planning.hlo import Program, parse
+from llava_jax.planning.topologies import Topology
+
+PROGRAMS = Path(__file__).parent / "programs"
+MIB = 2**20
+
+
+def program(name: str) -> Program:
+    return parse((PROGRAMS / f"{name}.txt").read_text())
+
+
+def places(topology: Topology) -> list[tuple[int, ...]]:
+    """Devices row by row; the first axis of a mesh is then the first of the slice."""
+    return list(itertools.product(*map(range, topology.shape)))

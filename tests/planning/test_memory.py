@@ -1,0 +1,47 @@
+"""Bytes moved to and from memory and the host."""
+
+from known import MIB, program
+
+from llava_jax.planning.hlo import parse
+from llava_jax.planning.memory import moved
+
+
+def in_mib(name: str) -> tuple[float, float]:
+    hbm, host = moved(program(name))
+    return round(hbm / MIB, 1), round(host / MIB, 1)
+
+
+def test_a_product_reads_both_sides_and_writes_one():
+    assert in_mib("matmul") == (2 * 16 + 32, 0)
+
+
+def test_what_stays_in_vector_memory_costs_nothing():
+    """30 products of arrays of 2 MiB, of which two are fetched and one is written back."""
+    assert in_mib("loops") == (6, 0)
+
+
+def test_what_is_kept_on_the_host_goes_there_and_comes_back():
+    assert in_mib("offload")[1] == 2 * 4 * 8  # four layers' inputs, bfloat16 [2, 1024, 2048]
+
+
+def test_a_slice_is_counted_not_what_it_is_taken_from_or_written_into():
+    text = """HloModule m
+%slices (stack: bf16[32,1024,1024], i: s32[]) -> bf16[1,1024,1024] {
+  %stack = bf16[32,1024,1024]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %one = bf16[1,1024,1024]{2,1,0} dynamic-slice(%stack, %i, %i, %i), dynamic_slice_sizes={1,1024,1024}
+}
+%writes (stack.1: bf16[32,1024,1024], new: bf16[1,1024,1024], i.1: s32[]) -> bf16[32,1024,1024] {
+  %stack.1 = bf16[32,1024,1024]{2,1,0} parameter(0)
+  %new = bf16[1,1024,1024]{2,1,0} parameter(1)
+  %i.1 = s32[] parameter(2)
+  ROOT %all = bf16[32,1024,1024]{2,1,0} dynamic-update-slice(%stack.1, %new, %i.1, %i.1, %i.1)
+}
+ENTRY %main (x: bf16[32,1024,1024], n: s32[]) -> bf16[32,1024,1024] {
+  %x = bf16[32,1024,1024]{2,1,0} parameter(0)
+  %n = s32[]{:S(6)} parameter(1)
+  %layer = bf16[1,1024,1024]{2,1,0} fusion(%x, %n), kind=kLoop, calls=%slices
+  ROOT %y = bf16[32,1024,1024]{2,1,0} fusion(%x, %layer, %n), kind=kLoop, calls=%writes
+}
+"""
+    assert moved(parse(text)) == (4 * 2 * MIB, 0)

@@ -1,0 +1,52 @@
+"""Slices by name."""
+
+import pytest
+
+from llava_jax.errors import ConfigError
+from llava_jax.planning.topologies import GENERATIONS, listing, parse
+from llava_jax.train.metrics import PEAK_TFLOPS
+
+
+def test_a_name_says_generation_and_shape():
+    v5e = parse("v5e:4x4")
+    assert (v5e.name, v5e.chips, v5e.device_count, v5e.shape) == ("v5e:4x4", 16, 16, (4, 4))
+    assert (v5e.peak_flops, v5e.hbm_bytes_per_s, v5e.hbm_bytes) == (197e12, 819e9, int(15.75 * 2**30))
+    assert parse("v5:2x2x1").name == "v5p:2x2x1"
+
+
+def test_where_a_chip_is_two_devices_each_has_half():
+    one = parse("tpu7x:2x2x1")
+    assert (one.chips, one.device_count) == (4, 8)
+    assert (one.peak_flops * 2, one.hbm_bytes_per_s * 2) == (2307e12, 7370e9)
+
+
+@pytest.mark.parametrize(
+    ("name", "joined"),
+    [("v5e:8x8", False), ("v5e:8x16", False), ("v6e:16x16", True), ("v4:2x2x4", False), ("v5p:4x4x8", True)],
+)
+def test_ends_are_joined_in_whole_pods_only(name, joined):
+    assert parse(name).wraps == joined
+
+
+@pytest.mark.parametrize("name", ["v5litepod-16", "v5e", "v5e:", "ironwood:2x2x1", "list", "v5e:4", ""])
+def test_what_is_no_slice_is_answered_with_those_there_are(name):
+    with pytest.raises(ConfigError, match="(?s)GENERATION:SHAPE.*v4 .*2x2x4.*v6e .*16x16"):
+        parse(name)
+
+
+def test_a_shape_that_a_generation_has_not_is_answered_with_its_own():
+    with pytest.raises(ConfigError, match="v5e has no slice of 3x3; there are 1x1, 2x2, 2x4"):
+        parse("v5e:3x3")
+
+
+def test_the_list_names_every_slice():
+    text = listing()
+    assert all(f"{g.name} " in text and " ".join(g.shapes) in text for g in GENERATIONS.values())
+
+
+def test_peaks_are_those_of_the_train_loop_and_follow_from_the_clock():
+    """A v5e has 4 units of 128 x 128, v4 and v5p 8, a v6e 4 of 256 x 256, tpu7x 8 of those."""
+    units = {"v4": 8 * 128**2, "v5e": 4 * 128**2, "v5p": 8 * 128**2, "v6e": 4 * 256**2, "tpu7x": 8 * 256**2}
+    for g in GENERATIONS.values():
+        assert units[g.name] * 2 * g.clock_ghz / 1000 == pytest.approx(g.peak_tflops, rel=2e-3)
+        assert PEAK_TFLOPS.get(g.kind, g.peak_tflops) == g.peak_tflops
