@@ -7,20 +7,6 @@ model card. Every field is an architecture fact and has no default, so that no m
 
 import dataclasses
 
-ATTENTION = ("xla", "splash", "cudnn")  # models/layers.py, and models/kernels.py: for TPUs, for NVIDIA GPUs
-
-# What the backward pass finds of each decoder layer's forward pass; the rest it computes again. A token takes, in
-# bfloat16 and numbers of the width D (heads not grouped, F = MLP width):
-REMAT = {
-    "none": None,  # everything: the fastest, where it fits
-    "full": (),  # D, the layer's input alone: a third more products
-    "save_context": ("context",),  # 2 D: the attention kernel does not run again
-    "save_qkv": ("q", "k", "v"),  # 4 D
-    "save_qkv_context": ("q", "k", "v", "context"),  # 5 D
-    "save_products": ("q", "k", "v", "context", "o", "gate", "up"),  # 6 D + 2 F: no product is computed again
-    "offload_qkv": ("q", "k", "v"),  # D on the device, 3 D in the host's memory
-}
-
 IMAGE_TOKEN_ID = -200  # stands where an image feature goes; the original has one per image, here it is one per feature
 
 
@@ -97,9 +83,9 @@ class ModelConfig:
     projector: str | None  # linear | mlpNx_gelu
     dtype: str  # float32 | bfloat16: matrix products and activations
     feature_dtype: str  # float32 | bfloat16: what the vision tower computes in
-    remat: str  # of REMAT
+    remat: str  # a name in REMAT
     unroll: bool  # layers as straight-line code instead of a loop
-    attention: str  # of ATTENTION
+    attention: str  # xla | splash | splash_interpreted | cudnn: see models/kernels.py
 
     @property
     def image_size(self) -> int:
@@ -110,6 +96,30 @@ class ModelConfig:
     def features(self) -> int:
         """Placeholder tokens of one image; 0 where there are none."""
         return self.vision.features if self.vision else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Remat:
+    """What the backward pass finds of a block beside its input, by the names that the blocks give their tensors:
+    q k v (rotated), context (of attention, before its last product; from a kernel its log-sum-exp too), out (of
+    attention, behind it), gate, up. All else it computes again."""
+
+    keep: tuple[str, ...] = ()  # where it is
+    offload: tuple[str, ...] = ()  # moved to the host's memory and back
+
+
+# Costs are a token's and a layer's values, for D width, H heads, K key/value heads, E head size, F MLP width. The later
+# the policy, the more memory and the less work, except that what is offloaded costs transfers.
+REMAT: dict[str, Remat | None] = {
+    "full": Remat(),  # nothing: the least memory; the forward pass runs twice, but for each block's last product
+    "save_context": Remat(("context",)),  # H E, and H in float32: spares the attention kernel (splash only)
+    "offload_qkv": Remat((), ("q", "k", "v")),  # as save_qkv, in the host's memory: for a chip that is full
+    "save_qkv": Remat(("q", "k", "v")),  # (H + 2 K) E: spares three products and the rotation
+    "save_qkv_context": Remat(("q", "k", "v", "context")),  # both: spares all of attention but its last product
+    # (2 H + 2 K) E + D + 2 F: every product is spared; norms, SiLU and, without a kernel, the scores are made again.
+    "minimal": Remat(("q", "k", "v", "context", "out", "gate", "up")),
+    "none": None,  # everything
+}
 
 
 def _clip_l14(image_size: int) -> VisionConfig:

@@ -21,6 +21,7 @@ AT_LEAST_ONE = (
     "log_every", "checkpoint.every", "checkpoint.keep", "guard.window", "batch", "accumulation", "epochs",
     "loss_chunks", "data.length", "eval.samples", "eval.max_new_tokens",
 )  # fmt: skip
+KERNELS = {"tpu": "splash", "cuda": "cudnn"}  # by platform, see models/kernels.py; others have the plain code
 ANY_SIGN = ("model.select_layer", "mesh.data", "mesh.fsdp", "mesh.tensor")  # every other number is at least zero
 
 
@@ -35,9 +36,9 @@ class Model:
     select_feature: str = "patch"  # patch | cls_patch
     dtype: str = "bfloat16"  # float32 | bfloat16: compute dtype; trained weights are always float32
     feature_dtype: str = "bfloat16"  # compute dtype of the vision tower
-    remat: str = "full"  # what the backward pass finds of the forward pass, not computing it again: see architectures
+    remat: str = "full"  # a name in architectures.REMAT: what the backward pass keeps instead of recomputing it
     unroll: bool = False  # layers as straight-line code instead of a loop
-    attention: str = "auto"  # auto: splash on TPUs, cudnn on NVIDIA GPUs, else xla | one of them
+    attention: str = "auto"  # auto (by device and dtype) | xla (plain) | splash (TPU) | cudnn (NVIDIA)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,16 +181,10 @@ def from_config_dict(values: ConfigDict) -> Config:
     return dataclasses.replace(config, stages={name: config.stages[name] for name in config.run})
 
 
-def model_config(model: Model, platform: str = "cpu") -> architectures.ModelConfig:
-    """Names -> shapes. platform: as jax names it, of the devices to train on; what only generates does not care.
-
-    Raises ConfigError for a name that is not in the tables, or an attention kernel of another platform.
-    """
-    kernel = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "xla")
-    if model.attention not in ("auto", "xla", kernel):
-        raise ConfigError(
-            f"model.attention={model.attention!r} does not run on this platform, {platform}; auto chooses {kernel}"
-        )
+def model_config(model: Model, platform: str | None = None) -> architectures.ModelConfig:
+    """Names -> shapes, and the attention kernel for `platform`: tpu | cuda | rocm | cpu; None, where nobody trains,
+    gives the plain one. Raises ConfigError for a name that is not in the tables, and for a kernel that was asked for
+    and does not do this model on this platform."""
     vision = _named(architectures.VISION, model.vision, "model.vision")
     vision = dataclasses.replace(vision, select_layer=model.select_layer, select_feature=model.select_feature)
     llm = _named(architectures.LLM, model.llm, "model.llm")
@@ -197,8 +192,26 @@ def model_config(model: Model, platform: str = "cpu") -> architectures.ModelConf
         raise ConfigError(f"model.select_layer={model.select_layer} does not exist in a ViT of {vision.layers} blocks")
     return architectures.ModelConfig(
         vision=vision, llm=llm, projector=model.projector, dtype=model.dtype, feature_dtype=model.feature_dtype,
-        remat=model.remat, unroll=model.unroll, attention=kernel if model.attention == "auto" else model.attention,
+        remat=model.remat, unroll=model.unroll, attention=_attention(model, llm.head_size, platform),
     )  # fmt: skip
+
+
+def _attention(model: Model, head_size: int, platform: str | None) -> str:
+    _choice(model.attention, ("auto", "xla", *KERNELS.values()), "config.model.attention")
+    asked, fused = model.attention, KERNELS.get(platform)
+    if platform is None or asked == "xla":
+        return "xla"
+    if fused is None or asked not in ("auto", fused):
+        why = f"does not run on {platform}"
+    elif model.dtype != "bfloat16":
+        why = f"computes in bfloat16, not in model.dtype={model.dtype!r}"  # float32 means float32 on every device
+    elif fused == "cudnn" and (head_size > 128 or head_size % 8):
+        why = f"takes head sizes up to 128 that are multiples of 8, not the {head_size} of {model.llm}"
+    else:
+        return fused
+    if asked == "auto":
+        return "xla"
+    raise ConfigError(f"config.model.attention={asked!r} {why}; use auto or xla")
 
 
 def flatten(value, prefix: str = "") -> dict[str, object]:
@@ -299,8 +312,7 @@ def _check(config: Config) -> None:
             raise ConfigError(
                 f"config.run names {name!r}, which is not in config.stages{_suggest(name, config.stages)}"
             )
-    _choice(config.model.attention, ("auto", *architectures.ATTENTION), "config.model.attention")
-    model_config(dataclasses.replace(config.model, attention="auto"))
+    model_config(config.model)
     _choice(config.model.dtype, ("float32", "bfloat16"), "config.model.dtype")
     _choice(config.model.feature_dtype, ("float32", "bfloat16"), "config.model.feature_dtype")
     _choice(config.model.remat, tuple(architectures.REMAT), "config.model.remat")

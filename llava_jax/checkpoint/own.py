@@ -39,7 +39,8 @@ class Own:
 
     def model(self, dtype: str) -> ModelConfig:
         """The whole model, computing in `dtype`."""
-        return dataclasses.replace(self.config, dtype=dtype, feature_dtype=dtype, remat="none", unroll=False)
+        plain = dict(remat="none", unroll=False, attention="xla")
+        return dataclasses.replace(self.config, dtype=dtype, feature_dtype=dtype, **plain)
 
     def dtypes(self, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, str]:
         """Parameter path -> dtype in the checkpoint; float32 for what is not there."""
@@ -101,8 +102,7 @@ def open_own(path: Path) -> Own:
             return Own(path, step, config, where, *habits, values.get("wraps_images", False))  # older ones lack it
         run = build(Config, values, "config")
         data = run.stages[stage].data
-        model = model_config(dataclasses.replace(run.model, attention="auto"))  # the kernel is for training
-        return Own(path, step, model, run.tokenizer, data.template, data.aspect, None, False)
+        return Own(path, step, model_config(run.model), run.tokenizer, data.template, data.aspect, None, False)
     except (KeyError, TypeError, ConfigError) as e:
         raise DataError(f"{file} is not the config of a run or a model of this version: {e}") from None
 

@@ -1,8 +1,8 @@
-"""Attention that never holds the scores of all tokens with all others: kernels for TPUs (splash) and for NVIDIA GPUs
-(cuDNN). `layers.attention` is the plain one, which they equal.
+"""Causal attention of the train step without scores in memory: a Pallas kernel on TPUs, cuDNN's on NVIDIA GPUs.
 
-Splash attention is JAX's own, written in Pallas (jax.experimental.pallas.ops.tpu.splash_attention); it skips the blocks
-that a causal mask leaves empty. Axis letters: see layers.
+`attention` has the plain code (`layers.attention`), which the others are tested against, behind the same call. Only the
+decoder comes here: a cache has its own attention, and the vision tower, all to all over a few hundred patches (257 of
+them fill 67% of the kernel's 384, squared), is a percent of a step. Axis letters: see layers.
 """
 
 import functools
@@ -10,74 +10,123 @@ import math
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jax.sharding import PartitionSpec
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import Mesh
 
-LANES = 128  # a block is a multiple of a TPU's registers
-BLOCK = 512  # tokens: smaller ones start the matrix units too often, larger ones add nothing for rows of 2048
+from llava_jax.errors import ConfigError
+from llava_jax.models import layers
+from llava_jax.sharding import RULES
+
+LANES = 128  # the kernel's blocks are multiples of a vector register's lanes
+BLOCK = 512  # the scores of a block pair, 1 MiB, stay in the fast memory of every TPU; 1024 was estimated no faster
+
+
+def platform_of(mesh: Mesh) -> str:
+    """What runs the mesh, as `config.model_config` asks it: tpu | cuda | rocm | cpu. The devices may be those of a
+    topology that is not there."""
+    device = mesh.devices.flat[0]
+    if device.platform == "gpu":
+        return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
+    return device.platform
+
+
+def visible(positions: jax.Array, segment_ids: jax.Array, kernel: str) -> jax.Array:
+    """What `attention` wants to know of who sees whom: bool[B, T, T] for `xla`, for the others int32[B, T], the
+    segments. positions, segment_ids int32[B, T]. Raises ConfigError for an unknown kernel.
+
+    The segments are enough where a later position is a later index, within every segment: so the data has it. A key of
+    the same segment is then visible if its index is not larger. (Padding is segment 0 and sees only padding, like in
+    `layers.attention_mask`; which of it, differs, and nobody reads what comes of it.)
+    """
+    if kernel == "xla":
+        return layers.attention_mask(positions, positions, segment_ids, segment_ids)
+    _fused(kernel)
+    return segment_ids
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, kernel: str) -> jax.Array:
+    """`layers.attention` by `kernel`: q [B, T, H, E]; k, v [B, T, K, E]; seen from `visible` -> [B, T, H, E].
+
+    Under `jax.set_mesh` each device runs the kernel on its rows and its heads: the compiler knows no way to split one.
+    Raises ConfigError for an unknown kernel.
+    """
+    if kernel == "xla":
+        return layers.attention(q, k, v, seen)
+    function = _fused(kernel)
+    if not jax.sharding.get_abstract_mesh().empty:
+        rows, heads = (nn.logical_to_mesh_axes(axes, RULES) for axes in (("batch",), ("batch", None, "heads", None)))
+        # A kernel says nothing of which mesh axes its result varies over, so that cannot be checked.
+        function = jax.shard_map(function, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    return function(q, k, v, seen)
+
+
+def _fused(kernel: str):
+    kernels = {
+        "splash": splash_attention,
+        "splash_interpreted": functools.partial(splash_attention, interpret=True),  # the same, slowly, on any device
+        "cudnn": cudnn_attention,
+    }
+    if kernel not in kernels:
+        raise ConfigError(f"attention kernel {kernel!r} is unknown; use xla, {', '.join(kernels)}")
+    return kernels[kernel]
+
+
+def splash_block(length: int) -> int:
+    """Rows and columns of a block, for rows of `length` tokens: as few blocks of at most BLOCK as hold them, all equal,
+    so that less than LANES tokens a block are padding.
+
+    384 -> 384, 2048 -> 512 (4 blocks), 577 -> 384 (2 blocks, 768 tokens)
+    """
+    count = math.ceil(length / BLOCK)
+    return math.ceil(length / count / LANES) * LANES
 
 
 def splash_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, interpret: bool = False
 ) -> jax.Array:
-    """Causal attention within segments, on a TPU: query head h reads key/value head h // (H / K).
+    """JAX's splash attention for TPUs, causal by index and within segments. `interpret`: as plain JAX, on any device.
 
-    q [B, T, H, E]; k, v [B, T, K, E]; segment_ids int32[B, T] -> [B, T, H, E] in q's dtype. Causal is by place in the
-    row, not by position: where a segment's tokens stand in the order of their positions, as in all rows that are
-    trained on, it is the same. Padding, segment 0, sees padding only.
-
-    On a mesh (that of `jax.set_mesh`) each device attends for its rows and heads; nothing is sent. interpret: as slow
-    Python-like steps on any device, for tests.
+    q [B, T, H, E]; k, v [B, T, K, E]; segment_ids int32[B, T] -> [B, T, H, E]. Any T. Its result and its log-sum-exp,
+    all that the backward kernel needs beside q, k, v, are named `context` for the remat policies.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    attend = functools.partial(_splash_local, interpret=interpret)
-    if not mesh.empty:
-        rows = ("data", "fsdp")
-        by_head, by_row = PartitionSpec(rows, None, "tensor", None), PartitionSpec(rows, None)
-        # The compiler cannot look into a kernel to see how it may be split.
-        attend = jax.shard_map(
-            attend, mesh=mesh, in_specs=(by_head, by_head, by_head, by_row), out_specs=by_head, check_vma=False
-        )
-    return attend(q, k, v, segment_ids)
+    t, h, e = q.shape[1:]
+    block = splash_block(t)
+    behind = -t % block  # in segment 0, as other padding: real tokens do not see it, and no query is without a key
 
+    def heads_first(x):
+        return jnp.pad(x, ((0, 0), (0, behind), (0, 0), (0, 0))).swapaxes(1, 2)
 
-def _splash_local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, interpret: bool) -> jax.Array:
-    length, heads, size = q.shape[1:]
-    filled = math.ceil(length / LANES) * LANES
-    pad = lambda x: jnp.pad(x, [(0, 0), (0, filled - length)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
-    scaled = (q.astype(jnp.float32) / size**0.5).astype(q.dtype)  # the kernel does not scale
-    heads_first = (pad(x).swapaxes(1, 2) for x in (scaled, k, v))
-    segments = pad(segment_ids)  # with zeros: nobody sees what is added
-    kernel = _splash_kernel(heads, filled, interpret)
-    y = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=splash.SegmentIds(s, s)))(*heads_first, segments)
-    return y.swapaxes(1, 2)[:, :length]
-
-
-def _splash_kernel(heads: int, length: int, interpret: bool):
-    # The largest divisor of the row that is a multiple of LANES and at most BLOCK.
-    block = max(b for b in range(LANES, min(BLOCK, length) + 1, LANES) if length % b == 0)
-    return splash.make_splash_mha(
-        masks.MultiHeadMask([masks.CausalMask((length, length))] * heads),
-        block_sizes=splash.BlockSizes(
-            block_q=block, block_kv=block, block_kv_compute=block,
-            block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
-            use_fused_bwd_kernel=True,  # scores are made once in the backward pass, not once for q and once for k, v
-        ),
-        head_shards=1, q_seq_shards=1, residual_checkpoint_name="context", interpret=interpret,
+    # One backward kernel for dq, dk and dv: two would each make the scores again.
+    sizes = splash.BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, use_fused_bwd_kernel=True
+    )
+    # Made here and not once: it holds arrays, which would belong to whatever was being traced when they were made.
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([splash.CausalMask((t + behind, t + behind))] * h),
+        block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name="context", interpret=interpret,
     )  # fmt: skip
+    q = (q.astype(jnp.float32) / math.sqrt(e)).astype(q.dtype)  # the kernel does not scale
+    segments = jnp.pad(segment_ids, ((0, 0), (0, behind)))
+    one_row = lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s))  # noqa: E731
+    return jax.vmap(one_row)(heads_first(q), heads_first(k), heads_first(v), segments).swapaxes(1, 2)[:, :t]
 
 
 def cudnn_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, implementation: str | None = None
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, implementation: str = "cudnn"
 ) -> jax.Array:
-    """`layers.attention` on an NVIDIA GPU: q [B, T, H, E]; k, v [B, S, K, E]; mask bool[B, T, S] -> [B, T, H, E].
+    """cuDNN's flash attention, causal by index and within segments. Shapes as in `splash_attention`.
 
-    cuDNN takes 16-bit numbers and heads of at most 128, a multiple of 8; what it does not take, XLA computes from the
-    same call. implementation: `cudnn` or `xla`, in place of that choice.
+    `implementation`: `cudnn`, or `xla`, which means the same on any device. cuDNN takes bfloat16 and float16, head
+    sizes up to 128 that are multiples of 8, and raises NotImplementedError for others; `config.model_config` does not
+    choose it for them.
     """
-    fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
-    implementation = implementation or ("cudnn" if fits else "xla")
-    y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation=implementation)
-    return checkpoint_name(y, "context")
+    t = q.shape[1]
+    odd = t % 2  # with a bias, as which the mask is passed, the backward kernel takes even lengths only
+    q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q, k, v))
+    segments = jnp.pad(segment_ids, ((0, 0), (0, odd)))
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    y = jax.nn.dot_product_attention(q, k, v, mask=same, is_causal=True, implementation=implementation)
+    # Its log-sum-exp has no name: where a remat policy keeps `context`, the forward kernel runs again all the same.
+    return checkpoint_name(y[:, :t], "context")

@@ -202,6 +202,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) 
     """Grouped-query attention, softmax in float32: query head h reads key/value head h // (H / K).
 
     q [B, T, H, E]; k, v [B, S, K, E]; mask bool[B, T, S] or None for all to all -> [B, T, H, E] in q's dtype.
+    The plain one, which makes all scores; see kernels for others.
     """
     b, t, h, e = q.shape
     dtype = q.dtype.name
@@ -210,12 +211,12 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) 
     if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1)
-    return dot("bkgts,bske->btkge", weights, v, dtype).reshape(b, t, h, e)
+    return checkpoint_name(dot("bkgts,bske->btkge", weights, v, dtype).reshape(b, t, h, e), "context")
 
 
-def named(name: str, x: jax.Array) -> jax.Array:
-    """Marks an activation for the remat policies that keep it: see architectures.REMAT."""
-    return checkpoint_name(x, name)
+def name_qkv(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gives them the names that remat policies know, see architectures.REMAT."""
+    return checkpoint_name(q, "q"), checkpoint_name(k, "k"), checkpoint_name(v, "v")
 
 
 def stacked(block: type[nn.Module], config: ModelConfig, length: int, in_axes=()) -> type[nn.Module]:
@@ -226,15 +227,12 @@ def stacked(block: type[nn.Module], config: ModelConfig, length: int, in_axes=()
     """
     if config.remat not in REMAT:
         raise ConfigError(f"remat policy {config.remat!r} is unknown; use {', '.join(REMAT)}")
-    names, policy = REMAT[config.remat], None
-    if config.remat == "offload_qkv":
+    remat = REMAT[config.remat]
+    if remat is not None:
         policy = jax.checkpoint_policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[], names_which_can_be_offloaded=list(names), offload_src="device",
-            offload_dst="pinned_host",
+            names_which_can_be_saved=remat.keep, names_which_can_be_offloaded=remat.offload,
+            offload_src="device", offload_dst="pinned_host",
         )  # fmt: skip
-    elif names:
-        policy = jax.checkpoint_policies.save_only_these_names(*names)
-    if names is not None:
         # Inside a loop the compiler cannot merge the recomputation with the forward pass; in straight-line code it can.
         block = nn.remat(block, prevent_cse=config.unroll, policy=policy)
     return nn.scan(

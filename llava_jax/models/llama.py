@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
 from llava_jax.architectures import LlamaConfig, ModelConfig
-from llava_jax.models.kernels import cudnn_attention, splash_attention
+from llava_jax.models import kernels
 from llava_jax.models.layers import (
     Embedding,
     Linear,
     RMSNorm,
-    attention,
     attention_mask,
     dot,
     dtype_of,
-    named,
+    name_qkv,
     rope,
     rope_rotation,
     stacked,
@@ -114,8 +114,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, rotation, seen, past=None, slot=None):
-        """x [B, T, D] -> (x, past). seen: bool[B, T, S], for splash attention segment ids int32[B, T]. past: None, or
-        this layer's cached (keys, values), where x's go to `slot`; no kernel is used then."""
+        """x [B, T, D] -> (x, past). past: None, or this layer's cached (keys, values), where x's go to `slot`. seen:
+        from `kernels.visible`, or the cache's bool[B, T, S]."""
         c, dtype = self.config.llm, self.config.dtype
         heads = (c.width, c.heads, c.head_size), ("embed", "heads", "head_size")
         kv_heads = (c.width, c.kv_heads, c.head_size), ("embed", "kv_heads", "head_size")
@@ -125,32 +125,26 @@ class Block(nn.Module):
         q = Linear("btd,dhe->bthe", *heads, dtype, bias, name="q")(y)
         k = Linear("btd,dke->btke", *kv_heads, dtype, bias, name="k")(y)
         v = Linear("btd,dke->btke", *kv_heads, dtype, bias, name="v")(y)
-        q, k, v = named("q", rope(q, rotation)), named("k", rope(k, rotation)), named("v", v)
+        q, k, v = name_qkv(rope(q, rotation), rope(k, rotation), v)
         q = constrain(q, "batch", None, "heads", None)
         if past is None:
-            y = self._attention(q, k, v, seen)
+            y = kernels.attention(q, k, v, seen, self.config.attention)
         else:
             past = _write(past[0], k, slot), _write(past[1], v, slot)
             y = _attend(q, *past, seen)
         out = (c.heads, c.head_size, c.width), ("heads", "head_size", "embed")
         residual = (2 * c.layers) ** -0.5  # 2 * layers products add up in x (GPT-2's rule)
         # einsum sums over axes in alphabetical order; were e before h, the kernel would be turned around per token.
-        x += named("o", Linear("bthi,hid->btd", *out, dtype, init_scale=residual, name="o")(y))
+        x += checkpoint_name(Linear("bthi,hid->btd", *out, dtype, init_scale=residual, name="o")(y), "out")
 
         y = RMSNorm(c.norm_eps, "embed", name="mlp_norm")(x)
         wide = (c.width, c.mlp_width), ("embed", "mlp")
-        gate = named("gate", Linear("btd,df->btf", *wide, dtype, name="gate")(y))
-        up = named("up", Linear("btd,df->btf", *wide, dtype, name="up")(y))
+        gate = checkpoint_name(Linear("btd,df->btf", *wide, dtype, name="gate")(y), "gate")
+        up = checkpoint_name(Linear("btd,df->btf", *wide, dtype, name="up")(y), "up")
         y = constrain(jax.nn.silu(gate) * up, "batch", None, "mlp")
         narrow = (c.mlp_width, c.width), ("mlp", "embed")
         x += Linear("btf,fd->btd", *narrow, dtype, init_scale=residual, name="down")(y)
         return constrain(x, "batch", None, None), past
-
-    def _attention(self, q, k, v, seen):
-        kernel = self.config.attention
-        if kernel == "splash":
-            return splash_attention(q, k, v, seen)
-        return cudnn_attention(q, k, v, seen) if kernel == "cudnn" else named("context", attention(q, k, v, seen))
 
 
 class Llama(nn.Module):
@@ -184,9 +178,7 @@ class Llama(nn.Module):
         """
         rotation = rope_rotation(self.config.llm, positions)
         if cache is None:
-            seen = segment_ids  # all that splash attention needs: a mask has T numbers for each token
-            if self.config.attention != "splash":
-                seen = attention_mask(positions, positions, segment_ids, segment_ids)
+            seen = kernels.visible(positions, segment_ids, self.config.attention)
             return self.norm(self.layers(embeddings, rotation, seen)[0]), None
 
         slot, cache = cache.index, cache.write_tokens(positions, segment_ids)

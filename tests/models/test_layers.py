@@ -55,7 +55,7 @@ def test_dot_gradient_in_bfloat16_is_close_to_float32(spec, x, w):
         assert np.abs(ours - exact).max() < 0.02 * np.abs(exact).max()
 
 
-def test_an_unknown_dtype_is_named():
+def test_unknown_dtype_is_named():
     with pytest.raises(ConfigError, match="float16"):
         layers.dot(SPEC, X, W, "float16")
 
