@@ -125,7 +125,7 @@ RANGES = [
     (("model.select_layer", 25), "select_layer=25 does not exist"),
     (("model.dtype", "float16"), "float16' is not one of float32, bfloat16"),
     (("model.feature_dtype", "bf16"), "bf16' is not one of"),
-    (("model.remat", "all"), "all' is not one of none, full, save_qkv"),
+    (("model.remat", "all"), "all' is not one of full, save_context"),
     (("stages.one.steps", -1), "steps=-1 must be at least 0"),
     (("stages.one.steps", 0), "steps must be set: scenes never end"),
     (("stages.one.epochs", 0), "epochs=0 must be at least 1"),
