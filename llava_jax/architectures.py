@@ -83,9 +83,9 @@ class ModelConfig:
     projector: str | None  # linear | mlpNx_gelu
     dtype: str  # float32 | bfloat16: matrix products and activations
     feature_dtype: str  # float32 | bfloat16: what the vision tower computes in
-    remat: str  # none | full | save_qkv: what the backward pass recomputes
+    remat: str  # a name in REMAT
     unroll: bool  # layers as straight-line code instead of a loop
-    attention: str  # xla
+    attention: str  # xla | splash | splash_interpreted | cudnn: see models/kernels.py
 
     @property
     def image_size(self) -> int:
@@ -96,6 +96,30 @@ class ModelConfig:
     def features(self) -> int:
         """Placeholder tokens of one image; 0 where there are none."""
         return self.vision.features if self.vision else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Remat:
+    """What the backward pass finds of a block beside its input, by the names that the blocks give their tensors:
+    q k v (rotated), context (of attention, before its last product; from a kernel its log-sum-exp too), out (of
+    attention, behind it), gate, up. All else it computes again."""
+
+    keep: tuple[str, ...] = ()  # where it is
+    offload: tuple[str, ...] = ()  # moved to the host's memory and back
+
+
+# Costs are a token's and a layer's values, for D width, H heads, K key/value heads, E head size, F MLP width. The later
+# the policy, the more memory and the less work, except that what is offloaded costs transfers.
+REMAT: dict[str, Remat | None] = {
+    "full": Remat(),  # nothing: the least memory; the forward pass runs twice, but for each block's last product
+    "save_context": Remat(("context",)),  # H E, and H in float32: spares the attention kernel (splash only)
+    "offload_qkv": Remat((), ("q", "k", "v")),  # as save_qkv, in the host's memory: for a chip that is full
+    "save_qkv": Remat(("q", "k", "v")),  # (H + 2 K) E: spares three products and the rotation
+    "save_qkv_context": Remat(("q", "k", "v", "context")),  # both: spares all of attention but its last product
+    # (2 H + 2 K) E + D + 2 F: every product is spared; norms, SiLU and, without a kernel, the scores are made again.
+    "minimal": Remat(("q", "k", "v", "context", "out", "gate", "up")),
+    "none": None,  # everything
+}
 
 
 def _clip_l14(image_size: int) -> VisionConfig:

@@ -21,6 +21,7 @@ AT_LEAST_ONE = (
     "log_every", "checkpoint.every", "checkpoint.keep", "guard.window", "batch", "accumulation", "epochs",
     "loss_chunks", "data.length", "eval.samples", "eval.max_new_tokens",
 )  # fmt: skip
+KERNELS = {"tpu": "splash", "cuda": "cudnn"}  # by platform, see models/kernels.py; others have the plain code
 ANY_SIGN = ("model.select_layer", "mesh.data", "mesh.fsdp", "mesh.tensor")  # every other number is at least zero
 
 
@@ -35,9 +36,9 @@ class Model:
     select_feature: str = "patch"  # patch | cls_patch
     dtype: str = "bfloat16"  # float32 | bfloat16: compute dtype; trained weights are always float32
     feature_dtype: str = "bfloat16"  # compute dtype of the vision tower
-    remat: str = "full"  # none | full | save_qkv: what the backward pass recomputes
+    remat: str = "full"  # a name in architectures.REMAT: what the backward pass keeps instead of recomputing it
     unroll: bool = False  # layers as straight-line code instead of a loop
-    attention: str = "xla"
+    attention: str = "auto"  # auto (by device and dtype) | xla (plain) | splash (TPU) | cudnn (NVIDIA)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,8 +178,10 @@ def from_config_dict(values: ConfigDict) -> Config:
     return dataclasses.replace(config, stages={name: config.stages[name] for name in config.run})
 
 
-def model_config(model: Model) -> architectures.ModelConfig:
-    """Names -> shapes. Raises ConfigError for a name that is not in the tables."""
+def model_config(model: Model, platform: str | None = None) -> architectures.ModelConfig:
+    """Names -> shapes, and the attention kernel for `platform`: tpu | cuda | rocm | cpu; None, where nobody trains,
+    gives the plain one. Raises ConfigError for a name that is not in the tables, and for a kernel that was asked for
+    and does not do this model on this platform."""
     vision = _named(architectures.VISION, model.vision, "model.vision")
     vision = dataclasses.replace(vision, select_layer=model.select_layer, select_feature=model.select_feature)
     llm = _named(architectures.LLM, model.llm, "model.llm")
@@ -186,8 +189,26 @@ def model_config(model: Model) -> architectures.ModelConfig:
         raise ConfigError(f"model.select_layer={model.select_layer} does not exist in a ViT of {vision.layers} blocks")
     return architectures.ModelConfig(
         vision=vision, llm=llm, projector=model.projector, dtype=model.dtype, feature_dtype=model.feature_dtype,
-        remat=model.remat, unroll=model.unroll, attention=model.attention,
+        remat=model.remat, unroll=model.unroll, attention=_attention(model, llm.head_size, platform),
     )  # fmt: skip
+
+
+def _attention(model: Model, head_size: int, platform: str | None) -> str:
+    _choice(model.attention, ("auto", "xla", *KERNELS.values()), "config.model.attention")
+    asked, fused = model.attention, KERNELS.get(platform)
+    if platform is None or asked == "xla":
+        return "xla"
+    if fused is None or asked not in ("auto", fused):
+        why = f"does not run on {platform}"
+    elif model.dtype != "bfloat16":
+        why = f"computes in bfloat16, not in model.dtype={model.dtype!r}"  # float32 means float32 on every device
+    elif fused == "cudnn" and (head_size > 128 or head_size % 8):
+        why = f"takes head sizes up to 128 that are multiples of 8, not the {head_size} of {model.llm}"
+    else:
+        return fused
+    if asked == "auto":
+        return "xla"
+    raise ConfigError(f"config.model.attention={asked!r} {why}; use auto or xla")
 
 
 def flatten(value, prefix: str = "") -> dict[str, object]:
@@ -291,7 +312,7 @@ def _check(config: Config) -> None:
     model_config(config.model)
     _choice(config.model.dtype, ("float32", "bfloat16"), "config.model.dtype")
     _choice(config.model.feature_dtype, ("float32", "bfloat16"), "config.model.feature_dtype")
-    _choice(config.model.remat, ("none", "full", "save_qkv"), "config.model.remat")
+    _choice(config.model.remat, tuple(architectures.REMAT), "config.model.remat")
     _choice(config.guard.on_spike, ("skip", "warn"), "config.guard.on_spike")
     if 0 < config.guard.spike <= 1:
         raise ConfigError(f"config.guard.spike={config.guard.spike} must be above 1, or 0 for no such rule")

@@ -39,7 +39,8 @@ class Own:
 
     def model(self, dtype: str) -> ModelConfig:
         """The whole model, computing in `dtype`."""
-        return dataclasses.replace(self.config, dtype=dtype, feature_dtype=dtype, remat="none", unroll=False)
+        plain = dict(remat="none", unroll=False, attention="xla")
+        return dataclasses.replace(self.config, dtype=dtype, feature_dtype=dtype, **plain)
 
     def dtypes(self, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, str]:
         """Parameter path -> dtype in the checkpoint; float32 for what is not there."""

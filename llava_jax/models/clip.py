@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from llava_jax.architectures import ModelConfig
 from llava_jax.errors import ConfigError
@@ -45,13 +46,14 @@ class Block(nn.Module):
 
         y = LayerNorm(c.norm_eps, "vision_embed", name="attention_norm")(x)
         q, k, v = name_qkv(*(Linear("btd,dhe->bthe", *heads, dtype, bias=2, name=n)(y) for n in "qkv"))
-        y = attention(q, k, v, None, self.config.attention)
+        y = attention(q, k, v, None)
         out = (c.heads, c.width // c.heads, c.width), ("heads", "head_size", "vision_embed")
         residual = (2 * c.layers) ** -0.5  # as in CLIP
-        x += Linear("bthe,hed->btd", *out, dtype, bias=1, init_scale=residual, name="o")(y)
+        x += checkpoint_name(Linear("bthe,hed->btd", *out, dtype, bias=1, init_scale=residual, name="o")(y), "out")
 
         y = LayerNorm(c.norm_eps, "vision_embed", name="mlp_norm")(x)
-        y = Linear("btd,df->btf", (c.width, c.mlp_width), ("vision_embed", "mlp"), dtype, bias=1, name="up")(y)
+        wide = (c.width, c.mlp_width), ("vision_embed", "mlp")
+        y = checkpoint_name(Linear("btd,df->btf", *wide, dtype, bias=1, name="up")(y), "up")
         y = constrain(_ACTIVATIONS[c.activation](y), "batch", None, "mlp")
         narrow = (c.mlp_width, c.width), ("mlp", "vision_embed")
         x += Linear("btf,fd->btd", *narrow, dtype, bias=1, init_scale=residual, name="down")(y)

@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from llava_jax.architectures import LlamaConfig, ModelConfig
+from llava_jax.architectures import REMAT, LlamaConfig, ModelConfig
 from llava_jax.errors import ConfigError
 from llava_jax.sharding import param
 
@@ -198,14 +198,12 @@ def attention_mask(
     return same & (k_positions[:, None, :] <= q_positions[:, :, None])
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, kernel: str) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Grouped-query attention, softmax in float32: query head h reads key/value head h // (H / K).
 
     q [B, T, H, E]; k, v [B, S, K, E]; mask bool[B, T, S] or None for all to all -> [B, T, H, E] in q's dtype.
-    Raises ConfigError when `kernel` is not `xla`, the plain one.
+    The plain one, which makes all scores; see kernels for others.
     """
-    if kernel != "xla":
-        raise ConfigError(f"attention kernel {kernel!r} is unknown; use xla")
     b, t, h, e = q.shape
     dtype = q.dtype.name
     grouped = q.reshape(b, t, k.shape[2], -1, e)
@@ -213,11 +211,11 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, 
     if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1)
-    return dot("bkgts,bske->btkge", weights, v, dtype).reshape(b, t, h, e)
+    return checkpoint_name(dot("bkgts,bske->btkge", weights, v, dtype).reshape(b, t, h, e), "context")
 
 
 def name_qkv(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Marks the three tensors that remat policy `save_qkv` keeps."""
+    """Gives them the names that remat policies know, see architectures.REMAT."""
     return checkpoint_name(q, "q"), checkpoint_name(k, "k"), checkpoint_name(v, "v")
 
 
@@ -227,12 +225,16 @@ def stacked(block: type[nn.Module], config: ModelConfig, length: int, in_axes=()
     `config.remat` says what the backward pass recomputes, `config.unroll` makes straight-line code from the same
     parameters. Raises ConfigError for an unknown policy.
     """
-    policies = {"full": None, "save_qkv": jax.checkpoint_policies.save_only_these_names("q", "k", "v")}
-    if config.remat in policies:
+    if config.remat not in REMAT:
+        raise ConfigError(f"remat policy {config.remat!r} is unknown; use {', '.join(REMAT)}")
+    remat = REMAT[config.remat]
+    if remat is not None:
+        policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=remat.keep, names_which_can_be_offloaded=remat.offload,
+            offload_src="device", offload_dst="pinned_host",
+        )  # fmt: skip
         # Inside a loop the compiler cannot merge the recomputation with the forward pass; in straight-line code it can.
-        block = nn.remat(block, prevent_cse=config.unroll, policy=policies[config.remat])
-    elif config.remat != "none":
-        raise ConfigError(f"remat policy {config.remat!r} is unknown; use none, {', '.join(policies)}")
+        block = nn.remat(block, prevent_cse=config.unroll, policy=policy)
     return nn.scan(
         block,
         variable_axes={"params": 0},

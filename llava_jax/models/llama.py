@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
 from llava_jax.architectures import LlamaConfig, ModelConfig
+from llava_jax.models import kernels
 from llava_jax.models.layers import (
     Embedding,
     Linear,
     RMSNorm,
-    attention,
     attention_mask,
     dot,
     dtype_of,
@@ -112,8 +113,9 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, rotation, mask, past=None, slot=None):
-        """x [B, T, D] -> (x, past). past: None, or this layer's cached (keys, values), where x's go to `slot`."""
+    def __call__(self, x, rotation, seen, past=None, slot=None):
+        """x [B, T, D] -> (x, past). past: None, or this layer's cached (keys, values), where x's go to `slot`. seen:
+        from `kernels.visible`, or the cache's bool[B, T, S]."""
         c, dtype = self.config.llm, self.config.dtype
         heads = (c.width, c.heads, c.head_size), ("embed", "heads", "head_size")
         kv_heads = (c.width, c.kv_heads, c.head_size), ("embed", "kv_heads", "head_size")
@@ -126,19 +128,19 @@ class Block(nn.Module):
         q, k, v = name_qkv(rope(q, rotation), rope(k, rotation), v)
         q = constrain(q, "batch", None, "heads", None)
         if past is None:
-            y = attention(q, k, v, mask, self.config.attention)
+            y = kernels.attention(q, k, v, seen, self.config.attention)
         else:
             past = _write(past[0], k, slot), _write(past[1], v, slot)
-            y = _attend(q, *past, mask)
+            y = _attend(q, *past, seen)
         out = (c.heads, c.head_size, c.width), ("heads", "head_size", "embed")
         residual = (2 * c.layers) ** -0.5  # 2 * layers products add up in x (GPT-2's rule)
         # einsum sums over axes in alphabetical order; were e before h, the kernel would be turned around per token.
-        x += Linear("bthi,hid->btd", *out, dtype, init_scale=residual, name="o")(y)
+        x += checkpoint_name(Linear("bthi,hid->btd", *out, dtype, init_scale=residual, name="o")(y), "out")
 
         y = RMSNorm(c.norm_eps, "embed", name="mlp_norm")(x)
         wide = (c.width, c.mlp_width), ("embed", "mlp")
-        gate = Linear("btd,df->btf", *wide, dtype, name="gate")(y)
-        up = Linear("btd,df->btf", *wide, dtype, name="up")(y)
+        gate = checkpoint_name(Linear("btd,df->btf", *wide, dtype, name="gate")(y), "gate")
+        up = checkpoint_name(Linear("btd,df->btf", *wide, dtype, name="up")(y), "up")
         y = constrain(jax.nn.silu(gate) * up, "batch", None, "mlp")
         narrow = (c.mlp_width, c.width), ("mlp", "embed")
         x += Linear("btf,fd->btd", *narrow, dtype, init_scale=residual, name="down")(y)
@@ -176,8 +178,8 @@ class Llama(nn.Module):
         """
         rotation = rope_rotation(self.config.llm, positions)
         if cache is None:
-            mask = attention_mask(positions, positions, segment_ids, segment_ids)
-            return self.norm(self.layers(embeddings, rotation, mask)[0]), None
+            seen = kernels.visible(positions, segment_ids, self.config.attention)
+            return self.norm(self.layers(embeddings, rotation, seen)[0]), None
 
         slot, cache = cache.index, cache.write_tokens(positions, segment_ids)
         mask = attention_mask(positions, cache.positions, segment_ids, cache.segment_ids)

@@ -1,5 +1,6 @@
 """LLaVA: CLIP -> projector -> LLaMA (arXiv 2304.08485), joined where the token ids say IMAGE_TOKEN_ID."""
 
+import dataclasses
 import functools
 
 import jax
@@ -76,6 +77,7 @@ class Llava(nn.Module):
 
 
 def _create(config: ModelConfig, key: jax.Array):
+    config = dataclasses.replace(config, attention="xla")  # parameters are the same, and a mesh cannot split one row
     one = jnp.zeros((1, 1), jnp.int32)
     size = config.image_size
     return Llava(config).init(key, one, jnp.zeros((1, 0, size, size, 3), jnp.uint8), one, one)["params"]

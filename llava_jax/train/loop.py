@@ -21,6 +21,7 @@ from llava_jax.checkpoint.store import Store
 from llava_jax.config import Config
 from llava_jax.data.tokenizer import Tokenizer
 from llava_jax.errors import ConfigError, DataError, Diverged, UserError, harmless
+from llava_jax.models.kernels import platform_of
 from llava_jax.models.llava import Llava
 from llava_jax.sharding import check_processes, global_batch, make_mesh
 from llava_jax.train import evaluate, guard, report, workdir
@@ -85,9 +86,9 @@ def _train(config: Config, folder: Path, argv: list[str]) -> None:
     say = _say if jax.process_index() == 0 else (lambda text: None)
 
     # --- open everything that can fail, before anything is computed
-    model_config = settings.model_config(config.model)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_processes(mesh)
+    model_config = settings.model_config(config.model, platform_of(mesh))
     tokenizer = open_tokenizer(config.tokenizer)
     if tokenizer.vocab_size > model_config.llm.vocab_size:
         raise ConfigError(
@@ -216,6 +217,7 @@ def _introduce(run: Run, plan: Plan) -> None:
     for line in report.parameter_table(plan.abstract, plan.rates):
         run.say("  " + line)
     run.say(f"  optimizer state: {state_bytes(plan.abstract.opt_state):,} bytes")
+    run.say(f"  attention: {run.model.config.attention}")
     run.say(f"sample {', '.join(plan.data.train.names(0))}, supervised text in [[ ]]:")
     run.say(report.render_sample(plan.data.train.row(0), run.tokenizer))
 
