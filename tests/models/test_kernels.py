@@ -18,7 +18,8 @@ from llava_jax.models import kernels, layers
 from llava_jax.models.llava import Llava, abstract_params
 from llava_jax.sharding import global_batch, make_mesh
 
-LENGTHS = ((90, 60), (200,), (), (1, 30, 64, 64), (128, 72))  # of the samples of each row; the rest is padding
+# Tokens of the samples of each row, below 0 of padding between them; the rest of a row is padding too.
+LENGTHS = ((90, 60), (200,), (), (1, 30, 64, 64), (-10, 25, -50, 90))
 
 
 def rows(length: int, samples=LENGTHS) -> tuple[np.ndarray, np.ndarray]:
@@ -27,8 +28,9 @@ def rows(length: int, samples=LENGTHS) -> tuple[np.ndarray, np.ndarray]:
     for b, row in enumerate(samples):
         at = 0
         for number, n in enumerate(row, 1):
-            here = slice(at, min(at + n, length))
-            positions[b, here], segments[b, here] = np.arange(here.stop - at), number
+            here = slice(at, min(at + abs(n), length))
+            if n > 0:
+                positions[b, here], segments[b, here] = np.arange(here.stop - at), number
             at = here.stop
     return positions, segments
 
