@@ -26,10 +26,11 @@ def rows(length: int, samples=LENGTHS) -> tuple[np.ndarray, np.ndarray]:
     """positions, segment_ids int32[rows, length], as `RowFormat.row` makes them."""
     positions, segments = np.zeros((2, len(samples), length), np.int32)
     for b, row in enumerate(samples):
-        at = 0
-        for number, n in enumerate(row, 1):
+        at = number = 0
+        for n in row:
             here = slice(at, min(at + abs(n), length))
             if n > 0:
+                number += 1
                 positions[b, here], segments[b, here] = np.arange(here.stop - at), number
             at = here.stop
     return positions, segments
@@ -265,6 +266,10 @@ KEPT = {
 def test_policies_keep_what_they_say_and_offload_to_the_host(remat):
     found = residuals(changed(remat=remat))
     assert per_layer(found) == sorted(KEPT[remat])
+    loss, trained = loss_of(changed(remat=remat))
+    moves = [e.params for e in equations(jax.grad(loss), trained) if e.primitive.name == "device_put"]
+    there = [params for params in moves if "host" in str(params).lower()]
+    assert len(there) == len(REMAT[remat].offload)
     assert set(KEPT) == set(REMAT) - {"none"} and set(WORK) == set(REMAT)
 
 
