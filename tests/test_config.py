@@ -125,7 +125,8 @@ RANGES = [
     (("model.select_layer", 25), "select_layer=25 does not exist"),
     (("model.dtype", "float16"), "float16' is not one of float32, bfloat16"),
     (("model.feature_dtype", "bf16"), "bf16' is not one of"),
-    (("model.remat", "all"), "all' is not one of full, save_context"),
+    (("model.remat", "all"), "all' is not one of full, save_context, .*, none"),
+    (("model.attention", "flash"), "flash' is not one of auto, xla, splash, cudnn"),
     (("stages.one.steps", -1), "steps=-1 must be at least 0"),
     (("stages.one.steps", 0), "steps must be set: scenes never end"),
     (("stages.one.epochs", 0), "epochs=0 must be at least 1"),
@@ -237,6 +238,42 @@ def test_names_become_shapes(layer, used):
     found = model_config(Model(select_layer=layer))
     assert found.vision.blocks_used == used and found.llm == architectures.LLM["vicuna_7b_v1.3"]
     assert found.vision == dataclasses.replace(architectures.VISION["clip_l14_224"], select_layer=layer)
+
+
+BF16, F32 = dict(dtype="bfloat16", llm="tiny"), dict(dtype="float32", llm="tiny")
+
+
+@pytest.mark.parametrize(
+    "asked, platform, model, found",
+    [
+        ("auto", "tpu", BF16, "splash"),
+        ("auto", "cuda", BF16, "cudnn"),
+        ("auto", "rocm", BF16, "xla"),
+        ("auto", "cpu", BF16, "xla"),
+        ("auto", "tpu", F32, "xla"),  # the kernels' products are bfloat16's
+        ("auto", "cuda", F32, "xla"),
+        ("auto", "cuda", BF16 | dict(llm="wide heads"), "xla"),
+        ("auto", "tpu", BF16 | dict(llm="wide heads"), "splash"),
+        ("xla", "tpu", BF16, "xla"),
+        ("splash", "tpu", BF16, "splash"),
+        ("cudnn", "cuda", BF16, "cudnn"),
+        ("splash", None, BF16, "xla"),  # a model trained on a TPU, opened on a laptop
+        ("splash", "cpu", BF16, "attention='splash' does not run on cpu; use auto or xla"),
+        ("splash", "cuda", BF16, "does not run on cuda"),
+        ("cudnn", "rocm", BF16, "does not run on rocm"),
+        ("splash", "tpu", F32, "computes in bfloat16, not in model.dtype='float32'"),
+        ("cudnn", "cuda", BF16 | dict(llm="wide heads"), "head sizes up to 128 .* not the 256 of wide heads"),
+    ],
+)
+def test_the_kernel_follows_from_platform_dtype_and_head_size(asked, platform, model, found, monkeypatch):
+    wide = dataclasses.replace(architectures.LLM["tiny"], head_size=256)
+    monkeypatch.setitem(architectures.LLM, "wide heads", wide)
+    model = Model(attention=asked, **model)
+    if " " in found:
+        with pytest.raises(ConfigError, match=found):
+            model_config(model, platform)
+    else:
+        assert model_config(model, platform).attention == found
 
 
 def test_every_value_is_told_with_where_it_came_from():

@@ -98,9 +98,10 @@ def splash_attention(
     def heads_first(x):
         return jnp.pad(x, ((0, 0), (0, behind), (0, 0), (0, 0))).swapaxes(1, 2)
 
-    # One backward kernel for dq, dk and dv: two would each make the scores again.
+    # Two backward kernels, one for dq, one for dk and dv. JAX also has one for all three, which makes the scores once
+    # and not twice, but writes a dq for each block of keys, to be added up: that cost more than the scores (7B, v5e).
     sizes = splash.BlockSizes(
-        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, use_fused_bwd_kernel=True
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
     )
     # Made here and not once: it holds arrays, which would belong to whatever was being traced when they were made.
     kernel = splash.make_splash_mha(

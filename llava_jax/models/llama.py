@@ -125,7 +125,8 @@ class Block(nn.Module):
         q = Linear("btd,dhe->bthe", *heads, dtype, bias, name="q")(y)
         k = Linear("btd,dke->btke", *kv_heads, dtype, bias, name="k")(y)
         v = Linear("btd,dke->btke", *kv_heads, dtype, bias, name="v")(y)
-        q, k, v = name_qkv(rope(q, rotation), rope(k, rotation), v)
+        by_product = self.config.attention == "splash"  # on a TPU
+        q, k, v = name_qkv(rope(q, rotation, by_product), rope(k, rotation, by_product), v)
         q = constrain(q, "batch", None, "heads", None)
         if past is None:
             y = kernels.attention(q, k, v, seen, self.config.attention)

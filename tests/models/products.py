@@ -1,18 +1,30 @@
-"""What a function computes with the matrix units, read from its jaxpr."""
+"""What a function computes, read from its jaxpr."""
 
 import jax
 
 
+def equations(f, *args) -> list:
+    """Every equation of f, those of inner functions and of loops' bodies too, each once."""
+    return [e for e, _ in _visit(jax.make_jaxpr(f)(*args).jaxpr, 1)]
+
+
 def products(f, *args) -> list[tuple[str, str, str]]:
     """(left, right, accumulator) dtypes of every matrix product in one call of f; a loop's body counts each time."""
+    found = []
+    for e, times in _visit(jax.make_jaxpr(f)(*args).jaxpr, 1):
+        if e.primitive.name == "dot_general":
+            found += [(*(v.aval.dtype.name for v in e.invars), e.outvars[0].aval.dtype.name)] * times
+    return found
 
-    def visit(jaxpr):
-        for e in jaxpr.eqns:
-            if e.primitive.name == "dot_general":
-                yield (*(v.aval.dtype.name for v in e.invars), e.outvars[0].aval.dtype.name)
-            for inner in jax.tree.leaves(list(e.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from list(visit(inner)) * e.params.get("length", 1)
 
-    return list(visit(jax.make_jaxpr(f)(*args).jaxpr))
+def inner_jaxprs(equation) -> list:
+    """Of a call, a loop, a branch: what it runs."""
+    found = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
+    return [x for x in (getattr(x, "jaxpr", x) for x in found) if hasattr(x, "eqns")]
+
+
+def _visit(jaxpr, times: int):
+    for e in jaxpr.eqns:
+        yield e, times
+        for inner in inner_jaxprs(e):
+            yield from _visit(inner, times * e.params.get("length", 1))

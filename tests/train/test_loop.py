@@ -205,6 +205,14 @@ def test_steps_taken_and_the_order_of_the_data_cannot_change_any_more(other, cha
         train(other, **changes)
 
 
+def test_a_workdir_of_before_kernels_were_chosen_goes_on_by_itself(reference, tmp_path):
+    """Older versions had `xla` where the default is `auto` now. The kernel is like the mesh: a run may go on with
+    another one; on a CPU it is the same."""
+    train(tmp_path, run=("one",), model__attention="xla")
+    train(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
+
+
 def test_rates_may_change_when_a_run_goes_on(reference, other):
     shutil.rmtree(other / "checkpoints" / "8")  # as if killed behind step 6, step 2 of stage two
     train(other, stages__two__learning_rates=(("llm/.*", 1e-2), (".*", None)), stages__two__eval__questions=0)
