@@ -18,7 +18,9 @@ def products(f, *args) -> list[tuple[str, str, str]]:
 
 
 def inner_jaxprs(equation) -> list:
-    """Of a call, a loop, a branch: what it runs."""
+    """Of a call, a loop, a branch: what it runs. Of branches the last: what no platform has of its own."""
+    if "branches" in equation.params:
+        return [equation.params["branches"][-1].jaxpr]
     found = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
     return [x for x in (getattr(x, "jaxpr", x) for x in found) if hasattr(x, "eqns")]
 
