@@ -13,6 +13,6 @@ name=${TPU_NAME-} zone=${TPU_ZONE-} project=${TPU_PROJECT-} now=
 source "$(dirname "$0")/../common.sh"
 flags "name zone project" "now" "$@"
 need name zone
-[[ -n $now ]] || "$(dirname "$0")/stop.sh" --name="$name" --zone="$zone" ${project:+--project="$project"} \
+[[ -n $now ]] || bash "$(dirname "$0")/stop.sh" --name="$name" --zone="$zone" ${project:+--project="$project"} \
     ${dry_run:+--dry-run} || { echo "error: it could not be stopped; --now deletes it all the same" >&2 && exit 1; }
 run gcloud compute tpus queued-resources delete "$name" --zone="$zone" ${project:+--project="$project"} --force --quiet

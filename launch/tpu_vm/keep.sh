@@ -26,15 +26,15 @@ if [[ -n $dry_run ]]; then
     run "${look[@]}"
     echo "# and where that says SUSPENDED or FAILED:"
     run "${delete[@]}"
-    exec "$here/create.sh" "$@"
+    exec bash "$here/create.sh" "$@"
 fi
 while true; do
     # A look that fails (no network, say) says nothing about the slice, unless it says that there is none.
     state=$("${look[@]}" 2>&1) || [[ $state != *NOT_FOUND* ]] || state=NONE
     echo "$(date +%FT%T) $name: $state"
     case $state in
-    SUSPENDED | FAILED) "${delete[@]}" && "$here/create.sh" "$@" || true ;;
-    NONE) "$here/create.sh" "$@" || true ;;
+    SUSPENDED | FAILED) "${delete[@]}" && bash "$here/create.sh" "$@" || true ;;
+    NONE) bash "$here/create.sh" "$@" || true ;;
     esac
     sleep "$every"
 done

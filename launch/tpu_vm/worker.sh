@@ -72,10 +72,13 @@ is_under_way() { [[ $(systemctl show -p ActiveState --value llava) =~ ^(active|a
 
 start() {
     local flags
+    ! is_under_way || { echo "already under way" && return; }
+    if (($#)); then export LLAVA_FLAGS && LLAVA_FLAGS=$(printf '%q ' "$@"); fi
     flags=$(setting flags)
     [[ -n $flags ]] || { echo "no training command yet: launch/tpu_vm/run.sh gives one" && return; }
     rm -f "$home/stopped"
-    ! is_under_way || { echo "already under way" && return; }
+    # In a file, because systemd would read a $ on its command line as its own.
+    echo "source launch/env/tpu.sh && exec python -u -m llava_jax.main $flags" >"$home/start.sh"
     systemctl reset-failed llava 2>/dev/null || true
     # Killed, or aborted by JAX because another VM is gone (134): started anew, to wait for the others. An error of its own
     # (1, 2, 3) would only come again. SIGTERM, also when the VM is shut down, gets ten minutes to save.
@@ -83,7 +86,7 @@ start() {
         --property=Restart=on-abnormal --property=RestartSec=10 --property=SuccessExitStatus=143 \
         --property=TimeoutStopSec=600 --property=LimitNOFILE=1048576 \
         --property=StandardOutput=append:/var/log/llava.log --property=StandardError=inherit \
-        bash -c "source launch/env/tpu.sh && exec python -u -m llava_jax.main $flags"
+        bash "$home/start.sh"
 }
 
 case ${1-boot} in
@@ -95,8 +98,7 @@ boot)
 setup) setup ;;
 run)
     shift
-    (($# == 0)) || LLAVA_FLAGS=$(printf '%q ' "$@")
-    start
+    start "$@"
     ;;
 stop)
     touch "$home/stopped"
