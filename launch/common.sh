@@ -50,13 +50,17 @@ need() { # need FLAG...: these must have a value
 }
 
 quoted() { # the words as a shell reads them again, as plain as they can be
-    local word out=() plain='^[A-Za-z0-9_@%+=:,./^-]+$'
+    local word flag out=() plain='^[A-Za-z0-9_@%+=:,./^-]+$' odd='[$`"\!]'
     for word; do
         if [[ ! $word =~ $plain ]]; then
-            # Of --flag='a value', only the value is quoted.
-            local flag=
-            [[ $word =~ ^--[a-z-]+= ]] && flag=${BASH_REMATCH[0]}
-            word=$flag\'$(printf %s "${word#"$flag"}" | sed "s/'/'\\\\''/g")\'
+            flag='' # of --flag='a value', only the value is quoted
+            [[ ! $word =~ ^--[A-Za-z0-9_.-]+= ]] || flag=${BASH_REMATCH[0]}
+            word=${word#"$flag"}
+            if [[ $word == *\'* && ! $word =~ $odd ]]; then
+                word=$flag\"$word\"
+            else
+                word=$flag\'$(printf %s "$word" | sed "s/'/'\\\\''/g")\'
+            fi
         fi
         out+=("$word")
     done
