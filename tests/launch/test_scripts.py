@@ -22,7 +22,14 @@ REAL = (
     "gcloud kubectl docker xpk sbatch srun scontrol scancel sky python setsid ssh sudo curl git uv mount mountpoint "
     "systemctl systemd-run apt-get gcsfuse sleep"
 ).split()
-NASTY = ["--config=a b.py", """--config.x=it's ("a", $HOME)""", "--config.empty=", "--config.back=\\n", "--config.é=*"]
+NASTY = [
+    "--config=a b.py",
+    """--config.x=it's ("a", $HOME)""",
+    "--config.y='$HOME'",
+    "--config.empty=",
+    "--config.back=\\n",
+    "--config.é=*",
+]
 
 
 @pytest.fixture
@@ -289,7 +296,7 @@ def test_run_multiprocess_passes_sigterm_on_and_ends_with_the_first_bad_code(fak
     fake = f"""
         case "$*" in
         "python -c"*) echo 4711 ;;
-        setsid*) trap 'exit 143' TERM; touch {fakes.parent}/began-${{*: -1}}
+        setsid*) trap '/bin/sleep 0.3; exit 7' TERM; touch {fakes.parent}/began-${{*: -1}}
             [[ "$*" != *--fail* || "$*" != *=1 ]] || exit 3
             for i in {{1..500}}; do /bin/sleep 0.02; [[ "$*" != *--fail* ]] || exit 0; done ;;
         esac"""
@@ -299,7 +306,7 @@ def test_run_multiprocess_passes_sigterm_on_and_ends_with_the_first_bad_code(fak
     while len(list(fakes.parent.glob("began-*"))) < 2 and time.monotonic() < end:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 143
+    assert process.wait(20) == 7, "the processes' own code, not that of the interrupted `wait`"
     for i, call in enumerate(sorted(calls(fakes)[1:])):
         cluster = ["--coordinator=localhost:4711", "--processes=2", f"--process={i}"]
         assert call == ["setsid", "python", "-m", "llava_jax.main", "--config=a b", *cluster]
