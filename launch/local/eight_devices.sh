@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# One process with eight devices that are not there, of this machine's CPU: to try a mesh.
+#
+#     launch/local/eight_devices.sh --config=configs/quickstart.py --workdir=/tmp/mesh \
+#         --config.mesh.data=2 --config.mesh.fsdp=2 --config.mesh.tensor=2
+#     launch/local/eight_devices.sh --dry-run --config=FILE ...     prints what would be done, and does nothing
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "$0")/../common.sh"
+case ${1-} in
+--help | -h) usage && exit ;;
+--dry-run) dry_run=1 && shift ;;
+esac
+(($#)) || die "what is to run? usage: $0 --config=FILE ...; --help says more"
+run env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=8 python -m llava_jax.main --processes=1 "$@"

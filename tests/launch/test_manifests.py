@@ -1,0 +1,112 @@
+"""The files below launch/ that others read: Kubernetes, SkyPilot, Slurm, Docker."""
+
+import json
+import math
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+JOBSET = yaml.safe_load((ROOT / "launch/gke/jobset.yaml").read_text())
+SBATCH = {  # the options used, and what each may have: https://slurm.schedmd.com/sbatch.html
+    "job-name": r"[\w-]+",
+    "nodes": r"\d+(-\d+)?",
+    "ntasks-per-node": r"\d+",
+    "gpus-per-node": r"(\w+:)?\d+",
+    "cpus-per-task": r"\d+",
+    "exclusive": r"(user|mcs|topo)?",
+    "time": r"(\d+-)?\d+(:\d\d){0,2}",
+    "output": r"\S+",
+    "open-mode": r"append|truncate",
+    "requeue": "",
+    "signal": r"([RB]{1,2}:)?(\d+|[A-Z]+\d?)(@\d+)?",
+}
+
+
+def refuse(schema: str, value) -> None:
+    jsonschema.validate(value, json.loads((Path(__file__).parent / schema).read_text()))
+
+
+def test_the_jobset_is_one():
+    refuse("jobset.schema.json", JOBSET)
+    (replicated,) = JOBSET["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    chips = math.prod(map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")))
+    vms = chips // container["resources"]["limits"]["google.com/tpu"]
+    assert job["parallelism"] == job["completions"] == vms, "a pod for each VM of the slice"
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert set(rule["onExitCodes"]["values"]) == {1, 2, 3}, "the program's own; 134 and 143 are to be started anew"
+    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounted.keys() == {volume["name"] for volume in pod["volumes"]}
+    (workdir,) = [word.partition("=")[2] for word in container["args"] if word.startswith("--workdir=")]
+    assert any(workdir.startswith(f"{path}/") for path in mounted.values()), "else it is gone with the pod"
+
+
+@pytest.mark.parametrize("broken", ["kind", "misspelt", "restartPolicy", "tpu"])
+def test_a_jobset_that_is_none_is_noticed(broken):
+    value = json.loads(json.dumps(JOBSET))
+    pod = value["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    if broken == "kind":
+        del value["kind"]
+    elif broken == "misspelt":
+        value["spec"]["failurePolicy"]["maxRestart"] = 3
+    elif broken == "restartPolicy":
+        pod["restartPolicy"] = "OnFailure"
+    else:
+        pod["containers"][0]["resources"]["limits"]["google.com/tpu"] = "4"
+    with pytest.raises(jsonschema.ValidationError):
+        refuse("jobset.schema.json", value)
+
+
+@pytest.mark.parametrize("place", ["tpu", "gpu"])
+def test_a_skypilot_task_is_one(place, tmp_path):
+    task = yaml.safe_load((ROOT / f"launch/skypilot/{place}.yaml").read_text())
+    refuse("skypilot.schema.json", task)
+    used = set(re.findall(r"\$\{?([A-Z]+)\b", json.dumps(task["file_mounts"]) + task["run"])) - {"SKYPILOT"}
+    assert used == set(task["envs"]), "what jobs.sh gives"
+
+    # What `run` makes of it, on a machine and on two.
+    (tmp_path / "llava-venv/bin").mkdir(parents=True)
+    python = tmp_path / "llava-venv/bin/python"
+    python.write_text("#!/bin/bash\nprintf '%s\\n' \"$@\"\n")
+    python.chmod(0o755)
+    flags = ["--config=a b.py", "--config.run=('x', 'y')"]
+    base = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "FLAGS": shlex.join(flags)}
+    alone = {"SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_IPS": "10.0.0.1", "SKYPILOT_NODE_RANK": "0"}
+    second = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": "1"}
+    cluster = ["--coordinator=10.0.0.1:12345", "--processes=2", "--process=1"]
+    for where, expected in ((alone, ["--processes=1"]), (second, cluster)):
+        done = subprocess.run(
+            ["bash", "-c", task["run"]], cwd=ROOT, env=base | where, capture_output=True, text=True, check=True
+        )
+        expected = expected if place == "gpu" else []  # on TPU JAX finds the others
+        assert done.stdout.splitlines() == ["-u", "-m", "llava_jax.main", *expected, *flags]
+
+
+def test_sbatch_reads_its_headers():
+    text = (ROOT / "launch/slurm/train.sbatch").read_text()
+    header, _, body = text.partition("\nset -")  # sbatch stops looking at the first command
+    assert "#SBATCH" not in body and text.startswith("#!/")
+    assert all(line.startswith("#") or not line for line in header.splitlines())
+    options = dict(re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", header, re.M))
+    assert len(options) == header.count("\n#SBATCH") and options.keys() <= SBATCH.keys()
+    for name, value in options.items():
+        assert re.fullmatch(SBATCH[name], value), f"--{name}={value}"
+    assert options["ntasks-per-node"] == options["gpus-per-node"], "a task for each GPU, as JAX takes them"
+    assert options["signal"].startswith("TERM@"), "to the tasks, not to the shell (B:)"
+
+
+def test_the_image_has_what_it_copies():
+    text = (ROOT / "launch/gke/Dockerfile").read_text()
+    for line in re.findall(r"^COPY (.*)$", text, re.M):
+        for source in line.split()[:-1]:
+            assert (ROOT / source).exists(), source
+    assert 'ENTRYPOINT ["tini", "--"]' in text

