@@ -13,6 +13,9 @@ Several processes train as one run, on a TPU pod, GKE, Slurm or Open MPI by them
   --processes=N            how many there are; 1: this one alone, wherever it runs
   --process=I              which one this is, 0 to N-1; process 0 prints and writes what is of all
   --lost_after=SECONDS     60; a process without a sign of life for so long ends the others, which name it
+  --stalled_after=SECONDS  300; after so long without a step they name the process that holds them up and its
+                           samples, in as long again they end; 10 times as long for what is no step (opening data,
+                           compiling, evaluating, saving); 0: never
 
 Examples:
   python -m llava_jax.main --config=configs/quickstart.py
@@ -20,7 +23,7 @@ Examples:
   python -m llava_jax.main --config=configs/stage1.py --config.model.llm=vicuna_13b_v1.3 --config.mesh.tensor=2
 
 Exit codes: 0 done, 1 the run failed, 2 bad usage or config, 3 too many steps in a row had to be skipped, 143 stopped by
-SIGTERM after saving, 134 another process was lost (JAX aborts this one, and its last lines name the other).
+SIGTERM after saving, 134 another process was lost and JAX aborts this one (its last lines name the other).
 """
 
 import os
@@ -47,9 +50,10 @@ def read_config(argv: list[str]) -> tuple[Config, Path, list[str], Processes]:
         flags.DEFINE_integer("processes", None, "how many", flag_values=table)
         flags.DEFINE_integer("process", None, "which one", flag_values=table)
         flags.DEFINE_integer("lost_after", Processes.lost_after, "seconds", flag_values=table)
+        flags.DEFINE_integer("stalled_after", Processes.stalled_after, "seconds", flag_values=table)
 
     config, table, file, lines = read_command_line(argv, define)
-    processes = Processes(table.coordinator, table.processes, table.process, table.lost_after)
+    processes = Processes(table.coordinator, table.processes, table.process, table.lost_after, table.stalled_after)
     return config, Path(table.workdir or f"workdir/{file.stem}"), lines, processes
 
 
@@ -66,7 +70,7 @@ def main(argv: list[str]) -> int:
             from llava_jax.train.loop import Stopped, train
 
             try:
-                train(config, workdir, argv)
+                train(config, workdir, argv, processes)
             except Stopped as e:
                 if index == 0:
                     print(e, file=sys.stderr)

@@ -23,19 +23,23 @@ class Processes:
     `coordinator`, HOST:PORT. All None: those of the cluster that JAX recognises (TPU VM, GKE, Slurm, Open MPI), else
     this process alone. `count` 1: this one alone, wherever it runs.
 
-    lost_after: seconds without a sign of life after which a process counts as lost. Raises ConfigError.
+    lost_after: seconds without a sign of life after which a process counts as lost. stalled_after: seconds without a
+    step after which they say who holds them up, and end in as many again; 0: never. Raises ConfigError.
     """
 
     coordinator: str | None = None
     count: int | None = None
     index: int | None = None
     lost_after: int = 60
+    stalled_after: int = 300
 
     def __post_init__(self):
         given = {"--coordinator": self.coordinator, "--processes": self.count, "--process": self.index}
         missing = [flag for flag, value in given.items() if value is None]
         if self.lost_after < 1:
             raise ConfigError(f"--lost_after={self.lost_after} must be at least 1 (second)")
+        if self.stalled_after < 0:
+            raise ConfigError(f"--stalled_after={self.stalled_after} must be at least 1 (second), or 0 for never")
         if len(missing) == 3 or given == {"--coordinator": None, "--processes": 1, "--process": None}:
             return
         if missing:

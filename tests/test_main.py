@@ -109,7 +109,7 @@ def test_help_shows_the_flags_and_three_examples(capsys):
     for flag in ("--help", "-h"):
         code, out, err = run(capsys, flag)
         assert code == 0 and err == ""
-        for word in ("--config=FILE", "--workdir=DIR", "--config.NAME=VALUE", "--coordinator=HOST:PORT", "Exit codes"):
+        for word in ("--config=FILE", "--workdir=DIR", "--config.NAME=VALUE", "--stalled_after=SECONDS", "Exit codes"):
             assert word in out
         examples = [line.split()[3:] for line in out.splitlines() if line.startswith("  python -m llava_jax.main ")]
         assert len(examples) == 3
@@ -352,8 +352,9 @@ def test_exit_codes_follow_the_errors(folder, monkeypatch, capsys):
     from llava_jax.train import loop
 
     def ends_with(error):
-        def train(config, workdir, argv):
+        def train(config, workdir, argv, processes):
             assert (config.run, workdir, argv) == (("one",), Path("workdir/small"), ["main", "--config=small.py"])
+            assert processes.stalled_after == 300
             if error:
                 raise error
 

@@ -134,7 +134,11 @@ def contents(workdir: Path) -> dict[str, str]:
 
     newest = max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
     with ocp.StandardCheckpointer() as checkpointer:
-        state = checkpointer.restore(newest / "state")
+        # Laid out anew: several processes may have saved it, of which this one has not all devices.
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = ocp.PyTreeCheckpointHandler().metadata(newest / "state").tree
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+        state = checkpointer.restore(newest / "state", like)
     found = {"metrics.jsonl": digest((workdir / "metrics.jsonl").read_bytes()), "checkpoint": newest.name}
     for path, x in jax.tree_util.tree_leaves_with_path(state):
         x = np.asarray(x)

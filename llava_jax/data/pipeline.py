@@ -51,18 +51,19 @@ class _Rows:
 
     def __getitem__(self, index: int) -> Row:
         step, slot = divmod(index, self.rows)
-        at = self.first + slot
+        example, real, length = self.place(step, self.first + slot)
+        row = self.row_fn(self.source[example], *length)
+        return (row if real else _filler(row)) | {"index": np.int64(example if real else FILLER)}
+
+    def place(self, step: int, at: int) -> tuple[int, bool, tuple[int, ...]]:
+        """(index, whether it is no filler, (the row's length,) where they differ) of row `at` of a global batch."""
         if self.bucketed is None:
             position = step * self.batch_size + at
-            real = position < self.positions
             example = position % len(self.source) if self.order is None else int(self.order[position])
-            row = self.row_fn(self.source[example])
-        else:
-            examples, length = self.bucketed.batch(step)
-            real = at < len(examples)
-            example = examples[at if real else 0]
-            row = self.row_fn(self.source[example], length)
-        return (row if real else _filler(row)) | {"index": np.int64(example if real else FILLER)}
+            return example, position < self.positions, ()
+        examples, length = self.bucketed.batch(step)
+        real = at < len(examples)
+        return examples[at if real else 0], real, (length,)
 
 
 class Batches:
@@ -73,7 +74,8 @@ class Batches:
     may take it up.
 
     Where rows say what was replaced in them (`data.rows.Rows`), `replaced` has the records of the newest batch's rows,
-    and the batch has their number in each row, `replaced` int32[b].
+    and the batch has their number in each row, `replaced` int32[b]. `ready`: rows that `__next__` has of the
+    batch it makes, for another thread that wants to know which one it waits for.
     """
 
     def __init__(self, rows: _Rows, run: dict, threads: int, prefetch: int, workers: int):
@@ -81,6 +83,7 @@ class Batches:
         self._threads, self._prefetch, self._workers = threads, prefetch, workers
         self._step, self._iterator = 0, None
         self.replaced: list[dict] = []
+        self.ready = 0
 
     def __iter__(self) -> "Batches":
         return self
@@ -88,8 +91,11 @@ class Batches:
     def __next__(self) -> Row:
         if self._iterator is None:
             self._iterator = self._open()
+        rows, self.ready = [], 0
         try:
-            rows = [next(self._iterator) for _ in range(self._rows.rows)]
+            while self.ready < self._rows.rows:
+                rows.append(next(self._iterator))
+                self.ready += 1
         except StopIteration:
             raise
         except Exception:
@@ -101,6 +107,13 @@ class Batches:
             self.replaced = [record for row in rows for record in row["replaced"]]
             batch["replaced"] = np.array([len(row["replaced"]) for row in rows], np.int32)
         return batch
+
+    def indices(self, step: int, process: int) -> list[int]:
+        """The `index` of each row that a process, this one or another, has in batch `step` of the run, 0 for the first.
+        Reads no data, may be called by any thread."""
+        first = process * self._rows.rows
+        places = [self._rows.place(step, at) for at in range(first, first + self._rows.rows)]
+        return [example if real else FILLER for example, real, _ in places]
 
     def get_state(self) -> dict:
         """{"step": batches handed out, and what they depend on: "examples", "batch_size", "seed", "shuffle", and for

@@ -159,6 +159,10 @@ class Rows:
         Opens the images, for only that tells which can be read."""
         return [self._used(i)[0] or "?" for i in self._members(index)]
 
+    def asked_for(self, index: int) -> list[str]:
+        """The ids of the examples that row `index` is to hold, `?` where not even that can be read. Opens no image."""
+        return [self._name(i) or "?" for i in self._members(index)]
+
     def readable(self, count: int) -> list[Example]:
         """The first `count` examples, without those that would be replaced."""
         found: list[Example] = []

@@ -22,8 +22,10 @@ from llava_jax.data.tokenizer import Tokenizer
 from llava_jax.errors import ConfigError, DataError, Diverged, UserError, harmless
 from llava_jax.models.kernels import platform_of
 from llava_jax.models.llava import Llava
+from llava_jax.processes import Processes
 from llava_jax.sharding import check_processes, global_batch, make_mesh
 from llava_jax.train import evaluate, guard, report, workdir
+from llava_jax.train.alive import READING, Alive
 from llava_jax.train.bad_samples import BadSamples
 from llava_jax.train.inputs import continued, open_tokenizer, place_in, training_batches
 from llava_jax.train.metrics import MetricsWriter, Progress
@@ -50,6 +52,7 @@ class Run:
     store: Store
     writer: MetricsWriter
     say: Callable[[str], None]
+    alive: Alive
     alone: bool  # the only process
     signalled: bool = False  # by SIGTERM
     stop: bool = False  # the same in all processes at the same step, or they would wait for each other
@@ -60,18 +63,31 @@ class Run:
 
     def asks(self) -> bool:
         """Whether to stop, asked outside of steps by all processes at the same place, which wait for each other."""
+        self.alive.at("evaluating", slow=True)
         if not self.alone and not self.stop:
             self.stop = bool(np.any(multihost_utils.process_allgather(np.array(self.signalled))))
         return self.stop
 
 
-def train(config: Config, folder: Path, argv: list[str]) -> None:
-    """Runs or continues every stage of `config` in `folder`. Raises Stopped after SIGTERM, Diverged when too many steps
-    in a row were skipped, another UserError for a fault."""
+def train(config: Config, folder: Path, argv: list[str], processes: Processes | None = None) -> None:
+    """Runs or continues every stage of `config` in `folder`. processes: how long they wait for each other. Raises
+    Stopped after SIGTERM, Diverged when too many steps in a row were skipped, another UserError for a fault."""
+    alive = Alive(folder, processes or Processes(), jax.process_index(), jax.process_count())
+    alive.start()
     try:
-        _train(config, folder, argv)
-    except OSError as e:
-        if e.errno not in UNWRITABLE:
+        _train(config, folder, argv, alive)
+        alive.close()
+    except Stopped:
+        alive.close()
+        raise
+    except Exception as e:
+        cause = e.__cause__ if isinstance(e, DataError) else e
+        # So ends a computation, or a save, in which a process is missing; and many another thing.
+        if isinstance(cause, (RuntimeError, ValueError)) and (lost := alive.lost()):
+            alive.close()
+            raise UserError(f"{lost}. The same command goes on from the newest checkpoint") from e
+        alive.ends(str(e))
+        if not isinstance(e, OSError) or e.errno not in UNWRITABLE:
             raise
         raise DataError(
             f"workdir {folder} cannot be written: {e.strerror}; its checkpoints are as they were, the same command "
@@ -79,7 +95,7 @@ def train(config: Config, folder: Path, argv: list[str]) -> None:
         ) from e
 
 
-def _train(config: Config, folder: Path, argv: list[str]) -> None:
+def _train(config: Config, folder: Path, argv: list[str], alive: Alive) -> None:
     began = time.perf_counter()
     say = _say if jax.process_index() == 0 else (lambda text: None)
 
@@ -98,7 +114,8 @@ def _train(config: Config, folder: Path, argv: list[str]) -> None:
     resumed = workdir.find_resumable(store, config, say)
     workdir.describe(folder, config, argv, mesh)
     writer = MetricsWriter(folder, resumed.keeps if resumed else lambda record: False)
-    run = Run(config, folder, Llava(model_config), tokenizer, store, writer, say, alone=jax.process_count() == 1)
+    alone = jax.process_count() == 1
+    run = Run(config, folder, Llava(model_config), tokenizer, store, writer, say, alive, alone)
     handler = signal.signal(signal.SIGTERM, lambda signum, frame: run.signal())
 
     # --- the stages
@@ -107,6 +124,7 @@ def _train(config: Config, folder: Path, argv: list[str]) -> None:
         with contextlib.closing(store), contextlib.closing(writer):
             for plan in plans[resumed.index if resumed else 0 :]:
                 say(f"\nstage {plan.name}: {plan.data.steps} steps of {plan.stage.batch} rows")
+                alive.at("making or restoring the weights", plan.start, slow=True)
                 _introduce(run, plan)
                 with jax.set_mesh(plan.layout.mesh):
                     state, place, evaluated, watch = _begin(run, plan, state, resumed)
@@ -157,6 +175,7 @@ def run_stage(
     batches = training_batches(stage, plan.data, run.config.seed)
     if place is not None:
         batches.set_state({name: value for name, value in place.items() if name not in ("replaced", "mixture")})
+    run.alive.trains_on(batches, plan.data.train, plan.start)
     replaced, ceiling = (place or {}).get("replaced", 0), stage.data.bad_ceiling
     bad = BadSamples(run.folder, plan.name, plan.start + step, replaced, plan.data.samples, ceiling, run.say)
     train_step = make_train_step(run.model, plan.layout.tx, plan.layout.abstract, stage.accumulation, stage.loss_chunks)
@@ -164,6 +183,7 @@ def run_stage(
     frozen_before = fingerprint(state.frozen) if run.config.hash_frozen else None
     progress = Progress(plan.name, steps, stage.batch * stage.data.length, plan.layout.flops)
     unread = None  # (step, metrics, index of the rows) of the newest dispatched step
+    compiled = set()  # the lengths of rows for which there is a program
 
     while True:
         evaluates = plan.evaluates(step) and not evaluated
@@ -174,6 +194,7 @@ def run_stage(
                 evaluated = _evaluate(run, plan, state, eval_step, step)
             stopping = run.stop
             if step > 0 and (stopping or saves):
+                run.alive.at("saving", slow=True)
                 run.writer.flush()  # on disk before the checkpoint that vouches for it
                 evaluated_now = evaluated or not evaluates
                 about = workdir.record(run.config, plan.index, plan.name, evaluated_now, watch.record())
@@ -187,9 +208,13 @@ def run_stage(
         if step == steps:
             break
         began = time.perf_counter()
+        run.alive.at(READING, plan.start + step + 1)
         rows = next(batches)
         if not run.alone:
             rows["stop"] = np.full(len(rows["index"]), run.signalled, np.int32)
+        length = rows["tokens"].shape[1]
+        run.alive.at("computing" if length in compiled else "compiling", slow=length not in compiled)
+        compiled.add(length)
         batch = global_batch(rows, plan.layout.mesh)
         waited = time.perf_counter() - began
         bad.record(plan.start + step + 1, batches.replaced)
@@ -202,6 +227,7 @@ def run_stage(
             times = {"time/step": elapsed, "time/data_wait": waited}
             run.writer.write("timing", plan.start + step, {"stage": plan.name, **times})
 
+    run.alive.at("ending the stage", slow=True)
     batches.close()
     if watch.skipped:
         run.say(f"{watch.skipped} of {steps} steps were skipped; {run.folder / guard.SKIPPED} says which and why")
@@ -240,6 +266,7 @@ def _read_metrics(
     values = {k: float(metrics[k]) for k in ("loss", "grad_norm", "targets")}
     replaced = {k: float(v) for k, v in metrics.items() if k == "replaced"}
     applied = bool(metrics["applied"])
+    run.alive.has_read(plan.start + step)
     watch.read(step, values["loss"], applied)
     run.stop = run.stop or bool(metrics.get("stop", False))  # of several processes, SIGTERM at any of them
     written = {f"train/{k}": v for k, v in ((values if applied else {"skipped": watch.skipped}) | replaced).items()}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,14 @@ def number_row(number: int) -> dict:
 
 def jittery_row(number: int) -> dict:
     time.sleep(number % 3 / 500)  # threads finish out of order
+    return number_row(number)
+
+
+SLOW_NUMBER = 3
+
+
+def slow_row(number: int) -> dict:
+    time.sleep(0.5 * (number == SLOW_NUMBER))
     return number_row(number)
 
 
@@ -361,6 +370,28 @@ def test_a_run_goes_on_with_other_processes_and_workers(tmp_path, make):
         for stream in streams:
             stream.close()
     assert equal(got, whole)
+
+
+@pytest.mark.parametrize("several_lengths", [False, True])
+def test_every_process_knows_what_every_other_one_has_in_a_batch(several_lengths, tmp_path):
+    make = partial(bucketed, tmp_path, epochs=1) if several_lengths else batches
+    streams = [make(process_index=process, process_count=2) for process in range(2)]
+    for step, parts in enumerate(zip(*streams, strict=True)):
+        expected = [part["index"].tolist() for part in parts]
+        assert [[stream.indices(step, process) for process in range(2)] for stream in streams] == [expected] * 2
+    assert several_lengths or -1 in expected[1], "the last batch is not full"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_row_that_is_waited_for_is_known(workers):
+    rows = batches(row_fn=slow_row, shuffle=False, threads=2, workers=workers)
+    reader = threading.Thread(target=next, args=(rows,))
+    reader.start()
+    while rows.ready != SLOW_NUMBER:
+        time.sleep(0.001)
+    assert rows.indices(0, 0)[rows.ready] == SLOW_NUMBER
+    reader.join()
+    rows.close()
 
 
 def test_rows_that_would_be_packed_otherwise_are_refused(tmp_path):

@@ -107,6 +107,14 @@ def test_what_cannot_be_read_is_replaced_by_the_same_in_every_run_and_told(tmp_p
     assert len(drawn) > 1, "not always the neighbour"
 
 
+def test_what_a_row_is_to_hold_is_known_without_its_images(tmp_path, monkeypatch):
+    examples, sizes = source(tmp_path), np.array([[5, 1]] * 16)
+    rows = Rows(examples, FORMAT, groups=pack(sizes, 20, 3, 0))
+    monkeypatch.setattr("llava_jax.data.rows.load_image", None)
+    for index, members in enumerate(rows.groups):
+        assert rows.asked_for(index) == [examples[i].id for i in members]
+
+
 def test_without_replace_the_fault_reaches_the_caller(tmp_path):
     rows = Rows(source(tmp_path), FORMAT)
     assert "replaced" not in rows.row(4)

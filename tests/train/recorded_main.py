@@ -1,6 +1,6 @@
 """`python -m llava_jax.main` that also writes down what this process trains on: a line [global step, indices of its
 rows] a batch, appended to $BATCHES.PROCESS. $PAUSE: seconds before each step, so that a signal comes before the last.
-$FAILS="PROCESS STEP": this one fails there, as one whose data cannot be read.
+$FAILS="PROCESS STEP": this one fails there, as one whose data cannot be read. $HANGS: an image file that is never read.
 """
 
 import json
@@ -10,11 +10,13 @@ import time
 
 import jax
 
+from llava_jax.data import rows
 from llava_jax.errors import DataError
 from llava_jax.main import main
 from llava_jax.train import bad_samples, loop
 
 global_batch, record = loop.global_batch, bad_samples.BadSamples.record
+load_image = rows.load_image
 newest = []
 
 
@@ -32,5 +34,11 @@ def write_down(self, step, replaced):
     record(self, step, replaced)
 
 
-loop.global_batch, bad_samples.BadSamples.record = remember, write_down
+def read(source, name):
+    if os.environ.get("HANGS") == os.path.basename(name):
+        time.sleep(10_000)
+    return load_image(source, name)
+
+
+loop.global_batch, bad_samples.BadSamples.record, rows.load_image = remember, write_down, read
 sys.exit(main(sys.argv))
