@@ -60,6 +60,7 @@ def estimate(text: str | Program, topology: Topology, places: Sequence[tuple[int
     """text: of a program that was compiled for this slice (`compiled.as_text()`), or what `hlo.parse` made of it.
     places: coordinates of the devices in the order of the mesh, `[d.coords for d in mesh.devices.flat]`."""
     program = parse(text) if isinstance(text, str) else text
+    places = [tuple(place) for place in places]
     cycles = {True: 0, False: 0}
     for _, instruction, times in program.walk():
         cycles[has_product(program, instruction)] += instruction.cycles * times

@@ -45,3 +45,23 @@ ENTRY %main (x: bf16[32,1024,1024], n: s32[]) -> bf16[32,1024,1024] {
 }
 """
     assert moved(parse(text)) == (4 * 2 * MIB, 0)
+
+
+def test_what_a_loop_moves_counts_for_every_turn():
+    text = """HloModule m
+%body (p: (f32[1024])) -> (f32[1024]) {
+  %p = (f32[1024]{0}) parameter(0)
+  %x = f32[1024]{0} get-tuple-element(%p), index=0
+  %y = f32[1024]{0} negate(%x)
+  ROOT %t = (f32[1024]{0}) tuple(%y)
+}
+%more (p: (f32[1024])) -> pred[] {
+  %q = (f32[1024]{0}) parameter(0)
+  ROOT %yes = pred[] constant(true)
+}
+ENTRY %main (x: (f32[1024])) -> (f32[1024]) {
+  %a = (f32[1024]{0}) parameter(0)
+  ROOT %w = (f32[1024]{0}) while(%a), condition=%more, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+}
+"""
+    assert moved(parse(text)) == (5 * 2 * 4096, 0)

@@ -135,7 +135,7 @@ PROGRAMS = {
     "collectives": (collectives, PLAIN),
     "gathers": (gathers, PLAIN),
     "offload": (offload, PLAIN),
-    "windowed": (gathers, {}),
+    "windowed": (gathers, {}),  # too long to be kept
     "attention": (attention, PLAIN),
 }
 READ = r'"estimated_cycles":"\d+"|"async_collective_fusion_config":\{[^}]*\}|"known_trip_count":\{[^}]*\}'

@@ -1,0 +1,53 @@
+"""The same small programs compiled anew: what the installed TPU compiler writes is still what is read."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from known import MIB
+
+from llava_jax.planning.collectives import collectives
+from llava_jax.planning.facts import has_windowed_einsum
+from llava_jax.planning.flops import kernels, product_flops
+from llava_jax.planning.hlo import parse
+from llava_jax.planning.memory import moved
+
+SCRIPT = Path(__file__).with_name("tpu_programs.py")
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("the TPU compiler is missing: pip install 'jax[tpu]' (it needs no TPU)")
+    folder = tmp_path_factory.mktemp("programs")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
+    environment["PYTHONPATH"] = str(SCRIPT.parents[2])
+    command = [sys.executable, str(SCRIPT), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {path.stem: parse(path.read_text()) for path in folder.iterdir()}
+
+
+def test_products_in_loops_are_counted_as_often_as_they_run(programs):
+    assert product_flops(programs["loops"]) == 30 * 2 * 1024**3
+    assert product_flops(programs["gathers"]) == product_flops(programs["windowed"]) == 4 * 4 * 2048 * 2048 * 8192
+    cycles = [i.cycles for _, i, _ in programs["matmul"].walk() if i.cycles]
+    assert 1 <= sum(cycles) / 1.5e9 * 197e12 / (2 * 2048 * 4096 * 4096) < 1.1
+
+
+def test_collectives_have_their_bytes_and_groups(programs):
+    found = {(one.kind, len(one.groups)): one.bytes / MIB for one in collectives(programs["collectives"])}
+    assert found["all-reduce", 1] == found["all-reduce", 4] == 4
+    assert (found["all-gather", 4], found["all-to-all", 4], found["reduce-scatter", 4]) == (16, 8, 8.25)
+    gathered = sum(one.times * one.bytes for one in collectives(programs["gathers"]) if one.kind == "all-gather")
+    assert gathered == 2 * 4 * 32 * MIB
+    assert has_windowed_einsum(programs["windowed"]) and not has_windowed_einsum(programs["gathers"])
+
+
+def test_attention_kernels_and_transfers_to_the_host_are_found(programs):
+    found, unknown = kernels(programs["attention"])
+    assert sum(k.times * k.flops for k in found) == 7 * 2 * (2 * 8) * 1024 * 1024 * 256 / 2 and unknown == {}
+    assert moved(programs["offload"])[1] == 64 * MIB
