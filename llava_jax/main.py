@@ -5,6 +5,8 @@ Trains the stages of a config, one after another. A workdir that already has che
   --config=FILE          a Python file whose get_config() makes the run's config; those of this project are in configs/
   --config.NAME=VALUE    changes one value of it; the run begins by printing all names, values and where they came from
   --workdir=DIR          folder of this run; default: workdir/<name of the config file>
+  --compile_cache=DIR    keeps compiled programs there, so that the next start takes them instead of compiling; a folder
+                         that only you can write, for what is in it is run. Empty it when JAX or the machine changes
   --help                 prints this
 
 Several processes train as one run, on a TPU pod, GKE, Slurm or Open MPI by themselves, elsewhere each told who it is:
@@ -23,6 +25,7 @@ Exit codes: 0 done, 1 the run failed, 2 bad usage or config, 3 too many steps in
 SIGTERM after saving, 134 another process was lost (JAX aborts this one, and its last lines name the other).
 """
 
+import contextlib
 import os
 import sys
 import traceback
@@ -31,19 +34,22 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from llava_jax.compile_cache import compile_cache
 from llava_jax.config import Config, describe, from_config_dict
 from llava_jax.errors import ConfigError, UserError, harmless
 from llava_jax.processes import Processes, joined
 
 
-def read_config(argv: list[str]) -> tuple[Config, Path, list[str], Processes]:
-    """Command line -> (Config, workdir, printable lines that say where each value came from, who takes part).
+def read_config(argv: list[str]) -> tuple[Config, Path, list[str], Processes, Path | None]:
+    """Command line -> (Config, workdir, printable lines that say where each value came from, who takes part, where
+    compiled programs are kept).
 
     Raises ConfigError for anything wrong with flags, the config file or a value in it.
     """
     table = flags.FlagValues()  # not absl's global ones: libraries add theirs there
     config_flags.DEFINE_config_file("config", None, "the config file", flag_values=table, sys_argv=argv)
     flags.DEFINE_string("workdir", None, "the run's folder", flag_values=table)
+    flags.DEFINE_string("compile_cache", None, "folder of compiled programs", flag_values=table)
     flags.DEFINE_string("coordinator", None, "where process 0 listens", flag_values=table)
     flags.DEFINE_integer("processes", None, "how many", flag_values=table)
     flags.DEFINE_integer("process", None, "which one", flag_values=table)
@@ -63,7 +69,8 @@ def read_config(argv: list[str]) -> tuple[Config, Path, list[str], Processes]:
     except Exception as e:  # a config file is a program and may raise anything
         raise ConfigError(_explain(e)) from None
     config = from_config_dict(values)
-    return config, Path(table.workdir or f"workdir/{file.stem}"), describe(config, overrides, file.name), processes
+    workdir, lines = Path(table.workdir or f"workdir/{file.stem}"), describe(config, overrides, file.name)
+    return config, workdir, lines, processes, Path(table.compile_cache) if table.compile_cache else None
 
 
 def _explain(error: Exception) -> str:
@@ -93,15 +100,17 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0
     try:
-        config, workdir, lines, processes = read_config(argv)
+        config, workdir, lines, processes, programs = read_config(argv)
         with joined(processes) as index:
             if index == 0:
                 print("\n".join(["config:", *("  " + line for line in lines)]), flush=True)
             # jax is imported only now: a typo in a flag is reported at once.
             from llava_jax.train.loop import Stopped, train
 
+            say = print if index == 0 else lambda text: None
             try:
-                train(config, workdir, argv)
+                with compile_cache(programs, say) if programs else contextlib.nullcontext():
+                    train(config, workdir, argv)
             except Stopped as e:
                 if index == 0:
                     print(e, file=sys.stderr)

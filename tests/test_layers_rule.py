@@ -14,7 +14,7 @@ PACKAGE = ROOT / "llava_jax"
 RANKS = {
     "llava_jax": 0, "llava_jax.errors": 0, "llava_jax.architectures": 0, "llava_jax.config": 0,
     "llava_jax.sharding": 1, "llava_jax.processes": 1, "llava_jax.data": 1, "llava_jax.progress": 1,
-    "llava_jax.whole_file": 0, "llava_jax.chat_api": 1,
+    "llava_jax.compile_cache": 1, "llava_jax.whole_file": 0, "llava_jax.chat_api": 1,
     "llava_jax.models": 2,
     "llava_jax.checkpoint": 3, "llava_jax.generate": 3,
     "llava_jax.train": 4,
