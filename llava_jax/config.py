@@ -36,7 +36,7 @@ class Model:
     dtype: str = "bfloat16"  # float32 | bfloat16: compute dtype; trained weights are always float32
     feature_dtype: str = "bfloat16"  # compute dtype of the vision tower
     remat: str = "full"  # none | full | save_qkv: what the backward pass recomputes
-    unroll: bool = False  # layers as straight-line code instead of a loop
+    unroll: bool = False  # layers as straight-line code instead of a loop: faster on CPU, longer to compile
     attention: str = "xla"
 
 
