@@ -37,7 +37,7 @@ class Model:
     dtype: str = "bfloat16"  # float32 | bfloat16: compute dtype; trained weights are always float32
     feature_dtype: str = "bfloat16"  # compute dtype of the vision tower
     remat: str = "full"  # a name in architectures.REMAT: what the backward pass keeps instead of recomputing it
-    unroll: bool = False  # layers as straight-line code instead of a loop
+    unroll: bool = False  # layers as straight-line code instead of a loop: faster on CPU, longer to compile
     attention: str = "auto"  # auto (by device and dtype) | xla (plain) | splash (TPU) | cudnn (NVIDIA)
 
 

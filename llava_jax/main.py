@@ -5,6 +5,8 @@ Trains the stages of a config, one after another. A workdir that already has che
   --config=FILE          a Python file whose get_config() makes the run's config; those of this project are in configs/
   --config.NAME=VALUE    changes one value of it; the run begins by printing all names, values and where they came from
   --workdir=DIR          folder of this run; default: workdir/<name of the config file>
+  --compile_cache=DIR    keeps compiled programs there, so that the next start takes them instead of compiling; a folder
+                         that only you can write, for what is in it is run. Empty it when JAX or the machine changes
   --help                 prints this
 
 Several processes train as one run, on a TPU pod, GKE, Slurm or Open MPI by themselves, elsewhere each told who it is:
@@ -26,6 +28,7 @@ Exit codes: 0 done, 1 the run failed, 2 bad usage or config, 3 too many steps in
 SIGTERM after saving, 134 another process was lost and JAX aborts this one (its last lines name the other).
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -33,19 +36,22 @@ from pathlib import Path
 from absl import flags
 
 from llava_jax.command_line import read_command_line
+from llava_jax.compile_cache import compile_cache
 from llava_jax.config import Config
 from llava_jax.errors import UserError, harmless
 from llava_jax.processes import Processes, joined
 
 
-def read_config(argv: list[str]) -> tuple[Config, Path, list[str], Processes]:
-    """Command line -> (Config, workdir, printable lines that say where each value came from, who takes part).
+def read_config(argv: list[str]) -> tuple[Config, Path, list[str], Processes, Path | None]:
+    """Command line -> (Config, workdir, printable lines that say where each value came from, who takes part, where
+    compiled programs are kept).
 
     Raises ConfigError for anything wrong with flags, the config file or a value in it.
     """
 
     def define(table: flags.FlagValues) -> None:
         flags.DEFINE_string("workdir", None, "the run's folder", flag_values=table)
+        flags.DEFINE_string("compile_cache", None, "folder of compiled programs", flag_values=table)
         flags.DEFINE_string("coordinator", None, "where process 0 listens", flag_values=table)
         flags.DEFINE_integer("processes", None, "how many", flag_values=table)
         flags.DEFINE_integer("process", None, "which one", flag_values=table)
@@ -54,7 +60,8 @@ def read_config(argv: list[str]) -> tuple[Config, Path, list[str], Processes]:
 
     config, table, file, lines = read_command_line(argv, define)
     processes = Processes(table.coordinator, table.processes, table.process, table.lost_after, table.stalled_after)
-    return config, Path(table.workdir or f"workdir/{file.stem}"), lines, processes
+    workdir, programs = Path(table.workdir or f"workdir/{file.stem}"), table.compile_cache
+    return config, workdir, lines, processes, Path(programs) if programs else None
 
 
 def main(argv: list[str]) -> int:
@@ -62,15 +69,17 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0
     try:
-        config, workdir, lines, processes = read_config(argv)
+        config, workdir, lines, processes, programs = read_config(argv)
         with joined(processes) as index:
             if index == 0:
                 print("\n".join(["config:", *("  " + line for line in lines)]), flush=True)
             # jax is imported only now: a typo in a flag is reported at once.
             from llava_jax.train.loop import Stopped, train
 
+            say = print if index == 0 else lambda text: None
             try:
-                train(config, workdir, argv, processes)
+                with compile_cache(programs, say) if programs else contextlib.nullcontext():
+                    train(config, workdir, argv, processes)
             except Stopped as e:
                 if index == 0:
                     print(e, file=sys.stderr)

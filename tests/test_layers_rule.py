@@ -15,7 +15,7 @@ RANKS = {
     "llava_jax": 0, "llava_jax.errors": 0, "llava_jax.architectures": 0, "llava_jax.config": 0,
     "llava_jax.sharding": 1, "llava_jax.processes": 1, "llava_jax.data": 1, "llava_jax.progress": 1,
     "llava_jax.whole_file": 0, "llava_jax.compiler_options": 0, "llava_jax.command_line": 1, "llava_jax.chat_api": 1,
-    "llava_jax.models": 2, "llava_jax.planning": 2,
+    "llava_jax.compile_cache": 1, "llava_jax.models": 2, "llava_jax.planning": 2,
     "llava_jax.checkpoint": 3, "llava_jax.generate": 3,
     "llava_jax.train": 4,
     "llava_jax.plan_step": 5, "llava_jax.plan_report": 6, "llava_jax.plan": 7,

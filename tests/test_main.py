@@ -208,7 +208,7 @@ def test_flags_change_values_and_their_origin_is_told(folder):
         "--config.stages.one.optimizer.clip=2",
         "--config.stages.one.learning_rates=(('llm/.*',1e-5),('.*',None))", "--config.load={'llm': 'x.safetensors'}",
     )  # fmt: skip
-    config, workdir, lines, _ = read_config(["main", "--config=small.py", *flags])
+    config, workdir, lines, *_ = read_config(["main", "--config=small.py", *flags])
     stage = config.stages["one"]
     assert (stage.batch, stage.optimizer.clip, config.hash_frozen, config.load.llm) == (16, 2.0, True, "x.safetensors")
     assert stage.learning_rates == (("llm/.*", 1e-5), (".*", None))
