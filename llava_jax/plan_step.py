@@ -95,8 +95,8 @@ def plan_stage(config: Config, name: str, topology: Topology, search: Search, sa
     """One stage as the config says; where it does not fit, with the changes that make it, see `knobs`; with
     `search.best`, with the fastest remat policy that fits. Raises ConfigError where the config itself cannot be run
     there."""
-    changes, tried, lacking = [], [], 0.0
-    result = None
+    config, changes = _spread(config, name, topology)
+    tried, lacking, result = [], 0.0, None
     try:
         result = _compile_stage(config, name, topology, samples)
     except DoesNotFit as e:
@@ -114,11 +114,24 @@ def plan_stage(config: Config, name: str, topology: Topology, search: Search, sa
         search.say(f"  with {tried[-1]}")
     if result is None:
         about = _about(config, name, topology)
-        return Result(**about, changes=(), tried=tuple(tried), lacking=lacking, limit=topology.hbm_bytes / GIB)
+        return Result(
+            **about, changes=tuple(changes), tried=tuple(tried), lacking=lacking, limit=topology.hbm_bytes / GIB
+        )
     if search.best:
         result, changes, said = _fastest(config, name, topology, result, changes, search, samples)
         tried += said
     return dataclasses.replace(result, changes=tuple(changes), tried=tuple(tried))
+
+
+def _spread(config: Config, name: str, topology: Topology) -> tuple[Config, list[str]]:
+    """Where there are more devices than rows, a row is spread over several (`mesh.tensor`): the config with that, and
+    the flag. What cannot be helped so is left to `make_layout`, which says it."""
+    m, stage = config.mesh, config.stages[name]
+    rows, devices = stage.batch // stage.accumulation, topology.device_count // m.tensor
+    if m.fsdp != -1 or devices % rows or devices == rows:
+        return config, []
+    tensor = m.tensor * devices // rows
+    return changed(config, "mesh.tensor", tensor), [f"--config.mesh.tensor={tensor}"]
 
 
 def _turned(config: Config, name: str, topology: Topology) -> Iterator[tuple[list[str], Config]]:

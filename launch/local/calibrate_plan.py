@@ -1,8 +1,8 @@
 """How far `python -m llava_jax plan` is off: python launch/local/calibrate_plan.py [--only=NAME,...] [--hlo=FOLDER]
 
 Compiles our train step with the shapes, slices and settings of training runs whose step times were published, and
-prints the estimate beside them. A vision tower of one block rides along, which costs next to nothing. Needs libtpu (no TPU)
-and one to five minutes for each run. --hlo: keeps the programs, and reads them where they are there.
+prints the estimate beside them. A vision tower of one block rides along, which costs next to nothing. Needs libtpu (no
+TPU) and one to five minutes for each run. --hlo: keeps the programs, and reads them where they are there.
 
 What makes a run comparable, and what does not:
 * The shapes, rows a chip, length, recomputation, attention blocks and compiler options are the publishers'. Where they

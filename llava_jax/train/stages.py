@@ -83,7 +83,8 @@ def _check_rows(name: str, stage: Stage, mesh: Mesh) -> None:
     if rows % devices:
         raise ConfigError(
             f"stages.{name}: {rows} rows per micro-batch do not split over data x fsdp = {devices} devices; "
-            f"make batch / accumulation a multiple of {devices}, e.g. {math.ceil(rows / devices) * devices}"
+            f"make batch / accumulation a multiple of {devices}, e.g. {math.ceil(rows / devices) * devices}, or let "
+            "config.mesh.tensor devices share a row"
         )
 
 
