@@ -98,7 +98,7 @@ def plan_stage(config: Config, name: str, topology: Topology, search: Search, sa
     config, changes = _spread(config, name, topology)
     tried, lacking, result = [], 0.0, None
     try:
-        result = _compile_stage(config, name, topology, samples)
+        result = compile_stage(config, name, topology, samples)
     except DoesNotFit as e:
         lacking = e.lacking
         search.say(f"{name} on {topology.name} as the config says lacks {lacking:.2f} GiB a chip")
@@ -107,7 +107,7 @@ def plan_stage(config: Config, name: str, topology: Topology, search: Search, sa
             break
         config, changes = changed, [*changes, *flags]
         try:
-            result = _compile_stage(config, name, topology, samples)
+            result = compile_stage(config, name, topology, samples)
             tried.append(f"{' '.join(flags)}: fits")
         except DoesNotFit as e:
             tried.append(f"{' '.join(flags)}: lacks {e.lacking:.2f} GiB")
@@ -170,7 +170,7 @@ def _fastest(
             continue
         flag = f"--config.model.remat={policy}"
         try:
-            other = _compile_stage(changed(config, "model.remat", policy), name, topology, samples)
+            other = compile_stage(changed(config, "model.remat", policy), name, topology, samples)
             said.append(f"{flag}: {_seconds(other)}")
             if other.low + other.high < result.low + result.high:
                 result, flags = other, [*changes, flag]
@@ -215,7 +215,8 @@ def _about(config: Config, name: str, topology: Topology, mesh=None) -> dict:
     )  # fmt: skip
 
 
-def _compile_stage(config: Config, name: str, topology: Topology, samples: int) -> Result:
+def compile_stage(config: Config, name: str, topology: Topology, samples: int) -> Result:
+    """The stage as the config says. Raises DoesNotFit, and ConfigError where the config cannot be run there."""
     stage = config.stages[name]
     steps = stage.steps or _counted(stage, samples)
     layout = _layout(config, name, topology, steps or STEPS)

@@ -81,26 +81,34 @@ def replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
     """The groups of devices in one of XLA's four ways to write them; for a permutation, its pairs.
 
     `{{0,1},{2,3}}`; `[2,2]<=[4]` and `[2,2]<=[2,2]T(1,0)`, numbers counted up, turned and cut; and
-    `mesh['a'=2,'b'=2] {'b'}`, all that differ along the named axes only. Empty where there are none: all devices.
+    `mesh['a'=2,'b'=2] {'b'}`, all that differ along the named axes only; `, device_ids=([2,2]T(1,0))` behind the axes
+    says in which order the numbers fill them. Empty where there are none: all devices.
     """
     if found := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", text):
         return tuple(tuple(int(n) for n in group.split(",")) for group in re.findall(r"\{([\d, ]+)\}", found[1]))
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        sizes = [int(n) for n in found[3].split(",")]
-        order = [int(n) for n in found[4].split(",")] if found[4] else range(len(sizes))
-        cut = np.arange(math.prod(sizes)).reshape(sizes).transpose(order).reshape(int(found[1]), int(found[2]))
+        cut = _counted(found[3], found[4]).reshape(int(found[1]), int(found[2]))
         return tuple(map(tuple, cut.tolist()))
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", text):
+    ordered = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    if found := re.search(rf"replica_groups=mesh\[([^\]]*)\]{ordered} *\{{([^}}]*)\}}", text):
         axes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", found[1])}
-        chosen = re.findall(r"'([^']*)'", found[2])
-        if set(chosen) <= set(axes) and ":" not in found[2]:
+        chosen = re.findall(r"'([^']*)'", found[4])
+        if set(chosen) <= set(axes) and ":" not in found[4]:
+            numbers = _counted(found[2] or str(math.prod(axes.values())), found[3]).reshape(list(axes.values()))
             kept = [i for i, name in enumerate(axes) if name not in chosen]
             order = kept + [list(axes).index(name) for name in chosen]
-            numbers = np.arange(math.prod(axes.values())).reshape(list(axes.values())).transpose(order)
-            return tuple(map(tuple, numbers.reshape(-1, math.prod(axes[name] for name in chosen)).tolist()))
+            groups = numbers.transpose(order).reshape(-1, math.prod(axes[name] for name in chosen))
+            return tuple(map(tuple, groups.tolist()))
     if "replica_groups=" in text and "replica_groups={}" not in text:
         raise ValueError(f"cannot read the groups of devices in {re.search('replica_groups=.{0,120}', text)[0]!r}")
     return ()
+
+
+def _counted(sizes: str, turned: str | None) -> np.ndarray:
+    """`4,2` and `1,0`: the numbers from 0, four by two, turned."""
+    shape = [int(n) for n in sizes.split(",")]
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    return numbers.transpose([int(n) for n in turned.split(",")]) if turned else numbers
 
 
 def seconds(one: Collective, topology: Topology, places: Sequence[tuple[int, ...]]) -> float:

@@ -80,6 +80,8 @@ def test_what_an_async_start_wraps_is_asynchronous():
         ("replica_groups=mesh['a'=2,'b'=2] {'a'}", ((0, 2), (1, 3))),
         ("replica_groups=mesh['a'=2,'b'=2] {'b'}", ((0, 1), (2, 3))),
         ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", ((0, 1, 2, 3),)),
+        ("replica_groups=mesh['a'=2,'b'=3], device_ids=([3,2]T(1,0)) {'b'}, x=1", ((0, 2, 4), (1, 3, 5))),
+        ("replica_groups=mesh['a'=2,'b'=3], device_ids=([3,2]T(1,0)) {'a'}", ((0, 1), (2, 3), (4, 5))),
         ("source_target_pairs={{0,1},{1,0}}", ((0, 1), (1, 0))),
         ("replica_groups={}", ()),
     ],
