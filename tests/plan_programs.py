@@ -32,7 +32,8 @@ STEPS = {  # name: (slice, stage, settings)
 def main(folder: Path) -> None:
     found = {}
     for name, (place, stage, settings) in STEPS.items():
-        flags = [f"--config={ROOT}/configs/quickstart.py", "--config.model.dtype=bfloat16", "--config.model.remat=full"]
+        flags = [f"--config={ROOT}/configs/quickstart.py", "--config.model.dtype=bfloat16"]
+        flags += ["--config.model.feature_dtype=bfloat16", "--config.model.remat=full"]
         flags += [f"--config.stages.{stage}.data.length={LENGTH}", *settings]
         config, *_ = read_command_line(["plan", *flags], lambda table: None)
         result = compile_stage(config, stage, topologies.parse(place), 0)
