@@ -38,6 +38,7 @@ setup(
             "accelerate>=1",  # without it transformers reads no GGUF
             "gguf>=0.18,<1",
             "hypothesis>=6.100",
+            "jax[tpu]",  # the TPU compiler, with which tests look at compiled programs; it needs no TPU
             "jsonschema>=4.20",
             "matplotlib>=3.9",
             "openai>=3.54,<4",

@@ -15,17 +15,17 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from llava_jax.architectures import ModelConfig
+from llava_jax.planning.topologies import GENERATIONS
 
-# Dense bf16 peak, TFLOP/s per device, as jax names it: the makers' data sheets.
-PEAK_TFLOPS = {
-    "TPU v4": 275, "TPU v5 lite": 197, "TPU v5": 459, "TPU v5p": 459, "TPU v6 lite": 918,
-    "NVIDIA A100-SXM4-40GB": 312, "NVIDIA A100-SXM4-80GB": 312, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989,
+# Dense bf16 peak, TFLOP/s, and memory, GiB, per device, as jax names it. GPUs: the makers' data sheets.
+_GPUS = {
+    "NVIDIA A100-SXM4-40GB": (312, 40), "NVIDIA A100-SXM4-80GB": (312, 80), "NVIDIA H100 80GB HBM3": (989, 80),
+    "NVIDIA H200": (989, 141),
 }  # fmt: skip
-# Memory of a device that a program may use, GiB: what the TPU compiler and the GPUs' makers say.
-MEMORY_GIB = {
-    "TPU v4": 30.75, "TPU v5 lite": 15.75, "TPU v5": 95.74, "TPU v5p": 95.74, "TPU v6 lite": 31.25,
-    "NVIDIA A100-SXM4-40GB": 40, "NVIDIA A100-SXM4-80GB": 80, "NVIDIA H100 80GB HBM3": 80, "NVIDIA H200": 141,
-}  # fmt: skip
+_TPUS = {g.kind: (g.peak_tflops / g.cores, g.hbm_gib) for g in GENERATIONS.values()}
+_TPUS["TPU v5p"] = _TPUS["TPU v5"]  # its other name
+PEAK_TFLOPS = {kind: peak for kind, (peak, _) in (_TPUS | _GPUS).items()}
+MEMORY_GIB = {kind: memory for kind, (_, memory) in (_TPUS | _GPUS).items()}
 
 FLUSHED_EVERY = 10  # seconds
 

@@ -49,4 +49,4 @@ def test_peaks_are_those_of_the_train_loop_and_follow_from_the_clock():
     units = {"v4": 8 * 128**2, "v5e": 4 * 128**2, "v5p": 8 * 128**2, "v6e": 4 * 256**2, "tpu7x": 8 * 256**2}
     for g in GENERATIONS.values():
         assert units[g.name] * 2 * g.clock_ghz / 1000 == pytest.approx(g.peak_tflops, rel=2e-3)
-        assert PEAK_TFLOPS.get(g.kind, g.peak_tflops) == g.peak_tflops
+        assert PEAK_TFLOPS[g.kind] == g.peak_tflops / g.cores
