@@ -7,7 +7,7 @@
 
 Not run on a pod yet. Meant for 16 accelerators of 16 GB (a v5e-16) or more: weights, gradients and Adam's two moments
 of 6.7 billion parameters are 108 GB in float32, 6.7 GB a chip. 13B: --config.model.llm=vicuna_13b_v1.3 and twice the
-chips.
+chips. `python -m llava_jax plan` says what it takes of which TPU slice; launch/README.md has a table of them.
 
 On disk, all yours to bring:
     data/llava_instruct/llava_instruct_150k.json    LLaVA-Instruct-158K
@@ -17,6 +17,7 @@ On disk, all yours to bring:
 
 Settings: arXiv 2304.08485, section 5: three epochs, batch 32, rate 2e-5, no decay, 3 % warm-up, cosine, 2048 tokens.
 157,712 rows make 14,786 steps; the original ends each epoch with a smaller batch and counts 14,787.
+Differs from the original: batches of short samples have rows of 512, 768 or 1024 tokens (it pads to a batch's longest).
 The paper's numbers, for its 13B model, not reproduced here: 85.1 % of GPT-4's score on LLaVA-Bench (COCO), 67.3 % in
 the wild; 90.92 % on ScienceQA, after another fine-tuning from stage 1.
 """
@@ -35,4 +36,5 @@ def get_config():
     s.data.path, s.data.image_folder = "data/llava_instruct/llava_instruct_150k.json", "data/coco/train2017"
     s.data.samples = 157_712
     s.data.template, s.data.aspect, s.data.length = "vicuna_v1", "crop", 2048
+    s.data.lengths = (512, 768, 1024)
     return c

@@ -8,6 +8,7 @@ compiled program; the lines behind the table say what they assume.
   --config=FILE          as for python -m llava_jax.main; the same file, the same --config.NAME=VALUE
   --topology=NAME,...    slices, v5e:4x4 for one; --topology=list prints all
   --stage=NAME,...       of the config's stages; default: all of config.run
+  --length=N             tokens of a row, instead of data.length: batches of short samples have data.lengths
   --samples=N            of the data, if there are no files to count: gives hours (default: data.samples of the config)
   --best                 tries every way to keep activations (model.remat), and takes the fastest that fits
   --tries=N              3; changes that are tried, one upon the other, where a step does not fit; 0: none
@@ -58,12 +59,16 @@ def plan(argv: list[str]) -> int:
     stages = table.stage or list(config.stages)
     if unknown := [name for name in stages if name not in config.stages]:
         raise ConfigError(f"--stage={unknown[0]}: config.run has {', '.join(config.stages)}")
+    if table.length < 0 or table.length > 0 and any(table.length % s.loss_chunks for s in config.stages.values()):
+        raise ConfigError(f"--length={table.length} must be positive, and a multiple of loss_chunks")
     if table.tries < 0 or table.samples < 0 or table.price < 0:
         raise ConfigError("--tries, --samples and --price must not be negative")
 
     from llava_jax import plan_report, plan_step
     from llava_jax.planning import topologies
 
+    for name in stages if table.length else ():
+        config = plan_step.changed(config, f"stages.{name}.data.length", table.length)
     slices = [topologies.parse(name) for name in table.topology]
     results, assumed = [], []
     for topology in slices:
@@ -91,6 +96,7 @@ def plan(argv: list[str]) -> int:
 def _define(table: flags.FlagValues) -> None:
     flags.DEFINE_list("topology", [], "slices", flag_values=table)
     flags.DEFINE_list("stage", [], "stages", flag_values=table)
+    flags.DEFINE_integer("length", 0, "tokens of a row", flag_values=table)
     flags.DEFINE_integer("samples", 0, "of the data", flag_values=table)
     flags.DEFINE_bool("best", False, "try every remat policy", flag_values=table)
     flags.DEFINE_integer("tries", 3, "changes where it does not fit", flag_values=table)

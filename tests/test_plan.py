@@ -31,6 +31,7 @@ HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
         ([CONFIG], "--topology=NAME is required, e.g. --topology=v5e:4x4"),
         ([CONFIG, "--topology=v5e:3x3"], "v5e has no slice of 3x3"),
         ([CONFIG, "--topology=v5e:4x4", "--stage=stage7"], "--stage=stage7: config.run has stage2"),
+        ([CONFIG, "--topology=v5e:4x4", "--length=-1"], "--length=-1 must be positive"),
         ([CONFIG, "--topology=v5e:4x4", "--tries=-1"], "--tries, --samples and --price must not be negative"),
         ([CONFIG, "--topology=v5e:4x4", "--config.model.lm=x"], "Did you mean"),
         ([CONFIG, "--topology=v5e:4x4", "--topolgy=x"], "topolgy"),
