@@ -15,12 +15,18 @@ from llava_jax.errors import UserError, harmless
 from llava_jax.plan import plan
 from llava_jax.terminal import chat
 
+
+def _plan() -> int:
+    """Compiles a config's train step for TPUs that need not be there: memory, time, cost."""
+    return plan(["--help"])  # for the list of verbs: `main` calls `plan` itself, whose flags tyro does not know
+
+
 # A verb is a function of its command line; it imports jax when it is called, so that --help answers at once.
 VERBS = {
     "chat": chat,
     "ckpt": ckpt,
     "convert": convert,
-    "plan": lambda: None,
+    "plan": _plan,
 }
 GROUPS = {  # of verbs or groups: (what they do, the verbs)
     "data": ("Looks at data sets before they are trained on, and makes them.", data_cli.VERBS),
@@ -34,7 +40,7 @@ GROUPS = {  # of verbs or groups: (what they do, the verbs)
 def main(argv: list[str]) -> int:
     """Runs the verb that `argv` (without the program's name) begins with; returns the exit code."""
     try:
-        if argv[:1] == ["plan"]:  # its flags are those of a config too, which tyro does not know
+        if argv[:1] == ["plan"]:
             return plan(argv[1:])
         app = _app(VERBS | GROUPS)
         try:
