@@ -85,10 +85,19 @@ def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as e:
-        over = re.search(r"Exceeded hbm capacity by ([\d.]+)([KMG])", str(e))
-        if not over:
-            raise
-        raise DoesNotFit(float(over[1]) / {"K": 2**20, "M": 2**10, "G": 1}[over[2]]) from None
+        raise _shortage(str(e)) or e from None
+
+
+def _shortage(message: str) -> DoesNotFit | None:
+    """What the compiler's two ways to say that memory is short mean; None of another fault."""
+    size = r"([\d.]+)([KMG])"
+    gib = lambda number, unit: float(number) / {"K": 2**20, "M": 2**10, "G": 1}[unit]  # noqa: E731
+    if over := re.search(rf"Exceeded hbm capacity by {size}", message):
+        return DoesNotFit(gib(*over.groups()))
+    # It gave up before it had laid out anything: what is lacking is at least this.
+    if over := re.search(rf"\({size}\) exceeds available HBM \({size}\)", message):
+        return DoesNotFit(gib(*over.groups()[:2]) - gib(*over.groups()[2:]))
+    return None
 
 
 def plan_stage(config: Config, name: str, topology: Topology, search: Search, samples: int) -> Result:

@@ -150,6 +150,19 @@ def plan_with(monkeypatch, lacking: dict[str, float], tries=9, best=False, **sta
     return plan_step.plan_stage(small(**stage), "one", topologies.parse("v5e:2x2"), search, 0), said
 
 
+@pytest.mark.parametrize(
+    "message, lacking",
+    [
+        ("Ran out of memory in memory space hbm. Used 18.30G of 15.75G hbm. Exceeded hbm capacity by 2.55G.", 2.55),
+        ("Used 15.76G of 15.75G hbm. Exceeded hbm capacity by 5.12M.", 0.005),
+        ("the total memory required for HLO temporaries (16.23G) exceeds available HBM (15.75G).", 0.48),
+    ],
+)
+def test_a_shortage_is_read_from_what_the_compiler_says(message, lacking):
+    assert plan_step._shortage(f"RESOURCE_EXHAUSTED: {message}").lacking == pytest.approx(lacking)
+    assert plan_step._shortage("INTERNAL: something else (1G) is wrong") is None
+
+
 def test_changes_are_tried_one_upon_the_other_until_it_fits(monkeypatch):
     lacking = {"stages.one.optimizer.first_moment=bfloat16": 3.0, "stages.one.accumulation=2": 1.0}
     result, said = plan_with(monkeypatch, lacking, batch=16)

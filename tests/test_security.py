@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-THEIRS = ("transformers_trace.py", "measure_generate.py")  # compare with transformers, whose models are torch's
+THEIRS = (
+    "transformers_trace.py",
+    "measure_generate.py",
+    "bench_step.py",
+    "torch_step.py",
+)  # compare with transformers, whose models are torch's
 FILES = sorted(p for folder in ("llava_jax", "configs", "launch") for p in (ROOT / folder).rglob("*.py"))
 NEVER_IMPORTED = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch"}
 NEVER_CALLED = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "tempfile.mktemp", "yaml.load"}

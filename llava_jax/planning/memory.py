@@ -69,21 +69,14 @@ def _started(opcode: str, operands: list, results: tuple[Array, ...]) -> Iterato
 def _fused(program: Program, fusion: Instruction, operands: list) -> Iterator[Array]:
     body = fusion.called[0]
     inner = program.computations[body]
-    readers: dict[str, list[Instruction]] = {name: [] for name in inner}
-    for instruction in inner.values():
-        for name in instruction.operands:
-            readers[name].append(instruction)
     written = [_behind(program, body, name) for name in _roots(program.root(body))]
     replaced = {_behind(program, body, w.operands[0]).name for w in written if w.opcode == "dynamic-update-slice"}
     for instruction in inner.values():
         if instruction.opcode != "parameter" or instruction.name in replaced:
             continue
+        parts = _parts(program, body, instruction.name)
         for array in operands[int(instruction.literal)]:
-            used = readers[instruction.name]
-            if used and all(u.opcode in _SLICES and u.operands[0] == instruction.name for u in used):
-                yield from (Array(u.results[0].dtype, u.results[0].shape, array.space) for u in used)
-            elif not (used and all(u.opcode == "tuple" for u in used)):  # handed through
-                yield array
+            yield from [array] if parts is None else (Array(p.dtype, p.shape, array.space) for p in parts)
     types = iter(fusion.results)
     for instruction in written:
         if instruction.opcode == "dynamic-update-slice":
@@ -92,6 +85,29 @@ def _fused(program: Program, fusion: Instruction, operands: list) -> Iterator[Ar
         else:
             made = [next(types) for _ in instruction.results]
             yield from [] if instruction.opcode == "parameter" else made
+
+
+def _parts(program: Program, computation: str, name: str) -> list[Array] | None:
+    """What is read of an array within a fusion where only slices of it are, also by fusions in it; of one that is only
+    handed through, nothing. None: the whole."""
+    found: list[Array] = []
+    for reader in program.computations[computation].values():
+        places = [place for place, operand in enumerate(reader.operands) if operand == name]
+        if not places or reader.opcode == "tuple":
+            continue
+        if reader.opcode in _SLICES and places == [0]:
+            parts = [reader.results[0]]
+        elif reader.opcode == "fusion":
+            body = reader.called[0]
+            inner = {int(i.literal): i.name for i in program.computations[body].values() if i.opcode == "parameter"}
+            read = [_parts(program, body, inner[place]) for place in places]
+            parts = None if None in read else [part for one in read for part in one]
+        else:
+            parts = None
+        if parts is None:
+            return None
+        found += parts
+    return found
 
 
 def _roots(root: Instruction) -> tuple[str, ...]:

@@ -47,6 +47,31 @@ ENTRY %main (x: bf16[32,1024,1024], n: s32[]) -> bf16[32,1024,1024] {
     assert moved(parse(text)) == (4 * 2 * MIB, 0)
 
 
+def test_a_slice_within_a_fusion_within_a_fusion_is_one_too():
+    """So a product takes its layer's weights out of the stack of them."""
+    text = """HloModule m
+%takes (stack: bf16[32,1024,1024], i: s32[]) -> bf16[1,1024,1024] {
+  %stack = bf16[32,1024,1024]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %one = bf16[1,1024,1024]{2,1,0} dynamic-slice(%stack, %i, %i, %i), dynamic_slice_sizes={1,1024,1024}
+}
+%product (x: bf16[1,1024,1024], stack.1: bf16[32,1024,1024], i.1: s32[]) -> bf16[1,1024,1024] {
+  %x = bf16[1,1024,1024]{2,1,0} parameter(0)
+  %stack.1 = bf16[32,1024,1024]{2,1,0} parameter(1)
+  %i.1 = s32[] parameter(2)
+  %w = bf16[1,1024,1024]{2,1,0} fusion(%stack.1, %i.1), kind=kLoop, calls=%takes
+  ROOT %y = bf16[1,1024,1024]{2,1,0} multiply(%x, %w)
+}
+ENTRY %main (a: bf16[1,1024,1024], b: bf16[32,1024,1024], n: s32[]) -> bf16[1,1024,1024] {
+  %a = bf16[1,1024,1024]{2,1,0} parameter(0)
+  %b = bf16[32,1024,1024]{2,1,0} parameter(1)
+  %n = s32[]{:S(6)} parameter(2)
+  ROOT %y.1 = bf16[1,1024,1024]{2,1,0} fusion(%a, %b, %n), kind=kOutput, calls=%product
+}
+"""
+    assert moved(parse(text)) == (3 * 2 * MIB, 0)
+
+
 def test_what_a_loop_moves_counts_for_every_turn():
     text = """HloModule m
 %body (p: (f32[1024])) -> (f32[1024]) {
