@@ -141,13 +141,15 @@ def test_a_stage_hands_its_projector_to_the_next():
         assert f"--config.load.projector={saved}" in (ROOT / "configs" / f"{second}.py").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["scienceqa", "scienceqa_smollm2"])
-def test_scienceqa_reasons_before_it_answers(name, tmp_path):
+@pytest.mark.parametrize(
+    "name, asked, taught", [("scienceqa", "QCM-LEA", " L. E. The answer"), ("scienceqa_smollm2", "QCM-A", " The answer")]
+)
+def test_scienceqa_teaches_its_format(name, asked, taught, tmp_path):
     """Problems without an image are whole samples; one whose image is missing is another one, as far as is allowed."""
     problems = {str(i): {"image": "image.png" if i < 3 else None, "lecture": "L.", "solution": "E."} for i in range(6)}
     folder = write_folder(tmp_path, problems)
     stage = load(name, f"--config.stages.scienceqa.data.path={folder}").stages["scienceqa"]
-    assert (stage.data.split, stage.data.prompt_format, stage.data.bad) == ("train", "QCM-LEA", "replace")
+    assert (stage.data.split, stage.data.prompt_format, stage.data.bad) == ("train", asked, "replace")
     assert stage.data.bad_ceiling == {"scienceqa": 0.001, "scienceqa_smollm2": 1.0}[name]
     stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, split="test", template="vicuna_v1"))
     data = open_stage("scienceqa", stage, 0, open_tokenizer("tiny"), model_config(load(name).model).vision)
@@ -155,7 +157,7 @@ def test_scienceqa_reasons_before_it_answers(name, tmp_path):
     replaced = {record["sample"]: record["substitute"] for row in rows for record in row["replaced"]}
     assert replaced.keys() == {"0", "1", "2"} and set(replaced.values()) <= {"3", "4", "5"}
     text = open_tokenizer("tiny").decode(rows[0]["tokens"][rows[0]["target_mask"]].tolist())
-    assert text.startswith(" L. E. The answer is A.")
+    assert text.startswith(f"{taught} is A.")
 
 
 @pytest.mark.parametrize("name", ["scienceqa", "scienceqa_smollm2"])
