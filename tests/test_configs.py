@@ -142,7 +142,8 @@ def test_a_stage_hands_its_projector_to_the_next():
 
 
 @pytest.mark.parametrize(
-    "name, asked, taught", [("scienceqa", "QCM-LEA", " L. E. The answer"), ("scienceqa_smollm2", "QCM-A", " The answer")]
+    "name, asked, taught",
+    [("scienceqa", "QCM-LEA", " L. E. The answer"), ("scienceqa_smollm2", "QCM-A", " The answer")],
 )
 def test_scienceqa_teaches_its_format(name, asked, taught, tmp_path):
     """Problems without an image are whole samples; one whose image is missing is another one, as far as is allowed."""
