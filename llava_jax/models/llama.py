@@ -125,7 +125,7 @@ class Block(nn.Module):
         q = Linear("btd,dhe->bthe", *heads, dtype, bias, name="q")(y)
         k = Linear("btd,dke->btke", *kv_heads, dtype, bias, name="k")(y)
         v = Linear("btd,dke->btke", *kv_heads, dtype, bias, name="v")(y)
-        by_product = self.config.attention == "splash"  # on a TPU
+        by_product = self.config.attention.startswith("splash")  # on a TPU
         q, k, v = name_qkv(rope(q, rotation, by_product), rope(k, rotation, by_product), v)
         q = constrain(q, "batch", None, "heads", None)
         if past is None:

@@ -99,6 +99,35 @@ def test_rope_is_hugging_face_s(scaling):
         np.testing.assert_allclose(ours, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rope_by_a_product_gives_the_same_numbers(dtype):
+    """And the same gradients, but for what a bfloat16 cotangent rounds."""
+    positions = jnp.array([[0, 1, 2, 50, 127]])
+    rotation = layers.rope_rotation(dataclasses.replace(LLM, head_size=16, width=64), positions)
+    x, w = jnp.asarray(normal(1, 5, 4, 16), dtype), jnp.asarray(normal(1, 5, 4, 16), dtype)
+    found, expected = (layers.rope(x, rotation, by_product) for by_product in (True, False))
+    assert found.dtype == x.dtype
+    np.testing.assert_allclose(found.astype(jnp.float32), expected.astype(jnp.float32), atol=1e-6, rtol=2**-7)
+    assert np.mean(np.asarray(found != expected)) < 0.05, "what differs is a last bit, here and there"
+
+    def gradient(by_product):
+        return jax.grad(lambda x: jnp.sum((layers.rope(x, rotation, by_product) * w).astype(jnp.float32)))(x)
+
+    tolerance = 1e-6 if dtype == "float32" else 0.05
+    np.testing.assert_allclose(gradient(True).astype(jnp.float32), gradient(False).astype(jnp.float32), atol=tolerance)
+
+
+def test_a_tpu_writes_gradients_of_weights_in_bfloat16_and_others_in_float32():
+    """Read from what each is given to compile; neither is there."""
+
+    def results(platform):
+        f = jax.jit(jax.grad(lambda w, x: layers.dot(SPEC, x, w, "bfloat16", out="float32").sum()))
+        text = f.trace(jnp.asarray(W, jnp.bfloat16), jnp.asarray(X)).lower(lowering_platforms=(platform,)).as_text()
+        return [line.rsplit("x", 1)[1].rstrip("> ") for line in text.splitlines() if "dot_general" in line]
+
+    assert results("tpu") == ["bf16"] and results("cpu") == ["f32"]
+
+
 def test_unknown_rope_scaling_is_named():
     with pytest.raises(ConfigError, match="yarn"):
         layers.rope_frequencies(dataclasses.replace(LLM, rope_scaling=RopeScaling("yarn", 2.0)))

@@ -110,3 +110,17 @@ def test_state_bytes_count_two_moments_and_two_counters():
     params = {"a/kernel": jnp.zeros((3, 2)), "a/bias": jnp.zeros(5)}
     tx = make_optimizer(Optimizer(weight_decay=0.1), {path: 1.0 for path in params}, 10)
     assert state_bytes(tx.init(params)) == 2 * 4 * (6 + 5) + 2 * 4
+
+
+def test_a_first_moment_in_bfloat16_takes_half_the_bytes_and_hardly_moves_the_update():
+    full, half = (make_optimizer(Optimizer(first_moment=dtype), PEAK, 10) for dtype in ("float32", "bfloat16"))
+    params = jax.tree.map(jnp.ones_like, gradients(0))
+    exact, rounded = full.init(params), half.init(params)
+    moments = [str(x.dtype) for x in jax.tree.leaves(rounded) if x.ndim]
+    assert sorted(set(moments)) == ["bfloat16", "float32"] and moments.count("bfloat16") == len(PEAK)
+    for step in range(4):
+        wanted, exact = full.update(gradients(step), exact, params)
+        found, rounded = half.update(gradients(step), rounded, params)
+    for path, update in wanted.items():
+        np.testing.assert_allclose(found[path], update, rtol=0.02, atol=1e-3 * PEAK[path], err_msg=path)
+        assert (np.asarray(found[path]) != np.asarray(update)).any(), "it is rounded"

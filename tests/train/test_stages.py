@@ -1,0 +1,76 @@
+"""Layouts: where the arrays of a stage lie, and that it is the same training wherever they do."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from small_run import CONFIG, OPTIMIZER, STAGE_1, STAGE_2, make_batch, random_params
+
+from llava_jax.config import Data, Stage
+from llava_jax.errors import ConfigError
+from llava_jax.models.llava import Llava
+from llava_jax.sharding import global_batch, make_mesh, replicating
+from llava_jax.train import stages
+from llava_jax.train.state import all_params, enter_stage
+from llava_jax.train.step import make_train_step
+
+STAGE = Stage(batch=8, learning_rates=STAGE_1, optimizer=OPTIMIZER, data=Data(length=16))
+SECOND = dataclasses.replace(STAGE, learning_rates=STAGE_2)
+
+
+def layout(stage: Stage, weights: str, mesh) -> stages.Layout:
+    return stages.make_layout("one", dataclasses.replace(stage, weights=weights), CONFIG, mesh, 20)
+
+
+def trained(weights: str) -> tuple[list[float], dict]:
+    """(losses, parameters) of three steps of a first stage, its weights laid out so, and three of a sharded second."""
+    mesh, losses = make_mesh(1, 4, 2), []
+    params = random_params(CONFIG)
+    for stage, how in ((STAGE, weights), (SECOND, "sharded")):
+        found = layout(stage, how, mesh)
+        with jax.set_mesh(found.mesh):
+            state = enter_stage(params, jax.random.PRNGKey(0), found.abstract, found.tx)
+            step = make_train_step(Llava(CONFIG), found.tx, found.abstract, 1, 1)
+            for seed in range(3):
+                state, metrics = step(state, global_batch(make_batch(8, seed=seed), found.mesh))
+                losses.append(float(metrics["loss"]))
+        params = all_params(state)
+    return losses, params
+
+
+def test_a_stage_with_copies_of_its_weights_is_the_same_and_the_next_one_goes_on_from_it():
+    copied = layout(STAGE, "replicated", make_mesh(1, 4, 2))
+    assert copied.mesh.shape["fsdp"] == 1  # or the comparison would be of a thing with itself
+    (expected, weights), (losses, params) = trained("sharded"), trained("replicated")
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for path, w in weights.items():
+        np.testing.assert_allclose(params[path], w, rtol=1e-3, atol=1e-5, err_msg=path)
+        assert params[path].sharding == w.sharding, path
+
+
+def test_copies_keep_the_devices_their_order_and_tensor():
+    mesh = make_mesh(2, 2, 2)
+    copied = replicating(mesh)
+    assert dict(copied.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    assert copied.devices.ravel().tolist() == mesh.devices.ravel().tolist()
+
+
+@pytest.mark.parametrize("share, fsdp", [(2.1, 1), (1.9, 8)])
+def test_auto_copies_what_takes_half_of_a_device_and_no_more(monkeypatch, share, fsdp):
+    mesh = make_mesh(1, 8, 1)
+    state = layout(STAGE, "replicated", mesh).abstract
+    size = sum(x.size * x.dtype.itemsize for x in [*jax.tree.leaves(state), *state.trainable.values()])
+    monkeypatch.setitem(stages.MEMORY_GIB, jax.devices()[0].device_kind, share * size / 2**30)
+    assert layout(STAGE, "auto", mesh).mesh.shape["fsdp"] == fsdp
+
+
+def test_a_device_of_which_nothing_is_known_keeps_the_mesh():
+    mesh = make_mesh(1, 8, 1)
+    assert layout(STAGE, "auto", mesh).mesh == mesh
+
+
+def test_rows_that_do_not_split_over_the_devices_are_refused_with_what_would():
+    stage = dataclasses.replace(STAGE, batch=12)
+    with pytest.raises(ConfigError, match="12 rows .* = 8 devices; make batch .* e.g. 16, or let config.mesh.tensor"):
+        layout(stage, "sharded", make_mesh(1, 8, 1))
