@@ -14,7 +14,7 @@ compiled program; the lines behind the table say what they assume.
   --tries=N              3; changes that are tried, one upon the other, where a step does not fit; 0: none
   --price=DOLLARS        of a chip and hour: gives costs
   --json=FILE            appends a line for each result; the table then has all that FILE holds
-  --hlo=FILE             writes the compiled program (of the last result)
+  --hlo=FILE             writes the compiled program (of the last result that fits)
   --decode               instead: reading prompts and a token behind them, in the compute dtype
   --decode_batch=N       8 rows
   --decode_cache=N       1024 slots, of which all but the last are read
@@ -70,6 +70,10 @@ def plan(argv: list[str]) -> int:
     for name in stages if table.length else ():
         config = plan_step.changed(config, f"stages.{name}.data.length", table.length)
     slices = [topologies.parse(name) for name in table.topology]
+    file = Path(table.json) if table.json else None
+    if file:  # what cannot be kept is to be known before minutes of compiling
+        plan_report.append(file, [])
+        plan_report.read(file)
     results, assumed = [], []
     for topology in slices:
         if table.decode:
@@ -80,12 +84,12 @@ def plan(argv: list[str]) -> int:
         for result in found:
             print("\n".join(plan_report.describe(result, table.price)) + "\n", flush=True)
             assumed = result.assumptions or assumed
-            if table.json:
-                plan_report.append(Path(table.json), result)
-            if table.hlo:
+            if table.hlo and result.program:
                 write_whole(Path(table.hlo), result.program)
+        if file:
+            plan_report.append(file, found)
         results += found
-    rows = plan_report.read(Path(table.json)) if table.json else results
+    rows = plan_report.read(file) if file else results
     if len(rows) > 1:
         print("\n".join(plan_report.table(rows, table.price)) + "\n")
     if assumed:

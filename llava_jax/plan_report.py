@@ -24,6 +24,8 @@ def describe(r: Result, price: float) -> list[str]:
         rows.append(("needs" if r.fits else "not enough", " ".join(r.changes)))
     if r.fits:
         rows += [*_size(r), *_time(r), *_whole_run(r, price)]
+    if r.slowed_by:
+        rows.append(("slowed by", "; ".join(r.slowed_by)))
     return lines + [f"  {name:15} {text}" for name, text in rows]
 
 
@@ -117,13 +119,14 @@ def _span(low: float, high: float) -> str:
     return texts[0] if texts[0] == texts[1] else "-".join(texts)
 
 
-def append(path: Path, result: Result) -> None:
-    """A line of JSON, without the program's text. Raises ConfigError where `path` cannot be written."""
-    values = dataclasses.asdict(result)
-    del values["program"]
+def append(path: Path, results: list[Result]) -> None:
+    """A line of JSON for each, without the program's text. Raises ConfigError where `path` cannot be written."""
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            for result in results:
+                values = dataclasses.asdict(result)
+                del values["program"]
+                file.write(json.dumps(values) + "\n")
     except OSError as e:
         raise ConfigError(f"--json={path} cannot be written ({e.strerror}); name another place") from None
 
@@ -132,7 +135,11 @@ def read(path: Path) -> list[Result]:
     """What `append` wrote; of equal programs (what, model, slice, settings) the newest. Raises ConfigError where it is
     something else."""
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"--json={path} cannot be read ({e}); name another place") from None
+    for number, line in enumerate(lines, start=1):
         try:
             result = Result(**json.loads(line))
         except (ValueError, TypeError):

@@ -13,9 +13,11 @@ from llava_jax import config as settings
 from llava_jax.architectures import REMAT
 from llava_jax.config import Config
 from llava_jax.data.pipeline import steps_per_run
-from llava_jax.planning import estimate, topologies
+from llava_jax.errors import ConfigError
+from llava_jax.planning import estimate, facts, hlo, topologies
 from llava_jax.planning.topologies import Topology
 from llava_jax.sharding import make_mesh
+from llava_jax.train.inputs import check_room
 from llava_jax.train.lowered import lower_decode, lower_step
 from llava_jax.train.stages import Layout, make_layout
 from llava_jax.train.state import abstract_model
@@ -65,6 +67,7 @@ class Result:
     high: float = 0.0
     compile_seconds: float = 0.0
     assumptions: tuple[str, ...] = ()
+    slowed_by: tuple[str, ...] = ()  # what the step of a fast program has not: see planning/facts.py
     program: str = ""
 
     @property
@@ -101,9 +104,9 @@ def _shortage(message: str) -> DoesNotFit | None:
 
 
 def plan_stage(config: Config, name: str, topology: Topology, search: Search, samples: int) -> Result:
-    """One stage as the config says; where it does not fit, with the changes that make it, see `knobs`; with
-    `search.best`, with the fastest remat policy that fits. Raises ConfigError where the config itself cannot be run
-    there."""
+    """One stage as the config says; where it does not fit, with the changes that make it (`_turned`, `search.tries` of
+    them at most); with `search.best`, with the fastest remat policy that fits. samples: see `_counted`. Raises
+    ConfigError where the config itself cannot be run there."""
     config, changes = _spread(config, name, topology)
     tried, lacking, result = [], 0.0, None
     try:
@@ -228,15 +231,18 @@ def compile_stage(config: Config, name: str, topology: Topology, samples: int) -
     """The stage as the config says. Raises DoesNotFit, and ConfigError where the config cannot be run there."""
     stage = config.stages[name]
     steps = stage.steps or _counted(stage, samples)
-    layout = _layout(config, name, topology, steps or STEPS)
     model_config = settings.model_config(config.model, "tpu")
+    check_room(name, stage.data, model_config.vision)
+    layout = _layout(config, name, topology, steps or STEPS)
     began = time.perf_counter()
     program = compiled(lower_step(stage, model_config, layout))
     took = time.perf_counter() - began
     sizes = {path: x.size for path, x in (layout.abstract.trainable | layout.abstract.frozen).items()}
+    measured = _measured(program, topology, layout.mesh)
+    slowed_by = facts.slowed_by(hlo.parse(measured["program"]), model_config.attention != "xla", stage.data.length)
     return Result(
         **_about(config, name, topology, layout.mesh),
-        **_measured(program, topology, layout.mesh), changes=(), tried=(), lacking=0.0,
+        **measured, slowed_by=slowed_by, changes=(), tried=(), lacking=0.0,
         parameters=sum(sizes.values()), trainable=sum(sizes[path] for path in layout.abstract.trainable),
         rows=stage.batch, tokens=stage.batch * stage.data.length, steps=steps, model_flops=layout.flops,
         compile_seconds=took,
@@ -244,7 +250,8 @@ def compile_stage(config: Config, name: str, topology: Topology, samples: int) -
 
 
 def _counted(stage: settings.Stage, samples: int) -> int:
-    """Steps of the stage, 0 where they are not known: packed samples share rows."""
+    """Steps of the stage for so many samples, `data.samples` where it is 0; 0 where they are not known: packed samples
+    share rows."""
     samples = samples or stage.data.samples
     if not samples or stage.data.packing != "none" or stage.data.mixture:
         return 0
@@ -254,6 +261,8 @@ def _counted(stage: settings.Stage, samples: int) -> int:
 def plan_decode(config: Config, topology: Topology, batch: int, cache: int) -> list[Result]:
     """Reading `batch` prompts of `cache` - 1 tokens with an image, and one token behind them. Raises ConfigError where
     the mesh does not fit the model or the rows."""
+    if batch < 1 or cache < 2:
+        raise ConfigError(f"--decode_batch={batch} must be at least 1, --decode_cache={cache} at least 2")
     model_config, mesh = settings.model_config(config.model, "tpu"), _mesh(config, topology)
     programs = lower_decode(model_config, mesh, batch, cache - 1, 1)
     sizes = {path: math.prod(x.shape) for path, x in abstract_model(model_config)[0].items()}

@@ -41,6 +41,7 @@ def main(folder: Path) -> None:
         square = facts.largest_square(program, LENGTH)
         found[name] = {
             "mesh": result.mesh,
+            "slowed_by": result.slowed_by,
             "kernels": len(flops.kernels(program)[0]),
             "windowed": facts.has_windowed_einsum(program),
             "square": square and [square.dtype, *square.shape],

@@ -33,6 +33,7 @@ HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
         ([CONFIG, "--topology=v5e:4x4", "--stage=stage7"], "--stage=stage7: config.run has stage2"),
         ([CONFIG, "--topology=v5e:4x4", "--length=-1"], "--length=-1 must be positive"),
         ([CONFIG, "--topology=v5e:4x4", "--tries=-1"], "--tries, --samples and --price must not be negative"),
+        ([CONFIG, "--topology=v5e:4x4", "--json=/no/such/folder/x"], "--json=/no/such/folder/x cannot be written"),
         ([CONFIG, "--topology=v5e:4x4", "--config.model.lm=x"], "Did you mean"),
         ([CONFIG, "--topology=v5e:4x4", "--topolgy=x"], "topolgy"),
     ],
@@ -43,6 +44,14 @@ def test_a_wrong_command_is_one_line_and_code_2(flags, message, capsys, monkeypa
     assert main(["plan", *flags]) == 2
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
+
+
+def test_a_file_of_something_else_is_refused_before_anything_is_compiled(tmp_path, capsys):
+    file = tmp_path / "notes.txt"
+    for content, reason in ((b"notes\n", "notes.txt:1 is no result of a plan"), (b"\xff", "cannot be read")):
+        file.write_bytes(content)
+        assert main(["plan", CONFIG, "--topology=v5e:4x4", f"--json={file}"]) == 2
+        assert reason in capsys.readouterr().err and file.read_bytes() == content
 
 
 def test_help_and_the_list_of_slices(capsys):
@@ -101,8 +110,8 @@ def test_twice_the_chips_pay_where_most_of_the_time_is_computing():
 def test_results_are_added_to_a_file_and_make_one_table(tmp_path):
     file = tmp_path / "plan.jsonl"
     other = dataclasses.replace(RESULT, topology="v5e:2x2", lacking=1.5, program="HloModule")
-    for result in (RESULT, other, dataclasses.replace(RESULT, low=1.0)):
-        plan_report.append(file, result)
+    for results in ([RESULT, other], [dataclasses.replace(RESULT, low=1.0)]):
+        plan_report.append(file, results)
     assert "HloModule" not in file.read_text()
     lines = plan_report.table(plan_report.read(file), 0.0)
     assert len(lines) == 3  # of the two that are the same program the newer one
@@ -182,6 +191,16 @@ def test_best_takes_the_fastest_policy_that_fits(monkeypatch):
     assert result.changes == ("--config.model.remat=save_context",) and result.low == 1.0
 
 
+def test_rows_that_images_fill_and_empty_batches_are_refused_as_a_run_refuses_them():
+    config = small(batch=8)
+    full = plan_step.changed(config, "stages.one.data.length", 9)  # of the tiny tower's 9 patches
+    with pytest.raises(ConfigError, match="leaves no room for text"):
+        plan_step.compile_stage(full, "one", topologies.parse("v5e:2x2"), 0)
+    for batch, cache in ((0, 8), (1, 1)):
+        with pytest.raises(ConfigError, match="must be at least 1, .* at least 2"):
+            plan_step.plan_decode(config, topologies.parse("v5e:2x2"), batch, cache)
+
+
 # ------------------------------------------------------------------ compiled programs
 
 
@@ -200,6 +219,7 @@ def facts(tmp_path_factory) -> dict:
 
 def test_the_steps_are_made_of_what_is_fast(facts):
     for name, found in facts.items():
+        assert found["slowed_by"] == [], name
         assert not found["windowed"], name
         assert found["float32_gathers"] == [], name
         assert found["square"] is None, name  # no scores of all tokens with all others

@@ -1,4 +1,4 @@
-"""What a compiled program has or has not, for tests and for `plan` to assert: a fast step is made of these."""
+"""What a compiled program has or has not, for tests to assert and for `plan` to tell: a fast step is made of these."""
 
 import re
 
@@ -44,3 +44,18 @@ def not_aliased(program: Program) -> dict[str, Array]:
         for number, instruction in program.parameters().items()
         if number not in taken and instruction.results
     }
+
+
+def slowed_by(program: Program, has_kernel: bool, length: int) -> tuple[str, ...]:
+    """What a train step should not have and has, in words. has_kernel: it attends by a kernel, rows have `length`
+    tokens."""
+    found = [f"float32 {one.payload[0].shape} is gathered, not bfloat16" for one in float32_gathers(program)]
+    if has_windowed_einsum(program):
+        found.append("gathering of weights became a loop of small products")
+    inputs = {array.shape for array in (i.results[0] for i in program.parameters().values() if i.results)}
+    square = largest_square(program, length) if has_kernel else None
+    # A ViT is 1024 wide: its weights are no scores.
+    if square and square.shape not in inputs and len(square.shape) > 3:
+        found.append(f"scores of all tokens with all others, {square.dtype}{list(square.shape)}, lie in memory")
+    state = [name for name in not_aliased(program) if re.search(r"\b(trainable|opt_state)\b", name)]
+    return tuple(found + [f"{name} is not written where it was" for name in state])

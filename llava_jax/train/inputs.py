@@ -57,11 +57,7 @@ def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision:
     """
     d = stage.data
     find_template(d.template)
-    if d.max_images * vision.features >= d.length:
-        raise ConfigError(
-            f"stages.{name}.data.length={d.length} leaves no room for text beside {d.max_images} images of "
-            f"{vision.features} patches; raise it or lower max_images"
-        )
+    check_room(name, d, vision)
     row_format = RowFormat(
         tokenizer, d.template, d.length, d.max_images, vision.features, vision.image_size, d.aspect, d.overlong
     )
@@ -89,6 +85,15 @@ def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision:
     if out and d.packing == "pack":
         out = _as_short_as_needed(out, stage.eval.samples, math.lcm(16, stage.loss_chunks))
     return StageData(rows, out, [], steps, samples, needs)
+
+
+def check_room(name: str, d: Data, vision: VisionConfig) -> None:
+    """Raises ConfigError where images fill the rows of stage `name`."""
+    if d.max_images * vision.features >= d.length:
+        raise ConfigError(
+            f"stages.{name}.data.length={d.length} leaves no room for text beside {d.max_images} images of "
+            f"{vision.features} patches; raise it or lower max_images"
+        )
 
 
 def _as_short_as_needed(rows: Rows, count: int, multiple: int) -> Rows:
