@@ -10,6 +10,10 @@ else the machine does hits both; torch runs with its eager and with its fused at
 losses of the first steps must agree, or the run ends with 1. `of peak`: model FLOPs (without recomputation) per second,
 as a share of the fastest product of two 2048 x 2048 matrices of this dtype, either side's, in the same run.
 
+The first step of a turn is not counted. Memory that the turn before it gave back may have left a virtual machine, which
+then takes seconds to get it again; between steps of one side, too, as the kernel time of the process shows. It hits us
+more than torch: XLA asks for all of a step's memory in one piece and gives it back, torch keeps many small ones.
+
 --scaling draws our step's time over sequence length and over rows. Needs `pip install -e '.[test]'`.
 """
 
@@ -55,7 +59,7 @@ TABLES = {1: (("projector/.*", RATE), (".*", None)), 2: (("vision/.*", None), ("
 THEIRS = {1: ("model.multi_modal_projector",), 2: ("model.multi_modal_projector", "model.language_model", "lm_head")}
 COMPARED = 3  # steps whose losses must agree
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # relative
-TURN = 0.5  # seconds at least of one side before the other has its turn
+TURN = 1.0  # seconds at least of one side before the other has its turn
 
 
 def shapes_of(name: str, dtype: str, args) -> ModelConfig:
@@ -104,12 +108,14 @@ class OurStep:
             return float(jax.block_until_ready((self.state, metrics))[1]["loss"])
 
 
-def turn(step, calls: int) -> float:
-    """Seconds a call."""
-    began = time.perf_counter()
-    for _ in range(calls):
+def turn(step, calls: int) -> list[float]:
+    """Seconds of each of `calls` steps, after one that is not counted."""
+    times = []
+    for _ in range(calls + 1):
+        began = time.perf_counter()
         step()
-    return (time.perf_counter() - began) / calls
+        times.append(time.perf_counter() - began)
+    return times[1:]
 
 
 def peak_flops(dtype: str) -> float:
@@ -145,12 +151,12 @@ def compare(name: str, dtype: str, stage: int, folder: Path, peak: float, args) 
     for side, step in sides.items():
         step.set_batch(batch)
         losses[side] = [step() for _ in range(COMPARED)]
-        calls[side] = max(1, round(TURN / turn(step, 1)))
+        calls[side] = max(2, round(TURN / turn(step, 1)[0]))
     check_equal(losses, dtype, f"{name} {dtype} stage {stage}")
     times = {side: [] for side in sides}
     for _ in range(args.rounds):
         for side, step in sides.items():
-            times[side].append(turn(step, calls[side]))
+            times[side] += turn(step, calls[side])
     seconds = {side: statistics.median(found) for side, found in times.items()}
     theirs = min(("eager", "sdpa"), key=seconds.get)
     fastest = min(times["eager"] + times["sdpa"]) / min(times["ours"])
@@ -169,8 +175,8 @@ def tables(args) -> None:
     print(
         f"jax {jax.__version__}, torch {torch.__version__}, {THREADS} threads; {args.batch} rows of "
         f"{args.length or 256} tokens, remat {args.remat} on both sides, our unroll {args.unroll}\n"
-        f"medians of {args.rounds} rounds; ratio: torch's faster median / ours, above 1 ours is faster\n"
-        "fastest: the same of each side's fastest turn, which other work on the machine disturbs least\n\n"
+        f"medians of the steps of {args.rounds} rounds; ratio: torch's faster median / ours, above 1 ours is faster\n"
+        "fastest: the same of each side's fastest step, which other work on the machine disturbs least\n\n"
         "                           |    seconds of a step     |    tokens/s     | ratio fastest |  of peak\n"
         "model        dtype    stage|     ours   eager    sdpa |    ours  theirs |               | ours theirs"
     )
@@ -207,8 +213,7 @@ def scaling(args) -> None:
                 times = []
                 for value in values:
                     step.set_batch(make_batch(c, *shape(value)))
-                    step()  # compiles
-                    times.append(statistics.median(turn(step, 1) for _ in range(args.rounds)))
+                    times.append(statistics.median(turn(step, args.rounds)))  # the first step compiles
                     print(f"{name} {dtype} stage {stage}, {value} {label}: {times[-1]:.3f} s", flush=True)
                 axis.plot(values, times, "o-", label=f"stage {stage}")
                 at = len(values) // 2

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,51 @@ def test_dot_gradient_in_bfloat16_is_close_to_float32(spec, x, w):
     for ours, exact in zip(gradients("bfloat16"), gradients("float32"), strict=True):
         assert ours.dtype == jnp.float32
         assert np.abs(ours - exact).max() < 0.02 * np.abs(exact).max()
+
+
+SPECS = {
+    "up": ("btd,df->btf", (4, 64, 96), (96, 128)),
+    "down": ("btf,fd->btd", (4, 64, 128), (128, 96)),
+    "one row": ("btf,fd->btd", (1, 256, 128), (128, 96)),
+    "q": ("btd,dhe->bthe", (4, 64, 96), (96, 4, 32)),
+    "o": ("bthi,hid->btd", (4, 64, 4, 32), (4, 32, 96)),
+    "tied head": ("btd,vd->btv", (4, 64, 96), (512, 96)),
+    "odd head": ("btd,vd->btv", (4, 64, 96), (513, 96)),
+    "scores": ("btkge,bske->bkgts", (4, 64, 2, 3, 32), (4, 64, 2, 32)),
+    "context": ("bkgts,bske->btkge", (4, 2, 3, 64, 64), (4, 64, 2, 32)),
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_gradients_of_products_are_those_of_einsum(name):
+    spec, x_shape, w_shape = SPECS[name]
+    x, w = normal(*x_shape), normal(*w_shape)
+
+    def gradients(product):
+        return jax.grad(lambda x, w: jnp.sin(product(x, w)).sum(), (0, 1))(x, w)
+
+    ours = gradients(lambda x, w: layers.dot(spec, x, w, "float32"))
+    for one, expected in zip(ours, gradients(lambda x, w: jnp.einsum(spec, x, w, precision="highest")), strict=True):
+        np.testing.assert_allclose(one, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", SPECS)
+def test_a_cpu_turns_no_operand_of_a_product_by_itself(name, dtype):
+    """XLA for CPU multiplies bfloat16 as it is only where the summed axes are the last of the left and first or last of
+    the right operand; any other product converts both to float32 first, or finds no code at all when it runs."""
+    spec, x_shape, w_shape = SPECS[name]
+    x, w = jnp.zeros(x_shape, dtype), jnp.zeros(w_shape, dtype)
+    compiled = jax.jit(jax.grad(lambda x, w: jnp.sin(layers.dot(spec, x, w, dtype)).sum(), (0, 1))).lower(x, w).compile()
+    found = re.findall(r" dot\((.*?)\), .*?lhs_contracting_dims=\{(\d)\}", compiled.as_text())
+    operands = dict(re.findall(r"%(\S+) = (\w+\[[\d,]*\])", compiled.as_text()))
+    assert len(found) == 3
+    for names, summed in found:
+        left, right = (operands[one.strip().lstrip("%")] for one in names.split(","))
+        assert int(summed) == left.count(",")
+        if dtype == "bfloat16":
+            assert left.startswith("bf16") and right.startswith("bf16")
+    compiled(x, w)
 
 
 def test_unknown_dtype_is_named():
