@@ -89,7 +89,8 @@ def test_a_cpu_turns_no_operand_of_a_product_by_itself(name, dtype):
     the right operand; any other product converts both to float32 first, or finds no code at all when it runs."""
     spec, x_shape, w_shape = SPECS[name]
     x, w = jnp.zeros(x_shape, dtype), jnp.zeros(w_shape, dtype)
-    compiled = jax.jit(jax.grad(lambda x, w: jnp.sin(layers.dot(spec, x, w, dtype)).sum(), (0, 1))).lower(x, w).compile()
+    gradients = jax.jit(jax.grad(lambda x, w: jnp.sin(layers.dot(spec, x, w, dtype)).sum(), (0, 1)))
+    compiled = gradients.lower(x, w).compile()
     found = re.findall(r" dot\((.*?)\), .*?lhs_contracting_dims=\{(\d)\}", compiled.as_text())
     operands = dict(re.findall(r"%(\S+) = (\w+\[[\d,]*\])", compiled.as_text()))
     assert len(found) == 3
