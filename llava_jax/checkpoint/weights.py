@@ -89,7 +89,8 @@ def save_module(path: str, module: str, params: dict[str, jax.Array], dtype: str
     partial = file.with_suffix(".partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={"module": module, "note": json.dumps(note, sort_keys=True)})
+        # One entry: the library writes several in an order of its own, and equal runs are to give equal files.
+        save_file(tensors, partial, metadata={"about": json.dumps({"module": module} | note, sort_keys=True)})
         os.replace(partial, file)
     except (SafetensorError, OSError) as e:
         raise DataError(f"weights file {file} (for `{module}`) cannot be written: {e}") from None

@@ -46,6 +46,12 @@ def test_what_is_saved_is_loaded_straight_into_shards(tmp_path, stored, wanted):
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_equal_weights_make_equal_files(tmp_path):
+    note = {"architecture": "tiny", "select_layer": "-2"}
+    files = [save_module(str(tmp_path / f"{i}.safetensors"), "llm", params(), "float32", note) for i in range(8)]
+    assert len({file.read_bytes() for file in files}) == 1
+
+
 def test_each_device_reads_its_own_slice_only(tmp_path, monkeypatch):
     file = save_module(str(tmp_path / "llm.safetensors"), "llm", params(), "float32", {})
     asked = []
@@ -63,7 +69,7 @@ def test_the_file_says_what_it_is(tmp_path):
     file = save_module(str(tmp_path / "llm.safetensors"), "llm", params(), "float32", {"architecture": "tiny"})
     with safe_open(file, "np") as tensors:
         assert set(tensors.keys()) == {"embed/embedding", "layers/q/kernel", "norm/scale"}
-        assert tensors.metadata() == {"module": "llm", "note": '{"architecture": "tiny"}'}
+        assert tensors.metadata() == {"about": '{"architecture": "tiny", "module": "llm"}'}
 
 
 def write(path, tensors) -> str:
