@@ -1,7 +1,7 @@
 """The mesh, the one table that maps logical axes to mesh axes, and the helpers that apply it.
 
 Mesh axes: `data` replicates weights, `fsdp` shards them over their embed axis and gathers them on use, `tensor` splits
-heads, MLP and vocabulary. The batch is split over `data` and `fsdp` together.
+heads, MLP and vocabulary. The batch is split over `data` and `fsdp` together. `data` alone goes over several TPU slices.
 """
 
 import math
@@ -9,6 +9,7 @@ import math
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llava_jax.errors import ConfigError
@@ -34,7 +35,7 @@ RULES = (
 def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
     """A mesh of shape (data, fsdp, tensor) over `devices` (default: all). One size may be -1: what is left over.
 
-    Raises ConfigError when the sizes do not multiply to the number of devices.
+    Raises ConfigError when the sizes do not multiply to the number of devices, or `data` does not go over TPU slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
@@ -51,7 +52,31 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
             f"set one of them to -1 or make their product {len(devices)}"
         )
     # Auto axes: flax's logical constraints act as asserts under Explicit ones, make_mesh's default.
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    auto = (AxisType.Auto,) * 3
+    slices = count_slices(devices)
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=auto, devices=devices)
+    return Mesh(over_slices(sizes, slices, devices), AXES, axis_types=auto)
+
+
+def count_slices(devices) -> int:
+    """TPU slices, which chips' links do not join. (Of GPUs it is 1, whatever joins them.)"""
+    return len({device.slice_index for device in devices if device.platform == "tpu"}) or 1
+
+
+def over_slices(sizes: list[int], slices: int, devices) -> np.ndarray:
+    """The devices of several TPU slices as [data, fsdp, tensor]. Between slices there is only the network of the data
+    centre, so nothing but `data` goes over it: once a step, gradients.
+
+    Raises ConfigError where `data` is no multiple of the slices.
+    """
+    data, fsdp, tensor = sizes
+    if data % slices:
+        raise ConfigError(
+            f"mesh.data={data} does not go over {slices} TPU slices; set it to {slices}, or a multiple, and "
+            f"mesh.fsdp=-1: within a slice weights are split, between slices they are copied"
+        )
+    return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1), devices)
 
 
 def replicating(mesh: Mesh) -> Mesh:

@@ -1,3 +1,6 @@
+import dataclasses
+import random
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from small_run import CONFIG, EVERYTHING, STAGE_1, STAGE_2, changed, setup
 
 from llava_jax.errors import ConfigError
-from llava_jax.sharding import make_mesh
+from llava_jax.sharding import count_slices, make_mesh, over_slices
 from llava_jax.train.optimizer import state_bytes
 from llava_jax.train.state import abstract_model, all_params, enter_stage, fingerprint, fresh_params, nested
 
@@ -141,3 +144,36 @@ def test_a_mesh_that_does_not_divide_a_parameter_is_refused_by_name():
 
 def test_one_mesh_axis_takes_what_is_left():
     assert dict(make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Of a TPU v5e host: what a mesh is laid by."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    process_index: int = 0
+    core_on_chip: int = 0
+
+
+CHIPS = [Chip(4 * i + 2 * y + x, i, (x, y, 0)) for i in range(3) for y in range(2) for x in range(2)]
+
+
+@pytest.mark.parametrize("sizes", [(3, 4, 1), (3, 2, 2), (6, 2, 1), (12, 1, 1)], ids=str)
+def test_only_data_goes_over_several_slices(sizes):
+    mesh = over_slices(list(sizes), count_slices(CHIPS), random.Random(0).sample(CHIPS, 12))
+    assert mesh.shape == sizes and {chip.id for chip in mesh.flat} == set(range(12))
+    for i in range(sizes[0]):
+        assert {chip.slice_index for chip in mesh[i].flat} == {i * 3 // sizes[0]}
+
+
+def test_a_mesh_that_splits_weights_over_slices_is_refused():
+    with pytest.raises(ConfigError, match=r"mesh.data=1 does not go over 3 TPU slices; set it to 3, or a multiple"):
+        make_mesh(1, -1, 1, CHIPS)
+
+
+def test_hosts_of_gpus_are_no_slices():
+    assert count_slices([dataclasses.replace(chip, platform="gpu") for chip in CHIPS]) == 1
