@@ -1,7 +1,7 @@
 """The mesh, the one table that maps logical axes to mesh axes, and the helpers that apply it.
 
 Mesh axes: `data` replicates weights, `fsdp` shards them over their embed axis and gathers them on use, `tensor` splits
-heads, MLP and vocabulary. The batch is split over `data` and `fsdp` together. `data` alone goes over several TPU slices.
+heads, MLP and vocabulary. The batch is split over `data` and `fsdp` together. Only `data` goes over several TPU slices.
 """
 
 import math
