@@ -20,7 +20,7 @@ from llava_jax.sharding import check_processes
 RECORDED = (str(Path(__file__).parent / "recorded_main.py"),)
 # Accumulation, because a compiler may move the sum over processes out of its loop, or get that wrong.
 SHORT = ("--config.run=('packed',)", "--config.stages.packed.data.workers=0", "--config.stages.packed.accumulation=2")
-LOST_AFTER = 25  # seconds; the others are to say whom they lost before JAX aborts them, on a busy machine too
+LOST_AFTER = 40  # seconds; the others are to say whom they lost before JAX aborts them, on a busy machine too
 LOST = f"--lost_after={LOST_AFTER}"
 started = []
 
