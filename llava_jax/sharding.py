@@ -61,7 +61,8 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
 
 def count_slices(devices) -> int:
     """TPU slices, which chips' links do not join. (Of GPUs it is 1, whatever joins them.)"""
-    return len({device.slice_index for device in devices if device.platform == "tpu"}) or 1
+    # Devices that are only described (`plan`) have no such attribute where there is one slice.
+    return len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
 
 
 def over_slices(sizes: list[int], slices: int, devices) -> np.ndarray:

@@ -1,5 +1,6 @@
 import dataclasses
 import random
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +174,10 @@ def test_only_data_goes_over_several_slices(sizes):
 def test_a_mesh_that_splits_weights_over_slices_is_refused():
     with pytest.raises(ConfigError, match=r"mesh.data=1 does not go over 3 TPU slices; set it to 3, or a multiple"):
         make_mesh(1, -1, 1, CHIPS)
+
+
+def test_described_chips_of_one_slice_do_not_name_it():
+    assert count_slices([SimpleNamespace(platform="tpu")] * 4) == 1
 
 
 def test_hosts_of_gpus_are_no_slices():
