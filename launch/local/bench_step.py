@@ -198,7 +198,7 @@ def scaling(args) -> None:
 
     name, dtype = args.models[0], args.dtypes[0]
     c = shapes_of(name, dtype, args)
-    lengths = [n for n in (64, 128, 256, 512, 1024) if n <= c.llm.max_positions]
+    lengths = [n for n in (64, 128, 256, 512) if n <= c.llm.max_positions]
     sweeps = {
         f"tokens of a row, {args.batch} rows": (lengths, lambda n: (args.batch, n)),
         "rows of 128 tokens": ([1, 2, 4, 8, 16], lambda n: (n, 128)),
