@@ -219,7 +219,8 @@ def scaling(args) -> None:
                 at = len(values) // 2
                 axis.plot(values, [times[at] * v / values[at] for v in values], ":", color="gray")
             axis.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds of a step")
-            axis.set_xticks(values, values, minor=False)
+            axis.set_xticks(values, values)
+            axis.xaxis.set_minor_formatter("")
             axis.legend(title="dotted: in proportion")
     figure.suptitle(f"{name}, {dtype}, {THREADS} CPU threads")
     figure.savefig(args.scaling, dpi=120)
