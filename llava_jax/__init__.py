@@ -1,6 +1,6 @@
 """LLaVA (visual instruction tuning, arXiv 2304.08485) for JAX/Flax, on TPU pods, GPUs and laptops.
 
-lv = llava_jax.load("llava-1.5-7b-hf")      # see llava_jax.loading and llava_jax.loaded
+lv = llava_jax.load("llava-1.5-7b-hf")      # see llava_jax.api.load and llava_jax.api.model
 """
 
 import importlib
@@ -10,5 +10,5 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str):
     if name == "load":  # only now: with jax it takes seconds to import, and a typo in a flag is to be reported at once
-        return importlib.import_module("llava_jax.loading").load
+        return importlib.import_module("llava_jax.api.load").load
     raise AttributeError(f"module 'llava_jax' has no attribute {name!r}")

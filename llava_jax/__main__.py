@@ -8,12 +8,12 @@ import sys
 
 import tyro
 
-from llava_jax import data_cli, eval_cli
-from llava_jax.ckpt import ckpt
-from llava_jax.convert import convert
+from llava_jax.cli import data_inspect, eval_score
+from llava_jax.cli.chat import chat
+from llava_jax.cli.checkpoints import ckpt
+from llava_jax.cli.convert import convert
+from llava_jax.cli.plan import plan
 from llava_jax.errors import UserError, harmless
-from llava_jax.plan import plan
-from llava_jax.terminal import chat
 
 
 def _plan() -> int:
@@ -29,10 +29,10 @@ VERBS = {
     "plan": _plan,
 }
 GROUPS = {  # of verbs or groups: (what they do, the verbs)
-    "data": ("Looks at data sets before they are trained on, and makes them.", data_cli.VERBS),
+    "data": ("Looks at data sets before they are trained on, and makes them.", data_inspect.VERBS),
     "eval": (
         "Measures models on benchmarks.",
-        {"scienceqa": ("Answers ScienceQA, scores answers, and joins them with GPT-4's.", eval_cli.SCIENCEQA)},
+        {"scienceqa": ("Answers ScienceQA, scores answers, and joins them with GPT-4's.", eval_score.SCIENCEQA)},
     ),
 }
 

@@ -35,11 +35,11 @@ from pathlib import Path
 
 from absl import flags
 
-from llava_jax.command_line import read_command_line
-from llava_jax.compile_cache import compile_cache
-from llava_jax.config import Config
+from llava_jax.cli.config_flags import read_command_line
+from llava_jax.config.schema import Config
 from llava_jax.errors import UserError, harmless
-from llava_jax.processes import Processes, joined
+from llava_jax.runtime.compilation import compile_cache
+from llava_jax.runtime.distributed import Processes, joined
 
 
 def read_config(argv: list[str]) -> tuple[Config, Path, list[str], Processes, Path | None]:

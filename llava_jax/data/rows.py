@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from llava_jax.architectures import IMAGE_TOKEN_ID
+from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.data.example import Example
-from llava_jax.data.images import load_image, preprocess
-from llava_jax.data.tokenize import encode_row, fit
-from llava_jax.data.tokenizer import Tokenizer
 from llava_jax.errors import DataError
+from llava_jax.images.preprocess import load_image, preprocess
+from llava_jax.text.encode import encode_row, fit
+from llava_jax.text.tokenizer import Tokenizer
 
 Row = dict[str, np.ndarray]
 TRIES = 100  # substitutes that are tried for one example

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.whole_file import write_whole
+from llava_jax.output.files import write_whole
 
 
 class AnswersFile:

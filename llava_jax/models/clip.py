@@ -6,7 +6,7 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from llava_jax.architectures import ModelConfig
+from llava_jax.config.architectures import ModelConfig
 from llava_jax.errors import ConfigError
 from llava_jax.models.layers import (
     Embedding,
@@ -19,7 +19,7 @@ from llava_jax.models.layers import (
     quick_gelu,
     stacked,
 )
-from llava_jax.sharding import constrain
+from llava_jax.runtime.sharding import constrain
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # of CLIP's training images, per RGB channel
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)

@@ -14,9 +14,9 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from llava_jax.architectures import REMAT, LlamaConfig, ModelConfig
+from llava_jax.config.architectures import REMAT, LlamaConfig, ModelConfig
 from llava_jax.errors import ConfigError
-from llava_jax.sharding import param
+from llava_jax.runtime.sharding import param
 
 
 def dtype_of(name: str) -> jnp.dtype:

@@ -9,8 +9,8 @@ from flax import linen as nn
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
-from llava_jax.architectures import LlamaConfig, ModelConfig
-from llava_jax.models import kernels
+from llava_jax.config.architectures import LlamaConfig, ModelConfig
+from llava_jax.models import attention
 from llava_jax.models.layers import (
     Embedding,
     Linear,
@@ -23,7 +23,7 @@ from llava_jax.models.layers import (
     rope_rotation,
     stacked,
 )
-from llava_jax.sharding import constrain
+from llava_jax.runtime.sharding import constrain
 
 
 class Cache(struct.PyTreeNode):
@@ -129,7 +129,7 @@ class Block(nn.Module):
         q, k, v = name_qkv(rope(q, rotation, by_product), rope(k, rotation, by_product), v)
         q = constrain(q, "batch", None, "heads", None)
         if past is None:
-            y = kernels.attention(q, k, v, seen, self.config.attention)
+            y = attention.attention(q, k, v, seen, self.config.attention)
         else:
             past = _write(past[0], k, slot), _write(past[1], v, slot)
             y = _attend(q, *past, seen)
@@ -179,7 +179,7 @@ class Llama(nn.Module):
         """
         rotation = rope_rotation(self.config.llm, positions)
         if cache is None:
-            seen = kernels.visible(positions, segment_ids, self.config.attention)
+            seen = attention.visible(positions, segment_ids, self.config.attention)
             return self.norm(self.layers(embeddings, rotation, seen)[0]), None
 
         slot, cache = cache.index, cache.write_tokens(positions, segment_ids)

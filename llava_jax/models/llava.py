@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from llava_jax.architectures import IMAGE_TOKEN_ID, ModelConfig
+from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig
 from llava_jax.models.clip import Clip
 from llava_jax.models.llama import Cache, Llama
 from llava_jax.models.projector import Projector

@@ -5,7 +5,7 @@ import re
 from flax import linen as nn
 from jax import random
 
-from llava_jax.architectures import ModelConfig
+from llava_jax.config.architectures import ModelConfig
 from llava_jax.errors import ConfigError
 from llava_jax.models.layers import Linear, gelu
 

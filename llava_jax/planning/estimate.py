@@ -10,10 +10,10 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 
-from llava_jax.planning.collectives import Collective, collectives, seconds
-from llava_jax.planning.flops import Kernel, has_product, kernels, product_flops
-from llava_jax.planning.hlo import Program, parse, trip_count
-from llava_jax.planning.memory import moved
+from llava_jax.planning.hlo.collectives import Collective, collectives, seconds
+from llava_jax.planning.hlo.flops import Kernel, has_product, kernels, product_flops
+from llava_jax.planning.hlo.memory import moved
+from llava_jax.planning.hlo.parse import Program, parse, trip_count
 from llava_jax.planning.topologies import Topology
 
 KERNEL_MXU = 0.5  # the share of the peak that an attention kernel reaches

@@ -14,21 +14,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from llava_jax.architectures import IMAGE_TOKEN_ID
-from llava_jax.config import Stage
-from llava_jax.data.conversation import stop_string
+from llava_jax.config.architectures import IMAGE_TOKEN_ID
+from llava_jax.config.schema import Stage
 from llava_jax.data.example import Example
-from llava_jax.data.images import load_image, preprocess
 from llava_jax.data.pipeline import Row
-from llava_jax.data.scene_source import QUESTION_KINDS
-from llava_jax.data.scenes import conclusion
-from llava_jax.data.tokenize import expand_images, pad_row, stop_ids, tokenize_prompt
-from llava_jax.data.tokenizer import Tokenizer
+from llava_jax.data.sources.scene_world import conclusion
+from llava_jax.data.sources.scenes import QUESTION_KINDS
 from llava_jax.errors import DataError
-from llava_jax.generate.decode import decode_view, greedy
+from llava_jax.images.preprocess import load_image, preprocess
+from llava_jax.inference.decode import decode_view, greedy
 from llava_jax.models.llava import Llava
-from llava_jax.sharding import global_batch
-from llava_jax.train.inputs import StageData, in_order, round_up
+from llava_jax.runtime.sharding import global_batch
+from llava_jax.text.encode import expand_images, pad_row, stop_ids, tokenize_prompt
+from llava_jax.text.templates import stop_string
+from llava_jax.text.tokenizer import Tokenizer
+from llava_jax.train.dataset import StageData, in_order, round_up
 from llava_jax.train.state import Params, nested
 
 TRIES = 8  # rows that are looked at for one with other images

@@ -16,18 +16,18 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from llava_jax import config as settings
-from llava_jax.checkpoint.store import Store
-from llava_jax.config import Config
-from llava_jax.data.tokenizer import Tokenizer
+from llava_jax.checkpoint.native.store import Store
+from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, DataError, Diverged, UserError, harmless
-from llava_jax.models.kernels import platform_of
+from llava_jax.models.attention import platform_of
 from llava_jax.models.llava import Llava
-from llava_jax.processes import Processes
-from llava_jax.sharding import check_processes, global_batch, make_mesh
-from llava_jax.train import evaluate, guard, report, workdir
-from llava_jax.train.alive import READING, Alive
+from llava_jax.runtime.distributed import Processes
+from llava_jax.runtime.sharding import check_processes, global_batch, make_mesh
+from llava_jax.runtime.watchdog import READING, Alive
+from llava_jax.text.tokenizer import Tokenizer
+from llava_jax.train import evaluate, step_guard, summary, workdir
 from llava_jax.train.bad_samples import BadSamples
-from llava_jax.train.inputs import continued, open_tokenizer, place_in, training_batches
+from llava_jax.train.dataset import continued, open_tokenizer, place_in, training_batches
 from llava_jax.train.metrics import MetricsWriter, Progress
 from llava_jax.train.optimizer import state_bytes
 from llava_jax.train.stages import Plan, export, first_state, make_plans, next_state
@@ -144,23 +144,23 @@ def _train(config: Config, folder: Path, argv: list[str], alive: Alive) -> None:
 
 def _begin(
     run: Run, plan: Plan, state: TrainState | None, resumed: workdir.Resumed | None
-) -> tuple[TrainState, dict | None, bool, guard.Guard]:
+) -> tuple[TrainState, dict | None, bool, step_guard.Guard]:
     """What `run_stage` takes: from the checkpoint where it is of this stage, else from the stage before, `state`."""
     config = run.config
     if resumed and plan.index == resumed.index:
         state, place = run.store.restore(resumed.step, plan.layout.abstract)
         _check_steps(plan, int(state.step), resumed.step)
         run.say(f"continuing {run.folder} behind step {int(state.step)} of {plan.name}")
-        return state, place, resumed.evaluated, guard.Guard(config.guard, resumed.guard)
+        return state, place, resumed.evaluated, step_guard.Guard(config.guard, resumed.guard)
     if state is None:
         state = first_state(config, run.model.config, plan, run.say)
     else:
         state = next_state(run.model.config, plan, state)
-    return state, None, False, guard.Guard(config.guard)
+    return state, None, False, step_guard.Guard(config.guard)
 
 
 def run_stage(
-    run: Run, plan: Plan, state: TrainState, place: dict | None, evaluated: bool, watch: guard.Guard
+    run: Run, plan: Plan, state: TrainState, place: dict | None, evaluated: bool, watch: step_guard.Guard
 ) -> TrainState:
     """Trains one stage to its end.
 
@@ -230,7 +230,7 @@ def run_stage(
     run.alive.at("ending the stage", slow=True)
     batches.close()
     if watch.skipped:
-        run.say(f"{watch.skipped} of {steps} steps were skipped; {run.folder / guard.SKIPPED} says which and why")
+        run.say(f"{watch.skipped} of {steps} steps were skipped; {run.folder / step_guard.SKIPPED} says which and why")
     if frozen_before:
         _compare_frozen(run, frozen_before, fingerprint(state.frozen))
     return state
@@ -246,16 +246,16 @@ def _check_steps(plan: Plan, step: int, global_step: int) -> None:
 
 def _introduce(run: Run, plan: Plan) -> None:
     """Prints what will be trained, and one sample as the model will see it."""
-    for line in report.parameter_table(plan.layout.abstract, plan.layout.rates):
+    for line in summary.parameter_table(plan.layout.abstract, plan.layout.rates):
         run.say("  " + line)
     run.say(f"  optimizer state: {state_bytes(plan.layout.abstract.opt_state):,} bytes")
     run.say(f"  attention: {run.model.config.attention}")
     run.say(f"sample {', '.join(plan.data.train.names(0))}, supervised text in [[ ]]:")
-    run.say(report.render_sample(plan.data.train.row(0), run.tokenizer))
+    run.say(summary.render_sample(plan.data.train.row(0), run.tokenizer))
 
 
 def _read_metrics(
-    run: Run, plan: Plan, watch: guard.Guard, bad: BadSamples, state: TrainState, unread, progress: Progress
+    run: Run, plan: Plan, watch: step_guard.Guard, bad: BadSamples, state: TrainState, unread, progress: Progress
 ) -> None:
     """Waits for the metrics of a dispatched step and writes them; a skipped one has no others than that it was, and how
     many samples were replaced. Raises Diverged where that makes too many in a row, DataError where too many were
@@ -282,15 +282,15 @@ def _read_metrics(
 
 
 def _report_skipped(
-    run: Run, plan: Plan, watch: guard.Guard, state: TrainState, step: int, values: dict, norms: jax.Array, index
+    run: Run, plan: Plan, watch: step_guard.Guard, state: TrainState, step: int, values: dict, norms: jax.Array, index
 ) -> None:
     """Says and writes down which step was skipped and why. Raises Diverged where it is one too many."""
     why = watch.reason(step, values)
     known = {"gradient": dict(zip(sorted(state.trainable), norms.tolist(), strict=True))}
     if watch.is_over():
-        known["parameter"] = guard.parameter_norms(all_params(state), plan.layout.mesh)
+        known["parameter"] = step_guard.parameter_norms(all_params(state), plan.layout.mesh)
     about = {"stage": plan.name, "step": step, "reason": why, "skipped_in_a_row": watch.in_a_row, **values}
-    file = guard.write_skipped(run.folder, about, guard.sample_ids(plan.data.train, index), known)
+    file = step_guard.write_skipped(run.folder, about, step_guard.sample_ids(plan.data.train, index), known)
     run.say(f"WARNING: step {step} of {plan.name} is skipped: {why}; {file} names its samples")
     if watch.is_over():
         run.writer.flush()

@@ -14,7 +14,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from llava_jax.architectures import ModelConfig
+from llava_jax.config.architectures import ModelConfig
 from llava_jax.planning.topologies import GENERATIONS
 
 # Dense bf16 peak, TFLOP/s, and memory, GiB, per device, as jax names it. GPUs: the makers' data sheets.

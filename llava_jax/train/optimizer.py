@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llava_jax.config import Optimizer
+from llava_jax.config.schema import Optimizer
 from llava_jax.errors import ConfigError
 
 NOT_DECAYED = ("scale", "bias")  # Hugging Face's rule, which the original trained with

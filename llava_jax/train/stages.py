@@ -10,13 +10,13 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from llava_jax.architectures import ModelConfig
-from llava_jax.checkpoint.weights import check_writable, load_module, save_module
-from llava_jax.config import Config, Stage
-from llava_jax.data.tokenizer import Tokenizer
+from llava_jax.checkpoint.module_file import check_writable, load_module, save_module
+from llava_jax.config.architectures import ModelConfig
+from llava_jax.config.schema import Config, Stage
 from llava_jax.errors import ConfigError
-from llava_jax.sharding import replicating
-from llava_jax.train.inputs import StageData, open_stage
+from llava_jax.runtime.sharding import replicating
+from llava_jax.text.tokenizer import Tokenizer
+from llava_jax.train.dataset import StageData, open_stage
 from llava_jax.train.metrics import MEMORY_GIB, model_flops
 from llava_jax.train.optimizer import make_optimizer, rates
 from llava_jax.train.state import (

@@ -16,9 +16,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from llava_jax.architectures import ModelConfig
+from llava_jax.config.architectures import ModelConfig
 from llava_jax.models.llava import abstract_params, init_params
-from llava_jax.sharding import param_sharding, param_specs
+from llava_jax.runtime.sharding import param_sharding, param_specs
 
 Params = dict[str, jax.Array]
 Specs = dict[str, PartitionSpec]

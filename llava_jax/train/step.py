@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llava_jax.compiler_options import compiler_options
 from llava_jax.models.llava import Llava
-from llava_jax.sharding import constrain, logical_rules
+from llava_jax.runtime.compiler_options import compiler_options
+from llava_jax.runtime.sharding import constrain, logical_rules
 from llava_jax.train.state import TrainState, nested, shardings_of
 
 Batch = dict[str, jax.Array]

@@ -10,8 +10,8 @@ import jax
 from jax.sharding import Mesh
 
 import llava_jax
-from llava_jax.checkpoint.store import Store
-from llava_jax.config import Config
+from llava_jax.checkpoint.native.store import Store
+from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, DataError
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 import llava_jax
-from llava_jax.data.tokenizer import load_tokenizer
+from llava_jax.text.tokenizer import load_tokenizer
 
 TINY = load_tokenizer(Path(llava_jax.__file__).parent / "pretrained" / "tokenizer")
 

@@ -15,7 +15,7 @@ from llava_jax.data.mixture import BLOCK, Mixture, Part
 from llava_jax.data.pipeline import Batches
 from llava_jax.data.rows import Rows
 from llava_jax.errors import ConfigError
-from llava_jax.train.inputs import StageData, continued, place_in, training_batches
+from llava_jax.train.dataset import StageData, continued, place_in, training_batches
 
 
 class Named:

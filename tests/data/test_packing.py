@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from llava_jax.data.packing import BATCHES_PER_WINDOW, Bucketed, buckets, efficiency, lend_sizes, pack
-from llava_jax.data.tokenize import tokenize
-from llava_jax.data.tokenizer import load_tokenizer
 from llava_jax.errors import ConfigError, DataError
+from llava_jax.text.encode import tokenize
+from llava_jax.text.tokenizer import load_tokenizer
 
 RNG = np.random.default_rng(0)
 

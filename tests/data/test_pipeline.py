@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from llava_jax.data.example import Example
-from llava_jax.data.images import preprocess
 from llava_jax.data.packing import buckets, digest, lend_sizes, pack
 from llava_jax.data.pipeline import evaluation_batches, make_batches, steps_per_run
 from llava_jax.data.rows import RowFormat, Rows, build_row
-from llava_jax.data.sources import LlavaJson, Subset
+from llava_jax.data.sources.llava_json import LlavaJson, Subset
 from llava_jax.errors import ConfigError, DataError
+from llava_jax.images.preprocess import preprocess
 
 DEFAULTS = dict(batch_size=8, seed=3, shuffle=True, epochs=2, process_index=0, process_count=1, threads=4, prefetch=2)
 

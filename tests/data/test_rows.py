@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from llava_jax.data.example import Example
-from llava_jax.data.images import preprocess
 from llava_jax.data.packing import lend_sizes, pack
 from llava_jax.data.rows import RowFormat, Rows
 from llava_jax.errors import DataError
+from llava_jax.images.preprocess import preprocess
 
 
 class Letters:

@@ -16,8 +16,8 @@ from transformers import (
 )
 from transformers import LlamaConfig as HFLlamaConfig
 
-from llava_jax.architectures import LlamaConfig, ModelConfig, VisionConfig
-from llava_jax.checkpoint import torch_layout
+from llava_jax.checkpoint.torch_tensors import name_map
+from llava_jax.config.architectures import LlamaConfig, ModelConfig, VisionConfig
 from llava_jax.train.state import abstract_model, nested
 
 VISION = VisionConfig(
@@ -109,9 +109,7 @@ def params(rows, w: dict[str, np.ndarray], shapes: dict) -> dict:
     for row in rows:
         if row.path in shapes:
             shape = shapes[row.path].shape
-            found[row.path] = torch_layout.read(
-                row, shape, (slice(None),) * len(shape), np.float32, lambda n, i: w[n][i]
-            )
+            found[row.path] = name_map.read(row, shape, (slice(None),) * len(shape), np.float32, lambda n, i: w[n][i])
     assert found.keys() == shapes.keys()
     return nested(found)
 
@@ -121,16 +119,16 @@ def _shapes(c: ModelConfig, module: str) -> dict:
 
 
 def clip_params(w: dict[str, np.ndarray], c: ModelConfig) -> dict:
-    return params(torch_layout.CLIP, w, _shapes(c, "vision"))
+    return params(name_map.CLIP, w, _shapes(c, "vision"))
 
 
 def llama_params(w: dict[str, np.ndarray], c: ModelConfig) -> dict:
-    return params(torch_layout.LLAMA, w, _shapes(c, "llm"))
+    return params(name_map.LLAMA, w, _shapes(c, "llm"))
 
 
 def llava_params(model: LlavaForConditionalGeneration, c: ModelConfig) -> dict:
     llm = {f"model.{k}": v for k, v in weights(model, "model.language_model.").items()}
-    projector = torch_layout.projector_rows(2, "hf")
+    projector = name_map.projector_rows(2, "hf")
     return {
         "vision": clip_params(weights(model, "model.vision_tower."), c),
         "projector": params(projector, weights(model, "model.multi_modal_projector."), _shapes(c, "projector")),

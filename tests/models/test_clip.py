@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from flax import linen as nn
-from hf_weights import clip_params, hf_clip, small, weights
-from products import products
 from transformers import CLIPImageProcessor
 
 from llava_jax.errors import ConfigError
 from llava_jax.models.clip import Clip, normalize
+from tests.models.hf_weights import clip_params, hf_clip, small, weights
+from tests.models.products import products
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.standard_normal((2, 24, 24, 3), dtype=np.float32)

@@ -6,16 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from hf_weights import LLM, llama_config
-from products import products
 from torch.nn.functional import gelu as torch_gelu
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from llava_jax.architectures import RopeScaling
+from llava_jax.config.architectures import RopeScaling
 from llava_jax.errors import ConfigError
 from llava_jax.models import layers
+from tests.models.hf_weights import LLM, llama_config
+from tests.models.products import products
 
 RNG = np.random.default_rng(0)
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from flax import linen as nn
-from hf_weights import hf_llama, llama_params, small, weights
-from products import products
 
-from llava_jax.architectures import RopeScaling
+from llava_jax.config.architectures import RopeScaling
 from llava_jax.errors import ConfigError
 from llava_jax.models.llama import Cache, Llama
+from tests.models.hf_weights import hf_llama, llama_params, small, weights
+from tests.models.products import products
 
 RNG = np.random.default_rng(0)
 B, T = 2, 9

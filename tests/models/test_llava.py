@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from flax import linen as nn
-from hf_weights import hf_llava, llava_params, small
 
-from llava_jax.architectures import IMAGE_TOKEN_ID
+from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.errors import ConfigError
 from llava_jax.models.llama import Cache
 from llava_jax.models.llava import Llava, abstract_params, init_params, merge
 from llava_jax.models.projector import Projector, projector_depth
-from llava_jax.sharding import logical_rules, make_mesh
+from llava_jax.runtime.sharding import logical_rules, make_mesh
+from tests.models.hf_weights import hf_llava, llava_params, small
 
 RNG = np.random.default_rng(0)
 IMAGE = [IMAGE_TOKEN_ID] * small().vision.features  # 9

@@ -3,7 +3,7 @@
 import itertools
 from pathlib import Path
 
-from llava_jax.planning.hlo import Program, parse
+from llava_jax.planning.hlo.parse import Program, parse
 from llava_jax.planning.topologies import Topology
 
 PROGRAMS = Path(__file__).parent / "programs"

@@ -1,18 +1,12 @@
 """Seconds of a compiled program, and what it has and has not."""
 
 import pytest
-from known import MIB, places, program
 
 from llava_jax.planning.estimate import estimate
-from llava_jax.planning.facts import (
-    float32_gathers,
-    has_windowed_einsum,
-    largest_square,
-    not_aliased,
-    reductions,
-)
-from llava_jax.planning.hlo import Array, parse
+from llava_jax.planning.hlo.parse import Array, parse
+from llava_jax.planning.lint import float32_gathers, has_windowed_einsum, largest_square, not_aliased, reductions
 from llava_jax.planning.topologies import parse as topology
+from tests.planning.known import MIB, places, program
 
 SMALL, V5E = topology("v5e:2x2"), topology("v5e:4x4")
 

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from known import MIB
 
-from llava_jax.planning.collectives import collectives
-from llava_jax.planning.facts import has_windowed_einsum
-from llava_jax.planning.flops import kernels, product_flops
-from llava_jax.planning.hlo import parse
-from llava_jax.planning.memory import moved
+from llava_jax.planning.hlo.collectives import collectives
+from llava_jax.planning.hlo.flops import kernels, product_flops
+from llava_jax.planning.hlo.memory import moved
+from llava_jax.planning.hlo.parse import parse
+from llava_jax.planning.lint import has_windowed_einsum
+from tests.planning.known import MIB
 
 SCRIPT = Path(__file__).with_name("tpu_programs.py")
 

@@ -3,16 +3,17 @@ then one of the sources in rows of several lengths. A checkpoint every 3 steps.
 
 Its data, scenes written as LLaVA's JSON and image files, is made in $PACKED_DATA where it is not there yet:
 
-    PACKED_DATA=/tmp/packed python launch/local/check_resume.py --config=tests/train/packed_config.py --seeds=20
+    PACKED_DATA=/tmp/packed python launch/bench/check_resume.py --config=tests/train/packed_config.py --seeds=20
 """
 
 import json
 import os
 from pathlib import Path
 
-from llava_jax import architectures, config
-from llava_jax.architectures import LlamaConfig, VisionConfig
-from llava_jax.data.scene_source import SceneSource
+from llava_jax import config
+from llava_jax.config import architectures
+from llava_jax.config.architectures import LlamaConfig, VisionConfig
+from llava_jax.data.sources.scenes import SceneSource
 
 BAD = (5, 40, 71)  # of EXAMPLES
 EXAMPLES = 96

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import jax
 import pytest
-from test_loop import compile_once  # noqa: F401
 
 from llava_jax import config
-from llava_jax.data.sources import LlavaJson, held_out_split
+from llava_jax.data.sources.llava_json import LlavaJson, held_out_split
 from llava_jax.errors import DataError
 from llava_jax.train import loop
 from llava_jax.train.bad_samples import BadSamples
+from tests.train.test_loop import compile_once  # noqa: F401
 
 CONFIG = Path(__file__).parent / "packed_config.py"
 spec = importlib.util.spec_from_file_location("packed_config", CONFIG)

@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from llava_jax.architectures import IMAGE_TOKEN_ID, VISION
 from llava_jax.config import Data, Eval, Stage
+from llava_jax.config.architectures import IMAGE_TOKEN_ID, VISION
 from llava_jax.data.example import Example
 from llava_jax.errors import DataError
-from llava_jax.sharding import make_mesh
+from llava_jax.runtime.sharding import make_mesh
 from llava_jax.train import evaluate
+from llava_jax.train.dataset import open_tokenizer
 from llava_jax.train.evaluate import BLANK, Speaker, held_out_loss
-from llava_jax.train.inputs import open_tokenizer
 
 
 class Held:

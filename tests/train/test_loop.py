@@ -14,23 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from damage import DAMAGES, files_of_at_most
 from jax.experimental.compilation_cache import compilation_cache
-from small_run import LLM, VISION
 from tensorboardX.proto.event_pb2 import Event
 
-from llava_jax import architectures, config
-from llava_jax.checkpoint import hashes
-from llava_jax.checkpoint.store import Store
+from llava_jax import config
+from llava_jax.checkpoint.native import integrity
+from llava_jax.checkpoint.native.store import Store
+from llava_jax.config import architectures
 from llava_jax.data.rows import Rows
-from llava_jax.data.scene_source import SceneSource
+from llava_jax.data.sources.scenes import SceneSource
 from llava_jax.errors import ConfigError, DataError, Diverged
-from llava_jax.sharding import global_batch
+from llava_jax.runtime.sharding import global_batch
 from llava_jax.train import loop
 from llava_jax.train import step as train_step
-from llava_jax.train.inputs import StageData, training_batches
+from llava_jax.train.dataset import StageData, training_batches
+from tests.checkpoint.damage import DAMAGES, files_of_at_most
+from tests.train.small_run import LLM, VISION
 
-SCRIPT = Path(__file__).parents[2] / "launch" / "local" / "check_resume.py"
+SCRIPT = Path(__file__).parents[2] / "launch" / "bench" / "check_resume.py"
 spec = importlib.util.spec_from_file_location("check_resume", SCRIPT)
 check_resume = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(check_resume)
@@ -384,7 +385,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_costs_nothing_but_time(reference,
     with limit, pytest.raises(DataError, match=message) as raised:
         train(tmp_path, checkpoint__every=7)
     assert raised.value.exit_code == 1 and "\n" not in str(raised.value)
-    assert hashes.steps_in(tmp_path / "checkpoints") == [4] and not hashes.faults(tmp_path / "checkpoints" / "4")
+    assert integrity.steps_in(tmp_path / "checkpoints") == [4] and not integrity.faults(tmp_path / "checkpoints" / "4")
     monkeypatch.setattr(loop, "_say", lambda text: None)
     train(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_run import CONFIG, random_params
 
-from llava_jax.architectures import IMAGE_TOKEN_ID
+from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.data.rows import RowFormat, Segment
 from llava_jax.models.clip import normalize
 from llava_jax.models.llava import Llava
 from llava_jax.train.state import nested
 from llava_jax.train.step import count_targets, predicts_target, token_losses
+from tests.train.small_run import CONFIG, random_params
 
 FEATURES = CONFIG.vision.features  # 4
 LENGTH, SLOTS = 192, 18

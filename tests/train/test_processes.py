@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from check_processes import WITHIN, apart, check_resume, texts
 from check_processes import start as start_all
-from damage import flip
-from test_bad_samples import CONFIG, packed_config
 
 from llava_jax.errors import ConfigError
-from llava_jax.sharding import check_processes
+from llava_jax.runtime.sharding import check_processes
+from tests.checkpoint.damage import flip
+from tests.train.test_bad_samples import CONFIG, packed_config
 
 RECORDED = (str(Path(__file__).parent / "recorded_main.py"),)
 # Accumulation, because a compiler may move the sum over processes out of its loop, or get that wrong.

@@ -1,6 +1,6 @@
 """Real processes: killed, stopped, run again, on data of which a part cannot be read.
 
-launch/local/check_resume.py does the same for as many seeds as asked.
+launch/bench/check_resume.py does the same for as many seeds as asked.
 """
 
 import json
@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from test_bad_samples import CONFIG, PLANTED, listed, packed_config
-from test_loop import check_resume
+
+from tests.train.test_bad_samples import CONFIG, PLANTED, listed, packed_config
+from tests.train.test_loop import check_resume
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_run import VISION
 
 from llava_jax.__main__ import main
 from llava_jax.config import Data, Stage
-from llava_jax.data.array_records import ArrayRecordSource
 from llava_jax.data.mixture import Mixture
-from llava_jax.data.sources import LlavaJson
+from llava_jax.data.sources.array_record import ArrayRecordSource
+from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.train.inputs import open_stage, open_tokenizer, place_in, training_batches
+from llava_jax.train.dataset import open_stage, open_tokenizer, place_in, training_batches
+from tests.train.small_run import VISION
 
 
 def write_json(path: Path, rows: int) -> Path:

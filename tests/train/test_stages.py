@@ -5,15 +5,15 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from small_run import CONFIG, OPTIMIZER, STAGE_1, STAGE_2, make_batch, random_params
 
 from llava_jax.config import Data, Stage
 from llava_jax.errors import ConfigError
 from llava_jax.models.llava import Llava
-from llava_jax.sharding import global_batch, make_mesh, replicating
+from llava_jax.runtime.sharding import global_batch, make_mesh, replicating
 from llava_jax.train import stages
 from llava_jax.train.state import all_params, enter_stage
 from llava_jax.train.step import make_train_step
+from tests.train.small_run import CONFIG, OPTIMIZER, STAGE_1, STAGE_2, make_batch, random_params
 
 STAGE = Stage(batch=8, learning_rates=STAGE_1, optimizer=OPTIMIZER, data=Data(length=16))
 SECOND = dataclasses.replace(STAGE, learning_rates=STAGE_2)

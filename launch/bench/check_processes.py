@@ -1,0 +1,141 @@
+"""Trains the quickstart's model with 1, 2 and 4 processes on this machine, kills some of them, and compares:
+
+    python launch/bench/check_processes.py [--config=FILE] [--steps=20] [--folder=DIR]
+
+- losses, gradient norms and targets of 2 and 4 processes with those of 1, at every step;
+- a run that 2 processes begin, 4 go on with and 1 ends, or in another order, with one that is left alone: likewise;
+- of 2 and of 4 processes one is killed: the others end within 120 seconds and name it; the same command then ends
+  equal, byte for byte, to an undisturbed run of as many.
+
+In float32, with gradient accumulation, one CPU device a process. Prints a line for each; exit code 1 where one fails.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import check_resume
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = (
+    "--config.run=('stage2',)", "--config.log_every=1", "--config.checkpoint.every=4",
+    "--config.stages.stage2.accumulation=2", "--config.stages.stage2.eval.before=False",
+    "--config.stages.stage2.eval.questions=0", "--config.stages.stage2.eval.answers=0",
+    "--config.stages.stage2.eval.samples=32", "--config.stages.stage2.data.threads=1",
+)  # fmt: skip
+WITHIN = 1e-6
+KILLED_WITHIN = 120  # seconds
+
+
+def start(config: Path, workdir: Path, compiled: Path, count: int, *flags: str, **more) -> list[check_resume.Run]:
+    """`count` processes that are to train as one run."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        cluster = [f"--coordinator=localhost:{free.getsockname()[1]}", f"--processes={count}"]
+    who = [(*cluster, f"--process={i}") for i in range(count)] if count > 1 else [()]
+    return [check_resume.Run(config, workdir, compiled, *flags, *more_flags, **more) for more_flags in who]
+
+
+def texts(runs: list[check_resume.Run]) -> str:
+    return "\n\n".join(f"--- process {i}:\n{run.text()[-3000:]}" for i, run in enumerate(runs))
+
+
+def apart(workdir: Path, reference: Path) -> dict[str, float]:
+    """The largest relative difference of what two runs say of their steps, by name. ValueError where they do not say it
+    of the same steps."""
+    ours, theirs = ([json.loads(line) for line in (w / "metrics.jsonl").open()] for w in (workdir, reference))
+    if [(r["step"], r.keys()) for r in ours] != [(r["step"], r.keys()) for r in theirs]:
+        raise ValueError(f"{workdir} and {reference} have not written about the same steps")
+    found = {}
+    for name in ("loss", "grad_norm", "targets"):
+        a, b = (np.array([r[f"train/{name}"] for r in run if f"train/{name}" in r]) for run in (ours, theirs))
+        found[name] = float(np.max(np.abs(a - b) / np.abs(b)))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "quickstart.py", help="with a stage `stage2`")
+    parser.add_argument("--steps", type=int, default=20, help="at least 6")
+    parser.add_argument("--folder", type=Path, help="where the runs are kept; default: a temporary one")
+    args = parser.parse_args()
+    failed = []
+
+    def verdict(ok: bool, text: str) -> None:
+        print(f"{'ok' if ok else 'FAILED'}: {text}", flush=True)
+        failed.extend([] if ok else [text])
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+
+        def begin(name: str, count: int) -> list[check_resume.Run]:
+            flags = (*QUICK, f"--config.stages.stage2.steps={args.steps}")
+            return start(args.config, folder / name, folder / "compiled", count, *flags)
+
+        def finish(name: str, count: int) -> None:
+            runs = begin(name, count)
+            if any([run.wait() for run in runs]):
+                raise SystemExit(f"{name} failed:\n{texts(runs)}")
+
+        def compare(name: str, about: str) -> None:
+            found = apart(folder / name, folder / "1")
+            said = ", ".join(f"{key} {value:.1e}" for key, value in found.items())
+            verdict(max(found.values()) <= WITHIN, f"processes: {about}: {said} from 1 over {args.steps} steps")
+
+        for count in (1, 2, 4):
+            finish(str(count), count)
+            if count > 1:
+                compare(str(count), str(count))
+
+        for counts in ((2, 4, 1), (1, 2, 4), (4, 1, 2)):
+            name = "-".join(map(str, counts))
+            for turn, count in enumerate(counts[:-1], 1):
+                runs = begin(name, count)
+                reached = check_resume.step_is_read("stage2", turn * args.steps // 3)
+                if not runs[0].wait_for(reached) or [runs[-1].kill(signal.SIGTERM)] != [143]:
+                    raise SystemExit(f"{name} did not stop when it was asked to:\n{texts(runs)}")
+                for run in runs:
+                    run.wait()
+            finish(name, counts[-1])
+            compare(name, f"{counts[0]}, then {counts[1]}, then {counts[2]}")
+
+        for count, victim in ((2, 1), (4, 2), (2, 0)):
+            name = f"{count}-killed-{victim}"
+            runs = begin(name, count)
+            if not runs[0].wait_for(check_resume.step_is_read("stage2", args.steps // 2)):
+                raise SystemExit(f"{name} ended before it was killed:\n{texts(runs)}")
+            began = time.monotonic()
+            runs[victim].kill()
+            others = [run for i, run in enumerate(runs) if i != victim]
+            codes = [run.wait() for run in others]
+            took = time.monotonic() - began
+            verdict(
+                took < KILLED_WITHIN and 0 not in codes,
+                f"process {victim} of {count} killed: the others ended {took:.0f} s later with exit codes {codes}",
+            )
+            # Of process 0 only JAX's own words: it is their "leader".
+            named = (
+                rf"process {victim} of {count} has .* sign of life|unhealthy.*:\n{victim}$|leader task.*task {victim}\)"
+            )
+            lines = [re.search(named, run.text(), re.M) for run in others]
+            verdict(all(lines), "they name it: " + " | ".join(line[0] if line else texts(runs) for line in lines))
+            finish(name, count)
+            different = check_resume.differences(
+                check_resume.contents(folder / str(count)), check_resume.contents(folder / name)
+            )
+            verdict(not different, f"run again it ends as one that was not killed: differences: {different or 'none'}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    for name, value in (("JAX_PLATFORMS", "cpu"), ("JAX_NUM_CPU_DEVICES", "1")):
+        os.environ.setdefault(name, value)
+    sys.exit(main())

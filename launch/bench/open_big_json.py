@@ -1,0 +1,75 @@
+"""How long a training JSON of LLaVA-1.5's size takes to open, and how much memory.
+
+    python launch/bench/open_big_json.py [ROWS] [FOLDER]
+
+Writes ROWS (default 665,298) rows, 1.6 kB each on average, to FOLDER (default: a temporary one), and opens them twice,
+each time in a process of its own: without an index and with the one that the first left. Then a held-out split, and
+rows read in random order.
+"""
+
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WORDS = "the a red bus stands beside two small trees while people walk under an old bridge at a café 漢 tables".split()
+
+
+def write(path: Path, rows: int) -> None:
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randrange(10, 90))) for _ in range(500)]
+    with open(path, "w", encoding="utf-8") as file:
+        for i in range(rows):
+            turns = []
+            for k in range(rng.randrange(1, 6)):
+                question = rng.choice(texts)
+                turns += [{"from": "human", "value": question if k else f"<image>\n{question}"}]
+                turns += [{"from": "gpt", "value": rng.choice(texts)}]
+            row = {"id": f"{i:012d}", "image": f"coco/train2017/{i:012d}.jpg", "conversations": turns}
+            file.write(("," if i else "[") + json.dumps(row, ensure_ascii=False))
+        file.write("]")
+
+
+def measure(path: Path) -> None:
+    """In a process of its own: opens, splits, reads."""
+    from llava_jax.data.sources.llava_json import LlavaJson, held_out_split
+
+    imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    source = LlavaJson(path, path.parent)
+    opened = time.perf_counter()
+    train, held_out = held_out_split(source, 0.01, 64)
+    split = time.perf_counter()
+    places = random.Random(1).sample(range(len(train)), min(2000, len(train)))
+    started = time.perf_counter()
+    for i in places:
+        train[i]
+    each = (time.perf_counter() - started) / len(places)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        f"{len(source):,} rows opened in {opened - began:.2f} s, {len(held_out):,} held out in {split - opened:.2f} s, "
+        f"a row read in {each * 1e6:.0f} us; peak RSS {peak / 1e6:.2f} GB ({imported / 1e6:.2f} GB after the imports)"
+    )
+
+
+def main(rows: int, folder: Path) -> None:
+    path = folder / "big.json"
+    write(path, rows)
+    print(f"{path}: {path.stat().st_size / 1e9:.2f} GB")
+    for turn in ("without an index", "with it"):
+        print(f"{turn}: ", end="", flush=True)
+        subprocess.run([sys.executable, __file__, "--measure", str(path)], check=True)
+    print(f"the index: {os.path.getsize(f'{path}.index.npz') / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        measure(Path(sys.argv[2]))
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            main(int((sys.argv[1:] or ["665298"])[0]), Path((sys.argv[2:] or [temporary])[0]))

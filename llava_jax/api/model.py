@@ -1,0 +1,262 @@
+"""The public Python surface: a LLaVA, or a language model alone, on the devices at hand, that answers and is saved.
+
+    lv = llava_jax.load("llava-1.5-7b-hf")
+    lv.chat([{"role": "user", "content": "What is unusual here?"}], images=["taxi.jpg"])
+
+`llava_jax.load` is the way to make one, see `loading`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from llava_jax.checkpoint.huggingface.export import save_hf
+from llava_jax.checkpoint.llava.export import save_original
+from llava_jax.checkpoint.native.workdir_model import save_own
+from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.images.preprocess import load_image, preprocess
+from llava_jax.inference.decode import decode_view
+from llava_jax.inference.engine import Answer, Prompt, Settings, generate, stream
+from llava_jax.models.llava import Llava
+from llava_jax.runtime.sharding import logical_rules
+from llava_jax.text.encode import expand_images, stop_ids, tokenize_prompt, wrap_images
+from llava_jax.text.templates import IMAGE_MARKER, find_template, stop_string
+from llava_jax.text.tokenizer import Tokenizer
+from llava_jax.train.state import Params, nested
+
+ROLES = {"user": "human", "assistant": "gpt"}
+FORMATS = ("hf", "llava", "orbax")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a model is written like again where it was read in the same format.
+
+    tokenizer: the folder or file it was read from. original: config.json of an original LLaVA. hf_tower,
+    original_tower: prefix of the tower's tensors, None for the usual one.
+    """
+
+    tokenizer: Path | None = None
+    original: dict = dataclasses.field(default_factory=dict)
+    hf_tower: str | None = None
+    original_tower: str | None = None
+    tower_is_inside: bool = True
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model with its weights. `template` and `aspect` are those it was trained with."""
+
+    config: ModelConfig
+    params: Params
+    mesh: Mesh
+    tokenizer: Tokenizer
+    template: str
+    aspect: str
+    image_token_id: int  # what stands for an image feature in ids that come from transformers' processor
+    origin: Origin = Origin()
+    wraps_images: bool = False  # whether each image stands between <im_start> and <im_end>
+
+    def logits(self, input_ids, pixel_values=None, attention_mask=None) -> np.ndarray:
+        """float32[B, T, V] of what transformers' LlavaProcessor returns: input_ids int[B, T] with one image token per
+        feature, pixel_values float[N, 3, H, W] of all images in order, attention_mask int[B, T] (padding on either
+        side; its positions mean nothing). Raises DataError where images and image tokens disagree."""
+        batch = self._batch(input_ids, pixel_values, attention_mask)
+        with jax.set_mesh(self.mesh):
+            return np.asarray(_logits(Llava(self.config), nested(self.params), batch))
+
+    def generate(
+        self, input_ids, pixel_values=None, attention_mask=None, *, max_new_tokens: int = 512,
+        temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0,
+    ) -> np.ndarray:  # fmt: skip
+        """New ids int32[B, n], n the longest answer, shorter ones filled up with the pad token; inputs as `logits`."""
+        batch = self._batch(input_ids, pixel_values, attention_mask)
+        prompts = []
+        for i, (tokens, seen) in enumerate(zip(batch["tokens"], batch["segment_ids"] > 0, strict=True)):
+            count = int((tokens[seen] == IMAGE_TOKEN_ID).sum()) // max(self.config.features, 1)
+            prompts.append(Prompt(tokens[seen], batch["images"][i, :count], row=i))
+        settings = Settings(
+            self._stop_ids, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+        )
+        answers = generate(Llava(self.config), self._view, prompts, settings, mesh=self.mesh)
+        new = np.full((len(answers), max(len(a.ids) for a in answers)), self.tokenizer.pad_id, np.int32)
+        for row, answer in zip(new, answers, strict=True):
+            row[: len(answer.ids)] = answer.ids
+        return new
+
+    def chat(
+        self, messages: Sequence[dict], images: Sequence[Image.Image | str | Path] = (), *, is_streamed: bool = False,
+        max_new_tokens: int = 512, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0,
+        stop: Sequence[str] = (), seed: int = 0,
+    ) -> str | Iterator[str]:  # fmt: skip
+        """The assistant's answer to OpenAI-style messages, whole or as an iterator of pieces.
+
+        A message is {"role": "user" | "assistant", "content": text or a list of {"type": "text", "text": ...} and
+        {"type": "image"}}. The k-th image part is the k-th of `images` (PIL images or paths; nothing is fetched from
+        the net). Messages without image parts get all images before the first question. Raises DataError for
+        messages or images that cannot be used.
+        """
+        prompt = self._prompt(messages, images)
+        settings = self.settings(
+            *stop, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+        )
+        if is_streamed:
+            return self._pieces(prompt, settings)
+        return self.answers([prompt], settings)[0].text.strip()
+
+    def settings(self, *stop: str, **drawn) -> Settings:
+        """How this model is to answer: its answers end where its template says, or at one of `stop`. drawn: what else
+        `Settings` has."""
+        return Settings(self._stop_ids, (*stop, *self._stop_strings), **drawn)
+
+    def answers(self, prompts: Sequence[Prompt], settings: Settings) -> list[Answer]:
+        """The answers to prompts of ids (see `place_images`) and pixels as one batch, spread over the mesh."""
+        return generate(Llava(self.config), self._view, prompts, settings, self.tokenizer, self.mesh)
+
+    def place_images(self, ids: np.ndarray) -> np.ndarray:
+        """ids int32[T] with one IMAGE_TOKEN_ID an image -> int32[L] with what this model wants in its place."""
+        if self.wraps_images:
+            ids = wrap_images(self.tokenizer, ids)
+        return expand_images(ids, np.zeros(len(ids), bool), self.config.features)[0]
+
+    def save(self, path: str | Path, format: str = "hf", dtype: str | None = None) -> None:
+        """Writes a new folder: `hf`, which transformers loads; `llava`, the original's; `orbax`, our own, laid out as a
+        run's. dtype: float32 | bfloat16 | float16, of the files; None: each weight as it is here.
+
+        The folder appears when it is complete. Raises DataError where it exists or cannot be written, for a model that
+        the format cannot hold, and for a language model alone.
+        """
+        if not self.config.vision:
+            raise DataError("a language model alone is not written; a run starts from it with --config.load.llm=FOLDER")
+        one_of(format, FORMATS, "format")
+        one_of(dtype, (None, *DTYPES), "dtype")
+        path, c, origin, tokens = Path(path), self.config, self.origin, self.tokenizer
+        if format == "hf":
+            known = self.image_token_id if self.image_token_id < c.llm.vocab_size else None
+            save_hf(
+                path, self.params, c, tokens, dtype, known, self.template, self.aspect,
+                tower=origin.hf_tower, wraps_images=self.wraps_images,
+            )  # fmt: skip
+        elif format == "llava":
+            save_original(
+                path, self.params, c, tokens, origin.tokenizer, dtype, self.aspect, origin.original,
+                origin.original_tower, origin.tower_is_inside, self.wraps_images,
+            )  # fmt: skip
+        else:
+            params = {p: x.astype(dtype) for p, x in self.params.items()} if dtype else self.params
+            about = self.template, self.aspect, self.image_token_id, self.wraps_images
+            save_own(path, params, c, tokens, origin.tokenizer, *about)
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _view(self) -> dict:
+        return decode_view(nested(self.params))
+
+    @property
+    def _stop_ids(self) -> tuple[int, ...]:
+        return stop_ids(self.tokenizer, self.template)
+
+    @property
+    def _stop_strings(self) -> tuple[str, ...]:
+        """What ends an answer where the template writes no special token there."""
+        has_token = any(segment.kind == "special" for segment in find_template(self.template).train.tail)
+        return () if has_token else (stop_string(self.template),)
+
+    def _pieces(self, prompt: Prompt, settings: Settings) -> Iterator[str]:
+        is_first = True
+        for (piece,) in stream(Llava(self.config), self._view, [prompt], settings, self.tokenizer, self.mesh):
+            text = piece.text.lstrip() if is_first else piece.text  # `ASSISTANT:` is followed by a space
+            if text:
+                is_first = False
+                yield text
+
+    def _prompt(self, messages: Sequence[dict], images: Sequence) -> Prompt:
+        turns = [_turn(i, message) for i, message in enumerate(messages)]
+        if not turns or turns[-1][0] != "human":
+            raise DataError("messages must end with one of the user's")
+        if images and not any(IMAGE_MARKER in text for _, text in turns):
+            role, text = turns[0]
+            turns[0] = (role, f"{IMAGE_MARKER}\n" * len(images) + text)
+        if images and not self.config.vision:
+            raise DataError("this is a language model alone, it takes no images")
+        ids = self.place_images(tokenize_prompt(self.tokenizer, self.template, turns, len(images)))
+        pixels = [
+            preprocess(load_image(image, _name(i, image)), self.config.image_size, self.aspect)
+            for i, image in enumerate(images)
+        ]
+        return Prompt(ids, pixels)
+
+    def _batch(self, input_ids, pixel_values, attention_mask) -> dict[str, np.ndarray]:
+        ids = np.asarray(input_ids)
+        if ids.ndim != 2:
+            raise DataError(f"input_ids has shape {ids.shape}; it must be [rows, tokens]")
+        seen = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask) > 0
+        tokens = np.where((ids == self.image_token_id) & seen, IMAGE_TOKEN_ID, ids).astype(np.int32)
+        features, size = self.config.features, self.config.image_size
+        counts = (tokens == IMAGE_TOKEN_ID).sum(axis=1)
+        given = 0 if pixel_values is None else len(pixel_values)
+        if (given or counts.any()) and not features:
+            raise DataError("this is a language model alone, it takes no images")
+        if (counts % max(features, 1)).any() or counts.sum() != given * features:
+            raise DataError(
+                f"{given} image(s) of {features} features, but {counts.tolist()} image tokens in the rows of "
+                f"input_ids; every image needs one token ({self.image_token_id}) per feature"
+            )
+        per_row = counts // max(features, 1)
+        images = np.zeros((len(ids), per_row.max(initial=0), size, size, 3), np.float32)
+        if given:
+            pixels = np.asarray(pixel_values, np.float32).transpose(0, 2, 3, 1)
+            if pixels.shape[1:] != images.shape[2:]:
+                raise DataError(
+                    f"pixel_values has images of shape {pixels.shape[1:3]}, the tower takes {images.shape[2:4]}"
+                )
+            row = np.repeat(np.arange(len(ids)), per_row)
+            images[row, np.arange(given) - np.repeat(np.cumsum(per_row) - per_row, per_row)] = pixels
+        positions = np.maximum(np.cumsum(seen, axis=1) - 1, 0).astype(np.int32)
+        return dict(tokens=tokens, images=images, positions=positions, segment_ids=seen.astype(np.int32))
+
+
+@jax.jit(static_argnums=0)
+def _logits(model: Llava, params: dict, batch: dict):
+    with logical_rules():
+        return model.apply(
+            {"params": params}, batch["tokens"], batch["images"], batch["positions"], batch["segment_ids"]
+        )
+
+
+def _name(number: int, image: Image.Image | str | Path) -> str:
+    return f"image {number + 1}" if isinstance(image, Image.Image) else str(image)
+
+
+def _turn(number: int, message: dict) -> tuple[str, str]:
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise DataError(
+            f"message {number} has the role {role!r}; there are user and assistant, and the template's own system text"
+        )
+    if isinstance(content, str):
+        return ROLES[role], content
+    text = ""
+    for part in content if isinstance(content, list | tuple) else [content]:
+        match part:
+            case {"type": "image"}:
+                text += f"{IMAGE_MARKER}\n"
+            case {"type": "text", "text": str(said)}:
+                text += said
+            case _:
+                raise DataError(f"message {number} has a part that is neither text nor image: {str(part)[:80]}")
+    return ROLES[role], text
+
+
+def one_of(value: str | None, allowed: tuple, name: str) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r} is not one of {', '.join(x for x in allowed if x)}")

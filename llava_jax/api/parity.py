@@ -1,0 +1,116 @@
+"""Whether two models compute the same: seven points of a forward pass over a fixed image and a short prompt.
+
+Both compute in float32, whatever their weights are stored in: what differs then are the weights.
+"""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+from llava_jax.api.model import Loaded
+from llava_jax.config.architectures import IMAGE_TOKEN_ID
+from llava_jax.images.preprocess import preprocess
+from llava_jax.models.clip import normalize
+from llava_jax.models.llava import Llava
+from llava_jax.runtime.sharding import logical_rules
+from llava_jax.text.encode import expand_images
+from llava_jax.train.state import nested
+
+QUESTION = "\nWhat is in the picture?"
+POINTS = (
+    "pixels", "patch embedding", "selected layer", "projector", "merged embeddings", "last hidden", "logits",
+)  # fmt: skip
+# Largest difference allowed, as a share of the largest value at that point, where weights were rounded to a dtype.
+# `float32` is also for weights that were not: there only the order of sums differs.
+BOUNDS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+GREY_LEVEL = 1.01 / 255 / 0.26  # of a pixel, over the smallest deviation it is divided by: the rounding of a resize
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """ids int32[1, T] with IMAGE_TOKEN_ID per feature; `points`: name -> float32 array, channels last."""
+
+    ids: np.ndarray
+    points: dict[str, np.ndarray]
+
+
+def probe_image() -> Image.Image:
+    """128 x 96 pixels, made of colours that run in every direction and a sharp edge."""
+    y, x = np.mgrid[0:96, 0:128]
+    pixels = np.stack([2 * x, 255 - 2 * y, (x + y) % 64 * 4], axis=-1)
+    pixels[30:60, 40:90] = (250, 20, 60)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def trace(model: Loaded) -> Trace:
+    """What the model makes of the probe, with its own tokenizer and image preparation."""
+    config = dataclasses.replace(model.config, dtype="float32", feature_dtype="float32")
+    words = model.tokenizer
+    ids = np.array([*([words.bos_id] if words.add_bos else []), IMAGE_TOKEN_ID, *words.encode(QUESTION)], np.int32)
+    ids = expand_images(ids, np.zeros(len(ids), bool), config.vision.features)[0][None]
+    image = preprocess(probe_image(), config.vision.image_size, model.aspect)
+    with jax.set_mesh(model.mesh):
+        found = _points(Llava(config), nested(model.params), ids, image[None, None])
+    shaped = {"pixels": (1, *image.shape)}
+    return Trace(ids, {name: np.asarray(found[name]).reshape(shaped.get(name, found[name].shape)) for name in POINTS})
+
+
+@jax.jit(static_argnums=0)
+def _points(model: Llava, params: dict, ids, images) -> dict:
+    """The points are outputs of modules and methods, so flax captures them; the model's code knows nothing of it."""
+    wanted = {("patch", "__call__"), ("vision", "__call__"), ("projector", "__call__"), (None, "embed")}
+    positions = jax.numpy.broadcast_to(jax.numpy.arange(ids.shape[1]), ids.shape)
+    with logical_rules():
+        (hidden, _), captured = model.apply(
+            {"params": params}, ids, images, positions, jax.numpy.ones_like(ids), method="hidden",
+            capture_intermediates=lambda module, method: (module.name, method) in wanted, mutable=["intermediates"],
+        )  # fmt: skip
+        logits = model.apply({"params": params}, hidden, method="logits")
+    inside = captured["intermediates"]
+    vision = inside["vision"]
+    values = (
+        normalize(images), vision["patch"]["__call__"][0], vision["__call__"][0], inside["projector"]["__call__"][0],
+        inside["embed"][0], hidden, logits,
+    )  # fmt: skip
+    return dict(zip(POINTS, values, strict=True))
+
+
+def compare(wanted: Trace, again: Loaded, hf_folder: Path | None, rounded_to: str) -> int:
+    """Prints a table of differences; 0 where all are within their bounds, else 1.
+
+    wanted: of the source. again: what was written, loaded. hf_folder: where transformers reads the same. rounded_to:
+    the dtype that the source's weights were rounded to, float32 for not at all.
+    """
+    found = trace(again)
+    theirs = None
+    if hf_folder and all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        from llava_jax.api.parity_transformers import transformers_trace
+
+        tokens = np.where(found.ids == IMAGE_TOKEN_ID, again.image_token_id, found.ids)
+        theirs = transformers_trace(hf_folder, tokens, found.points["pixels"], probe_image())
+    is_good = True
+    print(f"{'':18}{'largest':>10}{'reloaded':>12}{'bound':>10}{'transformers':>15}{'bound':>10}")
+    for name in POINTS:
+        before, after = wanted.points[name], found.points[name]
+        if name == "logits":
+            after = after[..., : before.shape[-1]]  # a vocabulary may have grown
+        size = float(np.abs(before).max())
+        cells = [(_difference(before, after), BOUNDS[rounded_to] * size)]
+        if theirs:
+            exact = GREY_LEVEL if name == "pixels" else BOUNDS["float32"] * size
+            cells.append((_difference(found.points[name], theirs[name]), exact))
+        is_good &= all(difference <= bound for difference, bound in cells)  # of NaN, false
+        text = "".join(f"{d:>{12 + 3 * i}.2e}{b:>10.1e}" for i, (d, b) in enumerate(cells))
+        print(f"{name:18}{size:>10.2e}{text}" + ("" if all(d <= b for d, b in cells) else "  BEYOND"))
+    if hf_folder and not theirs:
+        print("transformers or torch is not installed: not compared with it")
+    print("the same" if is_good else "NOT the same: a difference is beyond its bound")
+    return 0 if is_good else 1
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max()) if a.shape == b.shape else float("inf")

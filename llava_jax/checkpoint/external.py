@@ -1,0 +1,226 @@
+"""A checkpoint of others, opened: which model it is, and which of its tensors are which parameters.
+
+    source = open_source(Path("llava-1.5-7b-hf"))
+    config = source.model(dtype="bfloat16")
+    params = source.load(like)                  # path -> sharded array
+
+What the folder holds, its tensors and its config.json say: a whole LLaVA, a CLIP tower or a language model alone. The
+original LLaVA's releases lack their tower; `tower` then names a folder with one. LoRA folders, projectors and delta
+weights need the model they were made from: `base`.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from llava_jax.checkpoint.gguf_files.file import GgufFile, architecture, is_gguf
+from llava_jax.checkpoint.huggingface import config as hf_config
+from llava_jax.checkpoint.llava.config import read_original
+from llava_jax.checkpoint.torch_tensors.dialects import PATCHES, check, find_dialect, load, torch_rows
+from llava_jax.checkpoint.torch_tensors.name_map import Row, names
+from llava_jax.checkpoint.torch_tensors.overlays import Reader, read_lora_config, with_delta, with_extra, with_lora
+from llava_jax.checkpoint.torch_tensors.pickle_reader import find_weights, open_weights
+from llava_jax.config.architectures import LlamaConfig, ModelConfig, VisionConfig
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.models.projector import projector_depth
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Modules whose tensors one reader holds. `unused`: regexes of names that say nothing the config does not."""
+
+    modules: tuple[str, ...]
+    files: Reader
+    rows: dict[str, Row]
+    unused: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """`vision`, `llm` and `projector` are None where the source does not have that module. `about`: its config.json."""
+
+    path: Path
+    dialect: str
+    about: dict
+    vision: VisionConfig | None
+    llm: LlamaConfig | None
+    projector: str | None
+    parts: tuple[Part, ...]
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return tuple(module for part in self.parts for module in part.modules)
+
+    def model(self, dtype: str) -> ModelConfig:
+        """The whole model, computing in `dtype`: a LLaVA, or a language model and nothing else. Raises DataError where
+        a module is missing, and says which."""
+        missing = {"vision", "projector", "llm"} - set(self.modules) if self.modules != ("llm",) else ()
+        if missing:
+            alone = self.modules[0]
+            raise DataError(
+                f"{self.path} is not a whole LLaVA: it has no {' and no '.join(sorted(missing))}; "
+                + (
+                    "name a folder with the CLIP tower (tower=, --tower)"
+                    if missing == {"vision"}
+                    else f"a run starts from it with --config.load.{alone}={self.path}"
+                )
+            )
+        return ModelConfig(
+            self.vision, self.llm, self.projector, dtype, dtype, remat="none", unroll=False, attention="xla"
+        )
+
+    def dtypes(self, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, str]:
+        """Parameter path -> float32 | bfloat16 | float16 in which it loses nothing; float32 for what is not there."""
+        found = {}
+        for path, spec in shapes.items():
+            part = next(part for part in self.parts if path.split("/")[0] in part.modules)
+            stored = {part.files.dtype(name) for name in names(part.rows[path], spec.shape) if name in part.files}
+            found[path] = stored.pop() if len(stored) == 1 and stored <= {"bfloat16", "float16"} else "float32"
+        return found
+
+    @property
+    def tower_prefix(self) -> str | None:
+        """What the names of the tower's tensors begin with, where it lies beside the language model."""
+        part = next((part for part in self.parts if {"vision", "llm"} <= set(part.modules)), None)
+        return part and part.rows["vision/cls/embedding"].name.removesuffix("embeddings.class_embedding")
+
+    def load(self, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """The parameters of `like` (path -> shape, dtype, sharding), of some modules or of all.
+
+        Every parameter must have its tensors and every tensor of these modules its parameter, of the right shape;
+        DataError names those that do not, before anything is read.
+        """
+        asked = {path.split("/")[0] for path in like}
+        if missing := asked - set(self.modules):
+            raise DataError(f"{self.path} holds no {' and no '.join(sorted(missing))}")
+        tied = self.llm is not None and self.llm.tied_head
+        wanted = [{p: spec for p, spec in like.items() if p.split("/")[0] in part.modules} for part in self.parts]
+        for part, here in zip(self.parts, wanted, strict=True):
+            others = [row for path, row in part.rows.items() if path.split("/")[0] not in asked]
+            unused = [re.escape(row.name).replace(r"\{\}", r"\d+") for row in others]
+            check(part.files, part.rows, {p: spec.shape for p, spec in here.items()}, tied, (*part.unused, *unused))
+        return {
+            path: x
+            for part, here in zip(self.parts, wanted, strict=True)
+            for path, x in load(part.files, part.rows, here).items()
+        }
+
+
+def open_source(
+    path: Path, tower: Path | None = None, base: Path | None = None, pickles_allowed: bool = False
+) -> Source:
+    """Opens a folder of weights with its config.json, one file beside its own, or a GGUF, by content. Reads no weights
+    yet.
+
+    tower: a CLIP folder, for a LLaVA that lacks its own. base: the model that a LoRA folder, a projector or delta
+    weights are to be joined with (see `adapters`). Raises DataError for what is missing, broken or unknown, and
+    ConfigError for a `tower` or `base` that is not needed.
+    """
+    if is_gguf(path):
+        if tower or base:
+            raise ConfigError(f"{path} is a whole language model; it takes no tower and no base")
+        files = GgufFile(path)
+        rows = torch_rows(find_dialect(files), files, 0)
+        return Source(path, "gguf", {}, None, architecture(files), None, (Part(("llm",), files, rows),))
+    files = _files(path, base, pickles_allowed)
+    dialect, folder = find_dialect(files), _folder(path)
+    if base and not (folder / "config.json").exists():
+        folder = _folder(base)  # PEFT writes none
+    config, where = hf_config.read_config(folder), str(folder / "config.json")
+    if tower and dialect.name != "original":
+        raise ConfigError(f"{path} needs no separate tower")
+    if dialect.name == "clip":
+        vision = hf_config.vision_tower(config.get("vision_config", config), where, -2, "patch")
+        part = Part(("vision",), files, torch_rows(dialect, files, 0))
+        return Source(path, dialect.name, config, vision, None, None, (part,))
+    if dialect.name == "llm":
+        llm = hf_config.language_model(config, where)
+        part = Part(("llm",), files, torch_rows(dialect, files, 0))
+        return Source(path, dialect.name, config, None, llm, None, (part,))
+    if dialect.name == "original":
+        other = open_weights(tower, pickles_allowed) if tower else None
+        return _original(path, files, config, where, other)
+    vision, llm, act = hf_config.hf_llava(config, where)
+    rows = torch_rows(dialect, files, depth=2)
+    projector, unused = "mlp2x_gelu", ()
+    if act == "linear":
+        projector, unused = "linear", _identity(files, rows)
+    part = Part(("vision", "projector", "llm"), files, rows, unused)
+    return Source(path, dialect.name, config, vision, llm, projector, (part,))
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
+def _files(path: Path, base: Path | None, pickles_allowed: bool) -> Reader:
+    """The tensors of `path`, joined with those of `base` where there is one."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
+    adapter, alone = find_weights(path, "adapter_model"), find_weights(path, "mm_projector")
+    if base is None:
+        if adapter:
+            raise DataError(f"{path} holds a LoRA adapter; name the model it was trained on as base (base=, --base)")
+        files = open_weights(alone or path, pickles_allowed)
+        if _is_projector(files):
+            raise DataError(f"{path} holds a projector alone; name its language model as base (base=, --base)")
+        return files
+    files = open_weights(base, pickles_allowed)
+    if adapter:
+        if extra := find_weights(path, "non_lora_trainables"):  # the original trains its projector beside the adapter
+            files = with_extra(files, open_weights(extra, pickles_allowed))
+        return with_lora(files, open_weights(adapter, pickles_allowed), read_lora_config(path))
+    added = open_weights(alone or path, pickles_allowed)
+    return with_extra(files, added) if _is_projector(added) else with_delta(files, added)
+
+
+def _is_projector(files: Reader) -> bool:
+    names = files.names()
+    return bool(names) and all("mm_projector" in name for name in names)
+
+
+def _identity(files: Reader, rows: dict[str, Row]) -> tuple[str, ...]:
+    """Regexes of the names of a second projector layer that changes nothing. Raises DataError where it does: two linear
+    layers without an activation between them are not a projector of ours."""
+    kernel, bias = rows["projector/linear_2/kernel"].name, rows["projector/linear_2/bias"].name
+    everything = (slice(None),)
+    if kernel in files and bias in files:
+        weight = files.read(kernel, everything * 2)
+        square = weight.ndim == 2 and weight.shape[0] == weight.shape[1]
+        if square and (weight == np.eye(len(weight), dtype=weight.dtype)).all():
+            if not files.read(bias, everything).any():
+                return re.escape(kernel), re.escape(bias)
+    raise DataError(f"{files.path}: projector_hidden_act is linear, but {kernel} is not the identity")
+
+
+def _original(path: Path, files: Reader, config: dict, where: str, tower: Reader | None) -> Source:
+    dialect = find_dialect(files)
+    name, llm, projector, layer, feature = read_original(config, where)
+    rows = torch_rows(dialect, files, projector_depth(projector))
+    own = any(prefix + PATCHES in files for prefix in dialect.vision)
+    if tower:
+        if own:
+            raise ConfigError(f"{path} holds its tower already; leave out {tower.path}")
+        clip = find_dialect(tower)
+        if clip.name != "clip":
+            raise DataError(f"{tower.path} holds no CLIP tower")
+        about = hf_config.read_config(_folder(tower.path))
+        vision = hf_config.vision_tower(about.get("vision_config", about), str(tower.path), layer, feature)
+        parts = (
+            Part(("vision",), tower, torch_rows(clip, tower, 0)),
+            Part(("projector", "llm"), files, rows),
+        )
+        return Source(path, dialect.name, config, vision, llm, projector, parts)
+    if not own:
+        return Source(path, dialect.name, config, None, llm, projector, (Part(("projector", "llm"), files, rows),))
+    part = Part(("vision", "projector", "llm"), files, rows)
+    if "vision_config" in config:  # ours, see original_export: the tower is none that has a name
+        vision = hf_config.vision_tower(config["vision_config"], where, layer, feature)
+    elif name in hf_config.TOWERS:
+        vision = dataclasses.replace(hf_config.TOWERS[name], select_layer=layer, select_feature=feature)
+    else:
+        raise DataError(f"{where}: mm_vision_tower={name!r} is not one of {', '.join(hf_config.TOWERS)}")
+    return Source(path, dialect.name, config, vision, llm, projector, (part,))

@@ -1,0 +1,151 @@
+"""The tokenizer inside a GGUF file, put back into the files that Hugging Face keeps one in.
+
+Sources: llama.cpp's `llama-vocab.cpp` and `convert_hf_to_gguf.py`.
+"""
+
+import json
+import struct
+import tempfile
+from pathlib import Path
+
+from llava_jax.checkpoint.gguf_files.file import GgufFile
+from llava_jax.errors import DataError
+from llava_jax.text.sentencepiece import added_token, read_sentencepiece
+from llava_jax.text.tokenizer import Tokenizer, load_tokenizer
+
+_ROLES = {"unk": "unknown", "bos": "bos", "eos": "eos", "pad": "padding"}
+_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # kinds of tokens, with SentencePiece's numbers
+_ADDED = (_UNKNOWN, _CONTROL, _USER_DEFINED)
+
+_LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_PRE_TOKENIZERS = {  # tokenizer.ggml.pre: pattern (None: GPT-2's), digits one by one, normalizer, of LLaMA 3's kind
+    "gpt-2": (None, False, None, False),
+    "smollm": (None, True, None, False),
+    "qwen2": (_LLAMA_3.replace("{1,3}", ""), False, {"type": "NFC"}, False),
+    "llama-bpe": (_LLAMA_3, False, None, True),  # whole words of the vocabulary need no merges; begins with BOS
+    "llama3": (_LLAMA_3, False, None, True),
+    "llama-v3": (_LLAMA_3, False, None, True),
+}
+
+
+def read_tokenizer(file: GgufFile, legacy: bool | None = None) -> Tokenizer:
+    """The tokenizer of a file; `legacy` as in `load_tokenizer` (a GGUF does not say: LLaMA's are legacy).
+
+    Raises DataError, naming the file and the key, for tokenizers other than byte-level BPE ("gpt2") with a known
+    `tokenizer.ggml.pre` and SentencePiece's BPE ("llama"), and for missing or contradictory keys.
+    """
+    files = tokenizer_files(file)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        try:
+            return load_tokenizer(folder, legacy)
+        except DataError as e:
+            reason = str(e).removeprefix(f"{Path(folder) / 'tokenizer.json'}: ")
+            raise DataError(f"{file.path}: tokenizer.ggml.*: {reason}") from None
+
+
+def tokenizer_files(file: GgufFile) -> dict[str, str]:
+    """tokenizer.json and tokenizer_config.json (with the chat template) of a file, by name; raises as above."""
+    tokens = _list(file, "tokens", str)
+    kinds = _list(file, "token_type", int, len(tokens))
+    if len(set(tokens)) < len(tokens) or not set(kinds) <= set(range(1, 7)):
+        raise DataError(f"{file.path}: tokenizer.ggml.tokens has a token twice, or one of an unknown token_type")
+    roles = {}
+    for role, key in _ROLES.items():
+        key = f"tokenizer.ggml.{key}_token_id"
+        if key in file.metadata or role == "eos":
+            roles[role] = file.value(key, int)
+            if not 0 <= roles[role] < len(tokens):
+                raise DataError(f"{file.path}: {key}={roles[role]} is not one of {len(tokens)} tokens")
+    count = len(tokens)
+    while kinds[count - 1] == _UNUSED and count - 1 not in roles.values():
+        count -= 1  # padding of the embedding
+    tokens, kinds = tokens[:count], kinds[:count]
+    model = file.value("tokenizer.ggml.model", str)
+    if model not in ("gpt2", "llama"):
+        raise DataError(f"{file.path}: tokenizer.ggml.model={model!r} is not one of gpt2, llama")
+    spec, bos = (_byte_level if model == "gpt2" else _sentencepiece)(file, tokens, kinds, roles)
+    names = {f"{role}_token": tokens[id] for role, id in roles.items()}
+    add_bos = file.value("tokenizer.ggml.add_bos_token", bool, bos) and "bos" in roles
+    if add_bos:
+        one, name = [{"Sequence": {"id": "A", "type_id": 0}}], names["bos_token"]
+        spec["post_processor"] = {
+            "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": name, "type_id": 0}}, *one],
+            "pair": [{"SpecialToken": {"id": name, "type_id": 0}}, *one, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {name: {"id": name, "ids": [roles["bos"]], "tokens": [name]}},
+        }  # fmt: skip
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "add_bos_token": add_bos}
+    config |= {"clean_up_tokenization_spaces": False}
+    config |= {"chat_template": file.chat_template} if file.chat_template else {}
+    return {"tokenizer.json": json.dumps(spec), "tokenizer_config.json": json.dumps(config, indent=2)}
+
+
+def _list(file: GgufFile, key: str, kind: type, length: int | None = None) -> list:
+    """A list of the tokenizer, of `length`. Raises DataError where it is missing, empty or not such a one."""
+    key = f"tokenizer.ggml.{key}"
+    found = file.value(key, list)
+    if not found or not all(isinstance(value, kind) for value in found):
+        raise DataError(f"{file.path}: metadata key {key} is not a list of {kind.__name__}")
+    if length is not None and len(found) != length:
+        raise DataError(f"{file.path}: {key} has {len(found)} entries for {length} tokens")
+    return found
+
+
+def _byte_level(file: GgufFile, tokens: list[str], kinds: list[int], roles: dict[str, int]) -> tuple[dict, bool]:
+    """(tokenizer.json, whether sequences begin with BOS where the file does not say)."""
+    name = file.value("tokenizer.ggml.pre", str)
+    if name not in _PRE_TOKENIZERS:
+        raise DataError(f"{file.path}: tokenizer.ggml.pre={name!r} is not one of {', '.join(_PRE_TOKENIZERS)}")
+    pattern, digits, normalizer, llama_3 = _PRE_TOKENIZERS[name]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": pattern is None}
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    first = ([{"type": "Digits", "individual_digits": True}] if digits else []) + ([split] if pattern else [])
+    added = [id for id, kind in enumerate(kinds) if kind in _ADDED]
+    ordinary = len(tokens)
+    while ordinary and kinds[ordinary - 1] in _ADDED:
+        ordinary -= 1  # kept out of the model, where ignore_merges would let text reach them
+    return {
+        "version": "1.0",
+        "added_tokens": [added_token(id, tokens[id], kinds[id] != _USER_DEFINED) for id in added],
+        "normalizer": normalizer,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*first, byte_level]},
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "vocab": {token: id for id, token in enumerate(tokens[:ordinary])},
+            "merges": [merge.split(" ", 1) for merge in _list(file, "merges", str)],
+            "ignore_merges": llama_3,
+        },
+    }, llama_3  # fmt: skip
+
+
+def _sentencepiece(file: GgufFile, tokens: list[str], kinds: list[int], roles: dict[str, int]) -> tuple[dict, bool]:
+    """The same for LLaMA's: the fields of a SentencePiece model are put back into one."""
+    for key in ("precompiled_charsmap", "remove_extra_whitespaces"):
+        if file.metadata.get(f"tokenizer.ggml.{key}"):
+            raise DataError(f"{file.path}: tokenizer.ggml.{key}: text is normalised, which is not supported")
+    scores = _list(file, "scores", float)
+
+    def number(value: int) -> bytes:  # a varint
+        return bytes([value]) if value < 128 else bytes([value % 128 + 128]) + number(value // 128)
+
+    def field(index: int, value: int | bytes) -> bytes:
+        if isinstance(value, bytes):
+            return number(index * 8 + 2) + number(len(value)) + value
+        return number(index * 8) + number(value)
+
+    pieces = []
+    for token, score, kind in zip(tokens, scores, kinds, strict=False):  # scores also has the padding's
+        pieces.append(field(1, field(1, token.encode()) + b"\x15" + struct.pack("<f", score) + field(3, kind)))
+    numbers = {"unk": 40, "bos": 41, "eos": 42, "pad": 43}
+    trainer = field(3, 2) + b"".join(field(numbers[role], id) for role, id in roles.items())
+    prefix = file.value("tokenizer.ggml.add_space_prefix", bool, True)
+    content = b"".join(pieces) + field(2, trainer) + field(3, field(3, prefix) + field(4, 0) + field(5, 1))
+    try:
+        return read_sentencepiece(content)[0], True
+    except (DataError, IndexError, KeyError) as e:
+        raise DataError(f"{file.path}: tokenizer.ggml.tokens: {e}") from None

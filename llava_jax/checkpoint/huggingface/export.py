@@ -1,0 +1,94 @@
+"""Writes a model as transformers' `LlavaForConditionalGeneration` and `AutoProcessor` load it."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from llava_jax.checkpoint.huggingface.config import to_hf
+from llava_jax.checkpoint.huggingface.processor import processor_files
+from llava_jax.checkpoint.new_folder import check_new, new_folder
+from llava_jax.checkpoint.torch_tensors.dialects import DIALECTS, torch_rows
+from llava_jax.checkpoint.torch_tensors.name_map import Row, to_torch
+from llava_jax.checkpoint.torch_tensors.safetensors_writer import (
+    SHARD_BYTES,
+    Tensor,
+    files_dtype,
+    gathered,
+    torch_tensors,
+    write_tensors,
+)
+from llava_jax.config.architectures import ModelConfig
+from llava_jax.text.templates import IMAGE_MARKER
+from llava_jax.text.tokenizer import Tokenizer
+
+VOCABULARY_AXIS = {"llm/embed/embedding": 0, "llm/head/kernel": 1}
+
+
+def save_hf(
+    folder: Path, params: dict[str, jax.Array], config: ModelConfig, tokenizer: Tokenizer, dtype: str | None,
+    image_token_id: int | None = None, template: str = "vicuna_v1", aspect: str = "crop",
+    shard_bytes: int = SHARD_BYTES, tower: str | None = None, wraps_images: bool = False,
+) -> None:  # fmt: skip
+    """Writes a whole model into a new folder.
+
+    params: every parameter by path. dtype: float32 | bfloat16 | float16, that of the files; None: each parameter's own.
+    template, aspect, wraps_images: how the model was trained, for the chat template and the image processor. tower: the
+    prefix of its tensors, where it is not to be that of llava-hf's files.
+
+    image_token_id: where the vocabulary has `<image>` already. None: it comes behind the tokenizer's last token, and
+    the embedding grows to the next multiple of 64 where it has no row for it, as llava-hf's own conversion does it.
+
+    Every process must call it; process 0 writes. No more than one tensor is gathered at a time. The folder appears when
+    it is complete. Raises DataError where it exists or cannot be written, for a model that transformers' classes cannot
+    hold, and for what `processor_files` refuses.
+    """
+    check_new(folder)
+    if image_token_id is None:
+        image_token_id = tokenizer.special.get(IMAGE_MARKER, tokenizer.vocab_size)
+    vocabulary = config.llm.vocab_size
+    if image_token_id >= vocabulary:
+        vocabulary = -(-(image_token_id + 1) // 64) * 64
+    llm = dataclasses.replace(config.llm, vocab_size=vocabulary)
+    about = to_hf(config.vision, llm, config.projector, image_token_id, files_dtype(params.values(), dtype))
+    texts = processor_files(config, tokenizer, image_token_id, template, aspect, wraps_images)
+    texts["config.json"] = json.dumps(about, indent=2)
+    tensors = list(_tensors(params, config, vocabulary, dtype, tower))
+    with new_folder(folder) as partial:
+        write_tensors(partial, tensors, shard_bytes)
+        if jax.process_index() == 0:
+            for name, text in texts.items():
+                (partial / name).write_text(text, encoding="utf-8")
+
+
+def _tensors(
+    params: dict[str, jax.Array], config: ModelConfig, vocabulary: int, dtype: str | None, tower: str | None
+) -> Iterator[Tensor]:
+    rows = torch_rows(DIALECTS[0], None, depth=2, tower=tower)
+    for path in sorted(params):
+        if path in VOCABULARY_AXIS and params[path].shape[VOCABULARY_AXIS[path]] != vocabulary:
+            yield _grown(rows[path], params[path], VOCABULARY_AXIS[path], vocabulary, dtype)
+        else:
+            yield from torch_tensors(rows[path], params[path], dtype)
+    if config.projector == "linear":  # the second layer that their class has: it changes nothing
+        width, like = config.llm.width, dtype or params["projector/linear_1/kernel"].dtype.name
+        kernel, bias = rows["projector/linear_2/kernel"].name, rows["projector/linear_2/bias"].name
+        yield Tensor(kernel, (width, width), like, lambda: np.eye(width, dtype=like))
+        yield Tensor(bias, (width,), like, lambda: np.zeros(width, like))
+
+
+def _grown(row: Row, param: jax.Array, axis: int, size: int, dtype: str | None) -> Tensor:
+    """A table with more words. A new word's row is the mean of the old ones: its logit is the mean of theirs, so it is
+    never the most likely."""
+    dtype = dtype or param.dtype.name
+    width = param.shape[1 - axis]
+
+    def value() -> np.ndarray:
+        table = gathered(param).astype(dtype, copy=False)
+        mean = table.astype(np.float32).mean(axis=axis, keepdims=True).astype(dtype)
+        return to_torch(row.groups, np.concatenate([table, np.repeat(mean, size - table.shape[axis], axis)], axis))
+
+    return Tensor(row.name, (size, width), dtype, value)

@@ -1,0 +1,135 @@
+"""Our own folders, read as a model: the workdir of a run, and what `save_own` writes.
+
+Both have a config.json and checkpoints/<step>/. A run's config.json names its towers and its tokenizer; that of a saved
+model holds the shapes themselves, and its tokenizer's files are in the folder.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from llava_jax.checkpoint.huggingface.config import read_object
+from llava_jax.checkpoint.native.store import Store
+from llava_jax.checkpoint.new_folder import check_new, new_folder
+from llava_jax.checkpoint.tokenizer import copy_tokenizer
+from llava_jax.config.architectures import ModelConfig
+from llava_jax.config.schema import Config, build, model_config
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.text.tokenizer import Tokenizer
+
+CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """`tokenizer`: a name or path, see `open_tokenizer`. `image_token_id`: None where the folder does not say."""
+
+    path: Path
+    step: int
+    config: ModelConfig
+    tokenizer: str
+    template: str
+    aspect: str
+    image_token_id: int | None
+    wraps_images: bool
+
+    def model(self, dtype: str) -> ModelConfig:
+        """The whole model, computing in `dtype`."""
+        plain = dict(remat="none", unroll=False, attention="xla")
+        return dataclasses.replace(self.config, dtype=dtype, feature_dtype=dtype, **plain)
+
+    def dtypes(self, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, str]:
+        """Parameter path -> dtype in the checkpoint; float32 for what is not there."""
+        found = self._ask(lambda store: store.params(self.step))
+        return {path: found[path][1] if path in found else "float32" for path in shapes}
+
+    def load(self, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """The parameters of `like` (path -> shape, dtype, sharding). Raises DataError where they are not exactly those
+        of the checkpoint."""
+        found = self._ask(lambda store: store.params(self.step))
+        missing, extra = sorted(like.keys() - found.keys()), sorted(found.keys() - like.keys())
+        if missing or extra:
+            raise DataError(
+                f"checkpoint {self.step} of {self.path} does not fit its config: missing {missing[:3] or 'none'}, "
+                f"unexpected {extra[:3] or 'none'}"
+            )
+        for path, spec in like.items():
+            if found[path][2] != spec.shape:
+                raise DataError(
+                    f"checkpoint {self.step} of {self.path}: {path} has shape {found[path][2]}, the config asks for "
+                    f"{spec.shape}"
+                )
+        return self._ask(lambda store: store.restore_params(self.step, like))
+
+    def _ask(self, question):
+        store = Store(self.path / CHECKPOINTS, keep=1)
+        try:
+            return question(store)
+        finally:
+            store.close()
+
+
+def is_own(path: Path) -> bool:
+    """Whether the folder is a run's or one of `save_own`'s."""
+    return (path / CHECKPOINTS).is_dir() and (path / "config.json").is_file()
+
+
+def open_own(path: Path) -> Own:
+    """Opens the newest whole checkpoint of a folder; damaged ones are told on standard error. Raises DataError for a
+    folder without a whole checkpoint, and for a config.json that is broken or of another version."""
+    file = path / "config.json"
+    values = read_object(file, "what the run is")
+    store = Store(path / CHECKPOINTS, keep=1)
+    try:
+        newest = store.newest()
+        for note in newest.notes:
+            print(note, file=sys.stderr, flush=True)
+        step = newest.step
+        if step is None:
+            raise DataError(f"{path / CHECKPOINTS} holds no complete checkpoint")
+        stage = store.read_run(step).get("stage")
+    finally:
+        store.close()
+    try:
+        if isinstance(values["model"]["vision"], dict):
+            config = build(ModelConfig, values["model"], "model")
+            where = str(path / TOKENIZER)
+            habits = (values[name] for name in ("template", "aspect", "image_token_id"))
+            return Own(path, step, config, where, *habits, values.get("wraps_images", False))  # older ones lack it
+        run = build(Config, values, "config")
+        data = run.stages[stage].data
+        return Own(path, step, model_config(run.model), run.tokenizer, data.template, data.aspect, None, False)
+    except (KeyError, TypeError, ConfigError) as e:
+        raise DataError(f"{file} is not the config of a run or a model of this version: {e}") from None
+
+
+def save_own(
+    folder: Path, params: dict[str, jax.Array], config: ModelConfig, tokenizer: Tokenizer, tokenizer_at: Path | None,
+    template: str, aspect: str, image_token_id: int, wraps_images: bool,
+) -> None:  # fmt: skip
+    """Writes a whole model into a new folder, laid out as a run's, each parameter in its own dtype and in shards.
+
+    tokenizer_at: where its files are, copied as they are; None: they are made. Every process must call it. The folder
+    appears when it is complete. Raises DataError where it exists or cannot be written.
+    """
+    check_new(folder)
+    about = dict(
+        model=dataclasses.asdict(config), template=template, aspect=aspect, image_token_id=image_token_id,
+        wraps_images=wraps_images,
+    )  # fmt: skip
+    with new_folder(folder) as partial:
+        if jax.process_index() == 0:
+            (partial / TOKENIZER).mkdir()
+            copy_tokenizer(partial / TOKENIZER, tokenizer, tokenizer_at, config.llm.max_positions)
+            (partial / "config.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        multihost_utils.sync_global_devices("the folder is there")
+        store = Store(partial / CHECKPOINTS, keep=1, at_once=max(x.nbytes for x in params.values()))
+        try:
+            store.save(0, {"frozen": params, "trainable": {}}, {}, {})
+            store.wait()
+        finally:
+            store.close()

@@ -1,0 +1,32 @@
+"""A tokenizer's files beside a model that is written: those it was read from, as they are, or made of what was read."""
+
+import shutil
+from pathlib import Path
+
+from llava_jax.checkpoint.gguf_files.file import is_gguf
+from llava_jax.checkpoint.huggingface.processor import json_text, tokenizer_config, tokenizer_spec
+from llava_jax.text.tokenizer import Tokenizer
+
+ABOUT = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+FILES = ("tokenizer.json", "tokenizer.model", *ABOUT, "chat_template.jinja", "generation_config.json")
+
+
+def copy_tokenizer(folder: Path, tokenizer: Tokenizer, source: Path | None, longest: int) -> None:
+    """Writes the files into an existing folder, from where `load_tokenizer` reads the same tokenizer.
+
+    source: the folder or file it was read from; where that is None or a GGUF, the files are made. longest: tokens of a
+    context, for files that are made. Raises OSError.
+    """
+    if source is None or is_gguf(source):
+        (folder / "tokenizer.json").write_text(json_text(tokenizer_spec(tokenizer)), encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(json_text(tokenizer_config(tokenizer, longest)), encoding="utf-8")
+        return
+    if source.is_dir():
+        found = {name: source / name for name in FILES}
+    else:
+        is_json = source.read_bytes().lstrip()[:1] == b"{"
+        found = {name: source.parent / name for name in ABOUT}
+        found["tokenizer.json" if is_json else "tokenizer.model"] = source
+    for name, file in found.items():
+        if file.is_file():
+            shutil.copyfile(file, folder / name)

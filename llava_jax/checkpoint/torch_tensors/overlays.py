@@ -1,0 +1,249 @@
+"""Weights that are published apart from the model they belong to, joined with it as they are read.
+
+| files                                               | a tensor becomes   | function     |
+|-----------------------------------------------------|--------------------|--------------|
+| `mm_projector`, `non_lora_trainables`               | what the file says | `with_extra` |
+| PEFT's LoRA: `adapter_config.json`, `adapter_model` | W + scale * B @ A  | `with_lora`  |
+| the original's delta weights (v0, v1.1)             | base + delta       | `with_delta` |
+
+Each takes readers of tensors (TorchFiles is one) and is one, so they nest. Only the part of a tensor that is asked for
+is ever read or computed; sums are made in float32, and a tensor that nothing changes stays as the base has it, bit by
+bit. A tensor that has no place is an error, never dropped.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from llava_jax.checkpoint.huggingface.config import read_object
+from llava_jax.checkpoint.torch_tensors.dialects import DIALECTS, IGNORED
+from llava_jax.errors import DataError
+
+Index = tuple[slice, ...]
+ALL = slice(None)
+LORA = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+# What a file may bring that its base, a language model alone, has not.
+NEW = re.compile(r"(?!.*lora_)(model\.)?(mm_projector|multi_modal_projector|vision_tower)\..*(weight|bias|_embedding)")
+# PEFT names modules as they are in memory, transformers >= 4.52 keeps those of a LLaVA under other names in its files.
+HUB, MEMORY = DIALECTS[:2]
+IN_FILES = (
+    (MEMORY.model, (HUB.model,)), (MEMORY.head, (HUB.head,)), (MEMORY.projector, (HUB.projector,)),
+    *((prefix, HUB.vision) for prefix in MEMORY.vision),
+)  # fmt: skip
+TABLES = ("embed_tokens.weight", "lm_head.weight")  # one row per word: they grow with the vocabulary
+# Each of these makes the result another one than W + scale * B @ A.
+VARIANTS = (
+    "use_dora", "use_qalora", "use_bdlora", "lora_bias", "rank_pattern", "alpha_pattern", "layer_replication",
+    "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "arrow_config", "kasa_config",
+)  # fmt: skip
+
+
+class Reader(Protocol):
+    path: Path  # for messages
+
+    def __contains__(self, name: str) -> bool: ...
+    def names(self) -> list[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def dtype(self, name: str) -> str: ...  # that of the file; a sum of two tensors has its base's
+    def read(self, name: str, index: Index) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """The tensors of `base`, except where `changed` has (shape, dtype, read) for a name, made of `added` or of both."""
+
+    base: Reader
+    added: Reader
+    changed: dict[str, tuple[tuple[int, ...], str, Callable[[Index], np.ndarray]]]
+
+    @property
+    def path(self) -> Path:
+        return self.added.path
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.changed or name in self.base
+
+    def names(self) -> list[str]:
+        return sorted(self.changed.keys() | set(self.base.names()))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.changed[name][0] if name in self.changed else self.base.shape(name)
+
+    def dtype(self, name: str) -> str:
+        return self.changed[name][1] if name in self.changed else self.base.dtype(name)
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        return self.changed[name][2](index) if name in self.changed else self.base.read(name, index)
+
+
+def with_extra(base: Reader, extra: Reader) -> Joined:
+    """`base` with the tensors of `extra` in place of its own or beside them.
+
+    extra: a projector (`model.mm_projector.0.weight`, or from `mm_projector.` on) or the `non_lora_trainables` of a
+    LoRA folder (`base_model.model.model.mm_projector.0.weight`). An embedding or head may have more rows than the
+    base's. Raises DataError for a tensor that is neither of the base, in the base's shape, nor of a projector or tower.
+
+    LoRA goes on top, as the original loads it: with_lora(with_extra(vicuna, non_lora_trainables), adapter, config).
+    """
+    names = {name: name.removeprefix("base_model.") for name in extra.names()}
+    if any(name.startswith("model.model.") for name in names.values()):
+        names = {stored: name.removeprefix("model.") for stored, name in names.items()}
+    names = {stored: re.sub(r"^(model\.)?mm_projector\.", "model.mm_projector.", n) for stored, n in names.items()}
+    return Joined(base, extra, _placed(base, extra, names))
+
+
+def read_lora_config(folder: Path) -> dict:
+    """adapter_config.json of a LoRA folder. Raises DataError where it is missing or broken."""
+    return read_object(folder / "adapter_config.json", "how the adapter is merged")
+
+
+def with_lora(base: Reader, adapter: Reader, config: dict) -> Joined:
+    """`base` with a LoRA merged in: float32 W + scale * B @ A, where scale is lora_alpha / r, or lora_alpha / sqrt(r)
+    with `use_rslora`; (B @ A) transposed with `fan_in_fan_out`.
+
+    adapter: `base_model.model.<module>.lora_A.weight` [r, in] and `.lora_B.weight` [out, r], and, of modules_to_save,
+    whole tensors that replace the base's. config: the dict of adapter_config.json.
+
+    Raises DataError for what is not plain LoRA (DoRA, ranks by module, trained biases, PiSSA, ...), and for a tensor
+    without its place, without its other half or of another shape, and where layers that the config targets are missing.
+
+    >>> # r = 2, lora_alpha = 4: one entry of q becomes W[5, 7] + 2 * sum(B[5] * A[:, 7])
+    """
+    rank, scale, transposed = _rule(config, f"the adapter {adapter.path}")
+    halves: dict[str, dict[str, str]] = {}
+    whole = {}
+    for stored in adapter.names():
+        if match := LORA.fullmatch(stored):
+            halves.setdefault(f"{match[1]}.weight", {})[match[2]] = stored
+        else:
+            whole[stored] = _in_file(base, stored.removeprefix("base_model.model."))
+    if not halves:
+        raise DataError(f"{adapter.path} holds no LoRA tensors (base_model.model.<module>.lora_A.weight)")
+    changed = _placed(base, adapter, whole)
+    for module in config.get("modules_to_save") or []:
+        if not any(f".{module}." in f".{name}" for name in changed):
+            raise DataError(f"{adapter.path} lacks {module}, one of adapter_config.json's modules_to_save")
+    for module, pair in halves.items():
+        name, where = _in_file(base, module), f"{adapter.path}: tensor {min(pair.values())} cannot be merged"
+        if len(pair) == 1:
+            raise DataError(f"{where}: its other half is missing")
+        if name in changed:
+            raise DataError(f"{where}: the file has {name} a second time")
+        if name not in base:
+            raise DataError(f"{where}: the base {base.path} has no tensor {name}")
+        a, b, shape = pair["A"], pair["B"], base.shape(name)
+        wanted = tuple(reversed(shape)) if transposed else shape
+        if len(shape) != 2 or adapter.shape(b) != (wanted[0], rank) or adapter.shape(a) != (rank, wanted[1]):
+            raise DataError(
+                f"{where}: A {adapter.shape(a)} and B {adapter.shape(b)} of rank {rank} do not fit {name} {shape} of "
+                f"{base.path}; is it the base that the adapter was trained on?"
+            )
+        changed[name] = shape, base.dtype(name), _merge(base, name, adapter, a, b, scale, transposed)
+    if forgotten := _forgotten(base, changed, config):
+        raise DataError(f"{adapter.path} lacks a change of {forgotten[0]}, which adapter_config.json targets")
+    return Joined(base, adapter, changed)
+
+
+def with_delta(base: Reader, delta: Reader) -> Joined:
+    """`base` plus the original's delta weights, in float32: cast to float16 that is bit by bit what its own
+    `apply_delta` gives, which adds in float16.
+
+    An embedding or head of the delta may have more rows (added tokens): the base is added to the first ones. A
+    projector or tower is in the delta as it is. Raises DataError for any other tensor that only one of the two has, and
+    for other shapes.
+
+    >>> # base [32000, D], delta [32003, D]: row 31999 is base + delta, row 32000 is delta's
+    """
+    names = {name: name for name in delta.names() if not re.fullmatch(IGNORED, name)}
+    changed = _placed(base, delta, names)
+    for name in base.names():
+        if name not in names and not re.fullmatch(IGNORED, name):
+            raise DataError(f"{delta.path} has no tensor {name} of the base {base.path}; is it the base of this delta?")
+        if name in names:
+            changed[name] = delta.shape(name), base.dtype(name), _add(base, delta, name)
+    return Joined(base, delta, changed)
+
+
+def _placed(base: Reader, added: Reader, names: dict[str, str]) -> dict:
+    """(shape, dtype, read) of added's tensors by the name in the model; `names`: stored name -> that name."""
+    found = {}
+    for stored, name in names.items():
+        shape = added.shape(stored)
+        if name in found:
+            raise DataError(f"{added.path}: tensor {stored} is there twice, as {name} too")
+        if name not in base and not NEW.fullmatch(name):
+            raise DataError(
+                f"{added.path}: tensor {stored} belongs neither to the base {base.path} nor to a projector or tower"
+            )
+        if name in base and shape != base.shape(name):
+            have = base.shape(name)
+            if not name.endswith(TABLES) or shape[1:] != have[1:] or shape[0] < have[0]:
+                raise DataError(f"{added.path}: tensor {stored} has shape {shape}, the base {base.path} has {have}")
+        found[name] = shape, added.dtype(stored), lambda index, stored=stored: added.read(stored, index)
+    return found
+
+
+def _rule(config: dict, where: str) -> tuple[int, float, bool]:
+    """Rank, scale, and whether weights are [in, out] (Conv1D; PEFT saves False for every Linear)."""
+    if config.get("peft_type") != "LORA":
+        raise DataError(f"{where} is {config.get('peft_type')!r} in adapter_config.json; only LORA can be merged")
+    if config.get("bias", "none") != "none":
+        raise DataError(f"{where} has trained biases (bias={config['bias']!r}), which PEFT cannot merge without loss")
+    for key in VARIANTS:
+        if config.get(key):
+            raise DataError(f"{where} is not plain LoRA: {key}={config[key]!r} in adapter_config.json; merge it first")
+    start = config.get("init_lora_weights", True)
+    if start not in (True, False, "gaussian", "orthogonal"):
+        raise DataError(
+            f"{where} began with init_lora_weights={start!r}, which changes the base as well; save it with PEFT's "
+            f"path_initial_model_for_weight_conversion first"
+        )
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise DataError(f"{where}: r={rank!r} and lora_alpha={alpha!r} of adapter_config.json are no rank and scale")
+    return rank, alpha / (rank**0.5 if config.get("use_rslora") else rank), bool(config.get("fan_in_fan_out"))
+
+
+def _in_file(base: Reader, name: str) -> str:
+    """The base's name of what is `name` in memory, where it has one."""
+    spellings = [new + name.removeprefix(old) for old, prefixes in IN_FILES if name.startswith(old) for new in prefixes]
+    return next((spelling for spelling in (name, *spellings) if spelling in base), name)
+
+
+def _forgotten(base: Reader, changed: dict, config: dict) -> list[str]:
+    """Tensors in an adapted stack of layers that the config targets and the file leaves out: a file cut short."""
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
+        return []
+    stacks = tuple({match[0] for name in changed if (match := re.match(r".*?\.(?=\d+\.)", name))})
+    ends = tuple(f".{target}.weight" for target in targets)
+    return [name for name in base.names() if name.startswith(stacks) and name.endswith(ends) and name not in changed]
+
+
+def _merge(base: Reader, name: str, adapter: Reader, a: str, b: str, scale: float, transposed: bool):
+    def read(index: Index) -> np.ndarray:
+        out, inside = reversed(index) if transposed else index
+        change = _float32(adapter, b, (out, ALL)) @ _float32(adapter, a, (ALL, inside))
+        return _float32(base, name, index) + np.float32(scale) * (change.T if transposed else change)
+
+    return read
+
+
+def _add(base: Reader, delta: Reader, name: str):
+    def read(index: Index) -> np.ndarray:
+        total = _float32(delta, name, index)
+        start, stop, _ = index[0].indices(delta.shape(name)[0])
+        stop = min(stop, base.shape(name)[0])
+        if start < stop:
+            total[: stop - start] += _float32(base, name, (slice(start, stop), *index[1:]))
+        return total
+
+    return read
+
+
+def _float32(reader: Reader, name: str, index: Index) -> np.ndarray:
+    return reader.read(name, index).astype(np.float32)

@@ -1,0 +1,110 @@
+"""Weights in torch's own `.bin` files, which are pickles: a pickle is a program that runs as it is read.
+
+They are read only where the user says so, in another process, by torch's reader that knows tensors and nothing else.
+That process writes them as safetensors, which hold no code, and this one reads those. Neither torch nor pickle is ever
+imported here.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import weakref
+from pathlib import Path
+
+from llava_jax.checkpoint.torch_tensors.safetensors_reader import TorchFiles, weight_files
+from llava_jax.errors import ConfigError, DataError
+
+INDEX = "pytorch_model.bin.index.json"
+NO_TORCH = 3  # what the other process ends with
+# The whole text of the other process: arguments source .bin, target .safetensors. Before 2.10, weights_only could be
+# made to run code (CVE-2025-32434, CVE-2026-24747). Tensors are written one by one as they lie in the mapped file.
+READER = """
+import json, sys, zipfile
+try:
+    import torch
+except ImportError:
+    sys.exit(3)
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
+    sys.exit(3)
+source, target = sys.argv[1:]
+try:
+    found = torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
+except Exception as e:
+    reason = str(e).split("WeightsUnpickler error:")[-1].strip().splitlines() or [type(e).__name__]
+    sys.exit(reason[0].split(". ")[0])
+if not isinstance(found, dict):
+    sys.exit(f"it holds a {type(found).__name__}, not tensors by name")
+kinds = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+         torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
+header, end = {}, 0
+for name, x in found.items():
+    plain = isinstance(name, str) and isinstance(x, torch.Tensor) and x.layout == torch.strided and x.dtype in kinds
+    if not plain:
+        sys.exit(f"{name!r} is a {getattr(x, 'dtype', type(x).__name__)}, not a tensor of plain numbers")
+    start, end = end, end + x.numel() * x.element_size()
+    header[name] = dict(dtype=kinds[x.dtype], shape=list(x.shape), data_offsets=[start, end])
+text = json.dumps(header).encode()
+text += b" " * (-len(text) % 8)
+with open(target, "xb") as file:
+    file.write(len(text).to_bytes(8, "little") + text)
+    for x in found.values():
+        file.write(x.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+"""
+
+
+def find_weights(folder: Path, stem: str) -> Path | None:
+    """`stem`.safetensors or else `stem`.bin of the folder: adapter_model, non_lora_trainables, mm_projector."""
+    return next((file for end in (".safetensors", ".bin") if (file := folder / (stem + end)).is_file()), None)
+
+
+def open_weights(path: Path, allowed: bool) -> TorchFiles:
+    """The tensors of a file or folder: its safetensors where there are any, else its `.bin` files, see read_pickled.
+
+    path: any weights file, or a folder of model.safetensors or pytorch_model.bin, or of several with their index.
+    """
+    if path.suffix == ".safetensors" or path.is_dir() and any(path.glob("*.safetensors")):
+        return TorchFiles(path)
+    return read_pickled(path, allowed)
+
+
+def read_pickled(path: Path, allowed: bool) -> TorchFiles:
+    """The tensors of a `.bin` file, or of the pytorch_model*.bin of a folder, through copies as safetensors.
+
+    The copies need as much room as the files, in the system's temporary folder (TMPDIR chooses it), and go when the
+    reader does, at the latest when the program ends. One file at a time is unpickled.
+
+    allowed: the user's word for it; without it DataError says why and what to do. Raises ConfigError where there is
+    no torch >= 2.10, and DataError for files that are missing, broken, or hold anything but tensors by name.
+    """
+    sources = weight_files(path, INDEX, "pytorch_model*.bin")
+    if not sources:
+        raise DataError(f"{path} holds no weights: neither .safetensors nor pytorch_model.bin")
+    if not allowed:
+        raise DataError(
+            f"{sources[0]} is a pickle, a program that runs as it is read; convert it to safetensors, or, if you trust "
+            f"where it is from, open it with pickles_allowed=True or --allow-pickle (in its own process, tensors only)"
+        )
+    folder = Path(tempfile.mkdtemp(prefix="llava_jax-"))
+    try:
+        for source in sources:
+            _copy(source, folder / f"{source.stem}.safetensors")
+        files = TorchFiles(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    files.path = path
+    weakref.finalize(files, shutil.rmtree, folder, ignore_errors=True)
+    return files
+
+
+def _copy(source: Path, target: Path) -> None:
+    # -I: no module beside the weights, in the working folder or on PYTHONPATH can pass for torch.
+    command = [sys.executable, "-I", "-c", READER, str(source), str(target)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if done.returncode == NO_TORCH:
+        raise ConfigError(f"{source} can only be read with torch >= 2.10, which {sys.executable} has not: install it")
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"the process that read it ended with {done.returncode}"]
+        hint = f" (in {target.parent}; TMPDIR chooses another place)" if "No space left" in lines[-1] else ""
+        raise DataError(f"{source} cannot be read as weights: {lines[-1]}{hint}")

@@ -1,0 +1,126 @@
+"""The tensors of a folder of safetensors files, read part by part, as transformers and the original LLaVA write them.
+
+A part is read, not mapped: a mapped file comes in pieces of a page and counts as memory for as long as it is mapped.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from llava_jax.checkpoint.torch_tensors.name_map import empty
+from llava_jax.errors import DataError
+
+INDEX = "model.safetensors.index.json"
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """`start`: the byte of the file where the tensor begins. `kind`: its dtype as safetensors spells it."""
+
+    file: Path
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+
+
+class TorchFiles:
+    """Names, shapes and parts of the tensors of a folder or of one `.safetensors` file. Nothing stays open.
+
+    Raises DataError for a folder without weights, an index that does not fit its files, a broken file, and a tensor in
+    two files. safetensors itself checks the header's size and that the offsets lie inside the file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._places: dict[str, _Place] = {}
+        found = weight_files(path, INDEX, "*.safetensors")
+        if not found:
+            raise DataError(f"{path} holds no .safetensors weights")
+        for file in found:
+            for name, place in _places(file).items():
+                if name in self._places:
+                    raise DataError(f"tensor {name} is in both {self._places[name].file} and {file}")
+                self._places[name] = place
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def names(self) -> list[str]:
+        return sorted(self._places)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._places[name].shape
+
+    def dtype(self, name: str) -> str:
+        return FLOATS.get(self._places[name].kind, "float32")  # `read` refuses what is not among them
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """The part `index` of a tensor, in the dtype of the file. Raises DataError where it does not hold numbers, or
+        the file is gone or shorter than it was."""
+        at = self._places[name]
+        if at.kind not in DTYPES:
+            raise DataError(f"{at.file}: tensor {name} holds {at.kind}, not one of {', '.join(FLOATS)}")
+        dtype = np.dtype(DTYPES[at.kind])
+        try:
+            if all(part.indices(n) == (0, n, 1) for part, n in zip(index[1:], at.shape[1:], strict=True)):
+                first, stop, _ = index[0].indices(at.shape[0]) if index else (0, 1, 1)
+                found = empty((stop - first, *at.shape[1:]) if index else (), dtype)
+                _fill(found, at.file, at.start + first * math.prod(at.shape[1:]) * dtype.itemsize)
+                return found
+            # Some columns of every row: through a map, so that no more is read than the pages they lie in.
+            return np.array(np.memmap(at.file, dtype, "r", at.start, at.shape)[index])
+        except (OSError, ValueError) as e:  # ValueError: numpy's, of a file that is too short for its map
+            raise DataError(f"{at.file}: tensor {name} cannot be read: {e}") from None
+
+
+def _places(file: Path) -> dict[str, _Place]:
+    """Where the tensors of one file are. Raises DataError for a file that is missing or broken."""
+    try:
+        with safe_open(file, framework="np") as tensors:  # checks the header before anything is believed
+            views = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118, not a dict
+            kinds = {name: (view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
+        with file.open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(size))
+    except FileNotFoundError:
+        raise DataError(f"weights file {file} does not exist") from None
+    except (SafetensorError, OSError) as e:
+        raise DataError(f"weights file {file} is broken or not a safetensors file: {e}") from None
+    return {name: _Place(file, *kind, 8 + size + header[name]["data_offsets"][0]) for name, kind in kinds.items()}
+
+
+def _fill(target: np.ndarray, file: Path, start: int) -> None:
+    """Reads the bytes of a contiguous array from `start` on. Raises OSError where the file ends too early."""
+    rest = memoryview(target.reshape(-1).view(np.uint8))
+    with file.open("rb", buffering=0) as opened:
+        opened.seek(start)
+        while rest:
+            got = opened.readinto(rest)
+            if not got:
+                raise OSError("the file is shorter than it was when it was opened")
+            rest = rest[got:]
+
+
+def weight_files(path: Path, index_name: str, pattern: str) -> list[Path]:
+    """The files of a checkpoint: `path` itself if it is one, those that the folder's index names, else all that match
+    `pattern`; empty where there are none. Raises DataError for a broken index, and one that leaves its folder."""
+    if path.is_file():
+        return [path]
+    index = path / index_name
+    if not index.exists():
+        return sorted(path.glob(pattern))
+    try:
+        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
+        raise DataError(f"{index} is not an index of weights files: {e!r}") from None
+    for name in wanted:
+        if not isinstance(name, str) or Path(name).name != name or not (path / name).is_file():
+            raise DataError(f"{index} names {name!r}, which is not a file beside it")
+    return [path / name for name in sorted(wanted)]

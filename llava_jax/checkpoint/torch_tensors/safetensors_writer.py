@@ -1,0 +1,99 @@
+"""Parameters -> a folder of safetensors files as transformers and the original name them; one tensor at a time.
+
+A file's header names the place of every tensor before the first one is there. So the places are planned from shapes
+alone, and then each tensor is gathered, turned into torch's layout, written and forgotten.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from llava_jax.checkpoint.torch_tensors.name_map import Row, names, to_torch, torch_shape
+from llava_jax.checkpoint.torch_tensors.safetensors_reader import FLOATS, INDEX
+
+SHARD_BYTES = 5_000_000_000  # as much as transformers puts into one file
+CODES = {dtype: code for code, dtype in FLOATS.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """`dtype`: float32 | bfloat16 | float16. `value()` gives the array; every process must call it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    value: Callable[[], np.ndarray]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def torch_tensors(row: Row, param: jax.Array, dtype: str | None) -> list[Tensor]:
+    """The torch tensors that make up a parameter, one per layer where it is stacked. dtype: None for its own."""
+    dtype = dtype or param.dtype.name
+    shape = param.shape[1:] if row.stacked else param.shape
+
+    def value(layer: int) -> np.ndarray:
+        part = param[layer] if row.stacked else param
+        return to_torch(row.groups, gathered(part).astype(dtype, copy=False))
+
+    return [
+        Tensor(name, torch_shape(row.groups, shape), dtype, lambda i=i: value(i))
+        for i, name in enumerate(names(row, param.shape))
+    ]
+
+
+def gathered(x: jax.Array) -> np.ndarray:
+    """The whole array on this host; every process must call it."""
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def files_dtype(params: Iterable[jax.Array], dtype: str | None) -> str:
+    """What a config.json may say of the files: the dtype of all tensors, or where they differ, one that holds each."""
+    found = {dtype} if dtype else {x.dtype.name for x in params}
+    return found.pop() if len(found) == 1 else "float32"
+
+
+def write_tensors(folder: Path, tensors: Sequence[Tensor], limit: int) -> None:
+    """Writes model.safetensors, or model-00001-of-00003.safetensors and so on with their index, none above `limit`
+    bytes (but for a tensor that is larger). Process 0 writes. Raises OSError."""
+    shards: list[list[Tensor]] = [[]]
+    for tensor in tensors:
+        if shards[-1] and sum(t.bytes for t in shards[-1]) + tensor.bytes > limit:
+            shards.append([])
+        shards[-1].append(tensor)
+    count = len(shards)
+    files = [f"model-{i + 1:05}-of-{count:05}.safetensors" if count > 1 else "model.safetensors" for i in range(count)]
+    for file, shard in zip(files, shards, strict=True):
+        _write_file(folder / file, shard)
+    if count > 1 and jax.process_index() == 0:
+        places = {t.name: file for file, shard in zip(files, shards, strict=True) for t in shard}
+        total = sum(tensor.bytes for tensor in tensors)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _write_file(file: Path, tensors: list[Tensor]) -> None:
+    tensors = sorted(tensors, key=lambda t: -np.dtype(t.dtype).itemsize)  # so that none lies across its own size
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for t in tensors:
+        start, end = end, end + t.bytes
+        header[t.name] = {"dtype": CODES[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    main = jax.process_index() == 0
+    if main:
+        file.write_bytes(len(text).to_bytes(8, "little") + text)
+    for t in tensors:
+        value = t.value()
+        assert (value.shape, value.dtype.name) == (t.shape, t.dtype), t.name
+        if main:
+            with file.open("ab") as f:
+                f.write(value.reshape(-1).view(np.uint8))

@@ -1,0 +1,45 @@
+"""python -m llava_jax ckpt list|verify DIR"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+def ckpt(
+    what: Annotated[Literal["list", "verify"], tyro.conf.Positional],
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")],
+) -> int:
+    """Says which checkpoints a run has, or reads all their files and compares them with the hashes of when they were
+    saved. Ends with 1 where a checkpoint is damaged. `sha256sum -c SHA256SUMS` in a checkpoint's folder checks it too.
+
+    Args:
+        what: list: step, size and time. verify: ok, or what is wrong with which file.
+        path: The workdir of a run, what `convert --to orbax` wrote, or a folder checkpoints/.
+    """
+    from llava_jax.checkpoint.native import integrity
+    from llava_jax.errors import DataError
+
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    try:
+        steps = integrity.steps_in(folder)
+    except OSError as e:
+        raise DataError(f"{folder} cannot be read: {e.strerror}; give the workdir of a run") from None
+    if not steps:
+        raise DataError(f"{folder} holds no checkpoint; give the workdir of a run")
+    damaged = 0
+    for step in steps:
+        one = folder / str(step)
+        wrong = integrity.faults(one) if what == "verify" else []
+        damaged += bool(wrong)
+        note = "" if integrity.is_hashed(one) else ", saved before there were hashes: contents unchecked"
+        print(f"{step}: {integrity.describe(one)}{': DAMAGED' if wrong else ': ok' if what == 'verify' else ''}{note}")
+        for fault in wrong:
+            print(f"    {fault}")
+    for one in sorted(folder.glob("*.damaged*")):
+        print(f"{one.name}: {integrity.describe(one)}: damaged, set aside by a run that went on without it")
+    for one in sorted(folder.glob("*tmp*")):
+        print(f"{one.name}: a save that never ended; it is no checkpoint")
+    if what == "verify":
+        print(f"{damaged} of {len(steps)} damaged")
+    return int(damaged > 0)

@@ -1,0 +1,61 @@
+"""Command lines with a config in them: --config=FILE --config.NAME=VALUE, and a program's own flags."""
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from llava_jax.config.schema import Config, describe, from_config_dict
+from llava_jax.errors import ConfigError, UserError
+
+
+def read_command_line(
+    argv: list[str], define: Callable[[flags.FlagValues], None]
+) -> tuple[Config, flags.FlagValues, Path, list[str]]:
+    """argv, the program's name first -> (config, all flags, the config's file, printable lines that say where each
+    value came from). `define` adds the program's own flags.
+
+    Raises ConfigError for anything wrong with flags, the config file or a value in it.
+    """
+    table = flags.FlagValues()  # not absl's global ones: libraries add theirs there
+    config_flags.DEFINE_config_file("config", None, "the config file", flag_values=table, sys_argv=argv)
+    define(table)
+    try:
+        rest = table(argv)[1:]
+        if rest:
+            raise ConfigError(f"unexpected argument {rest[0]!r}; settings are written --config.name=value")
+        if not table["config"].present:
+            raise ConfigError("--config=FILE is required, e.g. --config=configs/quickstart.py; --help says more")
+        file = Path(config_flags.get_config_filename(table["config"]))
+        values, overrides = table["config"].value, config_flags.get_override_values(table["config"])
+        if not isinstance(values, ConfigDict):
+            getattr(values, "lock", None)  # of a file that could not be read: raises the reason
+            raise ConfigError(f"{file}: get_config() must return llava_jax.config.defaults(), changed; not {values!r}")
+    except Exception as e:  # a config file is a program and may raise anything
+        raise ConfigError(_explain(e)) from None
+    config = from_config_dict(values)
+    return config, table, file, describe(config, overrides, file.name)
+
+
+def _explain(error: Exception) -> str:
+    """What went wrong, in one line, with file and line where it went wrong inside the config file."""
+    place, chain = "", error
+    while chain is not None:  # ml_collections and absl wrap what a file raises, up to two times
+        for frame, line in traceback.walk_tb(chain.__traceback__):
+            if frame.f_globals.get("__name__") == "config_config":  # the name that ml_collections loads it under
+                place, error = f"{frame.f_code.co_filename}:{line}: ", chain
+        chain = chain.__cause__ or chain.__context__
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {error.msg}"
+    if place and not isinstance(error, UserError):
+        return f"{place}{type(error).__name__}: {error}"
+    if isinstance(error, OSError):
+        return f"the config file cannot be read: {str(error.__cause__ or error).splitlines()[-1].strip()}"
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    if isinstance(error, KeyError):  # its text is a repr
+        return "no such setting in the config: " + str(error.args[0]).replace("\n", "; ")
+    lines = str(error).strip().splitlines()
+    return place + " ".join(lines if len(lines) < 3 else [lines[0], lines[-1]])  # without a traceback in the middle

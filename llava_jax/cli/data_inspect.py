@@ -1,0 +1,271 @@
+"""python -m llava_jax data: check, show and stats of data sets, before they are trained on; data_build makes them."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from llava_jax.cli.data_prepare import build, captions, scienceqa
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.output.console import progress
+from llava_jax.output.files import write_whole
+from llava_jax.text.encode import encode_row
+from llava_jax.text.templates import find_template
+
+DATA = Annotated[Path, tyro.conf.arg(metavar="DATA")]
+IMAGE_FOLDER = Annotated[Path | None, tyro.conf.arg(metavar="IMAGE_FOLDER")]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a sample becomes a row; give what the training config says."""
+
+    template: str = "vicuna_v1"
+    """The conversation template."""
+    length: int = 2048
+    """Tokens of a row, image patches included."""
+    image_size: int = 224
+    """Side of the square the model sees, in pixels."""
+    patch_size: int = 14
+    """Side of one patch of the vision tower, in pixels."""
+    aspect: Literal["crop", "pad"] = "crop"
+    """How an image is made square: crop (CLIP's processor) or pad (LLaVA v1.5)."""
+
+    @property
+    def features(self) -> int:
+        """Placeholders of one image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def check(self) -> None:
+        """Raises ConfigError for a template that does not exist and for numbers that cannot be."""
+        find_template(self.template)
+        if min(self.length, self.patch_size) < 1 or self.image_size < self.patch_size:
+            raise ConfigError(
+                f"--length {self.length} and --patch-size {self.patch_size} must be at least 1, "
+                f"--image-size {self.image_size} at least a patch"
+            )
+
+
+def check(
+    data: DATA,
+    image_folder: IMAGE_FOLDER = None,
+    /,
+    tokenizer: str | None = None,
+    recipe: tyro.conf.OmitArgPrefixes[Recipe] = Recipe(),  # noqa: B008  (frozen)
+    max_images: int | None = None,
+    report_folder: Path = Path("data-report"),
+    workers: int = os.cpu_count() or 1,
+) -> int:
+    """Reads every row and decodes every image; names all that is wrong, past the first fault.
+
+    Prints a table, and writes report.json (every finding) and report.html (with the pictures). Ends with 1 where there
+    are errors: what stops a run or teaches something wrong. Warnings, such as an EXIF rotation, only count.
+
+    Args:
+        data: LLaVA's JSON, a folder that `data build` or TFDS made, Parquet, or a folder of ScienceQA's (problems.json,
+            pid_splits.json, images).
+        image_folder: The root of the image paths, a folder or a zip archive; what holds its images needs none.
+        tokenizer: The model's (a tokenizer.model, tokenizer.json, .gguf, a folder, or tiny). Without it the lengths
+            are not checked.
+        recipe: How a sample becomes a row.
+        max_images: Image slots of a row; any number where this is not given.
+        report_folder: Where the two reports go.
+        workers: Processes; 0 works in this one.
+    """
+    from llava_jax.data.inspection.check import Duplicates, Limits, check_rows
+    from llava_jax.data.inspection.check_report import Report
+
+    recipe.check()
+    source = open_data(data, image_folder)
+    limits = Limits(_encode(tokenizer, recipe)[1] if tokenizer else None, recipe.length, max_images)
+    settings = {"tokenizer": tokenizer or "none (lengths not checked)", "template": recipe.template}
+    settings |= {"length": recipe.length, "image size": recipe.image_size, "patch size": recipe.patch_size}
+    report, duplicates = Report(str(data), settings), Duplicates()
+    _make_folder(report_folder)
+    for checked in _each_row(partial(check_rows, source=source, limits=limits), len(source), workers, "checked"):
+        report.rows += 1
+        report.images += len(checked.images)
+        report.findings += [*checked.findings, *duplicates.findings(checked)]
+    write_whole(report_folder / "report.json", report.to_json())
+    write_whole(report_folder / "report.html", report.to_html(source))
+    if report.findings:
+        _print_table(report.summary())
+    print(report.total())
+    print(f"{report_folder / 'report.json'} has every finding, report.html shows them")
+    return 1 if report.errors else 0
+
+
+def show(
+    data: DATA,
+    image_folder: IMAGE_FOLDER = None,
+    /,
+    *,
+    tokenizer: str,
+    recipe: tyro.conf.OmitArgPrefixes[Recipe] = Recipe(),  # noqa: B008
+    count: int = 16,
+    seed: int = 0,
+    id: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    page: Path = Path("samples.html"),
+) -> None:
+    """Writes a page of samples as the model gets them: image, text with what it is to learn in colour, ids, lengths.
+
+    Args:
+        data: LLaVA's JSON, a folder that `data build` or TFDS made, Parquet, or a folder of ScienceQA's (problems.json,
+            pid_splits.json, images).
+        image_folder: The root of the image paths, a folder or a zip archive; what holds its images needs none.
+        tokenizer: The model's: a tokenizer.model, tokenizer.json, .gguf, a folder, or tiny (built in).
+        recipe: How a sample becomes a row.
+        count: How many samples, drawn at random.
+        seed: Another one draws others.
+        id: The id of a sample to show, instead of some at random. May be given several times.
+        page: The HTML file.
+    """
+    import numpy as np
+
+    from llava_jax.data.inspection.samples_page import samples_page
+    from llava_jax.data.rows import build_row
+
+    recipe.check()
+    source = open_data(data, image_folder)
+    words, encode = _encode(tokenizer, recipe)
+    if id:
+        indices = _find_ids(source, id)
+    else:
+        drawn = np.random.default_rng(seed).choice(len(source), min(max(count, 0), len(source)), replace=False)
+        indices = sorted(drawn.tolist())
+    # As many slots as a row could fill: the page is about samples, not about the model's limit.
+    to_row = partial(
+        build_row, tokenizer=words, template=recipe.template, length=recipe.length, overlong="truncate",
+        max_images=max(1, recipe.length // recipe.features), features=recipe.features, image_size=recipe.image_size,
+        aspect=recipe.aspect,
+    )  # fmt: skip
+    _make_folder(page.parent)
+    write_whole(page, samples_page(f"samples of {data}", source, indices, to_row, encode, words))
+    print(f"{page}: {len(indices)} samples of {len(source):,}")
+
+
+def stats(
+    data: DATA,
+    image_folder: IMAGE_FOLDER = None,
+    /,
+    *,
+    tokenizer: str,
+    recipe: tyro.conf.OmitArgPrefixes[Recipe] = Recipe(),  # noqa: B008
+    count: int = 0,
+    slots: int = 0,
+    page: Path | None = None,
+    workers: int = os.cpu_count() or 1,
+) -> None:
+    """Prints lengths, image sizes, the supervised share, and how full rows would be, padded and packed.
+
+    Args:
+        data: LLaVA's JSON, a folder that `data build` or TFDS made, Parquet, or a folder of ScienceQA's (problems.json,
+            pid_splits.json, images).
+        image_folder: The root of the image paths, a folder or a zip archive; what holds its images needs none.
+        tokenizer: The model's: a tokenizer.model, tokenizer.json, .gguf, a folder, or tiny (built in).
+        recipe: How a sample becomes a row.
+        count: Measures this many samples drawn at random; 0 for all.
+        slots: Images that a packed row may hold; 0 for as many as its length does.
+        page: Writes an HTML file with plots too (needs matplotlib).
+        workers: Processes; 0 works in this one.
+    """
+    import numpy as np
+
+    from llava_jax.data.inspection.stats import Stats, measure_rows
+    from llava_jax.data.inspection.stats_page import check_matplotlib, stats_page
+
+    recipe.check()
+    if page is not None:
+        check_matplotlib()
+        _make_folder(page.parent)
+    source = open_data(data, image_folder)
+    _, encode = _encode(tokenizer, recipe)
+    chosen = np.arange(len(source))
+    if 0 < count < len(source):
+        chosen = np.sort(np.random.default_rng(0).choice(len(source), count, replace=False))
+    work = partial(_measure_chosen, measure_rows, chosen, source=source, encode=encode)
+    measured = list(_each_row(work, len(chosen), workers, "measured"))
+    result = Stats.of(measured, recipe.length, slots or max(1, recipe.length // recipe.features))
+    print("\n".join(result.lines()))
+    if page is not None:
+        write_whole(page, stats_page(str(data), result))
+        print(f"{page}: the same with plots")
+
+
+VERBS = {  # of `python -m llava_jax data`
+    "check": check,
+    "show": show,
+    "stats": stats,
+    "build": build,
+    "captions": captions,
+    "scienceqa": scienceqa,
+}
+
+
+def open_data(data: Path, image_folder: Path | None):
+    """What DATA holds, by its content; broken rows of a JSON keep their places. Raises ConfigError and DataError."""
+    from llava_jax.data.sources.open_source import open_source
+    from llava_jax.data.sources.scienceqa import ScienceQA, is_scienceqa
+
+    if is_scienceqa(data):
+        return ScienceQA(data, image_folder=image_folder)
+    return open_source(data, image_folder or "", is_strict=False)
+
+
+def _encode(tokenizer: str, recipe: Recipe):
+    """(the tokenizer, conversations to ids). Raises ConfigError now where the two do not go together."""
+    from llava_jax.train.dataset import open_tokenizer  # with jax, for it reads GGUF too
+
+    words = open_tokenizer(tokenizer)
+    encode = partial(encode_row, tokenizer=words, template=recipe.template, features=recipe.features)
+    encode((("human", ""), ("gpt", "")), 0)
+    return words, encode
+
+
+def _measure_chosen(measure_rows: Callable, chosen, places: range, **how) -> list:
+    return measure_rows(chosen[places.start : places.stop].tolist(), **how)
+
+
+def _find_ids(source, ids: tuple[str, ...]) -> list[int]:
+    found, read_id = {}, getattr(source, "example_id", lambda index: source[index].id)
+    for index in range(len(source)):
+        with contextlib.suppress(DataError):
+            if (name := read_id(index)) in ids:
+                found.setdefault(name, index)
+    if missing := [name for name in ids if name not in found]:
+        raise DataError(f"no readable sample has the id {missing[0]!r}.")
+    return [found[name] for name in ids]
+
+
+def _each_row(work: Callable[[range], list], rows: int, workers: int, done: str) -> Iterator:
+    """The results of all rows, in order, with progress on standard error."""
+    from llava_jax.data.inspection.parallel import map_rows
+
+    so_far = 0
+    with progress(done, "rows", rows) as tell:
+        for results in map_rows(work, rows, workers):
+            yield from results
+            so_far += len(results)
+            tell(so_far)
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        print("  ".join(cells).rstrip())
+
+
+def _make_folder(folder: Path) -> None:
+    """Now, not after hours of reading. Raises ConfigError where nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, "not allowed")
+    except OSError as fault:
+        raise ConfigError(f"{folder}: cannot be written to ({fault.strerror}). Name another folder.") from None

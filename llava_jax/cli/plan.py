@@ -1,0 +1,113 @@
+"""python -m llava_jax plan --config=FILE --topology=NAME[,NAME ...] [--config.NAME=VALUE ...]
+
+Compiles the train step of a config for TPU slices that need not be there, and says what it takes: memory of a chip,
+FLOPs, communication, time, and what would make it fit where it does not. Needs `pip install 'llava_jax[tpu]'`, which is
+the compiler; no TPU, no data and no weights. A 7B model takes minutes on two cores. All times are estimates from the
+compiled program; the lines behind the table say what they assume.
+
+  --config=FILE          as for python -m llava_jax.main; the same file, the same --config.NAME=VALUE
+  --topology=NAME,...    slices, v5e:4x4 for one; --topology=list prints all
+  --stage=NAME,...       of the config's stages; default: all of config.run
+  --length=N             tokens of a row, instead of data.length: batches of short samples have data.lengths
+  --samples=N            of the data, if there are no files to count: gives hours (default: data.samples of the config)
+  --best                 tries every way to keep activations (model.remat), and takes the fastest that fits
+  --tries=N              3; changes that are tried, one upon the other, where a step does not fit; 0: none
+  --price=DOLLARS        of a chip and hour: gives costs
+  --json=FILE            appends a line for each result; the table then has all that FILE holds
+  --hlo=FILE             writes the compiled program (of the last result that fits)
+  --decode               instead: reading prompts and a token behind them, in the compute dtype
+  --decode_batch=N       8 rows
+  --decode_cache=N       1024 slots, of which all but the last are read
+  --help                 prints this
+
+Examples:
+  python -m llava_jax plan --config=configs/stage2.py --topology=v5e:4x4
+  python -m llava_jax plan --config=configs/stage2.py --topology=v5e:8x8,v4:2x2x4 --config.model.llm=vicuna_13b_v1.3
+  python -m llava_jax plan --config=configs/stage2.py --topology=v5e:2x2 --decode --config.mesh.tensor=4
+
+Exit codes: 0 everything fits, 1 something does not, 2 bad usage or config.
+"""
+
+import os
+from pathlib import Path
+
+from absl import flags
+
+from llava_jax.cli.config_flags import read_command_line
+from llava_jax.errors import ConfigError
+from llava_jax.output.files import write_whole
+
+
+def plan(argv: list[str]) -> int:
+    """The verb; argv without the program's name. Raises ConfigError."""
+    if {"--help", "-help", "-h"} & set(argv):
+        print(__doc__)
+        return 0
+    # The compiler's library is no device: JAX must not look for a TPU, and two of these may run side by side.
+    os.environ |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    # Nor may it ask a cloud who and where it is, and complain that there is none.
+    silent = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
+    os.environ |= silent | {"TPU_WORKER_ID": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if "--topology=list" in argv:
+        from llava_jax.planning import topologies
+
+        print(topologies.listing())
+        return 0
+    config, table, _, _ = read_command_line(["plan", *argv], _define)
+    if not table.topology:
+        raise ConfigError("--topology=NAME is required, e.g. --topology=v5e:4x4; --topology=list prints all")
+    stages = table.stage or list(config.stages)
+    if unknown := [name for name in stages if name not in config.stages]:
+        raise ConfigError(f"--stage={unknown[0]}: config.run has {', '.join(config.stages)}")
+    if table.length < 0 or table.length > 0 and any(table.length % s.loss_chunks for s in config.stages.values()):
+        raise ConfigError(f"--length={table.length} must be positive, and a multiple of loss_chunks")
+    if table.tries < 0 or table.samples < 0 or table.price < 0:
+        raise ConfigError("--tries, --samples and --price must not be negative")
+
+    from llava_jax.planning import report as plan_report
+    from llava_jax.planning import search as plan_step
+    from llava_jax.planning import topologies
+
+    for name in stages if table.length else ():
+        config = plan_step.changed(config, f"stages.{name}.data.length", table.length)
+    slices = [topologies.parse(name) for name in table.topology]
+    file = Path(table.json) if table.json else None
+    if file:  # what cannot be kept is to be known before minutes of compiling
+        plan_report.append(file, [])
+        plan_report.read(file)
+    results, assumed = [], []
+    for topology in slices:
+        if table.decode:
+            found = plan_step.plan_decode(config, topology, table.decode_batch, table.decode_cache)
+        else:
+            search = plan_step.Search(best=table.best, tries=table.tries, say=lambda text: print(text, flush=True))
+            found = [plan_step.plan_stage(config, name, topology, search, table.samples) for name in stages]
+        for result in found:
+            print("\n".join(plan_report.describe(result, table.price)) + "\n", flush=True)
+            assumed = result.assumptions or assumed
+            if table.hlo and result.program:
+                write_whole(Path(table.hlo), result.program)
+        if file:
+            plan_report.append(file, found)
+        results += found
+    rows = plan_report.read(file) if file else results
+    if len(rows) > 1:
+        print("\n".join(plan_report.table(rows, table.price)) + "\n")
+    if assumed:
+        print("\n".join(["These are estimates. They assume:", *("  " + line for line in assumed)]))
+    return 0 if all(result.fits for result in results) else 1
+
+
+def _define(table: flags.FlagValues) -> None:
+    flags.DEFINE_list("topology", [], "slices", flag_values=table)
+    flags.DEFINE_list("stage", [], "stages", flag_values=table)
+    flags.DEFINE_integer("length", 0, "tokens of a row", flag_values=table)
+    flags.DEFINE_integer("samples", 0, "of the data", flag_values=table)
+    flags.DEFINE_bool("best", False, "try every remat policy", flag_values=table)
+    flags.DEFINE_integer("tries", 3, "changes where it does not fit", flag_values=table)
+    flags.DEFINE_float("price", 0.0, "dollars of a chip and hour", flag_values=table)
+    flags.DEFINE_string("json", None, "appended to", flag_values=table)
+    flags.DEFINE_string("hlo", None, "the compiled program", flag_values=table)
+    flags.DEFINE_bool("decode", False, "decoding instead", flag_values=table)
+    flags.DEFINE_integer("decode_batch", 8, "rows", flag_values=table)
+    flags.DEFINE_integer("decode_cache", 1024, "slots", flag_values=table)

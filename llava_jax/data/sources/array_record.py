@@ -1,0 +1,139 @@
+"""Examples in ArrayRecord shards: the record, and a folder of shards as a source.
+
+    record = SHA-256 of what follows (32 bytes) | length of the head (4, little endian) | head | image bytes, joined
+    head   = UTF-8 JSON: a row as of `llava_row`, with "sizes" (bytes of each image) and "kind"
+
+A folder holds `shard-00000-of-00012.array_record` and so on, `ids.npy` (int64, the `id_hash` of each record),
+`left_out.jsonl` (index and fault of each sample that was left out) and, last, `manifest.json`. `data build` makes it.
+"""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from PIL import Image
+
+from llava_jax.data.example import Example
+from llava_jax.data.sources.llava_row import parse_row
+from llava_jax.errors import DataError
+
+MANIFEST, IDS, FORMAT = "manifest.json", "ids.npy", 1
+_AGAIN = "Copy it again, or build it anew."
+
+
+def encode_record(example: Example) -> bytes:
+    """Image files go in as they are, byte for byte; pixels as PNG. Raises OSError for a file that cannot be read."""
+    images = [_bytes(image) for image in example.images]
+    row = {
+        "id": example.id,
+        "images": [image.name if isinstance(image, Path) else f"image {i}" for i, image in enumerate(example.images)],
+        "conversations": [{"from": role, "value": text} for role, text in example.turns],
+        "sizes": [len(image) for image in images],
+        "kind": example.kind,
+    }
+    head = json.dumps(row, ensure_ascii=False).encode()
+    body = b"".join([len(head).to_bytes(4, "little"), head, *images])
+    return hashlib.sha256(body).digest() + body
+
+
+def decode_record(record: bytes, where: str) -> Example:
+    """Raises DataError that begins with `where` for a record that is not as it was written."""
+    body = memoryview(record)[32:]
+    if hashlib.sha256(body).digest() != record[:32]:
+        raise DataError(f"{where}: its hash is not that of its content. {_AGAIN}")
+    try:
+        at = 4 + int.from_bytes(body[:4], "little")
+        row = json.loads(bytes(body[4:at]))
+        sizes, kind = row["sizes"], str(row["kind"])
+        row_id, turns, names = parse_row(row, where)
+        images = []
+        for size in sizes:
+            images.append(bytes(body[at : at + size]))
+            at += size
+        if at != len(body) or len(sizes) != len(names) or min(sizes, default=0) < 0:
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{where}: not a record of this project. Build the shards with `data build`.") from None
+    return Example(row_id, turns, tuple(images), kind)
+
+
+def _bytes(image: Path | bytes | Image.Image) -> bytes:
+    if isinstance(image, Path):
+        return image.read_bytes()
+    if isinstance(image, bytes):
+        return image
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    return png.getvalue()
+
+
+class ArrayRecordSource:
+    """A folder that `data build` made, as a source. Images come as bytes; a record is checked when it is read.
+
+    Raises DataError that names the folder or shard when constructed, where the manifest is missing (the build did not
+    end) or a shard is missing or of another size; that names shard and record, when a record is read.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        shards = self.manifest["shards"]
+        for shard in shards:
+            file = self.path / shard["name"]
+            size = file.stat().st_size if file.is_file() else None
+            if size != shard["bytes"]:
+                what = "missing" if size is None else f"{size:,} bytes long instead of {shard['bytes']:,}"
+                raise DataError(f"{file}: {what}. {_AGAIN}")
+        self._ends = np.cumsum([shard["records"] for shard in shards])
+        # The counts are given, so that no shard is opened before it is read.
+        self._records = ArrayRecordDataSource([_Part(str(self.path / s["name"]), 0, s["records"]) for s in shards])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Example:
+        index = range(len(self))[index]
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        shard = self.manifest["shards"][which]
+        where = f"{self.path / shard['name']}: record {index - int(self._ends[which]) + shard['records']}"
+        try:
+            record = self._records[index]
+        except (RuntimeError, ValueError, IndexError, OSError) as fault:
+            raise DataError(f"{where} cannot be read ({str(fault).splitlines()[0][:120]}). {_AGAIN}") from None
+        return decode_record(record, where)
+
+    def id_hashes(self) -> np.ndarray:
+        """int64[n], the `id_hash` of every id. Raises DataError where ids.npy is not that of the manifest."""
+        file = self.path / IDS
+        data = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(data).hexdigest() != self.manifest["ids_sha256"]:
+            raise DataError(f"{file}: missing or damaged. {_AGAIN}")
+        return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+class _Part:
+    """What ArrayRecordDataSource calls a FileInstruction."""
+
+    def __init__(self, filename: str, skip: int, take: int):
+        self.filename, self.skip, self.take, self.examples_in_shard = filename, skip, take, take
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a complete folder. Raises DataError where there is none, or one that this version cannot read."""
+    file = folder / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        names = [Path(shard["name"]) for shard in manifest["shards"]]
+        whole = all(isinstance(s[key], int) for s in manifest["shards"] for key in ("records", "bytes"))
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no {MANIFEST}: its build did not end. Give the same `data build` again.") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{file}: cannot be read. {_AGAIN}") from None
+    if manifest.get("format") != FORMAT:
+        raise DataError(f"{file}: of format {manifest.get('format')!r}; this version reads {FORMAT}. Build it anew.")
+    if not whole or not names or any(name.name != str(name) for name in names):  # a shard lies in the folder itself
+        raise DataError(f"{file}: lists no shards, or files outside the folder. {_AGAIN}")
+    return manifest

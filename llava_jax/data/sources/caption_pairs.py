@@ -1,0 +1,80 @@
+"""From pairs of image and caption to the rows of stage 1: a brief instruction, and the caption as its answer.
+
+The original has eleven ways to ask for a short description and puts the image before or behind the request; these are
+eleven of our own.
+"""
+
+import json
+import os
+import random
+from pathlib import Path
+
+from llava_jax.errors import DataError
+from llava_jax.text.templates import IMAGE_MARKER
+
+INSTRUCTIONS = (
+    "Say in a few words what this picture shows.",
+    "What can be seen here? Keep it short.",
+    "Write a one-line caption for the image.",
+    "Sum up the picture in one sentence.",
+    "Give the gist of this photo.",
+    "Tell me briefly what is in the image.",
+    "In short, what does this picture contain?",
+    "Name the main content of the photo in a short sentence.",
+    "How would you caption this image?",
+    "Put what you see into one short sentence.",
+    "State concisely what the image is about.",
+)
+
+
+def caption_row(image: str, caption: str, seed: int) -> dict:
+    """A row of LLaVA's JSON; image, caption and seed decide the instruction and its place, other rows do not."""
+    rng = random.Random(f"captions/{seed}/{image}/{caption}")
+    instruction = rng.choice(INSTRUCTIONS)
+    question = rng.choice((f"{IMAGE_MARKER}\n{instruction}", f"{instruction}\n{IMAGE_MARKER}"))
+    return {
+        "id": os.path.splitext(image)[0],
+        "image": image,
+        "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": caption}],
+    }
+
+
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    """(image, caption) of a file of JSON Lines, or one JSON array, of {"image", "caption"}; other keys are ignored.
+
+    White space around a caption is removed. Raises DataError that names the file and the line or row, for a pair that
+    is not one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as fault:
+        raise DataError(f"{path}: not UTF-8 text (byte {fault.start}). Save it as UTF-8.") from None
+    except OSError as fault:
+        raise DataError(f"{path}: cannot be read ({fault.strerror}). Check the path.") from None
+    if text.lstrip().startswith("["):
+        rows = [(f"{path}: row {i}", row) for i, row in enumerate(_parse(text, str(path)))]
+    else:
+        lines = enumerate(text.split("\n"), 1)  # not splitlines: captions may hold other line breaks
+        rows = [(f"{path}: line {i}", _parse(line, f"{path}: line {i}")) for i, line in lines if line.strip()]
+    if not rows:
+        raise DataError(f"{path}: no pairs.")
+    return [_pair(row, where) for where, row in rows]
+
+
+def _parse(text: str, where: str):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise DataError(f'{where}: not JSON; expected {{"image": ..., "caption": ...}}.') from None
+
+
+def _pair(row, where: str) -> tuple[str, str]:
+    pair = [row.get(key) for key in ("image", "caption")] if isinstance(row, dict) else [None, None]
+    for key, value in zip(("image", "caption"), pair, strict=True):
+        if not isinstance(value, str) or not value.strip():
+            raise DataError(f'{where}: key "{key}" must be a string with something in it.')
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise DataError(f'{where}: key "{key}" holds half a character (\\ud83d, say). Repair it.') from None
+    return pair[0], pair[1].strip()

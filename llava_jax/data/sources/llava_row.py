@@ -1,0 +1,86 @@
+r"""One sample of LLaVA's training data: {"id", "image", "conversations": [{"from", "value"}, ...]}.
+
+- `image` (or `images`) is a name or a list of them; a row without it is text only.
+- Other keys are ignored. A number as id is taken as its text.
+- A leading "gpt" turn is dropped, as the original does; then turns alternate, human first and gpt last.
+- With one image, all markers of a turn become one at its front, as the original does: `"<image>\n" + text`. With
+  several images they stay where they are. In an answer, `<image>` is ordinary text.
+- Where the original trains on text alone in silence (`image` without `<image>`) or shifts the images of the rest of the
+  batch (two turns with `<image>`), this is an error: markers and images must be equally many.
+"""
+
+from llava_jax.errors import DataError
+from llava_jax.text.templates import IMAGE_MARKER
+
+ROLES = ("human", "gpt")
+
+
+def parse_row(row, where: str) -> tuple[str, tuple[tuple[str, str], ...], list[str]]:
+    """Checks one row -> (id, turns, image names). Raises DataError that begins with `where` and names the key."""
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected an object, found {type(row).__name__}.", "broken row")
+    row_id = row.get("id")
+    if isinstance(row_id, bool) or not isinstance(row_id, str | int):
+        raise DataError(f'{where}: key "id" must be a string. Give every sample one.', "broken row")
+    where = f"{where} (id {str(row_id)!r})"
+    images = image_names(row, where)
+    return str(row_id), _place_markers(_turns(row, where), len(images), where), images
+
+
+def image_names(row: dict, where: str) -> list[str]:
+    """What a row calls its images; none where it is text alone. Raises DataError that begins with `where`."""
+    if row.get("image") is not None and row.get("images") is not None:
+        raise DataError(f'{where}: has both "image" and "images". Keep one.', "broken row")
+    key = "image" if row.get("image") is not None else "images"
+    names = row.get(key)
+    names = [] if names is None else [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        message = f'{where}: key "{key}" must be a path or a list of paths. Leave it out for text alone.'
+        raise DataError(message, "broken row")
+    return names
+
+
+def _turns(row: dict, where: str) -> list[tuple[str, str]]:
+    conversation = row.get("conversations")
+    if not isinstance(conversation, list):
+        message = f'{where}: key "conversations" must be a list of {{"from": ..., "value": ...}}.'
+        raise DataError(message, "broken row")
+    turns = []
+    for i, turn in enumerate(conversation):
+        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+            message = f'{where}: conversations[{i}] needs the keys "from" and "value" with strings.'
+            raise DataError(message, "broken row")
+        try:
+            turn["value"].encode()
+        except UnicodeEncodeError:  # half of an emoji: no tokenizer takes it
+            message = f"{where}: conversations[{i}] holds half a character (\\ud83d, say). Repair it."
+            raise DataError(message, "broken row") from None
+        if turn.get("from") not in ROLES:
+            message = f'{where}: conversations[{i}]: "from" is {turn.get("from")!r}, not "human" or "gpt".'
+            raise DataError(message, "role order")
+        turns.append((turn["from"], turn["value"]))
+    if turns and turns[0][0] == "gpt":
+        turns = turns[1:]
+    if not turns or len(turns) % 2 or any(role != ROLES[i % 2] for i, (role, _) in enumerate(turns)):
+        message = f"{where}: conversations must alternate human, gpt, ..., end with gpt and not be empty."
+        raise DataError(message, "role order")
+    return turns
+
+
+def _place_markers(turns: list[tuple[str, str]], images: int, where: str) -> tuple[tuple[str, str], ...]:
+    if images == 1:
+        turns = [(role, _marker_first(text) if role == "human" else text) for role, text in turns]
+    markers = sum(text.count(IMAGE_MARKER) for role, text in turns if role == "human")
+    if markers != images:
+        raise DataError(
+            f"{where}: {images} image(s), but {markers} {IMAGE_MARKER} in the questions. "
+            "Write one for each image, and none in a sample without.",
+            "placeholder mismatch",
+        )
+    return tuple(turns)
+
+
+def _marker_first(text: str) -> str:
+    if IMAGE_MARKER not in text:
+        return text
+    return f"{IMAGE_MARKER}\n{text.replace(IMAGE_MARKER, '').strip()}".strip()

@@ -1,0 +1,130 @@
+"""Parquet in the form that Hugging Face's datasets write, as a source. Needs pyarrow: pip install 'llava_jax[parquet]'.
+
+Columns: `id`, `conversations` (list of {from, value}) and `image` or `images`: bytes, {bytes, path}, a path, a list of
+these, or null. Other columns are not read.
+
+A row group is read as a whole, so examples in random order cost a group each: for training, `data build` makes
+ArrayRecord of it, which it reads once and in order.
+"""
+
+import collections
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from llava_jax.data.example import Example, id_hash
+from llava_jax.data.sources.llava_row import parse_row
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.images.files import open_images
+
+COLUMNS = ("id", "image", "images", "conversations")
+GROUPS_HELD = 2
+
+
+def is_parquet(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"PAR1"
+    except OSError:
+        return False
+
+
+class ParquetSource:
+    """A Parquet file, or the *.parquet files of a folder in the order of their names.
+
+    images: the folder or zip archive of images that a row names without holding them. Raises DataError that names the
+    file for a missing column or a broken file, when constructed; that names file and row, when a row is read.
+    """
+
+    def __init__(self, path: str | Path, images: str | Path = ""):
+        path = Path(path)
+        self.files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        self.images = open_images(images, path) if images else None
+        self._groups = []  # (file, group of it, rows)
+        for file in self.files:
+            parquet = _open(file)
+            names = set(parquet.schema_arrow.names)
+            if not {"id", "conversations"} <= names:
+                raise DataError(f"{file}: needs the columns id and conversations; it has {', '.join(sorted(names))}.")
+            counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+            self._groups += [(file, i, rows) for i, rows in enumerate(counts)]
+        self._ends = np.cumsum([rows for _, _, rows in self._groups])
+        if not self._groups or not self._ends[-1]:
+            raise DataError(f"{path}: no rows.")
+        self._held, self._lock = collections.OrderedDict(), threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_held", "_lock")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._held, self._lock = collections.OrderedDict(), threading.Lock()
+
+    def __getitem__(self, index: int) -> Example:
+        index = range(len(self))[index]
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        file, number, rows = self._groups[group]
+        place = index - int(self._ends[group]) + rows
+        where = f"{file}: row {place} of group {number}"
+        row = self._read(group).slice(place, 1).to_pylist()[0]
+        key = "image" if row.get("image") is not None else "images"
+        found = row.get(key)
+        found = [] if found is None else found if isinstance(found, list) else [found]
+        # parse_row wants names; what has none (bytes alone) gets one.
+        row[key] = [_name(image) or f"image {i}" for i, image in enumerate(found)] or None
+        row_id, turns, names = parse_row(row, where)
+        where = f"{where}: sample {row_id!r}"
+        images = tuple(self._image(image, name, where) for image, name in zip(found, names, strict=True))
+        return Example(row_id, turns, images)
+
+    def id_hashes(self) -> np.ndarray:
+        """int64[n], the `id_hash` of every id; the images are not read."""
+        ids = (i for file in self.files for i in _open(file).read(columns=["id"])["id"].to_pylist())
+        return np.array([id_hash(str(i)) for i in ids], np.int64)
+
+    def _image(self, image, name: str, where: str) -> bytes | Path:
+        data = image.get("bytes") if isinstance(image, dict) else image
+        if isinstance(data, bytes):
+            return data
+        if not self.images:
+            raise DataError(f"{where}: image {name!r} is not inside. Name the folder or zip archive of the images.")
+        return self.images.find(name, where)
+
+    def _read(self, group: int):
+        """A row group as a table; the last few are held."""
+        with self._lock:  # several threads would read the same group at once
+            if group not in self._held:
+                file, number, _ = self._groups[group]
+                parquet = _open(file)
+                columns = [name for name in COLUMNS if name in parquet.schema_arrow.names]
+                try:
+                    self._held[group] = parquet.read_row_group(number, columns=columns)
+                except Exception as fault:  # pyarrow's errors derive from many
+                    raise DataError(f"{file}: group {number} cannot be read ({_line(fault)}). Copy it again.") from None
+                while len(self._held) > GROUPS_HELD:
+                    self._held.popitem(last=False)
+            self._held.move_to_end(group)
+            return self._held[group]
+
+
+def _name(image) -> str | None:
+    return image.get("path") if isinstance(image, dict) else image if isinstance(image, str) else None
+
+
+def _open(file: Path):
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise ConfigError(f"{file}: Parquet needs pyarrow: pip install 'llava_jax[parquet]'") from None
+    try:
+        return parquet.ParquetFile(file)
+    except Exception as fault:  # pyarrow's errors derive from many
+        raise DataError(f"{file}: not a Parquet file that can be read ({_line(fault)}). Copy it again.") from None
+
+
+def _line(fault: Exception) -> str:
+    return (str(fault).splitlines() or [type(fault).__name__])[0][:120]

@@ -1,0 +1,137 @@
+"""What a score says, as text beside the published numbers, as JSON, and in the original's analysis file."""
+
+import json
+from collections.abc import Iterable, Sequence
+
+from llava_jax.data.sources.scienceqa_problem import LETTERS
+from llava_jax.evaluation.scienceqa.files import Answers
+from llava_jax.evaluation.scienceqa.score import COLUMNS, Comparison, Graded, Share
+from llava_jax.text.templates import IMAGE_MARKER
+
+TEST = 4241  # problems of the whole test split, which all published rows are of
+# arXiv 2304.08485; in the order of COLUMNS
+PUBLISHED = {
+    "Human": (90.23, 84.97, 87.48, 89.60, 87.50, 88.10, 91.59, 82.42, 88.40),
+    "GPT-3.5 CoT": (75.44, 70.87, 78.09, 74.68, 67.43, 79.93, 78.23, 69.68, 75.17),
+    "LLaMA-Adapter": (84.37, 88.30, 84.36, 83.72, 80.32, 86.90, 85.83, 84.05, 85.19),
+    "MM-CoT large": (95.91, 82.00, 90.82, 95.26, 88.80, 92.89, 92.44, 90.31, 91.68),
+    "GPT-4, text, 2-shot": (84.06, 73.45, 87.36, 81.87, 70.75, 90.73, 84.69, 79.10, 82.69),
+    "LLaVA 13B v0": (90.36, 95.95, 88.00, 89.49, 88.00, 90.66, 90.93, 90.90, 90.92),
+    "  + GPT-4 complement": (90.36, 95.50, 88.55, 89.05, 87.80, 91.08, 92.22, 88.73, 90.97),
+    "  + GPT-4 judge": (91.56, 96.74, 91.09, 90.62, 88.99, 93.52, 92.73, 92.16, 92.53),
+}
+NAME, CELL, FLIPS = 22, 9, 20
+
+
+def table(rows: dict[str, dict[str, Share]]) -> list[str]:
+    """Lines: each of `rows` with its intervals and counts, then the published ones."""
+    lines = ["".ljust(NAME) + "".join(name.rjust(CELL) for name in COLUMNS)]
+    for name, shares in rows.items():
+        lines.append(_line(name, [percent_text(share.percent) for share in shares.values()]))
+        for label, end in (("  95%, from", 0), ("       to", 1)):
+            lines.append(_line(label, [percent_text(s.interval[end] if s.interval else None) for s in shares.values()]))
+        lines.append(_line("  right/all", [f"{share.correct}/{share.count}" for share in shares.values()]))
+    lines += ["", f"published, of all {TEST:,} test problems:"]
+    return lines + [_line(name, [percent_text(value) for value in values]) for name, values in PUBLISHED.items()]
+
+
+def topic_table(topics: dict[str, Share]) -> list[str]:
+    width = max(map(len, topics), default=0) + 2
+    lines = ["topic".ljust(width) + "right/all".rjust(11) + "percent".rjust(9) + "  95% interval"]
+    for topic, share in topics.items():
+        counts = f"{share.correct}/{share.count}"
+        lines.append(f"{topic:<{width}}{counts:>11}{percent_text(share.percent):>9}  {interval_text(share)}")
+    return lines
+
+
+def comparison_lines(comparison: Comparison, first: str, second: str) -> list[str]:
+    c = comparison
+    points = 100 * (c.only_first - c.only_second) / c.count if c.count else 0.0
+    lines = [
+        f"against {second}, on {c.count:,} problems: both right {c.both:,}, only {first} {c.only_first:,}, "
+        f"only the other {c.only_second:,}, neither {c.neither:,}; {points:+.2f} points, exact McNemar p = {c.p:.3g}"
+    ]
+    if c.missing:
+        lines.append(f"  the other has no answer to {c.missing:,} of them, which count as wrong")
+    for a, b in c.flips[:FLIPS]:
+        truth = LETTERS[a.problem.answer]
+        lines.append(f"  {a.problem.pid}: {_said(a)}, the other {_said(b)}; right is {truth}")
+    if len(c.flips) > FLIPS:
+        lines.append(f"  and {len(c.flips) - FLIPS:,} more flips; --json has all")
+    return lines
+
+
+def percent_text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def interval_text(share: Share) -> str:
+    return "-" if share.interval is None else f"{share.interval[0]:.2f} to {share.interval[1]:.2f}"
+
+
+def baseline_line(chance: float, letter: str, share: Share) -> str:
+    return (
+        f"without a model: {percent_text(chance)} by drawing a choice; {percent_text(share.percent)} "
+        f"({share.correct:,}/{share.count:,}, 95% {interval_text(share)}) by always saying {letter}, the most frequent"
+    )
+
+
+def baseline_json(chance: float, letter: str, share: Share) -> dict:
+    return {"random": chance, "letter": letter, "always_that_letter": share_json(share)}
+
+
+def shown_line(share: Share) -> str:
+    return (
+        f"IMG accuracy by prompt: {percent_text(share.percent)} ({share.correct:,}/{share.count:,}, 95% "
+        f"{interval_text(share)}), of the answers whose prompt has {IMAGE_MARKER}"
+    )
+
+
+def share_json(share: Share) -> dict:
+    return {"correct": share.correct, "count": share.count, "percent": share.percent, "interval": share.interval}
+
+
+def item_json(item: Graded) -> dict:
+    return {
+        "id": item.problem.pid,
+        "text": item.text,
+        "letter": item.letter,
+        "index": item.index,
+        "answer": item.problem.answer,
+        "status": item.status,
+        "right": item.is_right,
+    }
+
+
+def comparison_json(comparison: Comparison, second: str) -> dict:
+    c = comparison
+    about = {"file": second, "count": c.count, "both": c.both, "only_first": c.only_first}
+    about |= {"only_second": c.only_second, "neither": c.neither, "second_missing": c.missing}
+    about["p"] = c.p
+    return about | {"flips": [{"first": item_json(a), "second": item_json(b)} for a, b in c.flips]}
+
+
+def analysis_json(graded: Iterable[Graded], answers: Answers) -> str:
+    """The original's analysis file (`--output-file`), byte for byte where the prompts are known."""
+    lists = {"correct": [], "incorrect": []}
+    for item in graded:
+        prompt = answers.prompts.get(item.problem.pid, "Unknown")
+        lists["correct" if item.is_right else "incorrect"].append(
+            {
+                "question_id": item.problem.pid,
+                "parsed_ans": item.letter or "FAILED",
+                "ground_truth": LETTERS[item.problem.answer],
+                "question": prompt,
+                "pred": "FAILED" if item.text is None else item.text,
+                "is_multimodal": "<image>" in prompt,
+            }
+        )
+    return json.dumps(lists, indent=2)
+
+
+def _said(item: Graded) -> str:
+    return "no answer" if item.status == "missing" else item.letter or "no letter"
+
+
+def _line(name: str, cells: Sequence[str]) -> str:
+    return name.ljust(NAME) + "".join(cell.rjust(CELL) for cell in cells)

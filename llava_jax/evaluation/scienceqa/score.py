@@ -1,0 +1,218 @@
+"""Answers to ScienceQA, graded and counted as ScienceQA's own tool counts them, and two files of them compared."""
+
+import dataclasses
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from llava_jax.data.sources.scienceqa import ScienceQA
+from llava_jax.data.sources.scienceqa_problem import LETTERS, Problem
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.evaluation.scienceqa.files import Answers
+from llava_jax.evaluation.scienceqa.parse import index_of, lenient, strict
+from llava_jax.output.intervals import mcnemar, wilson
+from llava_jax.text.templates import IMAGE_MARKER
+
+SUBJECTS = {"NAT": "natural science", "SOC": "social science", "LAN": "language science"}
+GRADES = {"G1-6": [f"grade{i}" for i in range(1, 7)], "G7-12": [f"grade{i}" for i in range(7, 13)]}
+AVERAGE = "Avg"
+# In the order of the published tables. Context is a text (TXT) or an image (IMG), or both, or neither (NO).
+COLUMNS: dict[str, Callable[[Problem], bool]] = {
+    "NAT": lambda p: p.subject == SUBJECTS["NAT"],
+    "SOC": lambda p: p.subject == SUBJECTS["SOC"],
+    "LAN": lambda p: p.subject == SUBJECTS["LAN"],
+    "TXT": lambda p: p.hint != "",
+    "IMG": lambda p: p.image is not None,
+    "NO": lambda p: p.hint == "" and p.image is None,
+    "G1-6": lambda p: p.grade in GRADES["G1-6"],
+    "G7-12": lambda p: p.grade in GRADES["G7-12"],
+    AVERAGE: lambda p: True,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Graded:
+    """The answer to one problem. `text`: None where the file has none. `letter`: what was found in it, perhaps of no
+    choice. `index`: the choice that counts, -1 for none; drawn at random where `status` is "unparsed" and that is
+    asked for."""
+
+    problem: Problem
+    text: str | None
+    letter: str | None
+    index: int
+    status: str  # parsed | unparsed | missing
+
+    @property
+    def is_right(self) -> bool:
+        return self.index == self.problem.answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    correct: int
+    count: int
+
+    @property
+    def percent(self) -> float | None:
+        return 100 * self.correct / self.count if self.count else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95%, in percent."""
+        return wilson(self.correct, self.count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two files on the problems that both were graded on. `missing`: those of them that the second has no answer to.
+    `flips`: those that one has right and the other wrong."""
+
+    both: int
+    neither: int
+    missing: int
+    flips: list[tuple[Graded, Graded]]
+
+    @property
+    def only_first(self) -> int:
+        return sum(first.is_right for first, _ in self.flips)
+
+    @property
+    def only_second(self) -> int:
+        return len(self.flips) - self.only_first
+
+    @property
+    def count(self) -> int:
+        return self.both + self.neither + len(self.flips)
+
+    @property
+    def p(self) -> float:
+        return mcnemar(self.only_first, self.only_second)
+
+
+def read_problems(folder: str | Path, split: str) -> list[Problem]:
+    """The problems of a split, each once. Raises DataError and ConfigError, see `ScienceQA`; DataError for a subject or
+    a grade that no column counts."""
+    source = ScienceQA(folder, split)
+    problems = list({(problem := source.problem(i)).pid: problem for i in range(len(source))}.values())
+    known = {"subject": list(SUBJECTS.values()), "grade": [grade for grades in GRADES.values() for grade in grades]}
+    for problem in problems:
+        for key, values in known.items():
+            if getattr(problem, key) not in values:
+                raise DataError(
+                    f'{source.path}: problem {problem.pid}: key "{key}" is {getattr(problem, key)!r}, '
+                    f"not one of {', '.join(values)}.",
+                    "broken row",
+                )
+    return problems
+
+
+def grade(
+    problems: Iterable[Problem], answers: Answers, parser: str = "strict", unparsed: str = "wrong", seed: int = 0
+) -> list[Graded]:
+    """The answers to `problems`, in their order.
+
+    parser: strict | lenient (see `scienceqa_answers`) | results (the file's own indices, nothing is parsed).
+    unparsed: "wrong": an answer without a letter of a choice is wrong, and so is a missing one. "random": as the
+    original did before October 2023 (and for the paper): a choice is drawn for it, and missing ones do not count. What
+    is drawn depends on `seed` and the problem's id alone.
+
+    Raises ConfigError where the file does not have what the parser reads.
+    """
+    has = answers.results if parser == "results" else answers.texts
+    if not has:
+        other = "strict or lenient" if parser == "results" else "results"
+        raise ConfigError(
+            f"{answers.name}: has no {'indices (results)' if parser == 'results' else 'texts'}; try --parser {other}"
+        )
+    graded = []
+    for problem in problems:
+        pid, choices = problem.pid, len(problem.choices)
+        text = answers.texts.get(pid)
+        if pid not in has:
+            if unparsed == "wrong":
+                graded.append(Graded(problem, text, None, -1, "missing"))
+            continue
+        if parser == "results":
+            letter = LETTERS[answers.results[pid]] if 0 <= answers.results[pid] < len(LETTERS) else None
+        else:
+            letter = strict(text) if parser == "strict" else lenient(text, problem.choices)
+        index = index_of(letter, choices)
+        status = "unparsed" if index < 0 else "parsed"
+        if status == "unparsed" and unparsed == "random":
+            index = draw(choices, seed, pid)
+        graded.append(Graded(problem, text, letter, index, status))
+    return graded
+
+
+def draw(choices: int, seed: int, *of: str) -> int:
+    """One of so many choices, at random; `seed` and `of` decide."""
+    return random.Random(" ".join([str(seed), *of])).randrange(choices)
+
+
+def shares(marks: Sequence[tuple[Problem, bool]]) -> dict[str, Share]:
+    """The eight columns and the average. marks: each problem, and whether it was answered right."""
+    return {name: _share([right for problem, right in marks if fits(problem)]) for name, fits in COLUMNS.items()}
+
+
+def topic_shares(marks: Sequence[tuple[Problem, bool]]) -> dict[str, Share]:
+    """Each topic, by name (all of ScienceQA has 26)."""
+    topics = sorted({problem.topic for problem, _ in marks})
+    return {topic: _share([right for problem, right in marks if problem.topic == topic]) for topic in topics}
+
+
+def shown_share(graded: Iterable[Graded], answers: Answers) -> Share:
+    """What the original's evaluator calls IMG accuracy: of the answers whose prompt, as the file has it, has an image.
+    The column IMG instead is of the problems that have one, whether it was shown or not."""
+    return _share([item.is_right for item in graded if IMAGE_MARKER in answers.prompts.get(item.problem.pid, "")])
+
+
+def baselines(problems: Sequence[Problem]) -> tuple[float, str, Share]:
+    """What takes no model: (percent right of choices drawn at random, on average; the letter that is the answer most
+    often; what always saying it has right)."""
+    chance = 100 * sum(1 / len(problem.choices) for problem in problems) / len(problems)
+    counts = Counter(problem.answer for problem in problems)
+    most = min(counts, key=lambda index: (-counts[index], index))
+    return chance, LETTERS[most], Share(counts[most], len(problems))
+
+
+def marks_of(graded: Iterable[Graded]) -> list[tuple[Problem, bool]]:
+    return [(item.problem, item.is_right) for item in graded]
+
+
+def compare(first: Iterable[Graded], second: Iterable[Graded]) -> Comparison:
+    others = {item.problem.pid: item for item in second}
+    pairs = [(item, others[item.problem.pid]) for item in first if item.problem.pid in others]
+    flips = [(a, b) for a, b in pairs if a.is_right != b.is_right]
+    both = sum(a.is_right and b.is_right for a, b in pairs)
+    missing = sum(b.status == "missing" for _, b in pairs)
+    return Comparison(both, len(pairs) - both - len(flips), missing, flips)
+
+
+def differing_results(answers: Answers, problems: Iterable[Problem]) -> tuple[int, list[tuple[str, str]]]:
+    """Whether a file's own `results` follow from its texts: (texts with a result, [(id, why not)]), by the strict
+    parser. Where a problem is not known, any letter may be one of its choices."""
+    choices = {problem.pid: len(problem.choices) for problem in problems}
+    both = [pid for pid in answers.results if pid in answers.texts]
+    differing = []
+    for pid in both:
+        count, letter, given = choices.get(pid, len(LETTERS)), strict(answers.texts[pid]), answers.results[pid]
+        if index_of(letter, count) != given:
+            says = f"the text says {letter}" if letter else "the text says no letter"
+            if index_of(letter, count) < 0:
+                says += f", none of {count} choices" if letter else ""
+                why = "" if given < 0 else "; the original drew one at random where it found none, before October 2023"
+            elif pid not in choices:
+                why = (
+                    "; how many choices it has is not known here, it is not among the problems. For a letter beyond "
+                    "them the original drew one at random, before October 2023"
+                )
+            else:
+                why = ""
+            in_letters = f" ({LETTERS[given]})" if 0 <= given < len(LETTERS) else ""
+            differing.append((pid, f"{says}, results has {given}{in_letters}{why}"))
+    return len(both), differing
+
+
+def _share(rights: list[bool]) -> Share:
+    return Share(sum(rights), len(rights))

@@ -1,0 +1,153 @@
+"""Decoding on the device with the explicit key/value cache: a prefill, then one token per row and step.
+
+view = decode_view(params)                            # once per model
+state = prefill(model, view, prompt, ...)             # one compilation per shape of the prompts
+state = decode(model, view, state, steps, finished)   # one more, whatever `steps` is: a batch
+state = decode_one(model, view, state, finished)      # the same step without the loop: streaming
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from llava_jax.inference.sampling import Sampling, choose
+from llava_jax.models.llama import Cache, unstack
+from llava_jax.models.llava import Llava
+from llava_jax.runtime.sharding import logical_rules
+
+
+class State(struct.PyTreeNode):
+    """A batch between two steps. Of each answer `count` tokens are chosen; the last is not in the cache yet."""
+
+    cache: Cache
+    answer: jax.Array  # int32[B, N], stop_ids[0] where nothing is chosen
+    token: jax.Array  # int32[B], the last one of each answer
+    position: jax.Array  # int32[B], where it stands in its row
+    count: jax.Array  # int32[]
+    done: jax.Array  # bool[B]
+    limit: jax.Array  # int32[B], tokens of an answer at most
+    stop_ids: jax.Array  # int32[k]
+    sampling: Sampling
+
+
+def decode_view(params: dict) -> dict:
+    """The nested parameter tree as decoding wants it: one tree per block of the LLM instead of stacked arrays.
+
+    In a step, every stacked weight would first be copied out of its stack. The view is a second copy of the LLM's
+    blocks; drop `params` where memory counts. A view is returned as it is.
+    """
+    if isinstance(params["llm"]["layers"], tuple):
+        return params
+    return params | {"llm": params["llm"] | {"layers": _unstack(params["llm"]["layers"])}}
+
+
+_unstack = jax.jit(unstack)
+
+
+def _hidden(model: Llava, params: dict, *arrays):
+    with logical_rules():
+        return model.apply({"params": params}, *arrays, method=Llava.hidden)
+
+
+def _logits(model: Llava, params: dict, hidden: jax.Array) -> jax.Array:
+    """[B, D] -> float32[B, V]."""
+    with logical_rules():
+        return model.apply({"params": params}, hidden[:, None], method=Llava.logits)[:, 0]
+
+
+@partial(jax.jit, static_argnames=("model", "new"))
+def prefill(
+    model: Llava,
+    params: dict,
+    prompt: dict[str, jax.Array],
+    sampling: Sampling,
+    stop_ids: jax.Array,
+    limit: jax.Array,
+    new: int,
+) -> State:
+    """Reads the prompts, encodes their images, chooses the first token of every answer.
+
+    params: a decode_view. prompt: `tokens`, `positions`, `segment_ids` int32[B, T] right-padded (segment 0), `images`
+    [B, N, H, W, 3]. stop_ids: int32[k], k >= 1, end an answer and are part of it. limit: int32[B], each at most `new`,
+    for which there is room. Rows of padding alone (a batch's filler) are done before they start.
+    """
+    b, t = prompt["tokens"].shape
+    lengths = prompt["segment_ids"].sum(axis=1)
+    cache = Cache.empty(model.config.llm, b, t, model.config.dtype)
+    arrays = (prompt[name] for name in ("tokens", "images", "positions", "segment_ids"))
+    hidden, cache = _hidden(model, params, *arrays, cache)
+    last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+    with logical_rules():
+        cache = cache.longer(new)  # only now: the prompt need not look at the answer's slots
+    state = State(
+        cache=cache,
+        answer=jnp.full((b, new), stop_ids[0], jnp.int32),
+        token=jnp.full(b, stop_ids[0], jnp.int32),
+        position=lengths - 1,
+        count=jnp.int32(0),
+        done=(lengths == 0) | (limit == 0),
+        limit=limit,
+        stop_ids=stop_ids,
+        sampling=sampling,
+    )
+    return _chosen(state, _logits(model, params, last), cache)
+
+
+def _chosen(state: State, logits: jax.Array, cache: Cache) -> State:
+    """Chooses the next token of every row that is not done."""
+    token = choose(logits, state.sampling, state.position + 1)
+    token = jnp.where(state.done, state.stop_ids[0], token)
+    count = state.count + 1
+    return state.replace(
+        cache=cache,
+        answer=jax.lax.dynamic_update_slice(state.answer, token[:, None], (0, state.count)),
+        token=token,
+        position=state.position + 1,
+        count=count,
+        done=state.done | jnp.isin(token, state.stop_ids) | (count >= state.limit),
+    )
+
+
+def _step(model: Llava, params: dict, state: State) -> State:
+    """One token more per row: puts the last one through the model and chooses the next."""
+    b, size = state.token.shape[0], model.config.image_size
+    no_images = jnp.zeros((b, 0, size, size, 3), jnp.uint8)
+    one = state.token[:, None], no_images, state.position[:, None], jnp.ones((b, 1), jnp.int32)
+    hidden, cache = _hidden(model, params, *one, state.cache)
+    return _chosen(state, _logits(model, params, hidden[:, 0]), cache)
+
+
+@partial(jax.jit, static_argnames="model", donate_argnames="state")
+def decode(model: Llava, params: dict, state: State, steps: jax.Array, finished: jax.Array) -> State:
+    """At most `steps` (int32[]) tokens more per row, fewer where all rows are done. `state` is used up.
+
+    finished: bool[B], rows that the caller is done with, because of what their text says for example.
+    """
+    end = state.count + steps
+    state = state.replace(done=state.done | finished)
+    more = lambda s: (s.count < end) & ~jnp.all(s.done)  # noqa: E731
+    return jax.lax.while_loop(more, partial(_step, model, params), state)
+
+
+@partial(jax.jit, static_argnames="model", donate_argnames="state")
+def decode_one(model: Llava, params: dict, state: State, finished: jax.Array) -> State:
+    """`decode` with one step. Not that one with steps=1: before its loop it does what pays off over many steps only."""
+    return _step(model, params, state.replace(done=state.done | finished))
+
+
+def greedy(
+    model: Llava, params: dict, prompt: dict[str, jax.Array], stop_ids: jax.Array, max_new_tokens: int
+) -> jax.Array:
+    """Most likely continuation of every prompt: int32[B, max_new_tokens], filled with stop_ids[0] behind a stop.
+
+    params: nested tree, or its decode_view. prompt, stop_ids: see `prefill`.
+    """
+    view, b = decode_view(params), prompt["tokens"].shape[0]
+    zeros = np.zeros(b, np.uint32)
+    sampling = Sampling(zeros.astype(np.float32), zeros.astype(np.int32), np.ones(b, np.float32), zeros, zeros)
+    limit = np.full(b, max_new_tokens, np.int32)
+    state = prefill(model, view, prompt, sampling, stop_ids, limit, max_new_tokens)
+    return decode(model, view, state, np.int32(max_new_tokens), np.zeros(b, bool)).answer

@@ -1,0 +1,256 @@
+"""Prompts in, answers out: batches of any shape become a few fixed ones, and tokens become text as they come."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig
+from llava_jax.errors import ConfigError, DataError, TooLong
+from llava_jax.inference.decode import State, decode, decode_one, decode_view, prefill
+from llava_jax.inference.sampling import Sampling
+from llava_jax.models.llava import Llava
+from llava_jax.runtime.sharding import global_batch
+from llava_jax.text.detokenize import Detokenizer, StopStrings
+from llava_jax.text.tokenizer import Tokenizer
+
+ROUND = 16  # steps between two looks at the text, where stop strings are looked for
+
+
+class Prompt(NamedTuple):
+    """One row of a batch."""
+
+    tokens: Sequence[int] | np.ndarray  # every image a run of `features` IMAGE_TOKEN_ID, as expand_images makes them
+    images: Sequence[np.ndarray] | np.ndarray = ()  # [H, W, 3] each: uint8, or floating point and normalised
+    row: int = 0  # prompts that share it and the seed share their luck: number them to draw several answers
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a batch is answered. Other values compile nothing new, but for another bucket of max_new_tokens."""
+
+    stop_ids: tuple[int, ...]
+    stop_strings: tuple[str, ...] = ()
+    max_new_tokens: int = 512  # and never more than the model's positions allow
+    temperature: float = 0.0  # 0 is greedy
+    top_k: int = 0  # 0 for all
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        """Raises ConfigError for a value out of range."""
+        in_range = {
+            "stop_ids": all(id >= 0 for id in self.stop_ids),
+            "stop_strings": all(self.stop_strings),
+            "max_new_tokens": self.max_new_tokens >= 1,
+            "temperature": 0 <= self.temperature < math.inf,
+            "top_k": self.top_k >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "seed": 0 <= self.seed < 2**32,
+        }
+        for name, good in in_range.items():
+            if not good:
+                ranges = "max_new_tokens >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1, 0 <= seed < 2**32"
+                raise ConfigError(f"{name}={getattr(self, name)!r} is out of range: {ranges}, nothing empty to stop at")
+
+
+@dataclasses.dataclass
+class Answer:
+    """The answer to one prompt, as far as it has come."""
+
+    ids: list[int] = dataclasses.field(default_factory=list)  # with the stop token
+    text: str = ""  # without stop token and stop string; as `Tokenizer.decode` writes it, a leading space included
+    finish: Literal["stop", "length"] | None = None
+
+
+class Piece(NamedTuple):
+    """What one step adds to an answer. `text` may be empty, or more than that of `id`."""
+
+    id: int
+    text: str
+    finish: Literal["stop", "length"] | None
+
+
+def generate(
+    model: Llava,
+    params: dict,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    tokenizer: Tokenizer | None = None,
+    mesh: Mesh | None = None,
+) -> list[Answer]:
+    """The answers to all prompts as one batch, each what it would be alone. Without a tokenizer they have no text.
+
+    params: a decode_view (or the nested tree, of which one is made each time). mesh: the one that holds params.
+
+    Raises DataError for a prompt that is empty or whose image runs and images disagree, TooLong for one too long for
+    the model; ConfigError for stop strings without a tokenizer.
+    """
+    answers = [Answer() for _ in prompts]
+    steps = ROUND if settings.stop_strings else settings.max_new_tokens
+    for pieces in _rounds(model, params, prompts, settings, tokenizer, mesh, steps):
+        for answer, new in zip(answers, pieces, strict=True):
+            for piece in new:
+                answer.ids.append(piece.id)
+                answer.text += piece.text
+                answer.finish = piece.finish
+    return answers
+
+
+def stream(
+    model: Llava,
+    params: dict,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    tokenizer: Tokenizer | None = None,
+    mesh: Mesh | None = None,
+) -> Iterator[list[Piece | None]]:
+    """`generate` step by step: for every prompt a Piece, or None where its answer has ended. Raises as `generate`."""
+    for pieces in _rounds(model, params, prompts, settings, tokenizer, mesh, steps=1):
+        yield [new[0] if new else None for new in pieces]
+
+
+def _rounds(model, params, prompts, settings, tokenizer, mesh, steps) -> Iterator[list[list[Piece]]]:
+    """The new pieces of every prompt after the prefill, and after each `steps` steps more."""
+    if not prompts:
+        return
+    params = decode_view(params)
+    limits = [_limit(model.config, i, prompt, settings) for i, prompt in enumerate(prompts)]
+    writers = [_Writer(settings, tokenizer, limit) for limit in limits]
+    rows = padded_rows(len(prompts), model.config.dtype, mesh)
+    finished = np.zeros(rows, bool)
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        state = _start(model, params, prompts, settings, limits, rows, mesh)
+    seen = 0
+    while True:
+        answer, count = np.asarray(state.answer), int(state.count)
+        new = answer[: len(writers), seen:count]
+        yield [writer.pieces(row) for writer, row in zip(writers, new.tolist(), strict=True)]
+        seen = count
+        finished[: len(writers)] = [writer.finish is not None for writer in writers]
+        if finished[: len(writers)].all():
+            return
+        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+            if steps == 1:
+                state = decode_one(model, params, state, finished)
+            else:
+                state = decode(model, params, state, np.int32(steps), finished)
+
+
+class _Writer:
+    """Makes the pieces of one answer from its ids."""
+
+    def __init__(self, settings: Settings, tokenizer: Tokenizer | None, limit: int):
+        if settings.stop_strings and tokenizer is None:
+            raise ConfigError("stop strings are looked for in the text; give the tokenizer too")
+        self.stop_ids, self.left = settings.stop_ids, limit
+        self.detokenizer = tokenizer and Detokenizer(tokenizer)
+        self.stops = StopStrings(settings.stop_strings)
+        self.finish = None
+
+    def pieces(self, ids: list[int]) -> list[Piece]:
+        """What is behind the end is dropped."""
+        return [self._piece(id) for id in ids if self.finish is None]
+
+    def _piece(self, id: int) -> Piece:
+        self.left -= 1
+        is_stop = id in self.stop_ids
+        text = "" if is_stop or not self.detokenizer else self.stops.push(self.detokenizer.push(id))
+        if (is_stop or self.left == 0) and not self.stops.found:
+            text += self.stops.push(self.detokenizer.flush()) if self.detokenizer else ""
+            text += self.stops.flush()
+        if is_stop or self.stops.found:
+            self.finish = "stop"
+        elif self.left == 0:
+            self.finish = "length"
+        return Piece(id, text, self.finish)
+
+
+def bucket(n: int) -> int:
+    """The next length that programs are compiled for: multiples of 16, from 128 on four lengths per doubling.
+
+    bucket(1) == 16, bucket(100) == 112, bucket(130) == 160, bucket(1100) == 1280
+    """
+    step = max(16, 1 << (n - 1).bit_length() >> 3)
+    return -(-n // step) * step
+
+
+def padded_rows(count: int, dtype: str, mesh: Mesh | None) -> int:
+    """Rows that a batch of `count` is filled up to: a power of two, and what splits evenly over the mesh.
+
+    In bfloat16 at least two: a product with a single row misses the matrix units.
+    """
+    rows = max(1 << (count - 1).bit_length(), 2 if dtype == "bfloat16" else 1)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
+    return -(-rows // parts) * parts
+
+
+def _limit(config: ModelConfig, number: int, prompt: Prompt, settings: Settings) -> int:
+    """How long the answer may get. Checks the prompt."""
+    tokens, images = np.asarray(prompt.tokens), len(prompt.images)
+    name, length, longest = f"prompt {number}", len(tokens), config.llm.max_positions
+    if not 0 < length < longest:
+        kind = TooLong if length else DataError
+        raise kind(f"{name} has {length} tokens; the model takes 1 to {longest - 1}, so shorten the conversation")
+    if images and not config.vision:
+        raise DataError(f"{name} has {images} image(s); this is a language model alone, it takes none")
+    places = int((tokens == IMAGE_TOKEN_ID).sum())
+    if places != images * config.features:
+        raise DataError(
+            f"{name} has {images} image(s) of {config.features} features, but {places} places for features; "
+            "write one run of places per image"
+        )
+    text = tokens[tokens != IMAGE_TOKEN_ID]
+    if text.size and not 0 <= text.min() <= text.max() < config.llm.vocab_size:
+        raise DataError(
+            f"{name} has token ids from {text.min()} to {text.max()}, but the model's vocabulary ends at "
+            f"{config.llm.vocab_size - 1}; use the tokenizer that belongs to the weights"
+        )
+    return min(settings.max_new_tokens, longest - length)
+
+
+def _start(model, params, prompts, settings, limits, rows, mesh) -> State:
+    """Everything that reaches the device is made here in numpy, with shapes that depend on buckets only."""
+    batch = _batch(model.config, prompts, rows)
+    full = lambda value, dtype: np.full(rows, value, dtype)  # noqa: E731
+    limit, row = full(0, np.int32), full(0, np.uint32)
+    limit[: len(prompts)] = limits
+    row[: len(prompts)] = [prompt.row for prompt in prompts]
+    sampling = Sampling(
+        temperature=full(settings.temperature, np.float32),
+        top_k=full(settings.top_k, np.int32),
+        top_p=full(settings.top_p, np.float32),
+        seed=full(settings.seed, np.uint32),
+        row=row,
+    )
+    width = -(-max(len(settings.stop_ids), 1) // 8) * 8
+    stop_ids = np.full(width, -1, np.int32)  # no token is -1
+    stop_ids[: len(settings.stop_ids)] = settings.stop_ids
+    arrays = global_batch(batch, mesh) if mesh else batch
+    return prefill(model, params, arrays, sampling, stop_ids, limit, bucket(settings.max_new_tokens))
+
+
+def _batch(config: ModelConfig, prompts: Sequence[Prompt], rows: int) -> dict[str, np.ndarray]:
+    """Right padded to the bucket of the longest; images to a power of two of the most; the last rows empty."""
+    length = bucket(max(len(prompt.tokens) for prompt in prompts))
+    most, size = max(len(prompt.images) for prompt in prompts), config.image_size
+    images = [np.asarray(image) for prompt in prompts for image in prompt.images]
+    for image in images:
+        if image.shape != (size, size, 3) or image.dtype != images[0].dtype:
+            raise DataError(
+                f"an image is {image.dtype}{list(image.shape)}; the model takes {images[0].dtype}{[size, size, 3]}"
+            )
+    dtype = images[0].dtype if images else np.uint8
+    batch = {name: np.zeros((rows, length), np.int32) for name in ("tokens", "positions", "segment_ids")}
+    batch["images"] = np.zeros((rows, most and 1 << (most - 1).bit_length(), size, size, 3), dtype)
+    for i, prompt in enumerate(prompts):
+        n = len(prompt.tokens)
+        batch["tokens"][i, :n], batch["positions"][i, :n], batch["segment_ids"][i, :n] = prompt.tokens, range(n), 1
+        if len(prompt.images):
+            batch["images"][i, : len(prompt.images)] = prompt.images
+    return batch

@@ -1,0 +1,133 @@
+"""Causal attention of the train step without scores in memory: a Pallas kernel on TPUs, cuDNN's on NVIDIA GPUs.
+
+`attention` has the plain code (`layers.attention`), which the others are tested against, behind the same call. Only the
+decoder comes here: a cache has its own attention, and the vision tower, all to all over a few hundred patches (257 of
+them fill 67% of the kernel's 384, squared), is a percent of a step. Axis letters: see layers.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import Mesh
+
+from llava_jax.errors import ConfigError
+from llava_jax.models import layers
+from llava_jax.runtime.sharding import RULES
+
+LANES = 128  # the kernel's blocks are multiples of a vector register's lanes
+BLOCK = 512  # the scores of a block pair, 1 MiB, stay in the fast memory of every TPU; 1024 was estimated no faster
+
+
+def platform_of(mesh: Mesh) -> str:
+    """What runs the mesh, as `config.model_config` asks it: tpu | cuda | rocm | cpu. The devices may be those of a
+    topology that is not there."""
+    device = mesh.devices.flat[0]
+    if device.platform == "gpu":
+        return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
+    return device.platform
+
+
+def visible(positions: jax.Array, segment_ids: jax.Array, kernel: str) -> jax.Array:
+    """What `attention` wants to know of who sees whom: bool[B, T, T] for `xla`, for the others int32[B, T], the
+    segments. positions, segment_ids int32[B, T]. Raises ConfigError for an unknown kernel.
+
+    The segments are enough where a later position is a later index, within every segment: so the data has it. A key of
+    the same segment is then visible if its index is not larger. (Padding is segment 0 and sees only padding, like in
+    `layers.attention_mask`; which of it, differs, and nobody reads what comes of it.)
+    """
+    if kernel == "xla":
+        return layers.attention_mask(positions, positions, segment_ids, segment_ids)
+    _fused(kernel)
+    return segment_ids
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, kernel: str) -> jax.Array:
+    """`layers.attention` by `kernel`: q [B, T, H, E]; k, v [B, T, K, E]; seen from `visible` -> [B, T, H, E].
+
+    Under `jax.set_mesh` each device runs the kernel on its rows and its heads: the compiler knows no way to split one.
+    Raises ConfigError for an unknown kernel.
+    """
+    if kernel == "xla":
+        return layers.attention(q, k, v, seen)
+    function = _fused(kernel)
+    if not jax.sharding.get_abstract_mesh().empty:
+        rows, heads = (nn.logical_to_mesh_axes(axes, RULES) for axes in (("batch",), ("batch", None, "heads", None)))
+        # A kernel says nothing of which mesh axes its result varies over, so that cannot be checked.
+        function = jax.shard_map(function, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    return function(q, k, v, seen)
+
+
+def _fused(kernel: str):
+    kernels = {
+        "splash": splash_attention,
+        "splash_interpreted": functools.partial(splash_attention, interpret=True),  # the same, slowly, on any device
+        "cudnn": cudnn_attention,
+    }
+    if kernel not in kernels:
+        raise ConfigError(f"attention kernel {kernel!r} is unknown; use xla, {', '.join(kernels)}")
+    return kernels[kernel]
+
+
+def splash_block(length: int) -> int:
+    """Rows and columns of a block, for rows of `length` tokens: as few blocks of at most BLOCK as hold them, all equal,
+    so that less than LANES tokens a block are padding.
+
+    384 -> 384, 2048 -> 512 (4 blocks), 577 -> 384 (2 blocks, 768 tokens)
+    """
+    count = math.ceil(length / BLOCK)
+    return math.ceil(length / count / LANES) * LANES
+
+
+def splash_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, interpret: bool = False
+) -> jax.Array:
+    """JAX's splash attention for TPUs, causal by index and within segments. `interpret`: as plain JAX, on any device.
+
+    q [B, T, H, E]; k, v [B, T, K, E]; segment_ids int32[B, T] -> [B, T, H, E]. Any T. Its result and its log-sum-exp,
+    all that the backward kernel needs beside q, k, v, are named `context` for the remat policies.
+    """
+    t, h, e = q.shape[1:]
+    block = splash_block(t)
+    behind = -t % block  # in segment 0, as other padding: real tokens do not see it, and no query is without a key
+
+    def heads_first(x):
+        return jnp.pad(x, ((0, 0), (0, behind), (0, 0), (0, 0))).swapaxes(1, 2)
+
+    # Two backward kernels, one for dq, one for dk and dv. JAX also has one for all three, which makes the scores once
+    # and not twice, but writes a dq for each block of keys, to be added up: that cost more than the scores (7B, v5e).
+    sizes = splash.BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
+    )
+    # Made here and not once: it holds arrays, which would belong to whatever was being traced when they were made.
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([splash.CausalMask((t + behind, t + behind))] * h),
+        block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name="context", interpret=interpret,
+    )  # fmt: skip
+    q = (q.astype(jnp.float32) / math.sqrt(e)).astype(q.dtype)  # the kernel does not scale
+    segments = jnp.pad(segment_ids, ((0, 0), (0, behind)))
+    one_row = lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s))  # noqa: E731
+    return jax.vmap(one_row)(heads_first(q), heads_first(k), heads_first(v), segments).swapaxes(1, 2)[:, :t]
+
+
+def cudnn_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, implementation: str = "cudnn"
+) -> jax.Array:
+    """cuDNN's flash attention, causal by index and within segments. Shapes as in `splash_attention`.
+
+    `implementation`: `cudnn`, or `xla`, which means the same on any device. cuDNN takes bfloat16 and float16, head
+    sizes up to 128 that are multiples of 8, and raises NotImplementedError for others; `config.model_config` does not
+    choose it for them.
+    """
+    t = q.shape[1]
+    odd = t % 2  # with a bias, as which the mask is passed, the backward kernel takes even lengths only
+    q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q, k, v))
+    segments = jnp.pad(segment_ids, ((0, 0), (0, odd)))
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    y = jax.nn.dot_product_attention(q, k, v, mask=same, is_causal=True, implementation=implementation)
+    # Its log-sum-exp has no name: where a remat policy keeps `context`, the forward kernel runs again all the same.
+    return checkpoint_name(y[:, :t], "context")

@@ -1,0 +1,140 @@
+"""What a program sends between chips, and how long the links need for it.
+
+A collective is synchronous where the chip waits for it, asynchronous where the schedule has other work between its
+start and its end. The compiler writes it in several ways: as an instruction; as a pair `-start`, `-done`; wrapped in an
+`async-start`; for v5e as a fusion that starts it, fusions of matrix products that each carry it on, and one that ends
+it; and as an all-reduce inside a fusion that keeps a slice of it, which is a reduce-scatter.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from llava_jax.planning.hlo.parse import Array, Instruction, Program
+from llava_jax.planning.topologies import Topology
+
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """`payload`: the whole arrays of one device, which is what is gathered as it comes out, and what is reduced or
+    exchanged as it goes in."""
+
+    kind: str
+    is_async: bool
+    payload: tuple[Array, ...]
+    groups: tuple[tuple[int, ...], ...]  # of devices, by their number in the mesh; empty: all together
+    times: int  # per run of the program
+    op_name: str
+
+    @property
+    def dtype(self) -> str:
+        return max(self.payload, key=lambda a: a.bytes).dtype
+
+    @property
+    def bytes(self) -> int:
+        """Of one time."""
+        return sum(array.bytes for array in self.payload)
+
+
+def collectives(program: Program) -> list[Collective]:
+    """Every collective that runs, each start and its end counted as one."""
+    wrapped = {c for _, i, _ in program.walk() if i.opcode == "async-start" for c in i.called}
+    found, started = [], set()
+    for computation, instruction, times in program.walk():
+        is_async = computation in wrapped or instruction.opcode.endswith("-start")
+        kind = instruction.opcode.removesuffix("-start")
+        if kind in KINDS:
+            found.append(_collective(kind, is_async, instruction, times))
+        elif instruction.opcode == "fusion":
+            inner = [i for _, i in program.inside(instruction)]
+            starts = any(i.target == "AsyncCollectiveStart" for i in inner)
+            for one in (i for i in inner if i.opcode in KINDS):
+                is_step = '"async_collective_fusion_config"' in one.rest
+                # Fusions that carry it on or end it repeat it; they name the same channel.
+                if is_step and not starts or one.number("channel_id") in started and not starts:
+                    continue
+                if starts:
+                    started.add(one.number("channel_id"))
+                slices = any(i.opcode == "dynamic-slice" for i in inner)
+                kind = "reduce-scatter" if one.opcode == "all-reduce" and slices else one.opcode
+                found.append(_collective(kind, starts, one, times))
+    return found
+
+
+def _collective(kind: str, is_async: bool, instruction: Instruction, times: int) -> Collective:
+    payload, groups = instruction.results, replica_groups(instruction.head)
+    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
+        # (what goes in, what comes out, flags ...), of which what goes in may be several
+        payload = tuple(array for array in payload if array.shape)
+        payload = payload[len(payload) // 2 :]
+    if kind == "reduce-scatter" and instruction.opcode != "all-reduce":
+        payload = tuple(dataclasses.replace(a, shape=(*a.shape, len(groups[0]) if groups else 1)) for a in payload)
+    return Collective(kind, is_async, payload, groups, times, instruction.op_name)
+
+
+def replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
+    """The groups of devices in one of XLA's four ways to write them; for a permutation, its pairs.
+
+    `{{0,1},{2,3}}`; `[2,2]<=[4]` and `[2,2]<=[2,2]T(1,0)`, numbers counted up, turned and cut; and
+    `mesh['a'=2,'b'=2] {'b'}`, all that differ along the named axes only; `, device_ids=([2,2]T(1,0))` behind the axes
+    says in which order the numbers fill them. Empty where there are none: all devices.
+    """
+    if found := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", text):
+        return tuple(tuple(int(n) for n in group.split(",")) for group in re.findall(r"\{([\d, ]+)\}", found[1]))
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        cut = _counted(found[3], found[4]).reshape(int(found[1]), int(found[2]))
+        return tuple(map(tuple, cut.tolist()))
+    ordered = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    if found := re.search(rf"replica_groups=mesh\[([^\]]*)\]{ordered} *\{{([^}}]*)\}}", text):
+        axes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", found[1])}
+        chosen = re.findall(r"'([^']*)'", found[4])
+        if set(chosen) <= set(axes) and ":" not in found[4]:
+            numbers = _counted(found[2] or str(math.prod(axes.values())), found[3]).reshape(list(axes.values()))
+            kept = [i for i, name in enumerate(axes) if name not in chosen]
+            order = kept + [list(axes).index(name) for name in chosen]
+            groups = numbers.transpose(order).reshape(-1, math.prod(axes[name] for name in chosen))
+            return tuple(map(tuple, groups.tolist()))
+    if "replica_groups=" in text and "replica_groups={}" not in text:
+        raise ValueError(f"cannot read the groups of devices in {re.search('replica_groups=.{0,120}', text)[0]!r}")
+    return ()
+
+
+def _counted(sizes: str, turned: str | None) -> np.ndarray:
+    """`4,2` and `1,0`: the numbers from 0, four by two, turned."""
+    shape = [int(n) for n in sizes.split(",")]
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    return numbers.transpose([int(n) for n in turned.split(",")]) if turned else numbers
+
+
+def seconds(one: Collective, topology: Topology, places: Sequence[tuple[int, ...]]) -> float:
+    """What the links need for it once, at their full speed, the slowest group deciding.
+
+    places: the coordinates of each device, in the order of the mesh. In a ring or along the axes of a box, every chip
+    receives what it lacks over one link per axis, or both of an axis whose ends are joined; an all-reduce does it
+    twice; of an all-to-all, what crosses the middle of the longest axis counts.
+    """
+    if one.kind == "collective-permute":
+        return one.bytes / topology.link_bytes_per_s
+    groups = one.groups or (tuple(range(len(places))),)
+    return max(_group_seconds(one, topology, [places[i] for i in group]) for group in groups)
+
+
+def _group_seconds(one: Collective, topology: Topology, places: list[tuple[int, ...]]) -> float:
+    n = len(places)
+    if n == 1:
+        return 0.0
+    spans = {axis: len(set(along)) for axis, along in enumerate(zip(*places, strict=True)) if len(set(along)) > 1}
+    is_box = math.prod(spans.values()) == len(set(places))
+    axes = len(spans) if is_box and spans else 1
+    # Part of an axis has no joined ends.
+    joined = 2 if topology.wraps and spans and all(topology.shape[a] == size for a, size in spans.items()) else 1
+    if one.kind == "all-to-all":
+        longest = max(spans.values(), default=n) if is_box else n
+        return longest / 4 * one.bytes / (topology.link_bytes_per_s * joined)
+    passes = 2 if one.kind == "all-reduce" else 1
+    return passes * one.bytes * (n - 1) / n / (topology.link_bytes_per_s * joined * axes)

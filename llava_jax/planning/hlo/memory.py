@@ -1,0 +1,121 @@
+"""What a program moves to and from memory (HBM) and the host, counted from the shapes of what it runs.
+
+Kernels that only move data (prefetches of weights above all) carry no cycles, so a program that is bound by memory, as
+decoding is, would look too fast without this. A fusion that takes a slice of an operand is counted with the slice, one
+that writes into an operand with what it writes; arrays that live in vector memory cost nothing.
+"""
+
+from collections.abc import Iterator
+
+from llava_jax.planning.hlo.parse import HBM, HOST, Array, Instruction, Program
+
+_FREE = {  # they name, order or describe; what they wait for is counted where it starts
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
+    "after-all", "partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done",
+}  # fmt: skip
+_SLICES = ("dynamic-slice", "slice", "gather")
+_BOOKKEEPING = ("AllocateBuffer", "ConcatBitcast", "Assume", "AsyncCollective", "Bitpacked")
+
+
+def moved(program: Program) -> tuple[float, float]:
+    """Bytes that one device (reads from or writes to its HBM, exchanges with the host)."""
+    hbm = host = 0.0
+    for computation, instruction, times in program.walk():
+        for array in _moves(program, computation, instruction):
+            hbm += times * array.bytes * (array.space == HBM)
+            host += times * array.bytes * (array.space == HOST)
+    return hbm, host
+
+
+def _moves(program: Program, computation: str, instruction: Instruction) -> Iterator[Array]:
+    opcode = instruction.opcode.removesuffix("-start")
+    if instruction.opcode in _FREE or opcode.endswith("-done"):
+        return
+    if instruction.opcode == "custom-call" and any(name in instruction.target for name in _BOOKKEEPING):
+        return
+    known = program.computations[computation]
+    operands = [known[name].results for name in instruction.operands]
+    results = instruction.results
+    if instruction.opcode.endswith("-start"):
+        yield from _started(opcode, operands, results)
+    elif instruction.opcode == "fusion":
+        yield from _fused(program, instruction, operands)
+    elif opcode in _SLICES:
+        yield from _slice(operands[0][0], results[0])
+    elif opcode == "dynamic-update-slice":
+        yield from _slice(results[0], operands[1][0])
+    else:
+        for some in (*operands, results):
+            yield from some
+
+
+def _slice(whole: Array, part: Array) -> Iterator[Array]:
+    """A part goes from or to where the whole lies."""
+    yield part
+    yield Array(part.dtype, part.shape, whole.space)
+
+
+def _started(opcode: str, operands: list, results: tuple[Array, ...]) -> Iterator[Array]:
+    if opcode == "copy":  # (to, from, flag)
+        yield from results[:2]
+    elif opcode in _SLICES:  # ((from, indices ...), to, flag)
+        yield from _slice(operands[0][0], max((r for r in results[1:] if r.shape), key=lambda a: a.bytes))
+    elif opcode == "dynamic-update-slice":
+        yield from _slice(operands[0][0], operands[1][0])
+    else:  # a collective: (from, to, flags)
+        yield from (array for array in results if array.shape)
+
+
+def _fused(program: Program, fusion: Instruction, operands: list) -> Iterator[Array]:
+    body = fusion.called[0]
+    inner = program.computations[body]
+    written = [_behind(program, body, name) for name in _roots(program.root(body))]
+    replaced = {_behind(program, body, w.operands[0]).name for w in written if w.opcode == "dynamic-update-slice"}
+    for instruction in inner.values():
+        if instruction.opcode != "parameter" or instruction.name in replaced:
+            continue
+        parts = _parts(program, body, instruction.name)
+        for array in operands[int(instruction.literal)]:
+            yield from [array] if parts is None else (Array(p.dtype, p.shape, array.space) for p in parts)
+    types = iter(fusion.results)
+    for instruction in written:
+        if instruction.opcode == "dynamic-update-slice":
+            part = program.operand(body, instruction, 1).results[0]
+            yield from (Array(part.dtype, part.shape, whole.space) for whole in [next(types)])
+        else:
+            made = [next(types) for _ in instruction.results]
+            yield from [] if instruction.opcode == "parameter" else made
+
+
+def _parts(program: Program, computation: str, name: str) -> list[Array] | None:
+    """What is read of an array within a fusion where only slices of it are, also by fusions in it; of one that is only
+    handed through, nothing. None: the whole."""
+    found: list[Array] = []
+    for reader in program.computations[computation].values():
+        places = [place for place, operand in enumerate(reader.operands) if operand == name]
+        if not places or reader.opcode == "tuple":
+            continue
+        if reader.opcode in _SLICES and places == [0]:
+            parts = [reader.results[0]]
+        elif reader.opcode == "fusion":
+            body = reader.called[0]
+            inner = {int(i.literal): i.name for i in program.computations[body].values() if i.opcode == "parameter"}
+            read = [_parts(program, body, inner[place]) for place in places]
+            parts = None if None in read else [part for one in read for part in one]
+        else:
+            parts = None
+        if parts is None:
+            return None
+        found += parts
+    return found
+
+
+def _roots(root: Instruction) -> tuple[str, ...]:
+    return root.operands if root.opcode == "tuple" else (root.name,)
+
+
+def _behind(program: Program, computation: str, name: str) -> Instruction:
+    instruction = program.computations[computation][name]
+    while instruction.opcode in ("bitcast", "copy") and instruction.operands:
+        instruction = program.operand(computation, instruction, 0)
+    return instruction

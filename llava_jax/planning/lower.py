@@ -1,0 +1,95 @@
+"""Programs without data, weights, or the devices that they are for: the train step of a stage, and decoding."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from llava_jax.config.architectures import ModelConfig
+from llava_jax.config.schema import Stage
+from llava_jax.errors import ConfigError
+from llava_jax.inference.decode import decode_one, prefill
+from llava_jax.inference.sampling import Sampling
+from llava_jax.models.llava import Llava
+from llava_jax.runtime.sharding import batch_spec, param_sharding
+from llava_jax.train.stages import Layout
+from llava_jax.train.state import abstract_model, nested
+from llava_jax.train.step import make_train_step
+
+
+def abstract_batch(stage: Stage, model_config: ModelConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the step gets of the rows (`data.rows`), by the name of each array; with several hosts `stop` too, see
+    train/loop.py."""
+    d, size = stage.data, model_config.image_size
+    row = {name: ((d.length,), jnp.int32) for name in ("tokens", "positions", "segment_ids")}
+    row |= {"target_mask": ((d.length,), jnp.bool_), "images": ((d.max_images, size, size, 3), jnp.uint8)}
+    hosts = {device.process_index for device in mesh.devices.flat}
+    if d.bad == "replace":
+        row["replaced"] = ((), jnp.int32)
+    if len(hosts) > 1:
+        row["stop"] = ((), jnp.int32)
+    sharding = NamedSharding(mesh, batch_spec())
+    return {
+        name: jax.ShapeDtypeStruct((stage.batch, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in row.items()
+    }
+
+
+def lower_step(stage: Stage, model_config: ModelConfig, layout: Layout) -> jax.stages.Lowered:
+    """The very step that `train.loop` runs, for rows of the full `data.length`. Allocates nothing."""
+    step = make_train_step(Llava(model_config), layout.tx, layout.abstract, stage.accumulation, stage.loss_chunks)
+    with jax.set_mesh(layout.mesh):
+        return step.lower(layout.abstract, abstract_batch(stage, model_config, layout.mesh), math.inf)
+
+
+def lower_decode(
+    model_config: ModelConfig, mesh: Mesh, batch: int, length: int, new: int
+) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+    """(the reading of `batch` prompts of `length` tokens with an image each, the step of a token behind them), as
+    `generate` runs them with weights in the compute dtype; the cache has `length` + `new` slots. Raises ConfigError
+    where the mesh does not divide a parameter or the rows."""
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch % rows:
+        raise ConfigError(f"a batch of {batch} does not split over data x fsdp = {rows} devices; give a multiple")
+    by_row, whole = NamedSharding(mesh, batch_spec()), NamedSharding(mesh, PartitionSpec())
+    of_cache = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "tensor"))
+
+    def array(shape, dtype, sharding=by_row) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    model, size = Llava(model_config), model_config.image_size
+    prompt = {name: array((batch, length), jnp.int32) for name in ("tokens", "positions", "segment_ids")}
+    prompt["images"] = array((batch, 1, size, size, 3), jnp.uint8)
+    numbers = (jnp.float32, jnp.int32, jnp.float32, jnp.uint32, jnp.uint32)
+    sampling = Sampling(*(array((batch,), dtype) for dtype in numbers))
+    view = _abstract_view(model_config, mesh)
+    rest = sampling, array((1,), jnp.int32, whole), array((batch,), jnp.int32)
+    with jax.set_mesh(mesh):
+        reading = prefill.lower(model, view, prompt, *rest, new=new)
+        shapes = jax.eval_shape(lambda *arrays: prefill(model, *arrays, new=new), view, prompt, *rest)
+
+        def lay(x) -> jax.ShapeDtypeStruct:
+            if len(x.shape) == 4:  # keys or values
+                return array(x.shape, x.dtype, of_cache)
+            return array(x.shape, x.dtype, by_row if x.shape[:1] == (batch,) else whole)
+
+        state = jax.tree.map(lay, shapes)
+        return reading, decode_one.lower(model, view, state, array((batch,), jnp.bool_))
+
+
+def _abstract_view(model_config: ModelConfig, mesh: Mesh) -> dict:
+    """`decode_view` of all parameters in the compute dtype: a layer's arrays lie as the stack of them does."""
+    shapes, specs = abstract_model(model_config)
+
+    def weight(path: str, shape: tuple[int, ...], spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, model_config.dtype, sharding=param_sharding(path, shape, spec, mesh))
+
+    stack = "llm/layers/"
+    params = nested({p: weight(p, x.shape, specs[p]) for p, x in shapes.items() if not p.startswith(stack)})
+    layer = nested({
+        p.removeprefix(stack): weight(p, x.shape[1:], PartitionSpec(*specs[p][1:]))
+        for p, x in shapes.items() if p.startswith(stack)
+    })  # fmt: skip
+    params["llm"]["layers"] = (layer,) * model_config.llm.layers
+    return params

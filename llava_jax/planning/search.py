@@ -1,0 +1,303 @@
+"""A stage of a config on a TPU slice that need not be there: compiled, estimated, and made to fit where it does not."""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+from jax.sharding import Mesh
+
+from llava_jax import config as settings
+from llava_jax.config.architectures import REMAT
+from llava_jax.config.schema import Config
+from llava_jax.data.pipeline import steps_per_run
+from llava_jax.errors import ConfigError
+from llava_jax.planning import estimate, lint, topologies
+from llava_jax.planning.hlo import parse as hlo
+from llava_jax.planning.lower import lower_decode, lower_step
+from llava_jax.planning.topologies import Topology
+from llava_jax.runtime.sharding import make_mesh
+from llava_jax.train.dataset import check_room
+from llava_jax.train.stages import Layout, make_layout
+from llava_jax.train.state import abstract_model
+
+GIB = 2**30
+STEPS = 1000  # of a stage whose data is not counted: the schedule has them as a constant, which changes no time
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What is tried beyond the config as it is: `best` all remat policies, `tries` changes where a step does not fit.
+    `say` gets a line about each."""
+
+    best: bool
+    tries: int
+    say: Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One program on one slice. Bytes and FLOPs are of one chip where they say so, else of all; times in seconds."""
+
+    what: str  # the stage's name, or `prefill`, `token`
+    model: str
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    settings: dict[str, object]  # attention, remat, batch, length ...
+    changes: tuple[str, ...]  # flags beyond the config, that were needed to fit or are faster
+    tried: tuple[str, ...]  # what became of each change
+    lacking: float  # GiB a chip that are missing; 0 where it fits
+    limit: float  # GiB a chip
+    peak: float = 0.0
+    arguments: float = 0.0
+    temporaries: float = 0.0
+    parameters: int = 0
+    trainable: int = 0
+    rows: int = 0  # per step
+    tokens: int = 0  # per step
+    steps: int = 0  # 0: not known
+    model_flops: float = 0.0  # per step
+    hardware_flops: float = 0.0
+    peak_flops: float = 0.0  # of all chips, per second
+    parts: dict[str, float] = dataclasses.field(default_factory=dict)
+    communication: tuple[dict, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    compile_seconds: float = 0.0
+    assumptions: tuple[str, ...] = ()
+    slowed_by: tuple[str, ...] = ()  # what the step of a fast program has not: see planning/facts.py
+    program: str = ""
+
+    @property
+    def fits(self) -> bool:
+        return self.lacking == 0
+
+
+class DoesNotFit(Exception):
+    """`lacking`: GiB a chip beyond what it has."""
+
+    def __init__(self, lacking: float):
+        super().__init__(f"lacks {lacking:.2f} GiB a chip")
+        self.lacking = lacking
+
+
+def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Raises DoesNotFit where the compiler finds no way to do it in the memory of a chip."""
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as e:
+        raise _shortage(str(e)) or e from None
+
+
+def _shortage(message: str) -> DoesNotFit | None:
+    """What the compiler's two ways to say that memory is short mean; None of another fault."""
+    size = r"([\d.]+)([KMG])"
+    gib = lambda number, unit: float(number) / {"K": 2**20, "M": 2**10, "G": 1}[unit]  # noqa: E731
+    if over := re.search(rf"Exceeded hbm capacity by {size}", message):
+        return DoesNotFit(gib(*over.groups()))
+    # It gave up before it had laid out anything: what is lacking is at least this.
+    if over := re.search(rf"\({size}\) exceeds available HBM \({size}\)", message):
+        return DoesNotFit(gib(*over.groups()[:2]) - gib(*over.groups()[2:]))
+    return None
+
+
+def plan_stage(config: Config, name: str, topology: Topology, search: Search, samples: int) -> Result:
+    """One stage as the config says; where it does not fit, with the changes that make it (`_turned`, `search.tries` of
+    them at most); with `search.best`, with the fastest remat policy that fits. samples: see `_counted`. Raises
+    ConfigError where the config itself cannot be run there."""
+    config, changes = _spread(config, name, topology)
+    tried, lacking, result = [], 0.0, None
+    try:
+        result = compile_stage(config, name, topology, samples)
+    except DoesNotFit as e:
+        lacking = e.lacking
+        search.say(f"{name} on {topology.name} as the config says lacks {lacking:.2f} GiB a chip")
+    for flags, changed in _turned(config, name, topology):
+        if result is not None or len(tried) == search.tries:
+            break
+        config, changes = changed, [*changes, *flags]
+        try:
+            result = compile_stage(config, name, topology, samples)
+            tried.append(f"{' '.join(flags)}: fits")
+        except DoesNotFit as e:
+            tried.append(f"{' '.join(flags)}: lacks {e.lacking:.2f} GiB")
+        search.say(f"  with {tried[-1]}")
+    if result is None:
+        about = _about(config, name, topology)
+        return Result(
+            **about, changes=tuple(changes), tried=tuple(tried), lacking=lacking, limit=topology.hbm_bytes / GIB
+        )
+    if search.best:
+        result, changes, said = _fastest(config, name, topology, result, changes, search, samples)
+        tried += said
+    return dataclasses.replace(result, changes=tuple(changes), tried=tuple(tried))
+
+
+def _spread(config: Config, name: str, topology: Topology) -> tuple[Config, list[str]]:
+    """Where there are more devices than rows, a row is spread over several (`mesh.tensor`): the config with that, and
+    the flag. What cannot be helped so is left to `make_layout`, which says it."""
+    m, stage = config.mesh, config.stages[name]
+    rows, devices = stage.batch // stage.accumulation, topology.device_count // m.tensor
+    if m.fsdp != -1 or devices % rows or devices == rows:
+        return config, []
+    tensor = m.tensor * devices // rows
+    return changed(config, "mesh.tensor", tensor), [f"--config.mesh.tensor={tensor}"]
+
+
+def _turned(config: Config, name: str, topology: Topology) -> Iterator[tuple[list[str], Config]]:
+    """(flags, the config with them), each upon the one before: what saves memory, what costs least time first."""
+    stage = lambda: config.stages[name]  # noqa: E731
+
+    def turn(*pairs: tuple[str, object]):
+        nonlocal config
+        for path, value in pairs:
+            config = changed(config, path, value)
+        return [f"--config.{path}={value}" for path, value in pairs], config
+
+    layout = _layout(config, name, topology, STEPS)
+    if layout.mesh.shape["fsdp"] == 1 and topology.device_count > 1 and stage().weights != "sharded":
+        yield turn((f"stages.{name}.weights", "sharded"))
+    if config.model.remat != "full":
+        yield turn(("model.remat", "full"))
+    if config.mesh.data > 1:
+        yield turn(("mesh.data", 1), ("mesh.fsdp", -1))
+    if stage().optimizer.first_moment == "float32":
+        yield turn((f"stages.{name}.optimizer.first_moment", "bfloat16"))
+    rows = stage().batch // layout.mesh.shape["data"] // layout.mesh.shape["fsdp"]
+    while rows % (2 * stage().accumulation) == 0:
+        yield turn((f"stages.{name}.accumulation", 2 * stage().accumulation))
+    if config.model.llm and stage().loss_chunks == 1 and stage().data.length % 8 == 0:
+        yield turn((f"stages.{name}.loss_chunks", 8))
+
+
+def _fastest(
+    config: Config, name: str, topology: Topology, result: Result, changes: list, search: Search, samples: int
+):
+    """(the fastest result over the remat policies, the flags it takes, what became of each)."""
+    said, flags = [f"--config.model.remat={config.model.remat}: {_seconds(result)}"], changes
+    for policy in REMAT:
+        if policy == config.model.remat:
+            continue
+        flag = f"--config.model.remat={policy}"
+        try:
+            other = compile_stage(changed(config, "model.remat", policy), name, topology, samples)
+            said.append(f"{flag}: {_seconds(other)}")
+            if other.low + other.high < result.low + result.high:
+                result, flags = other, [*changes, flag]
+        except DoesNotFit as e:
+            said.append(f"{flag}: lacks {e.lacking:.2f} GiB")
+        search.say(f"  with {said[-1]}")
+    return result, flags, said
+
+
+def _seconds(result: Result) -> str:
+    return f"{result.low:.3f} to {result.high:.3f} s, {result.peak:.2f} GiB"
+
+
+def changed(value, path: str, new):
+    """A Config (or part of one) with the value at a dotted path replaced."""
+    head, _, rest = path.partition(".")
+    if isinstance(value, dict):
+        return {**value, head: changed(value[head], rest, new)}
+    return dataclasses.replace(value, **{head: changed(getattr(value, head), rest, new) if rest else new})
+
+
+def _mesh(config: Config, topology: Topology):
+    m = config.mesh
+    return make_mesh(m.data, m.fsdp, m.tensor, topologies.devices(topology))
+
+
+def _layout(config: Config, name: str, topology: Topology, steps: int) -> Layout:
+    model_config = settings.model_config(config.model, "tpu")
+    return make_layout(name, config.stages[name], model_config, _mesh(config, topology), steps)
+
+
+def _about(config: Config, name: str, topology: Topology, mesh=None) -> dict:
+    stage, model = config.stages[name], settings.model_config(config.model, "tpu")
+    mesh = mesh or _layout(config, name, topology, STEPS).mesh
+    said = {
+        "attention": model.attention, "remat": model.remat, "batch": stage.batch, "accumulation": stage.accumulation,
+        "length": stage.data.length, "first_moment": stage.optimizer.first_moment, "loss_chunks": stage.loss_chunks,
+    }  # fmt: skip
+    return dict(
+        what=name, model=config.model.llm, topology=topology.name, chips=topology.chips,
+        mesh={axis: int(size) for axis, size in mesh.shape.items()}, settings=said,
+    )  # fmt: skip
+
+
+def compile_stage(config: Config, name: str, topology: Topology, samples: int) -> Result:
+    """The stage as the config says. Raises DoesNotFit, and ConfigError where the config cannot be run there."""
+    stage = config.stages[name]
+    steps = stage.steps or _counted(stage, samples)
+    model_config = settings.model_config(config.model, "tpu")
+    check_room(name, stage.data, model_config.vision)
+    layout = _layout(config, name, topology, steps or STEPS)
+    began = time.perf_counter()
+    program = compiled(lower_step(stage, model_config, layout))
+    took = time.perf_counter() - began
+    sizes = {path: x.size for path, x in (layout.abstract.trainable | layout.abstract.frozen).items()}
+    measured = _measured(program, topology, layout.mesh)
+    slowed_by = lint.slowed_by(hlo.parse(measured["program"]), model_config.attention != "xla", stage.data.length)
+    return Result(
+        **_about(config, name, topology, layout.mesh),
+        **measured, slowed_by=slowed_by, changes=(), tried=(), lacking=0.0,
+        parameters=sum(sizes.values()), trainable=sum(sizes[path] for path in layout.abstract.trainable),
+        rows=stage.batch, tokens=stage.batch * stage.data.length, steps=steps, model_flops=layout.flops,
+        compile_seconds=took,
+    )  # fmt: skip
+
+
+def _counted(stage: settings.Stage, samples: int) -> int:
+    """Steps of the stage for so many samples, `data.samples` where it is 0; 0 where they are not known: packed samples
+    share rows."""
+    samples = samples or stage.data.samples
+    if not samples or stage.data.packing != "none" or stage.data.mixture:
+        return 0
+    return steps_per_run(samples, stage.batch, stage.epochs)
+
+
+def plan_decode(config: Config, topology: Topology, batch: int, cache: int) -> list[Result]:
+    """Reading `batch` prompts of `cache` - 1 tokens with an image, and one token behind them. Raises ConfigError where
+    the mesh does not fit the model or the rows."""
+    if batch < 1 or cache < 2:
+        raise ConfigError(f"--decode_batch={batch} must be at least 1, --decode_cache={cache} at least 2")
+    model_config, mesh = settings.model_config(config.model, "tpu"), _mesh(config, topology)
+    programs = lower_decode(model_config, mesh, batch, cache - 1, 1)
+    sizes = {path: math.prod(x.shape) for path, x in abstract_model(model_config)[0].items()}
+    results = []
+    for what, lowered, tokens in zip(("prefill", "token"), programs, (batch * (cache - 1), batch), strict=True):
+        about = dict(
+            what=what, model=config.model.llm, topology=topology.name, chips=topology.chips,
+            mesh={axis: int(size) for axis, size in mesh.shape.items()},
+            settings={"batch": batch, "cache": cache, "dtype": config.model.dtype}, changes=(), tried=(),
+            parameters=sum(sizes.values()), rows=batch, tokens=tokens,
+        )  # fmt: skip
+        began = time.perf_counter()
+        try:
+            program = compiled(lowered)
+            took = time.perf_counter() - began
+            results.append(Result(**about, **_measured(program, topology, mesh), lacking=0.0, compile_seconds=took))
+        except DoesNotFit as e:
+            results.append(Result(**about, lacking=e.lacking, limit=topology.hbm_bytes / GIB))
+    return results
+
+
+def _measured(program: jax.stages.Compiled, topology: Topology, mesh: Mesh) -> dict:
+    """The fields of a Result that the compiled program says."""
+    memory, text = program.memory_analysis(), program.as_text()
+    found = estimate.estimate(text, topology, [tuple(device.coords) for device in mesh.devices.flat])
+    parts = {name: getattr(found, name) for name in ("matmul", "other", "attention", "exposed", "hidden", "memory")}
+    return dict(
+        limit=topology.hbm_bytes / GIB, peak=memory.peak_memory_in_bytes / GIB,
+        arguments=memory.argument_size_in_bytes / GIB, temporaries=memory.temp_size_in_bytes / GIB,
+        hardware_flops=found.hardware_flops * topology.device_count,
+        peak_flops=topology.peak_flops * topology.device_count, parts=parts,
+        communication=tuple(
+            {"kind": kind, "how": how, "dtype": dtype, "bytes": count}
+            for (kind, how, dtype), count in sorted(found.traffic.items())
+        ),
+        low=found.lower, high=found.upper, assumptions=found.assumptions, program=text,
+    )  # fmt: skip

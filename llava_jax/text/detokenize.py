@@ -1,0 +1,88 @@
+"""From token ids to text while they come: whole characters only, and never a part of a stop string."""
+
+from collections.abc import Sequence
+
+from llava_jax.errors import ConfigError
+from llava_jax.text.tokenizer import Tokenizer
+
+UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # what tokenizers write for bytes that are no character (yet)
+
+
+class Detokenizer:
+    """Ids go in one by one, text comes out as soon as later ids cannot change it.
+
+    Together the pieces are tokenizer.decode of all ids. Held back are bytes that may be the beginning of a character:
+    a text that ends in `UNREADABLE`, and SentencePiece's byte tokens until another token follows, because one wrong
+    byte among them makes all their characters unreadable.
+
+        <0xE2> -> "", <0x82> -> "", <0xAC> -> "", ▁a -> "€ a"          Ġcaf -> " caf", Ã -> "", © -> "é"
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.decode = tokenizer.decode
+        names = (f"<0x{byte:02X}>" for byte in range(256))
+        self.byte_ids = {tokenizer.backend.token_to_id(name) for name in names} - {None}
+        self.name_of = tokenizer.backend.id_to_token
+        self.before: list[int] = []  # what came out last; decoders may look at the token before
+        self.held: list[int] = []
+
+    def push(self, id: int) -> str:
+        """The text that `id` completes."""
+        self.held.append(id)
+        if id in self.byte_ids or self.name_of(id) is None:  # an id beyond the vocabulary ends no run of bytes
+            return ""
+        text = self._text()
+        return "" if text.endswith(UNREADABLE) else self._release(text)
+
+    def flush(self) -> str:
+        """What is still held, readable or not; after the last id."""
+        return self._release(self._text())
+
+    def _text(self) -> str:
+        return self.decode(self.before + self.held)[len(self.decode(self.before)) :]
+
+    def _release(self, text: str) -> str:
+        self.before, self.held = self.held, []
+        return text
+
+
+class StopStrings:
+    """Text goes in by pieces and comes out up to the first stop string, which does not.
+
+    First is the one that ends first; of several that end together, the longest. Where the text is cut into pieces makes
+    no difference. Held back is an end of the text that may be the beginning of a stop string:
+
+        stop "##\\n":   "a#" -> "a", "#" -> "", "#" -> "#", "\\n b" -> "", found
+
+    Raises ConfigError for an empty stop string.
+    """
+
+    def __init__(self, stops: Sequence[str]):
+        if not all(stops):
+            raise ConfigError("a stop string is empty; leave it out, or write the text that ends an answer")
+        self.stops = tuple(stops)
+        self.held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        """The text that may go out; nothing once `found`."""
+        if self.found:
+            return ""
+        text = self.held + text
+        ends = [(start + len(stop), start) for stop in self.stops if (start := text.find(stop)) >= 0]
+        if ends:
+            self.found, out = True, min(ends)[1]
+        else:
+            out = len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)
+        self.held = "" if self.found else text[out:]
+        return text[:out]
+
+    def flush(self) -> str:
+        """What is still held; after the last piece."""
+        text, self.held = self.held, ""
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How long a beginning of `stop`, short of all of it, ends the text."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

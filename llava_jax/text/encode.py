@@ -1,0 +1,180 @@
+"""Conversations to token ids and target masks, made together from the same segments.
+
+Legend: T = tokens of one row before, L = after images are expanded. ids: int32[T]; mask: bool[T], True where the token
+is trained on (the loss does the shift).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from llava_jax.config.architectures import IMAGE_TOKEN_ID
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.text.templates import Segment, find_template, render
+from llava_jax.text.tokenizer import Tokenizer
+
+IMAGE_ENDS = "<im_start>", "<im_end>"
+
+
+def tokenize(
+    tokenizer: Tokenizer, template: str, turns: Sequence[tuple[str, str]], images: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A training conversation as (ids int32[T], mask bool[T]); each image is a single IMAGE_TOKEN_ID.
+
+    Supervised are the answers with their stops, and in `llava_v0` also the `###` and `### Assistant: ` that the
+    original trained on. With the LLaMA tokenizer the ids are those of the original system:
+
+        tokenize(llama, "plain", [("human", "<image>"), ("gpt", "a red bus")], images=1) ==
+            ([1, -200, 263, 2654, 3593, 13], [False, False, True, True, True, True])
+
+    Raises DataError for what `render` refuses and where `<image>` markers and `images` differ in number, ConfigError
+    where the template needs a special token that the tokenizer lacks.
+    """
+    return encode_segments(tokenizer, template, render(template, turns), images)
+
+
+def tokenize_prompt(tokenizer: Tokenizer, template: str, turns: Sequence[tuple[str, str]], images: int) -> np.ndarray:
+    """ids int32[T] of a conversation that ends with a human turn, up to the open assistant cue. Raises as `tokenize`.
+
+    They are what `tokenize` puts before that answer, except in `llava_v0`, whose original used two different strings.
+    """
+    return encode_segments(tokenizer, template, render(template, turns, open_answer=True), images)[0]
+
+
+def stop_ids(tokenizer: Tokenizer, template: str) -> tuple[int, ...]:
+    """Token ids that end an answer: the end of sequence and, in `chatml`, `<|im_end|>`. Raises as `tokenize`."""
+    tail = find_template(template).train.tail
+    specials = [_special_id(tokenizer, template, segment.text) for segment in tail if segment.kind == "special"]
+    return tuple(dict.fromkeys([tokenizer.eos_id, *specials]))
+
+
+def encode_segments(
+    tokenizer: Tokenizer, template: str, segments: Sequence[Segment], images: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `render` made, as `tokenize` gives it. Raises as `tokenize`, but for what `render` refuses."""
+    markers = sum(segment.kind == "image" for segment in segments)
+    if markers != images:
+        raise DataError(
+            f"the human turns hold {markers} <image> marker(s), but the sample has {images} image(s); "
+            "write one marker for each image, and none without",
+            "placeholder mismatch",
+        )
+    ids = [tokenizer.bos_id] if tokenizer.add_bos else []
+    mask = [False] * len(ids)
+    # SentencePiece puts a space before what it takes for the start of a text: of the row, of a piece after an image
+    # (LLaVA encodes those one by one) and, in legacy tokenizers, of what follows a special token.
+    starts_text = True
+    for text, is_target, kind in segments:
+        if kind == "image":
+            new, starts_text = [IMAGE_TOKEN_ID], True
+        elif kind == "special":
+            new, starts_text = [_special_id(tokenizer, template, text)], tokenizer.legacy
+        else:
+            new, starts_text = tokenizer.encode(text, dummy_prefix=starts_text), False
+        ids += new
+        mask += [is_target] * len(new)
+    return np.array(ids, np.int32), np.array(mask, bool)
+
+
+def _special_id(tokenizer: Tokenizer, template: str, name: str) -> int:
+    """`</s>` and `<s>` stand for whatever the tokenizer ends and begins a sequence with; others must be there."""
+    token = {"</s>": tokenizer.eos_id, "<s>": tokenizer.bos_id}.get(name, tokenizer.special.get(name))
+    if token is None:
+        raise ConfigError(
+            f"template {template!r} needs the special token {name!r}, which this tokenizer does not have; "
+            "use a template without it (vicuna_v1 works with every tokenizer) or a tokenizer that has it"
+        )
+    return token
+
+
+def expand_images(ids: np.ndarray, mask: np.ndarray, features: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids int32[T], mask bool[T]) -> (int32[L], bool[L]): each IMAGE_TOKEN_ID becomes `features` of them.
+
+    expand_images([1, -200, 263], [False, False, True], 3) == ([1, -200, -200, -200, 263], [F, F, F, F, True])
+    """
+    is_image = ids == IMAGE_TOKEN_ID
+    copies = np.where(is_image, features, 1)
+    return np.repeat(ids, copies), np.repeat(mask & ~is_image, copies)
+
+
+def encode_row(
+    turns: Sequence[tuple[str, str]], images: int, *, tokenizer: Tokenizer, template: str, features: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A training conversation as (ids int32[L], mask bool[L]), not cut to any length. Raises as `tokenize`."""
+    return expand_images(*tokenize(tokenizer, template, turns, images), features)
+
+
+def wrap_images(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
+    """ids int32[T] with `<im_start>` before and `<im_end>` after each IMAGE_TOKEN_ID, for the models whose config.json
+    says `mm_use_im_start_end` (LLaVA v0 and the first of v1). Raises as `image_ends`."""
+    start, end = image_ends(tokenizer)
+    wrapped = [x for id in ids for x in ((start, id, end) if id == IMAGE_TOKEN_ID else (id,))]
+    return np.array(wrapped, np.int32)
+
+
+def image_ends(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Ids of `<im_start>` and `<im_end>`. Raises DataError where the tokenizer lacks one."""
+    if missing := [name for name in IMAGE_ENDS if name not in tokenizer.special]:
+        raise DataError(
+            f"the model takes images between {' and '.join(IMAGE_ENDS)} (mm_use_im_start_end), but the tokenizer has "
+            f"no special token {missing[0]}; use the tokenizer that belongs to the weights"
+        )
+    start, end = (tokenizer.special[name] for name in IMAGE_ENDS)
+    return start, end
+
+
+def fit(ids: np.ndarray, mask: np.ndarray, length: int, overlong: str) -> tuple[np.ndarray, np.ndarray]:
+    """An expanded row, at most `length` long and with something to learn from.
+
+    overlong: "truncate" keeps the first `length` tokens, as LLaVA does after expansion; an image run (or several with
+    nothing between them) that would be cut goes entirely, with all that follows. "error" refuses.
+
+        fit([1, -200, -200, 263, 2], [F, F, F, T, T], 4, "truncate") == ([1, -200, -200, 263], [F, F, F, T])
+
+    Raises DataError where the row is too long under "error", and where no supervised token is (left) in it;
+    ConfigError for another policy.
+    """
+    if overlong not in ("truncate", "error"):
+        raise ConfigError(f"overlong={overlong!r} is no policy; use 'truncate' or 'error'")
+    total = len(ids)
+    if total > length:
+        if overlong == "error":
+            message = f"the row has {total} tokens, the limit is {length}; raise the limit or shorten the sample"
+            raise DataError(message, "overlong")
+        end = length
+        if ids[end] == IMAGE_TOKEN_ID:
+            while end and ids[end - 1] == IMAGE_TOKEN_ID:
+                end -= 1
+        ids, mask = ids[:end], mask[:end]
+    if not mask.any():
+        raise DataError(
+            f"no supervised token is left of {total} within a length of {length}; "
+            "raise the length, or shorten the question or drop images",
+            "no supervised tokens",
+        )
+    return ids, mask
+
+
+def pad_row(ids: np.ndarray, mask: np.ndarray, length: int, pad_id: int) -> dict[str, np.ndarray]:
+    """One row of a batch, padded on the right to `length`.
+
+    tokens int32[length], target_mask bool[length], positions int32[length] (0, 1, ..; 0 at padding), segment_ids
+    int32[length] (1; 0 at padding).
+
+        pad_row([1, 263], [False, True], 3, pad_id=0) == dict(
+            tokens=[1, 263, 0], target_mask=[False, True, False], positions=[0, 1, 0], segment_ids=[1, 1, 0])
+
+    Raises DataError where the row is longer than `length`.
+    """
+    count = len(ids)
+    if count > length:
+        raise DataError(f"a row of {count} tokens does not go into {length}; pass it through fit() first")
+    row = {
+        "tokens": np.full(length, pad_id, np.int32),
+        "target_mask": np.zeros(length, bool),
+        "positions": np.zeros(length, np.int32),
+        "segment_ids": np.zeros(length, np.int32),
+    }
+    for name, values in zip(row, (ids, mask, np.arange(count), 1), strict=True):
+        row[name][:count] = values
+    return row

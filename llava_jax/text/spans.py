@@ -1,0 +1,35 @@
+"""A row back as text, split where supervision begins and ends: what people look at before they train."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from llava_jax.config.architectures import IMAGE_TOKEN_ID
+from llava_jax.text.tokenizer import Tokenizer
+
+
+class Piece(NamedTuple):
+    """Neighbouring tokens of one standing. `text` of a run of image placeholders is `<image x N>`."""
+
+    text: str
+    is_target: bool
+    is_image: bool
+    ids: tuple[int, ...]
+
+
+def split_row(row: dict[str, np.ndarray], tokenizer: Tokenizer) -> list[Piece]:
+    """The tokens of a row without its padding; special tokens by name.
+
+    row: `tokens` int32[T], `target_mask` bool[T], `segment_ids` int32[T].
+    """
+    real = row["segment_ids"] > 0
+    tokens = row["tokens"][real]
+    kinds = np.where(tokens == IMAGE_TOKEN_ID, 2, row["target_mask"][real].astype(int))
+    edges = np.flatnonzero(np.diff(kinds, prepend=-1, append=-1))
+    pieces = []
+    for start, end in zip(edges, edges[1:], strict=False):
+        ids = tuple(tokens[start:end].tolist())
+        is_image = bool(kinds[start] == 2)
+        text = f"<image x {len(ids)}>" if is_image else tokenizer.decode(ids, skip_special=False)
+        pieces.append(Piece(text, bool(kinds[start] == 1), is_image, ids))
+    return pieces

@@ -1,0 +1,243 @@
+"""Tokenizers: SentencePiece models, Hugging Face folders and our own, behind one small class.
+
+Two rules make it ours. Text never becomes a special token, whatever a user types: `</s>` in text is `</`, `s`, `>`. And
+the space that SentencePiece puts before a text (the dummy prefix) is added only when asked for, because text arrives in
+segments. No code from a tokenizer's folder is ever run.
+
+Every source first takes the form of a tokenizer.json (`spec` below); from there is one way to a `Tokenizer`.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.text.sentencepiece import added_token, read_sentencepiece
+
+ROLES = ("unk", "bos", "eos", "pad")
+TRAINED_SPECIALS = ("<unk>", "<s>", "</s>", "<pad>")
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """What the rest of the project may know about a tokenizer. Picklable, for data workers."""
+
+    backend: tokenizers.Tokenizer = field(repr=False)  # its repr is the whole vocabulary
+    special: Mapping[str, int]  # name -> id of every special token
+    bos_id: int | None
+    eos_id: int
+    pad_id: int  # the pad token; without one <unk> as in LLaVA, without that </s>
+    unk_id: int | None
+    vocab_size: int  # largest id + 1
+    add_bos: bool  # a sequence begins with bos_id
+    dummy_prefix: bool  # a text begins with a space (SentencePiece)
+    legacy: bool  # ... and so does text that follows a special token (LLaMA, Vicuna before v1.5)
+
+    def __post_init__(self):
+        self.backend.encode_special_tokens = True  # i.e. as ordinary text
+
+    def __setstate__(self, state: dict[str, Any]):
+        self.__dict__.update(state)
+        self.__post_init__()  # the backend forgets the switch when it is pickled, and special ids would come back
+
+    def encode(self, text: str, dummy_prefix: bool = False) -> list[int]:
+        """Ids of ordinary text, no BOS, no special ids. Empty text has none.
+
+            encode("USER", dummy_prefix=True) == [3148, 1001] and encode("USER") == [11889]      # LLaMA
+
+        Raises DataError for text that is not valid Unicode (a lone surrogate).
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from error
+        if dummy_prefix and self.dummy_prefix and text:
+            text = " " + text
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Text of ids, every space kept, also the one that was a dummy prefix: strip what is shown to people.
+
+        Specials are dropped or written by name, image positions (negative ids) dropped or written `<image>`, ids beyond
+        the vocabulary (padded embeddings) dropped.
+        """
+        names = {id: name for name, id in self.special.items()}
+        text = ""
+        for is_special, run in groupby((int(id) for id in ids), lambda id: id < 0 or id in names):
+            if not is_special:
+                text += self.backend.decode(list(run))
+            elif not skip_special:
+                text += "".join(names.get(id, "<image>") for id in run)
+        return text
+
+
+def load_tokenizer(path: str | Path, legacy: bool | None = None) -> Tokenizer:
+    """A tokenizer from a SentencePiece model, a tokenizer.json, or a folder that holds either; told apart by content.
+
+    Where a folder has both, tokenizer.json is read. tokenizer_config.json and special_tokens_map.json beside the file
+    name the special tokens. legacy: overrides what the files say about text after special tokens; files that say
+    nothing are legacy, as in transformers. LLaMA-1 and Vicuna before v1.5 are, Vicuna v1.5 is not.
+
+    Raises DataError, naming the file, for one that is missing, damaged, of an unsupported kind (BPE only) or without an
+    end-of-sequence token.
+    """
+    file = _tokenizer_file(Path(path))
+    config = _read_json(file.parent / "special_tokens_map.json") | _read_json(file.parent / "tokenizer_config.json")
+    for name, id in _read_json(file.parent / "added_tokens.json").items():
+        config.setdefault("added_tokens_decoder", {}).setdefault(str(id), {"content": name, "special": True})
+    try:
+        content = file.read_bytes()
+        if content.lstrip()[:1] == b"{":
+            spec = json.loads(content)
+            named = {} if config.get("eos_token") else dict(zip(ROLES, TRAINED_SPECIALS, strict=True))
+        else:
+            spec, named = read_sentencepiece(content)
+            config.setdefault("add_bos_token", True)
+        named |= {role: _name(config[f"{role}_token"]) for role in ROLES if config.get(f"{role}_token")}
+        return _build(spec, {key: value for key, value in config.items() if value is not None}, named, legacy)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from error
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise DataError(f"{file}: not a readable tokenizer ({type(error).__name__}: {error})") from error
+
+
+def _tokenizer_file(path: Path) -> Path:
+    candidates = [path / "tokenizer.json", path / "tokenizer.model"] if path.is_dir() else [path]
+    for file in candidates:
+        if file.is_file():
+            return file
+    raise DataError(
+        f"{path}: no tokenizer there; give a SentencePiece model, a tokenizer.json, a GGUF or a folder with one"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _name(token: str | Mapping[str, Any]) -> str:
+    return token if isinstance(token, str) else token["content"]
+
+
+def _build(spec: dict[str, Any], config: Mapping[str, Any], named: Mapping[str, str], legacy: bool | None) -> Tokenizer:
+    model = spec["model"]
+    if "merges" not in model:
+        raise DataError(f"a {model.get('type')} model; only BPE tokenizers are supported")
+    added = {token["id"]: token for token in spec.get("added_tokens") or ()}
+    for id, token in config.get("added_tokens_decoder", {}).items():
+        added.setdefault(int(id), added_token(int(id), _name(token), token.get("special", True)))
+    for name in named.values():
+        if name in model["vocab"]:
+            id = model["vocab"][name]
+            added.setdefault(id, added_token(id, name))
+    others = {_name(token) for token in config.get("additional_special_tokens") or ()}
+    for token in added.values():
+        reserved = re.fullmatch(r"<\|.*\|>|<image>", token["content"])
+        token["special"] = bool(token["special"] or reserved or token["content"] in {*named.values(), *others})
+    special = {token["content"]: id for id, token in added.items() if token["special"]}
+    if named.get("eos") not in special:
+        raise DataError("has no end-of-sequence token; name it as eos_token in tokenizer_config.json beside the file")
+
+    # A merge that ends in a special token would let text become it: `<` + `s>` in some converted LLaMA files.
+    unspeakable = set(special) | {f"<0x{byte:02X}>" for byte in range(256)} & set(model["vocab"])
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    model["merges"] = [pair for pair in pairs if "".join(pair) not in unspeakable]
+    model["ignore_merges"] = bool(model.get("ignore_merges")) and not unspeakable & set(model["vocab"])
+    prefixes: list[str] = []
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        spec[part] = _without_prefix(spec.get(part), prefixes)
+    spec |= {"added_tokens": [added[id] for id in sorted(added)], "truncation": None, "padding": None}
+
+    backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    for name, id in special.items():
+        if backend.token_to_id(name) != id:
+            raise DataError(f"the special token {name!r} should have id {id}, but is {backend.token_to_id(name)}")
+    ids = {role: special.get(named.get(role)) for role in ROLES}
+    begins_with_bos = backend.encode("a").ids[:1] == [ids["bos"]]
+    return Tokenizer(
+        backend=backend,
+        special=special,
+        bos_id=ids["bos"],
+        eos_id=ids["eos"],
+        pad_id=next(ids[role] for role in ("pad", "unk", "eos") if ids[role] is not None),
+        unk_id=ids["unk"],
+        vocab_size=max(backend.get_vocab().values()) + 1,
+        add_bos=ids["bos"] is not None and bool(config.get("add_bos_token", begins_with_bos)),
+        dummy_prefix=bool(prefixes),
+        legacy=bool(config.get("legacy", "first" not in prefixes)) if legacy is None else legacy,
+    )
+
+
+def _without_prefix(node: dict[str, Any] | None, found: list[str]) -> dict[str, Any] | None:
+    """A part of a spec without what adds or removes the dummy prefix; when it would be added goes to `found`."""
+    if node is None:
+        return None
+    for key in ("normalizers", "pretokenizers", "decoders"):
+        if key in node:
+            children = [_without_prefix(child, found) for child in node[key]]
+            return {**node, key: [child for child in children if child is not None]}
+    match node:
+        case {"type": "Prepend"}:
+            found.append("always")
+            return None
+        case {"type": "Metaspace"}:
+            scheme = node.pop("prepend_scheme", "always" if node.get("add_prefix_space", True) else "never")
+            found += [scheme] * (scheme != "never")
+            node.pop("add_prefix_space", None)
+            return {**node, "prepend_scheme": "never"}
+        case {"type": "ByteLevel", "add_prefix_space": True}:
+            return {**node, "add_prefix_space": False}
+        case {"type": "Strip", "content": " "}:
+            return None
+    return node
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, path: str | Path, extra_specials: Sequence[str] = ()
+) -> Tokenizer:
+    """Trains a byte-level BPE tokenizer, writes the folder `path` (tokenizer.json, tokenizer_config.json), loads it.
+
+    Ids 0..3 are `<unk> <s> </s> <pad>`, then come extra_specials and the 256 bytes, so that any Unicode text can be
+    encoded and decoded without loss. The same texts give the same files. Sequences begin with `<s>`.
+
+    Raises ConfigError where vocab_size leaves no room for specials and bytes.
+    """
+    specials = [*TRAINED_SPECIALS, *extra_specials]
+    least = len(specials) + 256
+    if vocab_size < least:
+        raise ConfigError(f"vocab_size={vocab_size} is too small; the specials and 256 bytes alone need {least}")
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    unk, bos, eos, pad = TRAINED_SPECIALS
+    backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, 1)])
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{"unk_token": unk, "bos_token": bos, "eos_token": eos, "pad_token": pad},
+        "additional_special_tokens": list(extra_specials),
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return load_tokenizer(folder)

@@ -1,0 +1,256 @@
+"""From a stage's config to its data: the source, how an example becomes a row, and the batches of this process."""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from llava_jax.checkpoint.gguf_files.file import GgufFile, is_gguf
+from llava_jax.checkpoint.gguf_files.tokenizer import read_tokenizer
+from llava_jax.config.architectures import VisionConfig
+from llava_jax.config.schema import Data, Stage
+from llava_jax.data.example import Example
+from llava_jax.data.mixture import Mixture, Part
+from llava_jax.data.packing import Groups, buckets, digest, lend_sizes, pack
+from llava_jax.data.pipeline import Batches, evaluation_batches, make_batches, steps_per_run
+from llava_jax.data.rows import RowFormat, Rows
+from llava_jax.data.sources.llava_json import Joined, Subset, held_out_split
+from llava_jax.data.sources.open_source import open_source
+from llava_jax.data.sources.scenes import SceneSource, exam
+from llava_jax.data.sources.scienceqa import is_scienceqa
+from llava_jax.errors import ConfigError
+from llava_jax.text.templates import find_template
+from llava_jax.text.tokenizer import Tokenizer, load_tokenizer
+
+TINY_TOKENIZER = Path(__file__).parent.parent / "pretrained" / "tokenizer"
+HELD_OUT_MINIMUM = 64  # examples; a smaller held-out set says little
+FEW = 10_000  # samples that are measured sooner than worker processes start
+
+
+@dataclasses.dataclass(frozen=True)
+class StageData:
+    """`held_out` is None where nothing was kept out. `exam` holds questions with known kinds (scenes only)."""
+
+    train: Rows
+    held_out: Rows | None
+    exam: list[Example]
+    steps: int
+    samples: int  # that are shown in all these steps
+    buckets: np.ndarray | None = None  # int32[rows of train], the length that each needs; None: all the same
+
+
+def open_tokenizer(name: str) -> Tokenizer:
+    """`tiny` is the one that ships with the package, everything else a path: see `load_tokenizer`; or a GGUF file."""
+    if is_gguf(Path(name)):
+        return read_tokenizer(GgufFile(Path(name)))
+    return load_tokenizer(TINY_TOKENIZER if name == "tiny" else name)
+
+
+def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision: VisionConfig) -> StageData:
+    """Opens the data of a stage and checks what can be checked before training.
+
+    Raises DataError for missing or broken files, ConfigError for settings that do not fit together.
+    """
+    d = stage.data
+    find_template(d.template)
+    check_room(name, d, vision)
+    row_format = RowFormat(
+        tokenizer, d.template, d.length, d.max_images, vision.features, vision.image_size, d.aspect, d.overlong
+    )
+
+    def rows_of(source) -> Rows:
+        return Rows(source, row_format, replace=d.bad == "replace", seed=seed)
+
+    if d.source == "scenes":
+        train = SceneSource(d.scenes, seed, False, vision.image_size)
+        held_out = SceneSource(d.scenes, seed, True, vision.image_size, length=stage.eval.samples)
+        questions = exam(seed, vision.image_size, stage.eval.questions)
+        return StageData(rows_of(train), rows_of(held_out), questions, stage.steps, stage.steps * stage.batch)
+    if stage.eval.questions:
+        raise ConfigError(f"stages.{name}.eval.questions needs data.source=scenes: only scenes know the true answers")
+    parts = []
+    if d.mixture:
+        train, held_out, parts = _open_mixture(d)
+    else:
+        train, held_out = _split(_open(d.path, d.image_folder, d), d, HELD_OUT_MINIMUM)
+    rows, needs = _arrange(name, d, rows_of(train), parts, seed)
+    in_epoch = rows_of_an_epoch(rows)
+    steps = stage.steps or steps_per_run(in_epoch, stage.batch, stage.epochs)
+    samples = round(stage.steps * stage.batch * len(train) / in_epoch) or len(train) * stage.epochs
+    out = held_out and rows_of(held_out)
+    if out and d.packing == "pack":
+        out = _as_short_as_needed(out, stage.eval.samples, math.lcm(16, stage.loss_chunks))
+    return StageData(rows, out, [], steps, samples, needs)
+
+
+def check_room(name: str, d: Data, vision: VisionConfig) -> None:
+    """Raises ConfigError where images fill the rows of stage `name`."""
+    if d.max_images * vision.features >= d.length:
+        raise ConfigError(
+            f"stages.{name}.data.length={d.length} leaves no room for text beside {d.max_images} images of "
+            f"{vision.features} patches; raise it or lower max_images"
+        )
+
+
+def _as_short_as_needed(rows: Rows, count: int, multiple: int) -> Rows:
+    """Rows that hold each of the first `count` samples alone: packed rows are far longer than that."""
+    longest = max(int(rows.size(i)["size"][0]) for i in range(min(count, len(rows))))
+    length = min(rows.format.length, round_up(max(longest, 1), multiple))
+    return dataclasses.replace(rows, format=dataclasses.replace(rows.format, length=length))
+
+
+def _open(path: str, images: str, d: Data):
+    """One source of `d`. Split and prompt format of a mixture are for those that are ScienceQA's."""
+    if d.mixture and not is_scienceqa(Path(path)):
+        return open_source(path, images)
+    return open_source(path, images, split=d.split, prompt_format=d.prompt_format)
+
+
+def _split(source, d: Data, minimum: int) -> tuple[object, object | None]:
+    return held_out_split(source, d.held_out, minimum) if d.held_out > 0 else (source, None)
+
+
+def _open_mixture(d: Data) -> tuple[Joined, object | None, list[tuple[str, int, float]]]:
+    """(what is trained on, one source behind the other; what is held out of each; (path, examples, weight) of each)."""
+    if (d.split or d.prompt_format) and not any(is_scienceqa(Path(path)) for path, _, _ in d.mixture):
+        raise ConfigError(
+            "data.mixture has no ScienceQA folder; correct its path, or leave out data.split and data.prompt_format"
+        )
+    minimum = math.ceil(HELD_OUT_MINIMUM / len(d.mixture))
+    # By path, so that the order in which a config names them plays no role.
+    opened = [(path, _split(_open(path, root, d), d, minimum), weight) for path, root, weight in sorted(d.mixture)]
+    train = Joined([kept for _, (kept, _), _ in opened])
+    held_out = None
+    if d.held_out > 0:
+        joined = Joined([out for _, (_, out), _ in opened])
+        # Evaluation takes the first so many: of every part.
+        held_out = Subset(joined, np.argsort(np.random.Philox(0).random_raw(len(joined)), kind="stable"))
+    return train, held_out, [(path, len(kept), weight) for path, (kept, _), weight in opened]
+
+
+def _arrange(
+    name: str, data: Data, rows: Rows, parts: list[tuple[str, int, float]], seed: int
+) -> tuple[Rows, np.ndarray | None]:
+    """(rows, packed and mixed where the config says so; the length that each needs, where there are several). Measures
+    first, where it takes that. parts: of a mixture, in the order in which they are joined."""
+    if data.packing == "none" and not data.lengths:
+        return (dataclasses.replace(rows, groups=_mixed(parts, None, data, seed)) if parts else rows), None
+    began = time.perf_counter()
+    sizes = measure(rows, data.threads, data.workers)
+    _refuse_hopeless(rows, sizes, parts)
+    took, bad = time.perf_counter() - began, int((sizes[:, 0] == 0).sum())
+    said = f"{name}: measured {len(sizes):,} samples in {took:.1f} s" + (f", {bad} cannot be read" if bad else "")
+    # Part by part, so that the others do not change what a part's rows are.
+    ends = np.cumsum([count for _, count, _ in parts])[:-1]
+    sizes = np.concatenate([lend_sizes(part) for part in np.split(sizes, ends)])
+    rows, needs = dataclasses.replace(rows, sizes=sizes), None
+    if data.packing == "pack":
+        groups = _mixed(parts, sizes, data, seed) if parts else pack(sizes, data.length, data.max_images, seed)
+        rows = dataclasses.replace(rows, groups=groups)
+        count = rows_of_an_epoch(rows)
+        full, images = sizes[:, 0].sum() / (count * data.length), sizes[:, 1].sum() / count
+        said += f"; packed into {count:,} rows of {data.length} tokens, {100 * full:.1f}% full"
+        said += f", {images:.1f} of {data.max_images} image slots used"
+    else:
+        needs = buckets(sizes, (*data.lengths, data.length))
+        counts = [f"{(needs == length).sum():,} x {length}" for length in np.unique(needs)]
+        said += f"; row lengths: {', '.join(counts)}"
+    if jax.process_index() == 0:
+        print(said, flush=True)
+    return rows, needs
+
+
+def _refuse_hopeless(rows: Rows, sizes: np.ndarray, parts: list[tuple[str, int, float]]) -> None:
+    """Raises the DataError of the first sample of a source of which no sample can be read."""
+    first = 0
+    for _, count, _ in parts or [("", len(sizes), 1.0)]:
+        if not sizes[first : first + count, 0].any():
+            rows.format.tokens(rows.source[first])
+        first += count
+
+
+def _mixed(parts: list[tuple[str, int, float]], sizes: np.ndarray | None, data: Data, seed: int) -> Mixture:
+    """A mixture of the indices of examples that are joined part by part, or of the rows into which each part is packed.
+    parts: (path, examples, weight). sizes: of all of them; None: a row each."""
+    mixed, first = [], 0
+    for path, count, weight in parts:
+        if sizes is None:
+            mixed.append(Part(path, range(first, first + count), weight))
+        else:
+            groups = pack(sizes[first : first + count], data.length, data.max_images, seed)
+            contents = digest(groups.members, groups.starts)
+            # Weights are of samples: the more of them a row of this part has, the fewer turns it takes.
+            rows = dataclasses.replace(groups, members=groups.members + first)
+            mixed.append(Part(path, rows, weight * len(rows) / count, contents))
+        first += count
+    return Mixture(mixed, seed)
+
+
+def rows_of_an_epoch(rows: Rows) -> int:
+    """How many rows hold every example once. (A mixture never ends; its parts do.)"""
+    return sum(len(part.source) for part in rows.groups.parts) if isinstance(rows.groups, Mixture) else len(rows)
+
+
+def measure(rows: Rows, threads: int, workers: int) -> np.ndarray:
+    """int32[examples, 2]: tokens and images of every example of unpacked `rows`; 0, 0 where it is to be replaced.
+
+    Tokenises each once, a share of them on every process. Raises DataError, on every process, where one cannot be read
+    and stays.
+    """
+    replaced = dataclasses.replace(rows, replace=True)  # raising here would leave the other processes waiting
+    count, processes = len(rows.source), jax.process_count()
+    share = evaluation_batches(
+        range(count), replaced.size, 256 * processes, process_index=jax.process_index(), process_count=processes,
+        threads=threads, workers=workers if count > FEW else 0,
+    )  # fmt: skip
+    mine = np.stack([batch["size"] for batch in share])  # [batches, 256, 2]
+    share.close()
+    every = np.asarray(multihost_utils.process_allgather(mine)) if processes > 1 else mine[None]
+    sizes = every.swapaxes(0, 1).reshape(-1, 2)[:count]  # in the order of the batches, then of the processes
+    if not rows.replace and not sizes[:, 0].all():
+        rows.size(int(np.argmin(sizes[:, 0])))
+    return sizes
+
+
+def training_batches(stage: Stage, data: StageData, seed: int) -> Batches:
+    """The shuffled, endless batches of this process; the loop stops after `data.steps`."""
+    groups = data.train.groups
+    about = {"packing": digest(groups.members, groups.starts)} if isinstance(groups, Groups) else None
+    mixed = isinstance(groups, Mixture)  # it shuffles each of its sources itself, and never ends
+    return make_batches(
+        range(len(data.train)), data.train.row, batch_size=stage.batch, seed=seed, shuffle=not mixed,
+        epochs=None if stage.steps or mixed else stage.epochs, process_index=jax.process_index(),
+        process_count=jax.process_count(), threads=stage.data.threads, prefetch=2, workers=stage.data.workers,
+        buckets=data.buckets, about=about,
+    )  # fmt: skip
+
+
+def place_in(data: StageData, batches: Batches) -> dict:
+    """Where the data of a run goes on, fit for JSON: the batches' state and that of a mixture."""
+    groups = data.train.groups
+    return batches.get_state() | ({"mixture": groups.state()} if isinstance(groups, Mixture) else {})
+
+
+def continued(data: StageData, place: dict) -> StageData:
+    """`data` as it goes on at `place_in(...)`: only a mixture, which may have been changed since, is another then.
+    Raises ConfigError where one of its sources has another length."""
+    groups = data.train.groups
+    if not isinstance(groups, Mixture) or "mixture" not in place:
+        return data
+    groups = groups.resumed(place["mixture"], place["step"] * place["batch_size"])
+    return dataclasses.replace(data, train=dataclasses.replace(data.train, groups=groups))
+
+
+def in_order(rows, to_row, batch_size: int) -> Batches:
+    """`rows` once, in order, for evaluation; the last batch is filled up with empty rows."""
+    return evaluation_batches(
+        rows, to_row, batch_size, process_index=jax.process_index(), process_count=jax.process_count(), threads=2
+    )
+
+
+def round_up(n: int, multiple: int) -> int:
+    return math.ceil(n / multiple) * multiple

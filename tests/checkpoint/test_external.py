@@ -1,0 +1,295 @@
+"""source.py: folders that others wrote are opened by what is in them, and compute what their writers compute."""
+
+import copy
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlavaForConditionalGeneration
+
+from llava_jax.checkpoint.external import open_source
+from llava_jax.checkpoint.huggingface import config as hf_config
+from llava_jax.checkpoint.module_file import load_module
+from llava_jax.config import Optimizer
+from llava_jax.config.architectures import IMAGE_TOKEN_ID, RopeScaling
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.models.llava import Llava
+from llava_jax.runtime.sharding import make_mesh
+from llava_jax.train.optimizer import make_optimizer, rates
+from llava_jax.train.state import abstract_model, abstract_state, nested
+from tests.models.hf_weights import hf_clip, hf_llama, hf_llava, small
+
+IMAGE = 63
+CONFIG = small()
+TOWER = "openai/clip-vit-large-patch14"
+
+
+def like(config, modules=("vision", "projector", "llm")) -> dict[str, jax.ShapeDtypeStruct]:
+    peak = rates(abstract_model(config)[0], ((".*", 1e-3),))
+    mesh = make_mesh(4, 2, 1) if config.llm.vocab_size % 2 else make_mesh(2, 2, 2)
+    found = abstract_state(config, peak, make_optimizer(Optimizer(), peak, 10), mesh).trainable
+    return {path: spec for path, spec in found.items() if path.split("/")[0] in modules}
+
+
+def write_original(folder, model, config, with_tower: bool, **changes) -> None:
+    """As LLaVA's trainer saves it."""
+    renames = (
+        ("model.vision_tower.", "model.vision_tower.vision_tower.vision_model."),
+        ("model.multi_modal_projector.linear_1.", "model.mm_projector.0."),
+        ("model.multi_modal_projector.linear_2.", "model.mm_projector.2."),
+        ("model.language_model.", "model."), ("lm_head.", "lm_head."),
+    )  # fmt: skip
+    tensors = {}
+    for name, value in model.state_dict().items():
+        old, new = next(r for r in renames if name.startswith(r[0]))
+        if with_tower or "vision_tower" not in name:
+            tensors[new + name.removeprefix(old)] = value.contiguous()
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    about = hf_config.to_hf(config.vision, config.llm, "linear", 0, "float32")["text_config"] | dict(
+        model_type="llava_llama", mm_vision_tower=TOWER, mm_projector_type=config.projector,
+        mm_vision_select_layer=config.vision.select_layer, mm_vision_select_feature=config.vision.select_feature,
+    )  # fmt: skip
+    about |= changes
+    (folder / "config.json").write_text(json.dumps(about))
+
+
+def logits(config, params) -> np.ndarray:
+    n = config.vision.features
+    rng = np.random.default_rng(1)
+    tokens = np.concatenate([[1, 5], [IMAGE_TOKEN_ID] * n, rng.integers(3, 60, 6)])[None].astype(np.int32)
+    pixels = rng.standard_normal((1, 1, 24, 24, 3), dtype=np.float32)
+    positions = np.arange(tokens.shape[1], dtype=np.int32)[None]
+    return np.asarray(
+        Llava(config).apply({"params": nested(params)}, tokens, pixels, positions, np.ones_like(positions))
+    )
+
+
+def theirs(model, config) -> np.ndarray:
+    n = config.vision.features
+    rng = np.random.default_rng(1)
+    tokens = np.concatenate([[1, 5], [IMAGE] * n, rng.integers(3, 60, 6)])[None].astype(np.int64)
+    pixels = rng.standard_normal((1, 1, 24, 24, 3), dtype=np.float32)
+    with torch.no_grad():
+        return model(
+            input_ids=torch.tensor(tokens), pixel_values=torch.tensor(pixels[:, 0]).permute(0, 3, 1, 2)
+        ).logits.numpy()
+
+
+VARIANTS = {
+    "grouped queries": small(),
+    "all heads": small(llm=dict(kv_heads=4)),
+    "tied": small(llm=dict(tied_head=True)),
+    "last block": small(vision=dict(select_layer=-1)),
+    "with CLS": small(vision=dict(select_feature="cls_patch")),
+    "linear rope": small(llm=dict(rope_scaling=RopeScaling("linear", 4.0))),
+    "llama3 rope": small(llm=dict(rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, original_max_positions=32))),
+    "qwen2": small(llm=dict(qkv_bias=True)),
+    "head size": small(llm=dict(head_size=16)),
+    "odd vocabulary": small(llm=dict(vocab_size=71)),
+}
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_what_transformers_saved_gives_its_logits(tmp_path, config):
+    model = hf_llava(config, IMAGE)
+    model.save_pretrained(tmp_path)
+    source = open_source(tmp_path)
+    found = source.model("float32")
+    assert dataclasses.replace(found, remat=config.remat, unroll=config.unroll) == config
+    ours, wanted = logits(found, source.load(like(found))), theirs(model, config)
+    assert np.abs(ours - wanted).max() <= 1e-4
+    assert (ours.argmax(-1) == wanted.argmax(-1)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shards", ["10GB", "20KB"])
+def test_half_precision_and_several_files_read_as_they_are(tmp_path, dtype, shards):
+    model = hf_llava(CONFIG, IMAGE).to(dtype)
+    model.save_pretrained(tmp_path, max_shard_size=shards)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shards == "20KB")
+    again = LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    source = open_source(tmp_path)
+    assert np.abs(logits(CONFIG, source.load(like(CONFIG))) - theirs(again, CONFIG)).max() <= 1e-4
+
+
+def test_the_original_s_folder_with_its_tower_or_with_one_beside_it(tmp_path, monkeypatch):
+    model = hf_llava(CONFIG, IMAGE)
+    wanted = theirs(model, CONFIG)
+    write_original(tmp_path / "with", model, CONFIG, with_tower=True)
+    monkeypatch.setitem(hf_config.TOWERS, TOWER, CONFIG.vision)
+    source = open_source(tmp_path / "with")
+    assert np.abs(logits(source.model("float32"), source.load(like(CONFIG))) - wanted).max() <= 1e-4
+
+    write_original(tmp_path / "without", model, CONFIG, with_tower=False)
+    clip = hf_clip(CONFIG.vision)
+    clip.load_state_dict(model.model.vision_tower.state_dict())
+    clip.save_pretrained(tmp_path / "clip")
+    source = open_source(tmp_path / "without", tower=tmp_path / "clip")
+    assert np.abs(logits(source.model("float32"), source.load(like(CONFIG))) - wanted).max() <= 1e-4
+    with pytest.raises(DataError, match="without is not a whole LLaVA: it has no vision; name a folder with the CLIP"):
+        open_source(tmp_path / "without").model("float32")
+    with pytest.raises(ConfigError, match="holds its tower already; leave out .*clip"):
+        open_source(tmp_path / "with", tower=tmp_path / "clip")
+
+
+def test_a_tower_or_a_language_model_alone(tmp_path):
+    hf_clip(CONFIG.vision).save_pretrained(tmp_path / "clip")
+    hf_llama(CONFIG.llm).save_pretrained(tmp_path / "llm")
+    clip, llm = open_source(tmp_path / "clip"), open_source(tmp_path / "llm")
+    assert (clip.modules, clip.vision, llm.modules, llm.llm) == (("vision",), CONFIG.vision, ("llm",), CONFIG.llm)
+    assert set(clip.load(like(CONFIG, ("vision",)))) | set(llm.load(like(CONFIG, ("llm",)))) == set(
+        like(CONFIG, ("vision", "llm"))
+    )
+    with pytest.raises(DataError, match="clip is not a whole LLaVA: it has no llm and no projector"):
+        clip.model("float32")
+    with pytest.raises(ConfigError, match="needs no separate tower"):
+        open_source(tmp_path / "llm", tower=tmp_path / "clip")
+
+
+def test_two_linear_layers_without_an_activation_are_refused_unless_the_second_is_nothing(tmp_path):
+    hf_llava(CONFIG, IMAGE).save_pretrained(tmp_path)
+    about = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(about | {"projector_hidden_act": "linear"}))
+    with pytest.raises(DataError, match="linear_2.weight is not the identity"):
+        open_source(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "multi_modal_projector.linear_2"
+    tensors |= {f"{name}.weight": torch.eye(CONFIG.llm.width), f"{name}.bias": torch.zeros(CONFIG.llm.width)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    source = open_source(tmp_path)
+    config = source.model("float32")
+    assert config.projector == "linear"
+    source.load(like(config))  # nothing is left over
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(model_type="llava_mpt"), "model_type 'llava_mpt' is not one of llava_llama"),
+        (dict(mm_projector_type="identity"), "mm_projector_type='identity' is not supported"),
+        (dict(mm_patch_merge_type="spatial_unpad"), "mm_patch_merge_type='spatial_unpad': images in tiles"),
+        (dict(mm_vision_select_feature="cls"), "mm_vision_select_feature='cls' is not one of patch, cls_patch"),
+        (dict(mm_vision_tower="/home/me/clip"), "mm_vision_tower='/home/me/clip' is not one of openai"),
+        (dict(mm_projector_type="mlp3x_gelu"), "missing model.mm_projector.4"),
+        (dict(num_hidden_layers=2), "unexpected model.layers.2"),
+        (dict(vocab_size=65), "has shape .64, 40., the config asks for .65, 40."),
+    ],
+)
+def test_an_original_that_does_not_fit_is_refused_by_name(tmp_path, monkeypatch, changes, message):
+    monkeypatch.setitem(hf_config.TOWERS, TOWER, CONFIG.vision)
+    write_original(tmp_path / "it", hf_llava(CONFIG, IMAGE), CONFIG, with_tower=True, **changes)
+    with pytest.raises(DataError, match=message):
+        source = open_source(tmp_path / "it")
+        source.load(like(source.model("float32")))
+
+
+def test_one_module_is_read_out_of_a_whole_llava(tmp_path):
+    hf_llava(CONFIG, IMAGE).save_pretrained(tmp_path)
+    whole = open_source(tmp_path).load(like(CONFIG))
+    for module in ("vision", "projector", "llm"):
+        found = load_module(str(tmp_path), module, like(CONFIG))
+        assert set(found) == set(like(CONFIG, (module,)))
+        assert all(
+            (found[path] == whole[path]).all() and found[path].sharding == whole[path].sharding for path in found
+        )
+    hf_clip(CONFIG.vision).save_pretrained(tmp_path / "clip")
+    with pytest.raises(DataError, match="clip holds no llm"):
+        load_module(str(tmp_path / "clip"), "llm", like(CONFIG))
+
+
+def test_a_file_without_tensors_is_nothing_that_is_known(tmp_path):
+    hf_llama(CONFIG.llm).save_pretrained(tmp_path)
+    save_file({}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        DataError, match="holds no LLaVA, CLIP tower or LLaMA that is known: its tensors begin with nothing"
+    ):
+        open_source(tmp_path)
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        open_source(tmp_path / "nowhere")
+
+
+# ------------------------------------------------------------------------------------------------ with a base
+
+
+def changed(model, scale: float):
+    """The same model, every tensor moved by something of its own."""
+    other = copy.deepcopy(model)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(scale * torch.randn_like(p))
+    return other.eval()
+
+
+def assert_computes(source, model) -> None:
+    ours, wanted = logits(source.model("float32"), source.load(like(CONFIG))), theirs(model, CONFIG)
+    assert np.abs(ours - wanted).max() <= 1e-3
+
+
+def write_llm(folder, model) -> None:
+    llm = hf_llama(CONFIG.llm)
+    llm.model.load_state_dict(model.model.language_model.state_dict())
+    llm.lm_head.load_state_dict(model.lm_head.state_dict())
+    llm.save_pretrained(folder)
+
+
+def test_a_projector_alone_joins_its_language_model_and_a_tower(tmp_path):
+    model = hf_llava(CONFIG, IMAGE)
+    write_llm(tmp_path / "vicuna", model)
+    clip = hf_clip(CONFIG.vision)
+    clip.load_state_dict(model.model.vision_tower.state_dict())
+    clip.save_pretrained(tmp_path / "clip")
+    write_original(tmp_path / "stage1", model, CONFIG, with_tower=False)
+    tensors = load_file(tmp_path / "stage1" / "model.safetensors")
+    (tmp_path / "stage1" / "model.safetensors").unlink()
+    torch.save({k: v for k, v in tensors.items() if "mm_projector" in k}, tmp_path / "stage1" / "mm_projector.bin")
+    files = dict(tower=tmp_path / "clip", base=tmp_path / "vicuna")
+    assert_computes(open_source(tmp_path / "stage1", **files, pickles_allowed=True), model)
+    with pytest.raises(DataError, match="mm_projector.bin is a pickle.*convert it.*pickles_allowed=True"):
+        open_source(tmp_path / "stage1", **files)
+    with pytest.raises(DataError, match="stage1 holds a projector alone; name its language model as base"):
+        open_source(tmp_path / "stage1", pickles_allowed=True)
+    (tmp_path / "clip" / "model.safetensors").unlink()
+    torch.save(clip.state_dict(), tmp_path / "clip" / "pytorch_model.bin")  # as the 336 px tower is published
+    assert_computes(open_source(tmp_path / "stage1", **files, pickles_allowed=True), model)
+
+
+def test_delta_weights_are_added_to_their_base(tmp_path, monkeypatch):
+    monkeypatch.setitem(hf_config.TOWERS, TOWER, CONFIG.vision)
+    base = hf_llava(CONFIG, IMAGE)
+    target = changed(base, 0.05)
+    write_llm(tmp_path / "llama", base)
+    write_original(tmp_path / "delta", target, CONFIG, with_tower=True)
+    tensors = load_file(tmp_path / "delta" / "model.safetensors")
+    for name, value in load_file(tmp_path / "llama" / "model.safetensors").items():
+        tensors[name] = tensors[name] - value
+    save_file(tensors, tmp_path / "delta" / "model.safetensors")
+    assert_computes(open_source(tmp_path / "delta", base=tmp_path / "llama"), target)
+
+
+def test_a_lora_folder_is_merged_into_its_base(tmp_path):
+    base = hf_llava(CONFIG, IMAGE)
+    base.save_pretrained(tmp_path / "base")
+    target, tensors = copy.deepcopy(base), {}
+    rng = torch.Generator().manual_seed(0)
+    for i, layer in enumerate(target.model.language_model.layers):
+        for name in ("q_proj", "v_proj"):
+            weight = getattr(layer.self_attn, name).weight
+            a = 0.1 * torch.randn(4, weight.shape[1], generator=rng)
+            b = 0.1 * torch.randn(weight.shape[0], 4, generator=rng)
+            with torch.no_grad():
+                weight += 8 / 4 * b @ a
+            at = f"base_model.model.model.language_model.layers.{i}.self_attn.{name}"
+            tensors |= {f"{at}.lora_A.weight": a, f"{at}.lora_B.weight": b}
+    (tmp_path / "lora").mkdir()
+    save_file(tensors, tmp_path / "lora" / "adapter_model.safetensors")
+    about = dict(peft_type="LORA", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], bias="none")
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match="lora holds a LoRA adapter; name the model it was trained on as base"):
+        open_source(tmp_path / "lora")
+    assert_computes(open_source(tmp_path / "lora", base=tmp_path / "base"), target)

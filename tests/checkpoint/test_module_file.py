@@ -1,0 +1,144 @@
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from llava_jax.checkpoint.module_file import BUILT_IN, load_module, resolve, save_module
+from llava_jax.errors import DataError
+from llava_jax.runtime.sharding import make_mesh
+
+SPECS = {
+    "llm/embed/embedding": ((16, 8), PartitionSpec("tensor", "fsdp")),
+    "llm/layers/q/kernel": ((2, 8, 4, 2), PartitionSpec(None, "fsdp", "tensor", None)),
+    "llm/norm/scale": ((8,), PartitionSpec("fsdp")),
+}
+
+
+def like(dtype="float32", mesh=(2, 2, 2)) -> dict[str, jax.ShapeDtypeStruct]:
+    mesh = make_mesh(*mesh, jax.devices()[: int(np.prod(mesh))])
+    return {
+        path: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+        for path, (shape, spec) in SPECS.items()
+    }
+
+
+def params(dtype="float32") -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    made = {path: jnp.asarray(rng.standard_normal(shape), dtype) for path, (shape, _) in SPECS.items()}
+    return made | {"projector/linear_1/bias": jnp.ones(3), "llm_other/bias": jnp.ones(3)}
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
+def test_what_is_saved_is_loaded_straight_into_shards(tmp_path, stored, wanted):
+    file = save_module(str(tmp_path / "new" / "llm.safetensors"), "llm", params(), stored, {"architecture": "tiny"})
+    loaded = load_module(str(file), "llm", like(wanted))
+    assert loaded.keys() == SPECS.keys()
+    for path, x in loaded.items():
+        shape, spec = SPECS[path]
+        assert x.dtype == wanted and x.sharding.spec == spec and len(x.addressable_shards) == 8
+        expected = np.asarray(params()[path].astype(stored).astype(wanted))
+        np.testing.assert_array_equal(np.asarray(x), expected)  # bit for bit: bfloat16 fits into float32
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_equal_weights_make_equal_files(tmp_path):
+    note = {"architecture": "tiny", "select_layer": "-2"}
+    files = [save_module(str(tmp_path / f"{i}.safetensors"), "llm", params(), "float32", note) for i in range(8)]
+    assert len({file.read_bytes() for file in files}) == 1
+
+
+def test_each_device_reads_its_own_slice_only(tmp_path, monkeypatch):
+    file = save_module(str(tmp_path / "llm.safetensors"), "llm", params(), "float32", {})
+    asked = []
+    make = jax.make_array_from_callback
+
+    def spy(shape, sharding, callback):
+        return make(shape, sharding, lambda index: asked.append((shape, callback(index).shape)) or callback(index))
+
+    monkeypatch.setattr(jax, "make_array_from_callback", spy)
+    load_module(str(file), "llm", like())
+    assert {part for shape, part in asked if shape == (16, 8)} == {(8, 4)}
+
+
+def test_the_file_says_what_it_is(tmp_path):
+    file = save_module(str(tmp_path / "llm.safetensors"), "llm", params(), "float32", {"architecture": "tiny"})
+    with safe_open(file, "np") as tensors:
+        assert set(tensors.keys()) == {"embed/embedding", "layers/q/kernel", "norm/scale"}
+        assert tensors.metadata() == {"about": '{"architecture": "tiny", "module": "llm"}'}
+
+
+def write(path, tensors) -> str:
+    save_file(tensors, path)
+    return str(path)
+
+
+GOOD = {path.removeprefix("llm/"): np.ones(shape, np.float32) for path, (shape, _) in SPECS.items()}
+
+
+@pytest.mark.parametrize(
+    "tensors, message",
+    [
+        ({k: v for k, v in GOOD.items() if k != "norm/scale"}, r"missing \['norm/scale'\], unexpected none"),
+        (GOOD | {"head/kernel": np.ones(2, np.float32)}, r"missing none, unexpected \['head/kernel'\]"),
+        (GOOD | {"norm/scale": np.ones(9, np.float32)}, r"tensor norm/scale has shape \(9,\), the model wants \(8,\)"),
+        (GOOD | {"norm/scale": np.ones((8, 1), np.float32)}, r"norm/scale has shape \(8, 1\)"),
+        (GOOD | {"norm/scale": np.ones(8, np.int8)}, "tensor norm/scale holds I8"),
+    ],
+    ids=["missing", "unexpected", "shape", "rank", "integers"],
+)
+def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path, tensors, message):
+    file = write(tmp_path / "odd.safetensors", tensors)
+    with pytest.raises(DataError, match=message) as fault:
+        load_module(file, "llm", like())
+    assert file in str(fault.value)
+
+
+@pytest.mark.parametrize("damage", ["absent", "empty", "folder", "truncated", "text"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, damage):
+    file = tmp_path / "llm.safetensors"
+    if damage == "folder":
+        file.mkdir()
+    elif damage != "absent":
+        whole = open(write(file, GOOD), "rb").read()
+        file.write_bytes({"empty": b"", "truncated": whole[:-100], "text": b"weights " * 100}[damage])
+    with pytest.raises(
+        DataError, match=r"llm.safetensors holds no" if damage == "folder" else r"llm.safetensors .*`llm`"
+    ):
+        load_module(str(file), "llm", like())
+
+
+def test_other_number_formats_are_read(tmp_path):
+    for dtype in (np.float16, ml_dtypes.bfloat16, np.float64):
+        file = write(tmp_path / "llm.safetensors", {k: v.astype(dtype) * 0.5 for k, v in GOOD.items()})
+        assert all(x.dtype == jnp.float32 and np.all(x == 0.5) for x in load_module(file, "llm", like()).values())
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "llm.safetensors", "/proc/none/llm.safetensors"):
+        with pytest.raises(DataError, match=r"llm.safetensors .*`llm`"):
+            save_module(str(path), "llm", params(), "float32", {})
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    file = save_module(str(tmp_path / "llm.safetensors"), "llm", params(), "float32", {})
+    before = file.read_bytes()
+
+    def full(*args, **kwargs):
+        (tmp_path / "llm.partial").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("llava_jax.checkpoint.module_file.save_file", full)
+    with pytest.raises(DataError, match=r"llm.safetensors.*No space left"):
+        save_module(str(file), "llm", params(), "bfloat16", {})
+    assert file.read_bytes() == before
+
+
+def test_tiny_names_are_built_in_and_others_are_paths():
+    assert resolve("tiny:vision") == BUILT_IN / "vision.safetensors"
+    assert str(resolve("some/vision.safetensors")) == "some/vision.safetensors"

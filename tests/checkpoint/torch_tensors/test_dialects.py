@@ -1,0 +1,148 @@
+"""dialects.py: the same model under every name it is published with, in one file and in several."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+from flax.traverse_util import flatten_dict
+from safetensors.torch import save_file
+
+from llava_jax.checkpoint.torch_tensors.dialects import check, find_dialect, load, torch_rows
+from llava_jax.checkpoint.torch_tensors.safetensors_reader import TorchFiles
+from llava_jax.config import Optimizer
+from llava_jax.errors import DataError
+from llava_jax.runtime.sharding import make_mesh
+from llava_jax.train.optimizer import make_optimizer, rates
+from llava_jax.train.state import abstract_model, abstract_state
+from tests.models.hf_weights import hf_clip, hf_llama, hf_llava, llava_params, small
+
+CONFIG = small()
+SHAPES = {path: x.shape for path, x in abstract_model(CONFIG)[0].items()}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return hf_llava(CONFIG, image_token=63)
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return flatten_dict(llava_params(model, CONFIG), sep="/")
+
+
+def renamed(model, *prefixes: tuple[str, str]) -> dict[str, torch.Tensor]:
+    """The state dict with each name's first matching prefix replaced."""
+    found = {}
+    for name, value in model.state_dict().items():
+        old, new = next(p for p in prefixes if name.startswith(p[0]))
+        found[new + name.removeprefix(old)] = value.contiguous()
+    return found
+
+
+VISION, PROJECTOR, LLM, HEAD = (
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+    "model.language_model.",
+    "lm_head.",
+)
+WRITERS = {
+    "hub, old": (
+        (VISION, "vision_tower.vision_model."), (PROJECTOR, "multi_modal_projector."), (LLM, "language_model.model."),
+        (HEAD, "language_model.lm_head."),
+    ),
+    "hub, new": (
+        (VISION, "vision_tower."), (PROJECTOR, "multi_modal_projector."), (LLM, "language_model.model."),
+        (HEAD, "language_model.lm_head."),
+    ),
+    "memory": ((VISION, "model.vision_tower.vision_model."), (PROJECTOR, PROJECTOR), (LLM, LLM), (HEAD, HEAD)),
+    "memory, new": ((VISION, VISION), (PROJECTOR, PROJECTOR), (LLM, LLM), (HEAD, HEAD)),
+    "original": (
+        (VISION, "model.vision_tower.vision_tower.vision_model."), (PROJECTOR + "linear_1.", "model.mm_projector.0."),
+        (PROJECTOR + "linear_2.", "model.mm_projector.2."), (LLM, "model."), (HEAD, HEAD),
+    ),
+}  # fmt: skip
+
+
+def save(folder, tensors: dict, shards: int = 1) -> TorchFiles:
+    for i in range(shards):
+        save_file(dict(list(tensors.items())[i::shards]), folder / f"model-{i}.safetensors")
+    return TorchFiles(folder)
+
+
+def like(mesh=(2, 2, 2)) -> dict[str, jax.ShapeDtypeStruct]:
+    peak = rates(SHAPES, ((".*", 1e-3),))
+    return abstract_state(CONFIG, peak, make_optimizer(Optimizer(), peak, 10), make_mesh(*mesh)).trainable
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_every_dialect_gives_the_same_sharded_parameters(tmp_path, model, params, writer, shards):
+    files = save(tmp_path, renamed(model, *WRITERS[writer]), shards)
+    dialect = find_dialect(files)
+    assert dialect.name == writer.split(",")[0]
+    rows = torch_rows(dialect, files, depth=2)
+    check(files, rows, SHAPES, tied=False)
+    wanted = like()
+    found = load(files, rows, wanted)
+    assert found.keys() == params.keys()
+    for path, value in found.items():
+        np.testing.assert_array_equal(np.asarray(value), params[path], err_msg=path)
+        assert value.sharding == wanted[path].sharding
+
+
+def test_what_transformers_saves_is_read(tmp_path, model, params):
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    files = TorchFiles(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 3
+    rows = torch_rows(find_dialect(files), files, depth=2)
+    check(files, rows, SHAPES, tied=False)
+    found = load(files, rows, like((1, 8, 1)))
+    for path, value in found.items():
+        np.testing.assert_array_equal(np.asarray(value), params[path], err_msg=path)
+
+
+@pytest.mark.parametrize("prefix", ["", "vision_model."])
+def test_a_tower_alone(tmp_path, prefix):
+    tensors = {prefix + name: x for name, x in hf_clip(CONFIG.vision).state_dict().items()}
+    extra = {"text_model.embeddings.position_ids": torch.ones(3), "logit_scale": torch.ones(1)} if prefix else {}
+    files = save(tmp_path, tensors | extra)
+    assert find_dialect(files).name == "clip"
+    rows = torch_rows(find_dialect(files), files, depth=0)
+    check(files, rows, {p: s for p, s in SHAPES.items() if p.startswith("vision/")}, tied=False)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_language_model_alone_with_what_old_files_keep(tmp_path, tied):
+    config = small(llm=dict(tied_head=tied))
+    tensors = hf_llama(config.llm).state_dict() | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(5)}
+    files = save(tmp_path, {name: x.clone() for name, x in tensors.items()})  # a tied head is in the state dict too
+    assert find_dialect(files).name == "llm" and "lm_head.weight" in files
+    rows = torch_rows(find_dialect(files), files, depth=0)
+    shapes = {path: x.shape for path, x in abstract_model(config)[0].items() if path.startswith("llm/")}
+    check(files, rows, shapes, tied)
+
+
+FAULTS = {
+    "missing model.language_model.norm.weight, unexpected none": lambda t: t.pop("model.language_model.norm.weight"),
+    "missing none, unexpected model.image_newline": lambda t: t.update({"model.image_newline": torch.ones(4)}),
+    r"tensor lm_head.weight has shape \(64, 41\), the config asks for \(64, 40\)": lambda t: t.update(
+        {"lm_head.weight": torch.ones(64, 41)}
+    ),
+    "missing model.vision_tower.encoder.layers.0.layer_norm1.bias, .* and 45 more": lambda t: [
+        t.pop(name) for name in list(t) if "encoder.layers" in name
+    ],
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_tensors_that_do_not_fit_are_named(tmp_path, model, message):
+    tensors = renamed(model, *WRITERS["memory, new"])
+    FAULTS[message](tensors)
+    files = save(tmp_path, tensors)
+    with pytest.raises(DataError, match=f"{tmp_path}.*{message}"):
+        check(files, torch_rows(find_dialect(files), files, depth=2), SHAPES, tied=False)
+
+
+def test_an_unknown_model_is_refused_with_what_it_holds(tmp_path):
+    with pytest.raises(DataError, match=r"no LLaVA, CLIP tower or LLaMA .* begin with transformer.h.0.weight"):
+        find_dialect(save(tmp_path, {"transformer.h.0.weight": torch.ones(3)}))

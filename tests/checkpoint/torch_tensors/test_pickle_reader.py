@@ -1,0 +1,147 @@
+"""pickled.py: torch's .bin files are refused unless asked for, and then read without running what is in them."""
+
+import gc
+import json
+import pickle
+import subprocess
+import sys
+import venv
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from llava_jax.checkpoint.torch_tensors.pickle_reader import INDEX, find_weights, open_weights, read_pickled
+from llava_jax.errors import ConfigError, DataError
+
+ALL = slice(None)
+
+
+class Writes:
+    """What an attacker pickles: reading it opens, and so creates, a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.fixture
+def copies(tmp_path, monkeypatch):
+    """The only folder that temporary files go to."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def test_every_tensor_of_several_files_byte_by_byte(tmp_path, copies, monkeypatch):
+    folder = tmp_path / "größe 01"
+    folder.mkdir()
+    tied = torch.randn(3, 5, dtype=torch.bfloat16)
+    one = {"embed": tied, "head": tied, "half": torch.randn(4, 6).half().T, "scalar": torch.tensor(2.5)}
+    two = {"part": torch.randn(8, 8)[2:4, 1:5], "ids": torch.arange(5), "trained": torch.nn.Parameter(torch.ones(2))}
+    torch.save(one, folder / "pytorch_model-00001-of-00002.bin")
+    torch.save(two, folder / "pytorch_model-00002-of-00002.bin", _use_new_zipfile_serialization=False)
+    (folder / "training_args.bin").write_bytes(b"not weights")
+    names = {name: f"pytorch_model-0000{1 + (name in two)}-of-00002.bin" for name in one | two}
+    (folder / INDEX).write_text(json.dumps({"weight_map": names}))
+    # A false torch where the program runs is not what reads the weights.
+    (folder / "torch.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+    files = open_weights(folder, True)
+    assert files.path == folder and files.names() == sorted(one | two)
+    for name, value in (one | two).items():
+        assert files.shape(name) == tuple(value.shape)
+        if name != "ids":
+            read = files.read(name, (ALL,) * value.ndim)
+            assert read.tobytes() == value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), name
+    np.testing.assert_array_equal(files.read("half", (slice(1, 3), ALL)), one["half"][1:3].numpy())
+    assert not (tmp_path / "ran").exists()
+
+    assert len(list(copies.rglob("*.safetensors"))) == 2
+    del files
+    gc.collect()
+    assert not list(copies.iterdir()), "the copies go with their reader"
+
+
+def test_without_leave_nothing_is_read(tmp_path, copies, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", None)
+    torch.save({"a": torch.ones(2)}, tmp_path / "mm_projector.bin")
+    with pytest.raises(DataError, match=r"mm_projector.bin is a pickle, a program .*convert it .*pickles_allowed=True"):
+        read_pickled(tmp_path / "mm_projector.bin", False)
+    assert not list(copies.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["of torch", "plain"])
+def test_a_program_in_a_pickle_does_not_run(tmp_path, copies, kind):
+    marker, file = tmp_path / "ran", tmp_path / "pytorch_model.bin"
+    contents = {"a": torch.ones(2), "b": Writes(marker)}
+    if kind == "of torch":
+        torch.save(contents, file)
+    else:
+        file.write_bytes(pickle.dumps(contents, protocol=2))
+    for allowed in (False, True):
+        with pytest.raises(DataError) as error:
+            open_weights(tmp_path, allowed)
+        assert not marker.exists()
+        assert "\n" not in str(error.value) and str(file) in str(error.value)
+    assert "weights_only" not in str(error.value), "torch's advice to read it without the guard is not passed on"
+    assert not list(copies.iterdir())
+    if kind == "of torch":
+        assert "Unsupported global: GLOBAL io.open" in str(error.value)
+        torch.load(file, weights_only=False)
+        assert marker.exists(), "the file is what this test takes it for"
+
+
+@pytest.mark.parametrize(
+    "contents, message",
+    [({"model": {"a": torch.ones(2)}}, "'model' is a dict, not a tensor"), ([torch.ones(2)], "it holds a list, not")],
+)
+def test_what_is_no_tensors_by_name_is_named(tmp_path, copies, contents, message):
+    torch.save(contents, tmp_path / "weights.bin")
+    with pytest.raises(DataError, match=f"weights.bin cannot be read as weights: {message}"):
+        read_pickled(tmp_path / "weights.bin", True)
+
+
+def test_a_file_cut_short_is_named(tmp_path, copies):
+    torch.save({"a": torch.ones(1000)}, tmp_path / "whole.bin")
+    (tmp_path / "short.bin").write_bytes((tmp_path / "whole.bin").read_bytes()[:-200])
+    with pytest.raises(DataError, match="short.bin cannot be read as weights: .+"):
+        read_pickled(tmp_path / "short.bin", True)
+
+
+def test_without_torch_the_error_says_so(tmp_path, copies, monkeypatch):
+    (tmp_path / "weights.bin").write_bytes(b"")
+    venv.create(tmp_path / "bare", with_pip=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
+    with pytest.raises(ConfigError, match=r"weights.bin can only be read with torch >= 2.10, which .*bare/bin/python"):
+        read_pickled(tmp_path / "weights.bin", True)
+    assert not list(copies.iterdir())
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": {"a": "../x.bin"}}', '{"weight_map": {"a": "gone.bin"}}'])
+def test_an_index_that_does_not_fit_is_named(tmp_path, text):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (tmp_path / "x.bin").write_bytes(b"")
+    (folder / INDEX).write_text(text)
+    with pytest.raises(DataError, match=f"{INDEX} (is not an index|names .* not a file beside it)"):
+        open_weights(folder, True)
+
+
+def test_safetensors_come_first_and_need_no_leave(tmp_path):
+    with pytest.raises(DataError, match="holds no weights: neither .safetensors nor pytorch_model.bin"):
+        open_weights(tmp_path, True)
+    assert find_weights(tmp_path, "adapter_model") is None
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    assert find_weights(tmp_path, "adapter_model").name == "adapter_model.bin"
+    save_file({"a": np.ones(2, np.float32)}, tmp_path / "adapter_model.safetensors")
+    found = find_weights(tmp_path, "adapter_model")
+    assert found.name == "adapter_model.safetensors"
+    for path in (found, tmp_path):
+        assert open_weights(path, False).names() == ["a"]

@@ -1,0 +1,61 @@
+"""Compiles train steps of a small model for TPUs that are not there. A program: libtpu wants a process of its own.
+
+    python plan_programs.py FOLDER
+
+Writes FOLDER/facts.json: for each step what the program has and has not. 7B and 13B: `python -m llava_jax plan`.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
+
+from llava_jax.cli.config_flags import read_command_line  # noqa: E402
+from llava_jax.planning import lint, topologies  # noqa: E402
+from llava_jax.planning.hlo import flops  # noqa: E402
+from llava_jax.planning.hlo import parse as hlo
+from llava_jax.planning.search import compile_stage  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+LENGTH = 384  # of rows; no other size of the model is the same
+STEPS = {  # name: (slice, stage, settings)
+    "stage1": ("v5e:2x2", "stage1", ["--config.stages.stage1.weights=sharded"]),
+    "stage2": ("v5e:2x2", "stage2", ["--config.stages.stage2.weights=sharded"]),
+    "accumulating": (
+        "v5e:2x2", "stage2", ["--config.stages.stage2.weights=sharded", "--config.stages.stage2.accumulation=2"]
+    ),
+    "copied": ("v6e:2x2", "stage1", []),
+}  # fmt: skip
+
+
+def main(folder: Path) -> None:
+    found = {}
+    for name, (place, stage, settings) in STEPS.items():
+        flags = [f"--config={ROOT}/configs/quickstart.py", "--config.model.dtype=bfloat16"]
+        flags += ["--config.model.feature_dtype=bfloat16", "--config.model.remat=full"]
+        flags += [f"--config.stages.{stage}.data.length={LENGTH}", *settings]
+        config, *_ = read_command_line(["plan", *flags], lambda table: None)
+        result = compile_stage(config, stage, topologies.parse(place), 0)
+        program = hlo.parse(result.program)
+        square = lint.largest_square(program, LENGTH)
+        found[name] = {
+            "mesh": result.mesh,
+            "slowed_by": result.slowed_by,
+            "kernels": len(flops.kernels(program)[0]),
+            "windowed": lint.has_windowed_einsum(program),
+            "square": square and [square.dtype, *square.shape],
+            "float32_gathers": [str(one.payload) for one in lint.float32_gathers(program, 2**15)],
+            "reduced": sorted({"x".join(map(str, a.shape)) for one in lint.reductions(program) for a in one.payload}),
+            "sent": sorted({c["kind"] for c in result.communication}),
+            "not_aliased": sorted(lint.not_aliased(program)),
+            "trainable": result.trainable,
+            "arguments": result.arguments * 2**30,
+        }
+    (folder / "facts.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,363 @@
+"""python -m llava_jax convert: from format to format without the loss of a bit, or one line and nothing written."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import llava_jax
+from llava_jax.__main__ import main
+from llava_jax.checkpoint.huggingface import export as hf_export
+from llava_jax.checkpoint.huggingface.export import save_hf
+from llava_jax.checkpoint.llava import export as original_export
+from llava_jax.checkpoint.llava.export import save_original
+from llava_jax.checkpoint.native.store import Store
+from llava_jax.checkpoint.torch_tensors import safetensors_writer
+from llava_jax.config import Config, Data, Model, Stage, architectures
+from llava_jax.errors import DataError
+from llava_jax.train.dataset import TINY_TOKENIZER, open_tokenizer
+from tests.checkpoint.damage import flip
+from tests.models.hf_weights import hf_clip, hf_llama, hf_llava, random_params, small
+
+ROOT = Path(__file__).parents[2]
+TOKENIZER = open_tokenizer("tiny")  # 500 tokens
+CONFIG = small(llm=dict(vocab_size=512, max_positions=256))
+PARAMS = random_params(CONFIG)
+INDEX = "model.safetensors.index.json"
+CLASS = "vision_model.embeddings.class_embedding"
+
+
+@pytest.fixture
+def several_files(monkeypatch):
+    """60 KB a file, so that a small model has several."""
+    for module in (hf_export, original_export):
+        monkeypatch.setattr(
+            module, "write_tensors", lambda to, found, _: safetensors_writer.write_tensors(to, found, 60_000)
+        )
+
+
+def tensors(folder: Path) -> dict[str, tuple]:
+    """Name -> dtype, shape and bytes of every tensor of the folder's files."""
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        for name, x in load_file(file).items():
+            assert name not in found
+            found[name] = x.dtype, x.shape, x.view(torch.uint8).numpy().tobytes()
+    return found
+
+
+def assert_same(a: Path, b: Path) -> None:
+    one, two = tensors(a), tensors(b)
+    assert one.keys() == two.keys()
+    assert [name for name in one if one[name] != two[name]] == []
+
+
+def hf(folder: Path, dtype: str = "float32") -> Path:
+    save_hf(folder, PARAMS, CONFIG, TOKENIZER, dtype)
+    return folder
+
+
+def original(folder: Path, **more) -> Path:
+    save_original(folder, PARAMS, CONFIG, TOKENIZER, TINY_TOKENIZER, "float32", **more)
+    return folder
+
+
+def convert(src: Path, dst: Path, *flags) -> int:
+    return main(["convert", str(src), str(dst), *map(str, flags)])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_there_and_back_again_every_byte_is_the_same(tmp_path, several_files, dtype):
+    first = hf(tmp_path / "01", dtype)
+    odd, ours, back, last = (tmp_path / name for name in ("mit ä und 猫", "our s", "back", "02"))
+    steps = ((first, odd, "llava"), (odd, ours, "orbax"), (ours, back, "llava"), (back, last, "hf"))
+    for src, dst, to in steps:
+        assert convert(src, dst, "--to", to) == 0
+    assert (first / INDEX).exists() and (back / INDEX).exists()
+    assert_same(first, last)
+    assert_same(odd, back)
+    names = json.loads((back / INDEX).read_text())["weight_map"].keys()
+    assert names == tensors(back).keys()
+    assert {"lm_head.weight", "model.mm_projector.2.weight", f"model.vision_tower.vision_tower.{CLASS}"} < names
+    for name in ("config.json", "preprocessor_config.json", "chat_template.jinja"):
+        assert (first / name).read_bytes() == (last / name).read_bytes()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (first / name).read_bytes() == (odd / name).read_bytes() == (back / name).read_bytes()
+
+
+def test_an_original_keeps_its_own_words_and_a_tower_from_elsewhere_stays_there(tmp_path):
+    clip = hf_clip(CONFIG.vision)
+    clip.save_pretrained(tmp_path / "clip")
+    first = original(tmp_path / "first", tower_is_inside=False, aspect="pad")
+    about = json.loads((first / "config.json").read_text())
+    changes = dict(mm_use_im_start_end=True, mm_projector_lr=2e-5, rope_parameters=dict(rope_theta=10_000.0))
+    (first / "config.json").write_text(json.dumps(about | changes))
+    tower = "--tower", tmp_path / "clip"
+    assert convert(first, tmp_path / "again", "--to", "llava", *tower, "--verify") == 0
+    assert_same(first, tmp_path / "again")
+    del changes["rope_parameters"]  # says what rope_theta says, which every transformers knows
+    again = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert again == about | changes
+    assert again["model_type"] == "llava_llama" and again["image_aspect_ratio"] == "pad"
+    assert convert(first, tmp_path / "hf", "--to", "hf", *tower) == 2, "its tokenizer has no <im_start>"
+    (first / "config.json").write_text(json.dumps(about))
+    assert convert(first, tmp_path / "hf", "--to", "hf", *tower) == 0
+    found = tensors(tmp_path / "hf")["vision_tower." + CLASS][2]
+    assert found == clip.state_dict()["embeddings.class_embedding"].numpy().tobytes()
+
+
+@pytest.mark.parametrize("dialect", ["hub", "memory"])
+def test_what_transformers_wrote_comes_back_under_its_names(tmp_path, dialect):
+    """transformers 5 leaves `vision_model` out of them; a state_dict has names that no folder of theirs has."""
+    model = hf_llava(CONFIG, 500)
+    model.save_pretrained(tmp_path / "theirs")
+    saved = load_file(tmp_path / "theirs" / "model.safetensors")
+    assert "vision_tower.embeddings.class_embedding" in saved
+    if dialect == "memory":
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "theirs" / "model.safetensors")
+    assert convert(tmp_path / "theirs", tmp_path / "out", "--to", "hf", "--tokenizer", TINY_TOKENIZER) == 0
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    if dialect == "memory":
+        found = {k.replace("vision_tower.vision_model.", "vision_tower."): v for k, v in found.items()}
+    assert found.keys() == saved.keys() and all((found[k] == saved[k]).all() for k in saved)
+
+
+def run(folder: Path, monkeypatch) -> Path:
+    """A workdir as a run of two stages leaves it, whose second trained the projector."""
+    monkeypatch.setitem(architectures.VISION, "small", CONFIG.vision)
+    monkeypatch.setitem(architectures.LLM, "small", CONFIG.llm)
+    stages = {"one": Stage(data=Data(template="plain")), "two": Stage(data=Data(template="llava_v1", aspect="pad"))}
+    model = Model(vision="small", llm="small", projector=CONFIG.projector, dtype="float32", feature_dtype="bfloat16")
+    folder.mkdir()
+    config = Config(model=model, run=("one", "two"), stages=stages)
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    store = Store(folder / "checkpoints", keep=2)
+    for step, name in ((5, "one"), (9, "two")):
+        trained = {p: x + step for p, x in PARAMS.items() if p.startswith("projector/")}
+        frozen = {p: x.astype("bfloat16") for p, x in PARAMS.items() if p not in trained}
+        state = {"step": jax.numpy.int32(step), "trainable": trained, "frozen": frozen, "opt_state": dict(trained)}
+        store.save(step, state, {}, {"stage": name})
+    store.wait()
+    store.close()
+    return folder
+
+
+def test_of_a_workdir_whose_newest_step_is_damaged_the_one_before_is_loaded(tmp_path, monkeypatch, capfd):
+    folder = run(tmp_path / "run", monkeypatch)
+    file = next(p for p in sorted((folder / "checkpoints" / "9" / "state").rglob("d/*")))
+    flip(file)
+    before = sorted(p for p in folder.rglob("*"))
+    found = llava_jax.load(folder, dtype=None)
+    assert (found.params["projector/linear_1/bias"] == PARAMS["projector/linear_1/bias"] + 5).all()
+    said = capfd.readouterr().err
+    assert f"9 is DAMAGED: {file.relative_to(folder / 'checkpoints' / '9')}" in said and "back to checkpoint 5" in said
+    assert sorted(p for p in folder.rglob("*")) == before, "reading changes nothing"
+    (folder / "checkpoints" / "5" / "run" / "metadata").unlink()
+    with pytest.raises(DataError, match="no checkpoint in .* is whole"):
+        llava_jax.load(folder)
+
+
+def test_a_workdir_gives_its_newest_step_its_template_and_its_shards(tmp_path, monkeypatch):
+    folder = run(tmp_path / "run", monkeypatch)
+    found = llava_jax.load(folder, dtype=None)
+    assert (found.template, found.aspect, found.config.dtype) == ("llava_v1", "pad", "float32")
+    assert (found.params["projector/linear_1/bias"] == PARAMS["projector/linear_1/bias"] + 9).all()
+    head = found.params["llm/head/kernel"]
+    assert head.dtype == "bfloat16" and (head == PARAMS["llm/head/kernel"].astype("bfloat16")).all()
+    assert {shard.data.shape for shard in head.addressable_shards} == {(CONFIG.llm.width // 8, 512)}
+    assert convert(folder, tmp_path / "hf", "--to", "hf") == 0
+    kinds = {name: x[0] for name, x in tensors(tmp_path / "hf").items()}
+    assert kinds["language_model.lm_head.weight"] == torch.bfloat16
+    assert kinds["multi_modal_projector.linear_1.bias"] == torch.float32
+    assert {"5", "9"} <= {step.name for step in (folder / "checkpoints").iterdir()}, "reading takes nothing away"
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "float32", "holds both"
+    assert json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())["do_pad"]
+    assert convert(folder, tmp_path / "ours", "--to", "orbax", "--dtype", "float16") == 0
+    again = llava_jax.load(tmp_path / "ours", dtype=None)
+    assert (again.template, again.aspect, again.image_token_id) == ("llava_v1", "pad", found.image_token_id)
+    assert {x.dtype.name for x in again.params.values()} == {"float16"}
+    monkeypatch.setitem(architectures.LLM, "small", dataclasses.replace(CONFIG.llm, vocab_size=640))
+    with pytest.raises(DataError, match=r"has shape \(512, 40\), the config asks for \(640, 40\)"):
+        llava_jax.load(folder)
+
+
+# ------------------------------------------------------------------------------------------------ what must not work
+
+
+def change(folder: Path, **changes) -> None:
+    """Tensors of the folder's one file changed by name; None takes one away."""
+    file = folder / "model.safetensors"
+    found = load_file(file) | {name.replace("__", "."): x for name, x in changes.items()}
+    save_file({name: x for name, x in found.items() if x is not None}, file)
+
+
+def cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def long_header(folder: Path) -> None:
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write((100_000_001).to_bytes(8, "little"))
+        file.truncate(100_000_100)
+
+
+def beyond(folder: Path) -> None:
+    header = json.dumps({"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+
+
+def auto_map(folder: Path) -> None:
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about | {"auto_map": {"AutoModel": "it.Model"}}))
+
+
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def alone(model) -> object:
+    def change(folder: Path) -> None:
+        model.save_pretrained(folder)
+        (folder / "preprocessor_config.json").unlink()
+
+    return change
+
+
+BAD = {  # what is done to a good folder, flags, what the line says
+    "missing": (lambda f: change(f, language_model__lm_head__weight=None), (), "missing language_model.lm_head.weight"),
+    "extra": (lambda f: change(f, image_newline=torch.ones(3)), (), "unexpected image_newline"),
+    "shape": (
+        lambda f: change(f, language_model__model__norm__weight=torch.ones(3)), (),
+        r"tensor language_model.model.norm.weight has shape \(3,\), the config asks for \(40,\)",
+    ),
+    "integers": (
+        lambda f: change(f, language_model__model__norm__weight=torch.ones(40, dtype=torch.int32)), (),
+        "tensor language_model.model.norm.weight holds I32",
+    ),
+    "truncated": (cut, (), "model.safetensors is broken"),
+    "header of 100 MB": (long_header, (), "model.safetensors is broken"),
+    "offsets beyond the end": (beyond, (), "model.safetensors is broken"),
+    "auto_map": (auto_map, (), r"config.json asks for code of its own \(auto_map\)"),
+    "pickle": (pickled, (), "pytorch_model.bin is a pickle.*pickles_allowed=True or --allow-pickle"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), (), "src 01 ä: no tokenizer there"),
+    "no config": (lambda f: (f / "config.json").unlink(), (), "config.json does not exist"),
+    "broken image config": (
+        lambda f: (f / "preprocessor_config.json").write_text("{"), (), "preprocessor_config.json cannot be read"
+    ),
+    "plain template": (lambda f: None, ("--template", "plain"), "'plain' is not for chats"),
+    "a base too many": (lambda f: None, ("--tower", "x"), "needs no separate tower"),
+    "a tower alone": (alone(hf_clip(CONFIG.vision)), (), "no llm and no projector; .*--config.load.vision="),
+    "an LLM alone": (alone(hf_llama(CONFIG.llm)), (), "a language model alone is not written; .*--config.load.llm="),
+}  # fmt: skip
+
+
+def assert_refused(capsys, folder: Path, message: str, *flags) -> None:
+    before = sorted(folder.parent.iterdir())
+    dst = folder.parent / "dst"
+    capsys.readouterr()
+    assert convert(folder, dst, "--to", "hf", *flags) == 2
+    err = capsys.readouterr().err.strip()
+    assert re.search(message, err) and err.startswith("error: ") and len(err.splitlines()) == 1, err
+    assert sorted(folder.parent.iterdir()) == before, "nothing is written"
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(tmp_path, capsys, name):
+    harm, flags, message = BAD[name]
+    folder = hf(tmp_path / "src 01 ä")
+    harm(folder)
+    assert_refused(capsys, folder, message, *flags)
+
+
+def test_a_tokenizer_of_another_model_a_source_that_is_not_there_and_a_folder_that_is(tmp_path, capsys):
+    hf_llava(small(), 63).save_pretrained(tmp_path / "src")
+    assert_refused(capsys, tmp_path / "src", "has 500 tokens, the weights have 64", "--tokenizer", TINY_TOKENIZER)
+    assert_refused(capsys, tmp_path / "nothing", "nothing does not exist")
+    (tmp_path / "dst").mkdir()
+    assert_refused(capsys, tmp_path / "src", "dst exists already")
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    (tmp_path / "dst").rename(tmp_path / "dst.partial")
+    assert_refused(capsys, tmp_path / "src", "dst.partial exists, perhaps left by a program that was killed")
+    (tmp_path / "dst.partial").rmdir()  # it is still there
+    assert_refused(capsys, tmp_path / "empty", "holds no complete checkpoint")
+
+
+@pytest.mark.parametrize("to", ["hf", "llava", "orbax"])
+def test_an_export_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch, to):
+    folder = hf(tmp_path / "src")
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(safetensors_writer, "_write_file", stop)
+    monkeypatch.setattr(Store, "save", stop)
+    assert convert(folder, tmp_path / "dst", "--to", to) == 130
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_pickled_projector_joins_its_base_and_its_tower(tmp_path):
+    parts = {"clip": hf_clip(CONFIG.vision), "llm": hf_llama(CONFIG.llm)}
+    for name, model in parts.items():
+        model.save_pretrained(tmp_path / name)
+    stage1 = original(tmp_path / "stage1")
+    projector = {name: x for name, x in load_file(stage1 / "model.safetensors").items() if "mm_projector" in name}
+    torch.save(projector, stage1 / "mm_projector.bin")
+    (stage1 / "model.safetensors").unlink()
+    flags = ("--base", tmp_path / "llm", "--tower", tmp_path / "clip", "--allow-pickle")
+    assert convert(stage1, tmp_path / "whole", "--to", "llava", *flags) == 0
+    found = load_file(tmp_path / "whole" / "model.safetensors")
+    llm = load_file(tmp_path / "llm" / "model.safetensors")
+    assert found.keys() == projector.keys() | llm.keys()
+    assert all((x == found[name]).all() for name, x in (projector | llm).items())
+
+
+# --------------------------------------------------------------------------------------------------------- --verify
+
+
+@pytest.mark.parametrize("flags", [("--to", "hf"), ("--to", "hf", "--dtype", "bfloat16"), ("--to", "orbax")], ids=str)
+def test_verify_compares_seven_points(tmp_path, capsys, flags):
+    assert convert(hf(tmp_path / "src"), tmp_path / "dst", *flags, "--verify") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "the same" and len(lines) == 10
+    rows = {line[:18].strip(): line[18:].split() for line in lines[2:-1]}
+    assert list(rows) == [
+        "pixels", "patch embedding", "selected layer", "projector", "merged embeddings", "last hidden", "logits"
+    ]  # fmt: skip
+    assert all(len(cells) == (5 if "hf" in flags else 3) for cells in rows.values())
+    reloaded = [float(cells[1]) for cells in rows.values()]
+    assert (max(reloaded) == 0) == ("bfloat16" not in flags)
+
+
+@pytest.mark.parametrize("to", ["hf", "llava"])
+def test_verify_finds_what_was_written_wrong(tmp_path, capsys, monkeypatch, to):
+    module = hf_export if to == "hf" else original_export
+    right = module.torch_tensors
+
+    def wrong(row, param, dtype):
+        return right(row, param * 1.01 if row.path == "linear_2/kernel" else param, dtype)
+
+    monkeypatch.setattr(module, "torch_tensors", wrong)
+    assert convert(hf(tmp_path / "src"), tmp_path / "dst", "--to", to, "--verify") == 1
+    out = capsys.readouterr().out
+    beyond = [line.split("  ")[0] for line in out.splitlines() if line.endswith("BEYOND")]
+    assert beyond == ["projector", "merged embeddings", "last hidden", "logits"]
+
+
+def test_the_command_itself(tmp_path):
+    command = [sys.executable, "-m", "llava_jax", "convert"]
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "--allow-pickle" in done.stdout
+    asked = "import sys, llava_jax.__main__\nassert 'jax' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", asked], cwd=ROOT).returncode == 0, "seconds, before any answer"
+    done = subprocess.run([*command, tmp_path / "no", tmp_path / "dst", "--to", "hf"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (2, f"error: {tmp_path}/no does not exist")

@@ -1,0 +1,206 @@
+"""python -m llava_jax data ...: what is printed, written and returned."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llava_jax.__main__ import main
+from llava_jax.images.preprocess import preprocess
+from tests.data.planted import encoded, noise, plant, turns
+from tests.output.test_html_page import Page
+
+TINY = ["--tokenizer", "tiny", "--image-size", "56", "--length", "200"]
+
+
+@pytest.fixture
+def clean(tmp_path) -> list[str]:
+    """DATA and IMAGE_FOLDER without a fault."""
+    (tmp_path / "images").mkdir()
+    rows = []
+    for i in range(5):
+        (tmp_path / "images" / f"{i}.png").write_bytes(encoded(noise(64, 60, i), "PNG"))
+        rows.append(
+            {"id": f"r{i}", "image": f"{i}.png", "conversations": turns(f"<image>\nwhat is {i} ?", f"a <b>{i}</b>")}
+        )
+    rows.append({"id": "text", "conversations": turns("what is two ?", "a number")})
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    return [str(tmp_path / "train.json"), str(tmp_path / "images")]
+
+
+@pytest.mark.parametrize("words", [["data", "check", "--help"], ["ckpt", "list", "--help"], ["--help"]])
+def test_a_reader_that_has_read_enough_is_no_fault(words):
+    with subprocess.Popen(
+        [sys.executable, "-m", "llava_jax", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        run.stdout.close()  # before the first word
+        assert (run.stderr.read(), run.wait(60)) == ("", 1)
+
+
+def test_check_finds_all_planted_faults_in_worker_processes(tmp_path, capsys):
+    planted = plant(tmp_path)
+    report = tmp_path / "report"
+    command = ["data", "check", str(tmp_path / "train.json"), str(tmp_path / "images"), *TINY, "--max-images", "1"]
+    assert main([*command, "--report-folder", str(report), "--workers", "2"]) == 1
+    told = json.loads((report / "report.json").read_text())
+    assert sorted((f["kind"], f["id"]) for f in told["findings"]) == sorted(planted)
+    printed = capsys.readouterr().out
+    assert re.search(r"^damaged +error +3$", printed, re.M) and re.search(r"^CMYK +warning +1$", printed, re.M)
+    assert f"{told['errors']} errors, {told['warnings']} warnings" in printed
+    assert "damaged" in Page((report / "report.html").read_text()).text
+    assert {path.name for path in report.iterdir()} == {"report.json", "report.html"}
+
+
+def test_check_of_a_clean_set_is_0_and_warnings_do_not_change_that(clean, tmp_path, capsys):
+    command = ["data", "check", *clean, *TINY, "--report-folder", str(tmp_path / "r"), "--workers", "0"]
+    assert main(command) == 0
+    assert "6 rows, 5 images: nothing found" in capsys.readouterr().out
+    (tmp_path / "images" / "1.png").write_bytes((tmp_path / "images" / "0.png").read_bytes())
+    assert main(command) == 0
+    assert "0 errors, 1 warnings" in capsys.readouterr().out
+
+
+def test_what_was_built_is_looked_at_like_what_it_was_built_of(clean, tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for file in Path(clean[1]).iterdir():
+            archive.write(file, file.name)
+    shards = str(tmp_path / "shards")
+    assert main(["data", "build", clean[0], shards, "--images", clean[1]]) == 0
+    capsys.readouterr()
+    table = None
+    for data in (clean, [clean[0], str(tmp_path / "images.zip")], [shards]):
+        assert main(["data", "check", *data, *TINY, "--report-folder", str(tmp_path / "r"), "--workers", "2"]) == 0
+        assert "6 rows, 5 images: nothing found" in capsys.readouterr().out
+        assert main(["data", "stats", *data, *TINY, "--workers", "2"]) in (0, None)
+        printed = capsys.readouterr().out
+        assert table in (None, printed)
+        table = printed
+        page = tmp_path / "samples.html"
+        assert main(["data", "show", *data, *TINY, "--id", "r3", "--page", str(page)]) in (0, None)
+        (shown,) = Page(page.read_text()).pictures
+        np.testing.assert_array_equal(np.asarray(shown), preprocess(noise(64, 60, 3), 56, "crop"))
+        capsys.readouterr()
+
+
+def test_check_finds_what_real_scienceqa_lacks(real_data, tmp_path, capsys):
+    folder = real_data / "scienceqa"
+    assert main(["data", "check", str(folder), "--report-folder", str(tmp_path), "--workers", "0"]) == 1
+    assert re.search(r"found +count +train +val\nmissing +error +712 +521 +191\n", capsys.readouterr().out)
+    problems = json.loads((folder / "problems.json").read_text())
+    lacking = {p: v["split"] for p, v in problems.items() if v["image"] and v["split"] != "test"}
+    found = json.loads((tmp_path / "report.json").read_text())["findings"]
+    assert [(f["id"], f["part"], f["kind"]) for f in found] == [(p, split, "missing") for p, split in lacking.items()]
+    assert all(f["image"].endswith(f"/{f['part']}/{f['id']}/image.png") for f in found)
+
+
+def test_show_shows_the_pixels_and_the_text_of_a_row(clean, tmp_path, capsys):
+    page = tmp_path / "new" / "samples.html"
+    command = ["data", "show", *clean, *TINY, "--aspect", "pad", "--page", str(page)]
+    assert main([*command, "--id", "r3", "--id", "text"]) in (0, None)
+    shown = Page(page.read_text())
+    assert re.findall(r"row (\d), id (\w+)", shown.text) == [("3", "r3"), ("5", "text")]
+    np.testing.assert_array_equal(np.asarray(shown.pictures[0]), preprocess(noise(64, 60, 3), 56, "pad"))
+    assert len(shown.pictures) == 1 and "<image x 16>" in shown.text
+    marked = re.findall("<mark>(.*?)</mark>", page.read_text())
+    assert " a &lt;b&gt;3&lt;/b&gt;</s>".replace("</s>", "&lt;/s&gt;") in marked
+    assert re.search(r"\d+ tokens in a row of 200, \d+ of them supervised; images: 1", shown.text)
+    capsys.readouterr()
+    assert main([*command, "--id", "r9"]) == 2 and "no readable sample has the id 'r9'" in capsys.readouterr().err
+
+
+def test_show_draws_by_seed_says_what_is_cut_and_shows_faults(clean, tmp_path):
+    file = tmp_path / "samples.html"
+
+    def drawn(*flags):
+        main(["data", "show", *clean, *TINY, "--page", str(file), *flags])
+        return file.read_text()
+
+    first = drawn("--count", "3")
+    assert first == drawn("--count", "3") != drawn("--count", "3", "--seed", "1") and first.count("<article>") == 3
+    assert drawn("--count", "99").count("<article>") == 6
+    (tmp_path / "images" / "2.png").unlink()
+    assert 'class="fault">sample &#x27;r2&#x27;: ' in drawn()
+    length = int(re.search(r"(\d+) tokens in a row of 200", drawn("--id", "r3"))[1])
+    assert "cut off" not in drawn("--id", "r3", "--length", str(length))
+    said = f"{length - 1} tokens in a row of {length - 1}, "
+    page = drawn("--id", "r3", "--length", str(length - 1))
+    assert said in page and f"; cut off, the whole sample has {length} tokens" in page
+
+
+def test_stats_prints_a_table_and_writes_a_page(clean, tmp_path, capsys):
+    page = tmp_path / "stats.html"
+    assert main(["data", "stats", *clean, *TINY, "--workers", "0", "--page", str(page)]) in (0, None)
+    printed = capsys.readouterr().out
+    assert re.search(r"^width +64\.0 ", printed, re.M) and "6 samples, " in printed and "packed first-fit" in printed
+    assert page.read_text().count("<svg") == 5
+    main(["data", "stats", *clean, *TINY, "--workers", "0", "--count", "2"])
+    assert "2 samples, " in capsys.readouterr().out
+
+
+def test_stats_says_what_plots_need(clean, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["data", "stats", *clean, *TINY, "--page", str(tmp_path / "x.html")]) == 2
+    assert "pip install 'llava_jax[plots]'" in capsys.readouterr().err
+
+
+WRONG = {
+    "no such file": (["nowhere.json", "{images}"], "nowhere.json: cannot be read"),
+    "no image folder": (["{json}"], "train.json: a JSON needs image_folder"),
+    "a folder of nothing": (["{images}"], "a folder without .array_record or .parquet files"),
+    "image folder gone": (["{json}", "nowhere"], "nowhere: image folder"),
+    "template": (["{json}", "{images}", "--template", "vicuna"], "no conversation template is called 'vicuna'"),
+    "tokenizer": (["{json}", "{images}", "--tokenizer", "nowhere"], "nowhere"),
+    "tokenizer without chatml": (["{json}", "{images}", *TINY, "--template", "chatml"], "needs the special token"),
+    "length": (["{json}", "{images}", "--length", "0"], "must be at least 1"),
+    "patch": (["{json}", "{images}", "--image-size", "7"], "at least a patch"),
+    "report folder": (["{json}", "{images}", "--report-folder", "{json}/x"], "cannot be written to"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_bad_usage_is_one_line_and_2(clean, capsys, name):
+    flags, message = WRONG[name]
+    flags = [flag.format(json=clean[0], images=clean[1]) for flag in flags]
+    assert main(["data", "check", *flags, "--workers", "0"]) == 2
+    said = capsys.readouterr()
+    assert message in said.err and said.err.startswith("error: ") and said.err.count("\n") == 1 and said.out == ""
+
+
+def test_the_group_lists_its_verbs(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "--help"])
+    told = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert all(re.search(rf"\b{verb} +[A-Z]", told) for verb in ("check", "show", "stats", "build", "captions"))
+
+
+@pytest.mark.parametrize("verb", ["check", "show", "stats"])
+def test_help_names_every_flag(verb, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["data", verb, "--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert all(
+        flag in told for flag in ("DATA", "IMAGE_FOLDER", "--tokenizer", "--template", "--length", "--image-size")
+    )
+
+
+def test_a_terminal_gets_a_bar_and_a_pipe_none(clean, tmp_path):
+    command = [sys.executable, "-m", "llava_jax", "data", "check", *clean, "--report-folder", str(tmp_path / "r")]
+    command += ["--workers", "1"]
+    root = Path(__file__).parents[2]
+    piped = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert piped.returncode == 0 and piped.stderr == "" and "nothing found" in piped.stdout
+    ours, theirs = pty.openpty()
+    shown = subprocess.run(
+        command, cwd=root, stderr=theirs, stdout=subprocess.PIPE, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(theirs)
+    assert shown.stdout.decode() == piped.stdout and b"checked rows" in os.read(ours, 100_000)

@@ -1,0 +1,322 @@
+"""python -m llava_jax eval scienceqa predict: the file it writes, however often it is stopped; what it refuses."""
+
+import fcntl
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from llava_jax.__main__ import main
+from llava_jax.api import load as loading
+from llava_jax.api.model import Loaded
+from llava_jax.errors import ConfigError
+from llava_jax.evaluation.answers_file import continued
+from llava_jax.evaluation.scienceqa import predict
+from llava_jax.evaluation.scienceqa.files import read_answers
+from llava_jax.train.dataset import TINY_TOKENIZER
+from tests.checkpoint.damage import files_of_at_most
+from tests.evaluation.scienceqa.scienceqa_folder import write_folder
+from tests.evaluation.scienceqa.tiny_llava import CONFIG, MISSING, SHOWN, write_model, write_problems
+from tests.models.hf_weights import hf_llama
+
+PREDICT = ["eval", "scienceqa", "predict"]
+ROOT = Path(__file__).parents[2]
+PATIENCE = 300  # seconds
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """With a model and problems."""
+    place = tmp_path_factory.mktemp("place")
+    write_model(place / "tiny")
+    write_problems(place / "sqa")
+    return place
+
+
+@pytest.fixture(scope="module")
+def call(place):
+    """Runs the verb in this process; the weights are read once."""
+    known, load = {}, loading.load
+
+    def once(path, **how):
+        key = str(path), *sorted((k, str(v)) for k, v in how.items())
+        if key not in known:
+            known[key] = load(path, **how)
+        return known[key]
+
+    def run(out: Path, *flags: str, model: str = "tiny") -> int:
+        return main([*PREDICT, str(place / model), *arguments(place, out), *flags])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "load", once)
+        yield run
+
+
+def arguments(place: Path, out: Path) -> list[str]:
+    made = ["--problems", str(place / "sqa"), "--out", str(out), "--dtype", "float32", "--max-new-tokens", "12"]
+    return [*made, "--missing-images", "text"]
+
+
+@pytest.fixture(scope="module")
+def whole(call, place) -> bytes:
+    """The answers of a run that nobody stopped, 8 at a time."""
+    assert call(place / "whole.jsonl", "--batch", "8") == 0
+    return (place / "whole.jsonl").read_bytes()
+
+
+def test_the_file_is_the_originals(whole, place):
+    records = [json.loads(line) for line in whole.decode().splitlines()]
+    assert {tuple(record) for record in records} == {
+        ("question_id", "prompt", "text", "answer_id", "model_id", "metadata")
+    }
+    assert sorted(int(record["question_id"]) for record in records) == list(range(13))
+    assert [record["question_id"] for record in records] != [str(i) for i in range(13)], "by length, not by place"
+    for record in records:
+        assert record["prompt"].startswith("<image>\nWhich") == (record["question_id"] in SHOWN)
+        assert ("<image>" in record["prompt"]) == (record["question_id"] in SHOWN)
+        assert record["text"] == record["text"].strip() and record["model_id"] == "tiny" and record["metadata"] == {}
+    assert len({record["text"] for record in records}) > 6, "or the tests below say nothing"
+    assert len({record["answer_id"] for record in records}) == 13
+    assert all(re.fullmatch("[0-9a-f]{22}", record["answer_id"]) for record in records)
+    answers = read_answers(place / "whole.jsonl")
+    assert len(answers.texts) == len(answers.prompts) == 13
+
+
+def test_batches_of_8_say_what_batches_of_1_say(whole, call, place):
+    for batch in (1, 3):
+        assert call(place / f"{batch}.jsonl", "--batch", str(batch)) == 0
+        assert (place / f"{batch}.jsonl").read_bytes() == whole
+
+
+def test_cut_at_any_byte_it_goes_on_and_ends_with_the_same_file(whole, call, place, tmp_path, capsys):
+    out, rng = tmp_path / "a.jsonl", random.Random(5)
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in [
+        0,
+        1,
+        ends[0] - 1,
+        ends[0],
+        ends[4] + 1,
+        len(whole) - 1,
+        *(rng.randrange(len(whole)) for _ in range(5)),
+    ]:
+        out.write_bytes(whole[:cut])
+        (tmp_path / "a.jsonl.settings.json").write_bytes((place / "whole.jsonl.settings.json").read_bytes())
+        capsys.readouterr()
+        assert call(out, "--batch", "8") == 0
+        assert out.read_bytes() == whole, cut
+        there = sum(end <= cut for end in ends)
+        said = capsys.readouterr().out
+        assert f"13 answers, {13 - there} of them new" in said
+        assert ("answered already" in said) == (there > 0)
+    assert call(out, "--batch", "5") == 0 and out.read_bytes() == whole
+    assert "13 answers, 0 of them new" in capsys.readouterr().out
+
+
+SLOWLY = """
+import sys, time
+from llava_jax.evaluation import scienceqa_predict
+from llava_jax.evaluation.answers_file import AnswersFile
+from llava_jax.__main__ import main
+write, limit = AnswersFile.write, int(sys.argv[1])
+AnswersFile.write = lambda self, new: write(self, new) or (time.sleep(999) if self.count >= limit else None)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_killed_by_the_system_it_goes_on(whole, call, place, tmp_path):
+    """Twice; and each time it had begun a line."""
+    out = tmp_path / "a.jsonl"
+    for lines in (4, 8):
+        command = [sys.executable, "-c", SLOWLY, str(lines), *PREDICT, str(place / "tiny"), *arguments(place, out)]
+        process = subprocess.Popen([*command, "--batch", "4"], cwd=ROOT, stdout=subprocess.DEVNULL)
+        began = time.monotonic()
+        while not out.exists() or out.read_bytes().count(b"\n") < lines:
+            assert process.poll() is None and time.monotonic() - began < PATIENCE
+            time.sleep(0.02)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert out.read_bytes() == b"".join(whole.splitlines(True)[:lines]), "one device says what eight say"
+        with out.open("ab") as file:
+            file.write(whole.splitlines(True)[lines][:40])
+    assert call(out, "--batch", "4") == 0 and out.read_bytes() == whole
+
+
+@pytest.fixture
+def two(call, tmp_path) -> Path:
+    """A file of two answers."""
+    assert call(tmp_path / "a.jsonl", "--limit", "2") == 0
+    return tmp_path / "a.jsonl"
+
+
+REFUSED = {
+    ("--limit", "3"): "limit 2, not 3",
+    ("--temperature", "0.2"): "temperature 0.0, not 0.2",
+    ("--seed", "1"): "seed 0, not 1",
+    ("--max-new-tokens", "13"): "max_new_tokens 12, not 13",
+    ("--dtype", "bfloat16"): "dtype 'float32', not 'bfloat16'",
+    ("--prompt-format", "CQM-A"): "prompt_format 'QCM-LEA', not 'CQM-A'",
+    ("--image-place", "back"): "image_place 'front', not 'back'",
+    ("--missing-images", "skip"): "missing_images 'text', not 'skip'",
+    ("--single-prediction",): "single_prediction False, not True",
+    ("--without-images",): "without_images False, not True",
+    ("--two-steps",): "two_steps False, not True",
+    ("--template", "llava_v1"): "template 'vicuna_v1', not 'llava_v1'",
+    ("--aspect", "pad"): "aspect 'crop', not 'pad'",
+}
+
+
+def refused(capsys, code: int, message: str) -> None:
+    err = capsys.readouterr().err
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err, err
+
+
+def test_a_file_of_other_settings_is_not_continued(two, call, capsys):
+    before = two.read_bytes()
+    for flags, message in REFUSED.items():
+        message = f"a.jsonl: its 2 answers were made with {message}. Name another file"
+        refused(capsys, call(two, *(() if "--limit" in flags else ("--limit", "2")), *flags), message)
+    assert two.read_bytes() == before
+    assert call(two, "--limit", "2", "--batch", "1") == 0 and two.read_bytes() == before
+
+
+def test_a_file_of_other_weights_or_problems_is_not_continued(two, call, place, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "fingerprint", lambda params: "others")
+        refused(capsys, call(two, "--limit", "2"), "its 2 answers were made with weights '")
+    problems = place / "sqa" / "problems.json"
+    before = problems.read_text()
+    try:
+        problems.write_text(before.replace("Which is 0?", "Which is zero?"))
+        refused(capsys, call(two, "--limit", "2"), "its 2 answers were made with prompts '")
+    finally:
+        problems.write_text(before)
+    (place / "other").symlink_to(place / "tiny")
+    assert call(two, "--limit", "2", model="other") == 0, "it is the same folder"
+
+
+def test_a_file_that_is_not_as_it_was_left_is_refused(two, call, capsys):
+    settings, before = two.with_name("a.jsonl.settings.json"), two.read_bytes()
+    first, second = before.splitlines(True)
+    for text, message in (
+        (second + first, "line 1 is not the answer to 1"),
+        (first + b"torn\n", "line 2 is not the answer to 0"),
+        (before + first, "line 3 is not the answer to any question"),
+    ):
+        two.write_bytes(text)
+        refused(capsys, call(two, "--limit", "2"), message)
+        assert two.read_bytes() == text
+    two.write_bytes(before)
+    for broken in ("{", None):
+        settings.unlink() if broken is None else settings.write_text(broken)
+        refused(capsys, call(two, "--limit", "2"), "has 2 lines, but no a.jsonl.settings.json beside it")
+    two.write_bytes(first[:30])  # nothing in it is lost
+    assert call(two, "--limit", "2") == 0 and two.read_bytes() == before
+
+
+def test_two_processes_do_not_write_one_file(two, call, capsys):
+    with two.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        refused(capsys, call(two, "--limit", "2"), "another process is writing it")
+
+
+def test_a_full_disk_ends_it_and_it_goes_on(whole, call, tmp_path, capsys):
+    out = tmp_path / "a.jsonl"
+    with files_of_at_most(1200):
+        refused(capsys, call(out, "--batch", "3"), "a.jsonl: cannot be written (File too large)")
+    assert 0 < out.stat().st_size <= 1200
+    assert call(out, "--batch", "3") == 0 and out.read_bytes() == whole
+
+
+def test_ctrl_c_says_how_to_go_on(whole, call, tmp_path, capsys, monkeypatch):
+    answers, calls = Loaded.answers, []
+
+    def stopped(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return answers(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loaded, "answers", stopped)
+        assert call(tmp_path / "a.jsonl", "--batch", "4") == 130
+    assert "stopped after 4 of 13; the same command continues" in capsys.readouterr().out
+    assert call(tmp_path / "a.jsonl", "--batch", "4") == 0 and (tmp_path / "a.jsonl").read_bytes() == whole
+
+
+def test_images_that_are_missing_are_told(call, place, tmp_path, capsys):
+    refused(capsys, call(tmp_path / "a.jsonl", "--missing-images", "error"), "images of 1 problems are missing (of 3)")
+    assert not (tmp_path / "a.jsonl").exists()
+    for policy, message in (("text", "13 problems, 4"), ("skip", "12 problems, 4")):
+        out = tmp_path / f"{policy}.jsonl"
+        assert call(out, "--missing-images", policy) == 0
+        said = capsys.readouterr().out
+        assert f"{message} with their image; the images of 1 are missing, they are" in said and "first: 3" in said
+        assert (MISSING[0] in read_answers(out).texts) == (policy == "text")
+
+
+def test_a_language_model_alone_is_asked_without_images(call, place, tmp_path, capsys):
+    hf_llama(CONFIG.llm).save_pretrained(place / "words")
+    for file in TINY_TOKENIZER.iterdir():
+        (place / "words" / file.name).write_bytes(file.read_bytes())
+    out, _ = tmp_path / "a.jsonl", capsys.readouterr()
+    refused(capsys, call(out, model="words"), "words is a language model alone; ask it with --without-images")
+    assert call(out, "--without-images", "--limit", "3", model="words") == 0
+    assert "3 problems, 0 with their image" in capsys.readouterr().out
+    assert not any("<image>" in prompt for prompt in read_answers(out).prompts.values())
+
+
+def test_v0_in_two_steps(call, tmp_path):
+    """The last letter of the second step is all that the strict parser needs."""
+    out = tmp_path / "a.jsonl"
+    flags = ["--two-steps", "--image-place", "back", "--template", "llava_v0", "--limit", "2"]
+    assert call(out, *flags) == 0
+    for record in map(json.loads, out.read_text().splitlines()):
+        assert "\n The answer is " in record["text"] and not record["prompt"].startswith("<image>")
+        assert record["prompt"].endswith("\n<image>") == (record["question_id"] == "1")
+
+
+def test_faults_are_one_line_and_2(call, place, tmp_path, tmp_path_factory, capsys, monkeypatch):
+    out, there = tmp_path / "a.jsonl", tmp_path_factory.mktemp("there")
+    (there / "file").touch()
+    os.mkfifo(there / "pipe")  # as /dev/null is no file, which must not be removed
+    for flags, message in (
+        (["--batch", "0"], "--batch 0 at least 1"),
+        (["--limit", "-1"], "--limit -1 must be at least 0"),
+        (["--temperature", "-1"], "temperature=-1.0 is out of range"),
+        (["--max-new-tokens", "0"], "max_new_tokens=0 is out of range"),
+        (["--template", "v1"], "no conversation template is called 'v1'"),
+        (["--prompt-format", "QCM-AL"], "Write QCM-AL_original"),
+        (["--split", "dev"], "no split is called 'dev'"),
+        (["--image-folder", str(tmp_path / "gone")], "image folder of"),
+        (["--out", str(there / "file" / "a")], "cannot be written"),
+        (["--out", str(there / "pipe")], "pipe: cannot be written (not a file)"),
+    ):
+        refused(capsys, call(out, *flags), message)
+    assert (there / "pipe").is_fifo()
+    refused(capsys, call(out, model="gone"), "gone")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    refused(capsys, call(out), "predict runs in one process, on all its devices; this is one of 2")
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_text_that_is_no_text_is_named(call, tmp_path, capsys):
+    write_folder(tmp_path / "sqa", {"1": {}, "2": {"question": "Which \ud83d?"}})
+    message = "problem 2: the text is not valid Unicode"
+    refused(capsys, call(tmp_path / "a.jsonl", "--problems", str(tmp_path / "sqa")), message)
+
+
+def test_a_file_is_closed_and_an_empty_one_gone(tmp_path):
+    with continued(tmp_path / "new" / "a.jsonl") as answers:
+        answers.begin({"a": 1}, ["1", "2"])
+        with pytest.raises(ConfigError, match="another process is writing it"), continued(answers.path):
+            pass
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.jsonl.settings.json"]

@@ -1,0 +1,242 @@
+"""python -m llava_jax eval scienceqa ...: what is printed, written and returned."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llava_jax.__main__ import main
+from tests.data.planted import encoded, noise
+from tests.evaluation.scienceqa.scienceqa_folder import write_folder
+from tests.evaluation.scienceqa.test_ensemble import BLOCKS, files
+from tests.output.test_html_page import Page
+
+SCORE, ENSEMBLE = ["eval", "scienceqa", "score"], ["eval", "scienceqa", "ensemble"]
+EVIL = "<script>alert(1)</script> & \ud83d"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Five problems, one with an image, one whose image is not there."""
+    problems = {
+        "1": {"question": EVIL, "choices": ["<b>one</b>", "two"], "image": "image.png"},
+        "2": {"answer": 1, "image": "image.png", "subject": "social science"},
+        "3": {"hint": "<i>Look.</i>"},
+        "4": {"choices": ["x", "y"]},
+        "5": {"answer": 2, "subject": "language science", "grade": "grade9"},
+    }
+    folder = write_folder(tmp_path / "sqa", problems)
+    (folder / "images" / "test" / "1").mkdir(parents=True)
+    (folder / "images" / "test" / "1" / "image.png").write_bytes(encoded(noise(40, 30), "PNG"))
+    return folder
+
+
+def lines(path: Path, texts: dict[str, str], shown: str | None = None) -> str:
+    """shown: the ids of those that were asked with an image; None: the file does not say what was asked."""
+    rows = [{"question_id": pid, "text": text} for pid, text in texts.items()]
+    for row in rows if shown is not None else []:
+        row["prompt"] = "<image>\nWhich?" if row["question_id"] in shown else "Which?"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+@pytest.fixture
+def answers(tmp_path) -> str:
+    return lines(
+        tmp_path / "a.jsonl",
+        {"1": f"{EVIL} The answer is A.", "2": "A", "3": "hm", "4": "The answer is C.", "5": "C", "99": "A"},
+    )
+
+
+def test_what_is_printed_says_all_counts(folder, answers, capsys):
+    assert main([*SCORE, answers, "--problems", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert f"{answers.split('/')[-1]}: 6 answers; 5 to problems of split test, which are scored; 1 to others" in out
+    assert "2 of 5 unparsed (40.00%), 1 without a letter, 1 with one of no choice; they count as wrong" in out
+    (row,) = re.findall(r"^a\.jsonl +(.*)$", out, re.M)
+    assert row.split() == ["33.33", "0.00", "100.00", "0.00", "50.00", "50.00", "25.00", "100.00", "40.00"]
+    (row,) = re.findall(r"^  right/all +(.*)$", out, re.M)
+    assert row.split() == ["1/3", "0/1", "1/1", "0/1", "1/2", "1/2", "1/4", "1/1", "2/5"]
+    assert "IMG accuracy" not in out, "nobody knows what was asked"
+    assert re.search(r"^LLaVA 13B v0 +90.36 .* 90.92$", out, re.M) and re.search(
+        r"^physics +2/5 +40.00  11.76 to 76.93$", out, re.M
+    )
+
+
+def test_what_was_shown_counts_for_the_originals_img_accuracy(folder, tmp_path, capsys):
+    """Whether the problem has an image or not; and one without an answer counts there for nothing."""
+    file = lines(tmp_path / "a.jsonl", {"1": "A", "2": "A", "4": "B", "99": "A"}, shown="1, 4, 99")
+    out = tmp_path / "score.json"
+    assert main([*SCORE, file, "--problems", str(folder), "--json", str(out)]) == 1
+    assert "IMG accuracy by prompt: 50.00 (1/2, 95% 9.45 to 90.55), of the answers" in capsys.readouterr().out
+    told = json.loads(out.read_text())
+    assert told["shown"]["correct"] == 1 and told["shown"]["count"] == told["columns"]["IMG"]["count"] == 2
+    assert main([*SCORE, lines(tmp_path / "a.jsonl", {"1": "A"}, shown=""), "--problems", str(folder)]) == 1
+    assert "IMG accuracy by prompt: - (0/0, 95% -), of" in capsys.readouterr().out
+
+
+def test_problems_without_an_answer_end_it_with_1(folder, tmp_path, capsys):
+    some = lines(tmp_path / "some.jsonl", {"1": "A", "3": "A", "4": "hm"})
+    assert main([*SCORE, some, "--problems", str(folder), "--result", str(tmp_path / "r.json")]) == 1
+    assert "2 problems have no answer, they count as wrong; the first: 2" in capsys.readouterr().out
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["results"] == {"1": 0, "2": -1, "3": 0, "4": -1, "5": -1} and result["outputs"]["5"] == "FAILED"
+    assert (result["acc"], result["correct"], result["count"]) == (40.0, 2, 5)
+    assert main([*SCORE, some, "--problems", str(folder), "--unparsed", "random", "--seed", "3"]) == 1
+    out = capsys.readouterr().out
+    assert "2 problems have no answer, they do not count" in out and "drawn at random (seed 3)" in out
+    assert re.search(r"^  right/all .* [23]/3$", out, re.M)
+
+
+def test_json_has_every_answer_and_every_flip(folder, answers, tmp_path, capsys):
+    other = lines(tmp_path / "b.jsonl", {"1": "B", "2": "B", "3": "A", "4": "A"})
+    out = tmp_path / "score.json"
+    assert main([*SCORE, answers, "--problems", str(folder), "--against", other, "--json", str(out)]) == 0
+    told, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert told["columns"]["NAT"]["correct"] == 1 and told["topics"]["physics"]["count"] == 5
+    assert told["columns"]["Avg"]["interval"] == pytest.approx([11.76, 76.93], abs=0.01)
+    assert told["unparsed_answers"] == ["3", "4"] and told["missing"] == []
+    assert [item["letter"] for item in told["items"]] == ["A", "A", None, "C", "C"]
+    against = told["against"]
+    assert (against["only_first"], against["only_second"], against["both"], against["second_missing"]) == (2, 3, 0, 1)
+    assert [flip["first"]["id"] for flip in against["flips"]] == ["1", "2", "3", "4", "5"] and against["p"] == 1
+    assert "on 5 problems: both right 0, only a.jsonl 2, only the other 3, neither 0; -20.00 points" in printed
+    assert "  3: no letter, the other A; right is A" in printed and "  5: C, the other no answer; right is C" in printed
+
+
+def test_what_the_data_says_does_no_harm_to_a_terminal(tmp_path, capsys):
+    evil = {"\x1b[31m1\ud83d": {"topic": "\x1b]0;owned\x07 \ud83d"}}
+    folder = write_folder(tmp_path / "sqa", evil)
+    first = lines(tmp_path / "a.jsonl", dict.fromkeys(evil, "A"))
+    second = lines(tmp_path / "b.jsonl", dict.fromkeys(evil, "B"))
+    assert main([*SCORE, first, "--problems", str(folder), "--against", second]) == 0
+    out = capsys.readouterr().out
+    assert "]0;owned ?" in out and "[31m1?: A, the other B" in out and "\x1b" not in out and "\x07" not in out
+
+
+def test_of_many_results_that_no_text_gives_the_first_are_named(tmp_path, capsys):
+    pids = [str(i) for i in range(25)]
+    result = tmp_path / "r.json"
+    result.write_text(json.dumps({"results": dict.fromkeys(pids, 1), "outputs": dict.fromkeys(pids, "A")}))
+    folder, out = write_folder(tmp_path / "sqa", {pid: {} for pid in pids}), tmp_path / "score.json"
+    assert main([*SCORE, str(result), "--problems", str(folder), "--json", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "results in the file: 0 of 25 are the index that the strict parser finds" in printed
+    assert printed.count("the text says A, results has 1 (B)") == 20 and "  and 5 more; --json has all" in printed
+    assert list(json.loads(out.read_text())["differing_results"]) == pids
+
+
+def test_of_a_file_of_indices_alone_no_texts_are_made_up(folder, tmp_path):
+    bare, out = tmp_path / "bare.json", tmp_path / "out.json"
+    bare.write_text(json.dumps({"results": dict.fromkeys("12345", 1), "outputs": {}}))
+    assert main([*SCORE, str(bare), "--problems", str(folder), "--parser", "results", "--result", str(out)]) == 0
+    told = json.loads(out.read_text())
+    assert told == {"acc": 20.0, "correct": 1, "count": 5, "results": dict.fromkeys("12345", 1), "outputs": {}}
+
+
+def test_the_page_shows_every_answer_and_runs_nothing(folder, answers, tmp_path):
+    other = lines(tmp_path / "b.jsonl", {pid: "A" for pid in "12345"})
+    page = tmp_path / "new" / "page.html"
+    assert main([*SCORE, answers, "--problems", str(folder), "--against", other, "--page", str(page)]) == 0
+    text = page.read_text()
+    shown = Page(text)  # nothing from elsewhere, nothing that runs, every element closed
+    assert "script" not in shown.tags and shown.text.count("<script>alert(1)</script> & ?") >= 2
+    assert "<b>one</b>" in shown.text and "<i>Look.</i>" in shown.text
+    assert [picture.size for picture in shown.pictures] == [(40, 30)]
+    assert "image test/2/image.png is missing or does not open" in shown.text
+    kinds = re.findall('<article class="([a-z ]+)"', text)
+    assert kinds == ["right", "wrong", "unparsed flip", "unparsed flip", "right flip"]
+    for kind, count in {"right": 2, "wrong": 1, "unparsed": 2, "flip": 3}.items():
+        assert f"body:has(#show-{kind}:checked) article:not(.{kind}) {{ display: none }}" in text
+        assert f'id="show-{kind}"' in text and f" {kind} {count} " in shown.text
+    assert 'id="show-missing"' not in text
+    articles = text.split("<article ")[1:]
+    assert ["the other file" in article for article in articles] == ["flip" in kind for kind in kinds]
+    ticks = re.findall(r"<tr><td>\w</td><td>\w+</td><td>(x?)</td><td>(x?)</td><td>(x?)</td></tr>", articles[4])
+    assert ticks == [("", "", "x"), ("", "", ""), ("x", "x", "")]  # right, answered, the other file
+
+
+def test_a_released_file_comes_out_as_it_went_in(real_data, tmp_path, capsys):
+    """The problems are made so that as many of its indices are right as the file says."""
+    path = real_data / "published" / "test_sqa_llava_13b_v0.json"
+    results = json.loads(path.read_text())["results"]
+    problems = {
+        pid: {"choices": list("vwxyz"), "answer": index if i < 3855 else (index + 1) % 5}
+        for i, (pid, index) in enumerate(results.items())
+    }
+    problems["3247"] |= {"choices": ["v", "w"], "answer": 1}
+    folder, out = write_folder(tmp_path / "sqa", problems), tmp_path / "out.json"
+    command = [*SCORE, str(path), "--problems", str(folder), "--result", str(out)]
+    assert main([*command, "--parser", "results"]) == 0 and out.read_bytes() == path.read_bytes()
+    assert main(command) == 0
+    assert "3247: the text says D, none of 2 choices, results has 1 (B)" in capsys.readouterr().out
+    again = json.loads(out.read_text())
+    assert {pid for pid in results if again["results"][pid] != results[pid]} == {"3247"}
+    assert again["results"]["3247"] == -1 and again["correct"] == 3854
+
+
+@pytest.fixture
+def joined(tmp_path) -> list[str]:
+    """Ours, the other's, --judge and the judge's, --problems and the folder; the other's as GPT-4's was released."""
+    ours, other, judge = files(BLOCKS)
+    (tmp_path / "gpt4.json").write_text(json.dumps({"outputs": other.texts}))
+    write_folder(tmp_path / "sqa", {str(i): {} for i in range(200)})
+    paths = [lines(tmp_path / "ours.jsonl", ours.texts), str(tmp_path / "gpt4.json")]
+    paths += ["--judge", lines(tmp_path / "judge.jsonl", judge.texts)]
+    return [*paths, "--problems", str(tmp_path / "sqa")]
+
+
+def test_ensembles_from_files(joined, tmp_path, capsys):
+    out, result = tmp_path / "e.json", tmp_path / "r.json"
+    assert main([*ENSEMBLE, *joined, "--unparsed", "wrong", "--json", str(out), "--result", str(result)]) == 0
+    printed = capsys.readouterr().out
+    for name, percent in {"ours": 72.5, "other": 57.5, "complement": 65, "judge": 80, "upper bound": 90}.items():
+        assert re.search(rf"^{name} .* {percent:.2f}$", printed, re.M), name
+    assert (
+        "ours has no answer to 0 (0.00%); the other has no answer to 15 (7.50%); an unknown choice is wrong" in printed
+    )
+    assert "the two differ on 110, of which the judge answered 85; it also answered 0 others" in printed
+    told = json.loads(out.read_text())
+    assert len(told["differing"]) == 110 and told["columns"]["judge"]["Avg"]["correct"] == 160
+    written = json.loads(result.read_text())
+    assert (written["acc"], written["correct"], written["count"], written["outputs"]) == (80.0, 160, 200, {})
+    assert main([*SCORE, str(result), "--problems", str(tmp_path / "sqa"), "--parser", "results"]) == 0
+    assert re.search(r"^  right/all .* 160/200$", capsys.readouterr().out, re.M)
+    assert main([*ENSEMBLE, *joined[:2], *joined[4:], "--unparsed", "wrong", "--result", str(result)]) == 0
+    assert (
+        json.loads(result.read_text())["correct"] == 130
+        and "judge" not in capsys.readouterr().out.split("published")[0]
+    )
+
+
+def test_faults_are_one_line_and_2(folder, answers, tmp_path, capsys):
+    (tmp_path / "torn.jsonl").write_text('{"question_id": "1", "te')
+    nothing = lines(tmp_path / "none.jsonl", {"99": "A"})
+    problems = ["--problems", str(folder)]
+    for command, message in [
+        ([*SCORE, str(tmp_path / "gone"), *problems], "gone: cannot be read (No such file or directory)"),
+        ([*SCORE, str(tmp_path / "torn.jsonl"), *problems], "torn.jsonl: line 1 is broken JSON"),
+        ([*SCORE, nothing, *problems], "no answer to a problem of split 'test'"),
+        ([*SCORE, answers, *problems, "--against", nothing], "none.jsonl: no answer to a problem of split 'test'"),
+        ([*SCORE, answers, *problems, "--split", "dev"], "no split is called 'dev'"),
+        ([*SCORE, answers, *problems, "--parser", "results"], "has no indices (results); try --parser strict"),
+        ([*SCORE, answers, "--problems", str(tmp_path)], "problems.json: cannot be read"),
+        ([*SCORE, answers, *problems, "--image-folder", str(tmp_path / "gone")], "image folder of"),
+        ([*SCORE, answers, *problems, "--page", f"{answers}/p.html"], "p.html: cannot be written"),
+        ([*ENSEMBLE, answers, nothing, *problems], "answer no problem of this split both"),
+        ([*ENSEMBLE, answers, nothing, *problems, "--judge", answers], "5 of 5 problems have no answer, the first: 1"),
+    ]:
+        assert main(command) == 2, command
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1 and message in err, err
+
+
+def test_a_reader_that_leaves_is_no_fault(folder, answers):
+    code = f"{sys.executable} -m llava_jax eval scienceqa score {answers} --problems {folder} | true"
+    root = Path(__file__).parents[2]
+    done = subprocess.run(["bash", "-c", code], cwd=root, capture_output=True, env=os.environ, timeout=120)
+    assert done.stderr == b""

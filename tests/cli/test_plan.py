@@ -1,0 +1,248 @@
+"""python -m llava_jax plan: its command line, what it says, and what the compiled train steps have and have not."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llava_jax import config as settings
+from llava_jax.__main__ import main
+from llava_jax.errors import ConfigError
+from llava_jax.planning import report as plan_report
+from llava_jax.planning import search as plan_step
+from llava_jax.planning import topologies
+from llava_jax.planning.search import Result
+
+ROOT = Path(__file__).parents[2]
+CONFIG = f"--config={ROOT}/configs/stage2.py"
+HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
+
+# ------------------------------------------------------------------ command line
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "--config=FILE is required"),
+        ([CONFIG], "--topology=NAME is required, e.g. --topology=v5e:4x4"),
+        ([CONFIG, "--topology=v5e:3x3"], "v5e has no slice of 3x3"),
+        ([CONFIG, "--topology=v5e:4x4", "--stage=stage7"], "--stage=stage7: config.run has stage2"),
+        ([CONFIG, "--topology=v5e:4x4", "--length=-1"], "--length=-1 must be positive"),
+        ([CONFIG, "--topology=v5e:4x4", "--tries=-1"], "--tries, --samples and --price must not be negative"),
+        ([CONFIG, "--topology=v5e:4x4", "--json=/no/such/folder/x"], "--json=/no/such/folder/x cannot be written"),
+        ([CONFIG, "--topology=v5e:4x4", "--config.model.lm=x"], "Did you mean"),
+        ([CONFIG, "--topology=v5e:4x4", "--topolgy=x"], "topolgy"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_code_2(flags, message, capsys, monkeypatch):
+    for name in ("JAX_PLATFORMS", "TF_CPP_MIN_LOG_LEVEL"):  # the verb sets them for its process
+        monkeypatch.setenv(name, os.environ.get(name, "cpu"))
+    assert main(["plan", *flags]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
+
+
+def test_a_file_of_something_else_is_refused_before_anything_is_compiled(tmp_path, capsys):
+    file = tmp_path / "notes.txt"
+    for content, reason in ((b"notes\n", "notes.txt:1 is no result of a plan"), (b"\xff", "cannot be read")):
+        file.write_bytes(content)
+        assert main(["plan", CONFIG, "--topology=v5e:4x4", f"--json={file}"]) == 2
+        assert reason in capsys.readouterr().err and file.read_bytes() == content
+
+
+def test_help_and_the_list_of_slices(capsys):
+    assert main(["plan", "--help"]) == 0
+    assert "--topology=NAME,..." in capsys.readouterr().out
+    assert main(["plan", "--topology=list"]) == 0
+    said = capsys.readouterr().out
+    assert "v5e" in said and "16x16" in said and "v5p" in said
+
+
+def test_the_verb_is_in_the_list(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "plan" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ what it says
+
+RESULT = Result(
+    what="stage2", model="llama_7b", topology="v5e:4x4", chips=16, mesh={"data": 1, "fsdp": 16, "tensor": 1},
+    settings={"batch": 32, "accumulation": 1}, changes=(), tried=(), lacking=0.0, limit=15.75, peak=9.0, arguments=5.0,
+    temporaries=7.0, parameters=7_000, trainable=6_000, rows=32, tokens=65_536, steps=3600, model_flops=2e15,
+    hardware_flops=3e15, peak_flops=2e15,
+    parts=dict(matmul=1.0, other=0.25, attention=0.25, exposed=0.5, hidden=0.5, memory=0.1),
+    communication=({"kind": "all-gather", "how": "async", "dtype": "bf16", "bytes": 2**31},), low=2.0, high=2.5,
+)  # fmt: skip
+
+
+def test_a_result_in_full():
+    said = "\n".join(plan_report.describe(RESULT, price=1.5))
+    assert "9.00 of 15.75 GiB, 6.75 to spare" in said
+    assert "MFU             0.400 to 0.500" in said
+    assert "all-gather bf16 async 2.00 GiB" in said
+    assert "1,638-2,048 tokens/s a chip, 12.8-16 rows/s" in said
+    assert "3,600 steps     2-2.5 h, 32-40 chip-hours, 48-60 dollars" in said
+    assert "1.50 times the model's" in said
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_was_tried():
+    short = dataclasses.replace(
+        RESULT, lacking=3.25, tried=("--config.a=1: lacks 1.00 GiB",), changes=("--config.a=1",)
+    )
+    said = "\n".join(plan_report.describe(short, 0))
+    assert "DOES NOT FIT" in said and "lacks 3.25 GiB of memory a chip, which has 15.75" in said
+    assert "not enough" in said and "MFU" not in said
+
+
+def test_twice_the_chips_pay_where_most_of_the_time_is_computing():
+    computing = dataclasses.replace(RESULT, parts=RESULT.parts | {"exposed": 0.1, "hidden": 0.0}, high=2.0)
+    assert "worth it" in plan_report.twice(computing)  # 1.9 of 2 s halve
+    assert "more chips do not help" in plan_report.twice(RESULT)  # half a second to a whole one does not
+    one_row_each = dataclasses.replace(RESULT, rows=16)
+    assert "cannot split 16 rows" in plan_report.twice(one_row_each)
+
+
+def test_results_are_added_to_a_file_and_make_one_table(tmp_path):
+    file = tmp_path / "plan.jsonl"
+    other = dataclasses.replace(RESULT, topology="v5e:2x2", lacking=1.5, program="HloModule")
+    for results in ([RESULT, other], [dataclasses.replace(RESULT, low=1.0)]):
+        plan_report.append(file, results)
+    assert "HloModule" not in file.read_text()
+    lines = plan_report.table(plan_report.read(file), 0.0)
+    assert len(lines) == 3  # of the two that are the same program the newer one
+    assert "+1.50 15.75" in lines[1] and "does not fit" in lines[1]
+    assert "0.400-1.000" in lines[2] and lines[2].endswith("fits")
+    file.write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"plan.jsonl:1 is no result of a plan"):
+        plan_report.read(file)
+
+
+# ------------------------------------------------------------------ what makes it fit
+
+
+def small(**stage) -> settings.Config:
+    c = settings.defaults()
+    c.model.vision = c.model.llm = "tiny"
+    c.run = ("one",)
+    c.stages.one = settings.stage(steps=5, learning_rates=(("vision/.*", None), (".*", 1e-3)), **stage)
+    c.stages.one.data.source = "scenes"
+    return settings.from_config_dict(c)
+
+
+def test_more_devices_than_rows_share_them():
+    config, flags = plan_step._spread(small(batch=8), "one", topologies.parse("v5e:4x4"))
+    assert flags == ["--config.mesh.tensor=2"] and config.mesh.tensor == 2
+    assert plan_step._spread(small(batch=32), "one", topologies.parse("v5e:4x4"))[1] == []
+    assert plan_step._spread(small(batch=6), "one", topologies.parse("v5e:4x4"))[1] == []  # left to an error
+
+
+def plan_with(monkeypatch, lacking: dict[str, float], tries=9, best=False, **stage):
+    """`plan_stage` with a compiler that lacks so much memory until a setting has been changed, and is `1 s` fast."""
+    said = []
+
+    def compile_stage(config, name, topology, samples):
+        flat = {path: str(value) for path, value in settings.flatten(config).items()}
+        for change, gib in lacking.items():
+            path, value = change.split("=")
+            if flat[path] != value:
+                raise plan_step.DoesNotFit(gib)
+        return dataclasses.replace(RESULT, low=1.0 + (config.model.remat == "full"), high=3.0)
+
+    monkeypatch.setattr(plan_step, "compile_stage", compile_stage)
+    monkeypatch.setattr(plan_step.topologies, "devices", lambda topology: __import__("jax").devices()[:4])
+    search = plan_step.Search(best, tries, said.append)
+    return plan_step.plan_stage(small(**stage), "one", topologies.parse("v5e:2x2"), search, 0), said
+
+
+@pytest.mark.parametrize(
+    "message, lacking",
+    [
+        ("Ran out of memory in memory space hbm. Used 18.30G of 15.75G hbm. Exceeded hbm capacity by 2.55G.", 2.55),
+        ("Used 15.76G of 15.75G hbm. Exceeded hbm capacity by 5.12M.", 0.005),
+        ("the total memory required for HLO temporaries (16.23G) exceeds available HBM (15.75G).", 0.48),
+    ],
+)
+def test_a_shortage_is_read_from_what_the_compiler_says(message, lacking):
+    assert plan_step._shortage(f"RESOURCE_EXHAUSTED: {message}").lacking == pytest.approx(lacking)
+    assert plan_step._shortage("INTERNAL: something else (1G) is wrong") is None
+
+
+def test_changes_are_tried_one_upon_the_other_until_it_fits(monkeypatch):
+    lacking = {"stages.one.optimizer.first_moment=bfloat16": 3.0, "stages.one.accumulation=2": 1.0}
+    result, said = plan_with(monkeypatch, lacking, batch=16)
+    moment, parts = (f"--config.{change}" for change in lacking)
+    assert result.fits and result.changes == (moment, parts)
+    assert result.tried == (f"{moment}: lacks 1.00 GiB", f"{parts}: fits")
+    assert "lacks 3.00 GiB a chip" in said[0]
+
+
+def test_no_more_is_tried_than_asked_for(monkeypatch):
+    result, _ = plan_with(monkeypatch, {"stages.one.loss_chunks=7": 2.0}, tries=1, batch=16)
+    assert not result.fits and len(result.tried) == 1 and result.lacking == 2.0
+
+
+def test_best_takes_the_fastest_policy_that_fits(monkeypatch):
+    result, _ = plan_with(monkeypatch, {}, best=True, batch=16)
+    assert result.changes == ("--config.model.remat=save_context",) and result.low == 1.0
+
+
+def test_rows_that_images_fill_and_empty_batches_are_refused_as_a_run_refuses_them():
+    config = small(batch=8)
+    full = plan_step.changed(config, "stages.one.data.length", 9)  # of the tiny tower's 9 patches
+    with pytest.raises(ConfigError, match="leaves no room for text"):
+        plan_step.compile_stage(full, "one", topologies.parse("v5e:2x2"), 0)
+    for batch, cache in ((0, 8), (1, 1)):
+        with pytest.raises(ConfigError, match="must be at least 1, .* at least 2"):
+            plan_step.plan_decode(config, topologies.parse("v5e:2x2"), batch, cache)
+
+
+# ------------------------------------------------------------------ compiled programs
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory) -> dict:
+    if not HAS_COMPILER:
+        pytest.skip("the TPU compiler is missing: pip install 'jax[tpu]' (it needs no TPU)")
+    folder = tmp_path_factory.mktemp("plan")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
+    environment["PYTHONPATH"] = str(ROOT)
+    program = ROOT / "tests" / "cli" / "plan_programs.py"
+    done = subprocess.run([sys.executable, str(program), str(folder)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "facts.json").read_text())
+
+
+def test_the_steps_are_made_of_what_is_fast(facts):
+    for name, found in facts.items():
+        assert found["slowed_by"] == [], name
+        assert not found["windowed"], name
+        assert found["float32_gathers"] == [], name
+        assert found["square"] is None, name  # no scores of all tokens with all others
+        # Forward, forward again in the backward pass, and two backward.
+        assert found["kernels"] >= 3, name
+
+
+def test_the_state_that_comes_out_takes_the_place_of_the_one_that_goes_in(facts):
+    for name, found in facts.items():
+        kept = [path for path in found["not_aliased"] if "trainable" in path or "opt_state" in path]
+        assert kept == [], name
+
+
+def test_stage_1_reduces_no_gradient_of_a_weight_but_the_projector_s(facts):
+    width, mlp = 128, 344
+    shapes = set(facts["stage1"]["reduced"])
+    assert {f"{width}x{mlp}", f"{mlp}x{width}"} & set(facts["stage2"]["reduced"])  # so it would look
+    assert not {f"{width}x{mlp}", f"{mlp}x{width}"} & shapes
+    # Weights, two moments and the batch: no optimizer state of what is frozen.
+    assert facts["stage1"]["arguments"] < 0.6 * facts["stage2"]["arguments"]
+
+
+def test_where_a_copy_fits_only_gradients_travel(facts):
+    assert facts["copied"]["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
+    assert facts["copied"]["sent"] == ["all-reduce"]

@@ -1,0 +1,374 @@
+"""main.py: what the user gets to read and which exit code, for everything that can be wrong before the first step."""
+
+import dataclasses
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llava_jax.config import architectures
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.main import main, read_config
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
+
+SMALL = """
+from llava_jax import config
+
+def get_config():
+    c = config.defaults()
+    c.model.vision = c.model.llm = "tiny"
+    c.model.dtype = c.model.feature_dtype = "float32"
+    c.model.remat = "none"
+    c.run = ("one",)
+    c.stages.one = s = config.stage(batch=8, steps=1, learning_rates=(("projector/.*", 1e-3), (".*", None)))
+    s.data.path, s.data.image_folder = "train.json", "images"
+    s.data.template, s.data.length = "plain", 32
+    return c
+"""
+ROW = {
+    "id": "bus-1",
+    "image": "bus.jpg",
+    "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A red bus."}],
+}
+PAIR = ("--coordinator=localhost:1234", "--processes=2", "--process=1")
+
+
+@pytest.fixture(autouse=True)
+def fresh_config_module():
+    """ml_collections runs each config file in the names of the one before; a process reads only one."""
+    sys.modules.pop("config_config", None)
+    yield
+    sys.modules.pop("config_config", None)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A working directory with a config, a data file of one row and its image; the model is as small as can be."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.py").write_text(SMALL)
+    (tmp_path / "train.json").write_text(json.dumps([ROW]))
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / "images" / "bus.jpg")
+    vision = dataclasses.replace(
+        architectures.VISION["tiny"],
+        image_size=24,
+        patch_size=12,
+        width=32,
+        layers=2,
+        heads=2,
+        mlp_width=64,
+        select_layer=-2,
+    )
+    llm = dataclasses.replace(
+        architectures.LLM["tiny"], width=32, layers=1, heads=2, kv_heads=2, head_size=16, mlp_width=64
+    )
+    monkeypatch.setitem(architectures.VISION, "tiny", vision)
+    monkeypatch.setitem(architectures.LLM, "tiny", llm)
+    return tmp_path
+
+
+def run(capsys, *flags: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a command line, in this process."""
+    code = main(["main", *flags])
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return code, out, err
+
+
+# ------------------------------------------------------------------------------------------------ as a user types it
+
+
+def test_a_typo_in_a_flag_is_reported_within_three_seconds_and_without_a_traceback():
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "llava_jax.main", QUICKSTART, "--config.stages.stage1.bath=8"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert time.perf_counter() - began < 3
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ") and "'bath'" in done.stderr and '"batch"' in done.stderr
+
+
+def test_jax_is_not_imported_before_the_config_is_read():
+    text = (
+        "import sys; from llava_jax.main import read_config; "
+        f"read_config(['main', {QUICKSTART!r}]); "
+        "print(sorted({'jax', 'flax', 'numpy', 'grain', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_help_shows_the_flags_and_three_examples(capsys):
+    for flag in ("--help", "-h"):
+        code, out, err = run(capsys, flag)
+        assert code == 0 and err == ""
+        for word in ("--config=FILE", "--workdir=DIR", "--config.NAME=VALUE", "--stalled_after=SECONDS", "Exit codes"):
+            assert word in out
+        examples = [line.split()[3:] for line in out.splitlines() if line.startswith("  python -m llava_jax.main ")]
+        assert len(examples) == 3
+    for flags in examples:  # and they are right
+        sys.modules.pop("config_config", None)
+        read_config(["main", *(f.replace("=configs/", f"={ROOT}/configs/") for f in flags)])
+
+
+# ------------------------------------------------------------------------------------------------ flags
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "--config=FILE is required"),
+        (["--config"], "Missing value for flag --config"),
+        (["--config="], "the config file cannot be read"),
+        (["--config=gone.py"], "the config file cannot be read: .*No such file or directory: 'gone.py'"),
+        (["--config=gone.py", "--config.seed=1"], "the config file cannot be read: .*'gone.py'"),
+        (["--config=images"], "the config file cannot be read: .*directory: 'images'"),
+        (["--config=small.py", "--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
+        (["--config=small.py", "more"], "unexpected argument 'more'; settings are written --config.name=value"),
+        (["--config=small.py", "--confg.seed=1"], "Unknown command line flag 'confg.seed'"),
+        (["--config=small.py", "--config.sed=1"], "no such setting in the config: 'sed'; Did you mean \"seed\""),
+        (["--config=small.py", "--config.stages.on.batch=1"], "'on'; Did you mean \"one\""),
+        (["--config=small.py", "--config.seed=x"], "--config.seed=x: invalid literal for int"),
+        (["--config=small.py", "--config.stages.one.batch=1.5"], "batch=1.5: invalid literal for int"),
+        (["--config=small.py", "--config.model=3"], "--config.model=3"),
+        (["--config=small.py", "--config.seed=-1"], "config.seed=-1 must be at least 0"),
+        (["--config=small.py", "--config.run=one,two"], "'one,two', which is not in config.stages"),
+        (["--config.seed=1", "--config=small.py"], "--config.seed=1 in argv before a value for --config"),
+        (["--config=small.py", "--processes=2"], "--coordinator and --process missing: several processes each need"),
+        (["--config=small.py", "--processes=1", "--process=0"], "--coordinator missing"),
+        (["--config=small.py", *PAIR[:2], "--process=2"], "--process=2 is not one of --processes=2; .* from 0"),
+        (["--config=small.py", *PAIR[:2], "--process=-1"], "--process=-1 is not one of"),
+        (["--config=small.py", *PAIR[:2], "--process=x"], "flag --process=x: invalid literal for int"),
+        (["--config=small.py", *PAIR[1:], "--coordinator=host"], "--coordinator=host is not HOST:PORT"),
+        (["--config=small.py", *PAIR[1:], "--coordinator=host:0"], "--coordinator=host:0 is not HOST:PORT"),
+        (["--config=small.py", *PAIR, "--lost_after=0"], "--lost_after=0 must be at least 1"),
+    ],
+)
+def test_a_wrong_flag_is_named(folder, flags, message, capsys):
+    with pytest.raises(ConfigError, match=message):
+        read_config(["main", *flags])
+    code, out, err = run(capsys, *flags)
+    assert code == 2 and out == "" and err.startswith("error: ") and len(err.splitlines()) == 1
+
+
+def test_a_port_that_is_taken_is_named(folder, capsys):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        flags = (f"--coordinator=localhost:{port}", "--processes=2", "--process=0")
+        code, out, err = run(capsys, "--config=small.py", *flags)
+    assert code == 2 and out == "" and len(err.splitlines()) == 1
+    assert f"--coordinator=localhost:{port}: process 0 cannot listen there: Address already in use" in err
+
+
+BROKEN = {
+    "syntax": ("def get_config(:\n", r"mine.py:1: invalid syntax"),
+    "name": ("def get_config():\n    return defaults()\n", r"mine.py:2: NameError: name 'defaults' is not defined"),
+    "type": ("def get_config():\n    return 1 + 'a'\n", r"mine.py:2: TypeError: unsupported operand"),
+    "value": ("def get_config():\n    return int('a')\n", r"mine.py:2: ValueError: invalid literal"),
+    "import": ("import no_such_module\n", r"mine.py:1: ModuleNotFoundError: No module named 'no_such_module'"),
+    "file": ("def get_config():\n    return open('/no/file')\n", r"mine.py:2: FileNotFoundError: .*'/no/file'"),
+    "zero": ("def get_config():\n    return 1 / 0\n", r"mine.py:2: ZeroDivisionError: division by zero"),
+    "nothing returned": (
+        "def get_config():\n    pass\n",
+        r"mine.py: get_config\(\) must return .*not None",
+    ),
+    "a dict": ("def get_config():\n    return {}\n", r"mine.py: get_config\(\) must return .*not {}"),
+    "no get_config": ("x = 1\n", r"no attribute 'get_config'"),
+    "an argument": ("def get_config(x):\n    return x\n", r"mine.py: .*missing 1 required positional argument: 'x'"),
+    "a stage's typo": (
+        SMALL.replace("batch=8", "bath=8"),
+        r"mine.py:10: a stage has no setting `bath`; did you mean `batch`",
+    ),
+    "a stage's type": (SMALL.replace("batch=8", "batch='8'"), r"mine.py:10: TypeError: .*batch"),
+    "a typo": (SMALL.replace("data.length", "data.lenght"), r"data.lenght is not a setting; did you mean `length`"),
+    "a typo of a group": (SMALL.replace("s.data.template", "s.dta.template"), r"mine.py:12: AttributeError: .*dta"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_config_file_is_named_with_its_line(folder, name, capsys):
+    text, message = BROKEN[name]
+    (folder / "mine.py").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_config(["main", "--config=mine.py"])
+    code, out, err = run(capsys, "--config=mine.py")
+    assert code == 2 and err.startswith("error: ") and len(err.splitlines()) <= 2
+
+
+def test_flags_change_values_and_their_origin_is_told(folder):
+    flags = (
+        "--workdir=here", "--config.hash_frozen", "--config.stages.one.batch=16",
+        "--config.stages.one.optimizer.clip=2",
+        "--config.stages.one.learning_rates=(('llm/.*',1e-5),('.*',None))", "--config.load={'llm': 'x.safetensors'}",
+    )  # fmt: skip
+    config, workdir, lines, *_ = read_config(["main", "--config=small.py", *flags])
+    stage = config.stages["one"]
+    assert (stage.batch, stage.optimizer.clip, config.hash_frozen, config.load.llm) == (16, 2.0, True, "x.safetensors")
+    assert stage.learning_rates == (("llm/.*", 1e-5), (".*", None))
+    assert workdir == Path("here")
+    for line in (
+        "stages.one.batch = 16  (command line)",
+        "stages.one.optimizer.clip = 2.0  (command line)",
+        "hash_frozen = True  (command line)",
+        "load.llm = 'x.safetensors'  (command line)",
+        "stages.one.steps = 1  (small.py)",
+        "model.llm = 'tiny'  (small.py)",
+        "stages.one.epochs = 1  (default)",
+    ):
+        assert line in lines
+
+
+def test_the_workdir_is_called_after_the_config_file(folder):
+    assert read_config(["main", "--config=small.py"])[1] == Path("workdir/small")
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def no_file(folder):
+    (folder / "train.json").unlink()
+
+
+def no_folder(folder):
+    (folder / "images" / "bus.jpg").unlink()
+    (folder / "images").rmdir()
+
+
+def no_image(folder):
+    (folder / "images" / "bus.jpg").unlink()
+
+
+def truncated_image(folder):
+    path = folder / "images" / "bus.jpg"
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+def no_rows(folder):
+    (folder / "train.json").write_text("[]")
+
+
+def no_bytes(folder):
+    (folder / "train.json").write_text("")
+
+
+def no_array(folder):
+    (folder / "train.json").write_text(json.dumps(ROW))
+
+
+def json_lines(folder):
+    (folder / "train.json").write_text(json.dumps(ROW) + "\n" + json.dumps(ROW))
+
+
+def cut_off(folder):
+    (folder / "train.json").write_text(json.dumps([ROW, ROW])[:-20])
+
+
+def no_id(folder):
+    (folder / "train.json").write_text(json.dumps([{**ROW, "id": None}]))
+
+
+def outside(folder):
+    (folder / "train.json").write_text(json.dumps([{**ROW, "image": "../../etc/passwd"}]))
+
+
+FAULTS = [
+    (no_file, ["train.json", "cannot be read"]),
+    (no_folder, ["images", "not found"]),
+    (no_image, ["bus-1", "bus.jpg", "no such file"]),
+    (truncated_image, ["bus-1", "bus.jpg", "damaged or cut off"]),
+    (no_rows, ["train.json", "without samples"]),
+    (no_bytes, ["train.json", "empty"]),
+    (no_array, ["train.json", "not a JSON array"]),
+    (json_lines, ["train.json", "not a JSON array"]),
+    (cut_off, ["train.json", "row 1", "broken JSON"]),
+    (no_id, ["train.json", "row 0", '"id"']),
+    (outside, ["train.json", "bus-1", "../../etc/passwd", "does not stay below"]),
+]
+
+
+@pytest.mark.parametrize("fault, words", FAULTS, ids=[f.__name__ for f, _ in FAULTS])
+def test_a_fault_in_the_data_is_named_and_ends_with_1(folder, fault, words, capsys, monkeypatch):
+    fault(folder)
+    monkeypatch.setattr("llava_jax.train.loop.first_state", lambda *_: None, raising=False)  # saves its compilation
+    code, out, err = run(capsys, "--config=small.py", "--config.stages.one.data.bad=error")
+    assert code == 1 and err.startswith("error: ")
+    assert all(word in err for word in words), err
+    assert "stages.one.batch = 8  (small.py)" in out  # what it tried to do is on the screen
+
+
+def test_a_fault_far_into_the_data_comes_through_the_loader_s_threads(folder, capsys):
+    Image.new("RGB", (64, 48)).save(folder / "images" / "late.jpg")
+    late = folder / "images" / "late.jpg"
+    late.write_bytes(late.read_bytes()[:-300])
+    rows = [ROW, *({**ROW, "id": f"late-{i}", "image": "late.jpg"} for i in range(7))]
+    (folder / "train.json").write_text(json.dumps(rows))
+    code, out, err = run(capsys, "--config=small.py", "--config.stages.one.data.bad=error")
+    assert code == 1 and err.startswith("error: sample 'late-") and str(late) in err and "cut off" in err
+    assert "sample bus-1" in out  # the first one was read and shown
+
+
+def test_what_data_says_to_the_terminal_is_only_text(folder, capsys):
+    late = {**ROW, "id": "late\x1b[2J", "image": "gone\x1b[31m.jpg"}
+    (folder / "train.json").write_text(json.dumps([{**ROW, "id": "bus\x1b[31m-1"}, *[late] * 7]))
+    code, out, err = run(capsys, "--config=small.py", "--config.stages.one.data.bad=error")
+    assert code == 1 and "sample bus[31m-1" in out and "gone[31m.jpg: no such file" in err
+    assert "\x1b" not in out + err
+
+
+def test_a_missing_tokenizer_is_named(folder, capsys):
+    code, _, err = run(capsys, "--config=small.py", "--config.tokenizer=data/vicuna")
+    assert code == 1 and "data/vicuna: no tokenizer there" in err
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--config.stages.one.data.template=vicuna"], "did you mean"),
+        (["--config.stages.one.data.length=4"], "leaves no room for text beside 1 images of 4 patches"),
+        (["--config.stages.one.eval.questions=3"], "eval.questions needs data.source=scenes"),
+        (["--config.stages.one.data.path="], "data.path must be set"),
+        (["--config.mesh.data=3"], "does not cover 8 devices"),
+        (["--config.stages.one.batch=4"], "do not split over"),
+        (["--config.model.projector=mlp"], "mlp"),
+        (["--config.stages.one.learning_rates=(('projektor/.*',1e-3),('.*',None))"], "'projektor/.*' decides for no"),
+    ],
+)
+def test_settings_that_do_not_fit_together_end_with_2(folder, flags, message, capsys):
+    code, _, err = run(capsys, "--config=small.py", *flags)
+    assert code == 2 and err.startswith("error: ") and message in err
+
+
+# ------------------------------------------------------------------------------------------------ how it ends
+
+
+def test_exit_codes_follow_the_errors(folder, monkeypatch, capsys):
+    from llava_jax.train import loop
+
+    def ends_with(error):
+        def train(config, workdir, argv, processes):
+            assert (config.run, workdir, argv) == (("one",), Path("workdir/small"), ["main", "--config=small.py"])
+            assert processes.stalled_after == 300
+            if error:
+                raise error
+
+        return train
+
+    for error, expected in [
+        (None, 0),
+        (DataError("a sample"), 1),
+        (ConfigError("a value"), 2),
+        (loop.Stopped("saved"), 143),
+    ]:
+        monkeypatch.setattr(loop, "train", ends_with(error))
+        code, _, err = run(capsys, "--config=small.py")
+        assert code == expected and str(error or "") in err
+    monkeypatch.setattr(loop, "train", ends_with(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):  # what is not the user's fault keeps its traceback
+        main(["main", "--config=small.py"])

@@ -1,0 +1,169 @@
+"""array_records.py: what is written is read again, and what was damaged is not."""
+
+import hashlib
+import io
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_jax.data.example import Example, id_hash
+from llava_jax.data.sources.array_record import ArrayRecordSource, decode_record, encode_record
+from llava_jax.data.write_shards import write_shards
+from llava_jax.errors import DataError
+from llava_jax.images.preprocess import load_image
+
+TURNS = (("human", "<image>\nWhat is it? 漢🚌"), ("gpt", "A bus.\n<image>"))
+TWO = (("human", "<image> and <image>"), ("gpt", "x"), ("human", "?"), ("gpt", "!"))
+TEXT = (("human", "Hi"), ("gpt", "Hello"))
+
+
+def png(i: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def examples(folder: Path) -> list[Example]:
+    (folder / "bus.png").write_bytes(png(100))
+    several = [Example(f"№{i}", TURNS, (png(i),)) for i in range(7)]
+    return [*several, Example("two", TWO, (folder / "bus.png", png(8)), "detail"), Example("text", TEXT, ())]
+
+
+@pytest.fixture
+def built(tmp_path) -> Path:
+    write_shards(
+        examples(tmp_path), tmp_path / "out", made_from={}, shard_rows=4, skip_bad=False, threads=2, say=lambda _: None
+    )
+    return tmp_path / "out"
+
+
+def test_records_hold_everything_and_images_byte_for_byte(tmp_path):
+    for example in examples(tmp_path):
+        again = decode_record(encode_record(example), "here")
+        assert (again.id, again.turns, again.kind) == (example.id, example.turns, example.kind)
+        data = tuple(image.read_bytes() if isinstance(image, Path) else image for image in example.images)
+        assert again.images == data
+
+
+def test_pixels_become_png():
+    image = Image.open(io.BytesIO(png(3)), formats=("PNG",))
+    again = decode_record(encode_record(Example("1", TURNS, (image,))), "here")
+    assert load_image(again.images[0], "x").tobytes() == image.tobytes()
+
+
+def test_every_flipped_bit_of_a_record_is_found():
+    record = encode_record(Example("1", TURNS, (png(1),)))
+    for at in range(0, len(record), 7):
+        broken = record[:at] + bytes([record[at] ^ 4]) + record[at + 1 :]
+        with pytest.raises(DataError, match="^here: its hash is not that of its content"):
+            decode_record(broken, "here")
+    with pytest.raises(DataError, match="its hash"):
+        decode_record(record[:-1], "here")
+
+
+def signed(body: bytes) -> bytes:
+    return hashlib.sha256(body).digest() + body
+
+
+HEAD = {
+    "id": "1",
+    "images": ["a"],
+    "sizes": [3],
+    "kind": "",
+    "conversations": [{"from": r, "value": t} for r, t in TURNS],
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sizes": [4]},
+        {"sizes": [2]},
+        {"sizes": [3, 0]},
+        {"sizes": [-1, 4]},
+        {"sizes": ["3"]},
+        {"sizes": 3},
+        {"sizes": None},
+    ],
+)
+def test_a_record_that_was_written_by_somebody_else_is_refused(change):
+    head = json.dumps(HEAD).encode()
+    assert decode_record(signed(len(head).to_bytes(4, "little") + head + b"abc"), "here").images == (b"abc",)
+    head = json.dumps(HEAD | change).encode()
+    with pytest.raises(DataError, match="^here: not a record of this project"):
+        decode_record(signed(len(head).to_bytes(4, "little") + head + b"abc"), "here")
+    for body in (b"", b"\xff\xff\xff\xff{}", b"\x02\0\0\0[]", b"\x02\0\0\0{}"):
+        with pytest.raises(DataError, match="^here: not a record"):
+            decode_record(signed(body), "here")
+
+
+def test_a_folder_of_shards_is_the_source_it_was_made_of(built, tmp_path):
+    source, before = ArrayRecordSource(built), examples(tmp_path)
+    assert len(source) == 9
+    for again in (source, pickle.loads(pickle.dumps(source))):
+        assert [again[i].id for i in (8, 3, 4, 0, -1)] == [before[i].id for i in (8, 3, 4, 0, -1)]
+    assert source[7].images[1] == png(8) and source[7].kind == "detail"
+    assert source.id_hashes().tolist() == [id_hash(example.id) for example in before]
+    with pytest.raises(IndexError):
+        source[9]
+
+
+def test_without_a_manifest_there_is_no_source(built):
+    (built / "manifest.json").rename(built / "gone")
+    with pytest.raises(DataError, match="out: no manifest.json: its build did not end"):
+        ArrayRecordSource(built)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m | {"format": 2}, "of format 2; this version reads 1"),
+        (lambda m: m | {"shards": []}, "lists no shards"),
+        (lambda m: m | {"shards": [m["shards"][0] | {"name": "../x"}]}, "files outside the folder"),
+        (lambda m: m | {"shards": [m["shards"][0] | {"records": "4"}]}, "lists no shards"),
+        (lambda m: {"format": 1}, "cannot be read"),
+        (lambda m: [], "cannot be read"),
+    ],
+)
+def test_a_manifest_is_not_trusted(built, change, message):
+    file = built / "manifest.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(DataError, match="manifest.json: .*" + message):
+        ArrayRecordSource(built)
+
+
+def test_missing_and_cut_shards_are_named_when_opened(built):
+    shard = built / "shard-00001-of-00003.array_record"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1])
+    with pytest.raises(DataError, match=f"{shard.name}: {len(data) - 1:,} bytes long instead of {len(data):,}"):
+        ArrayRecordSource(built)
+    shard.unlink()
+    with pytest.raises(DataError, match=f"{shard.name}: missing"):
+        ArrayRecordSource(built)
+
+
+def test_damage_is_named_where_it_is_read_and_only_there(built):
+    shard = built / "shard-00001-of-00003.array_record"
+    data = bytearray(shard.read_bytes())
+    data[data.index(png(5)) + 10] ^= 1
+    shard.write_bytes(data)
+    source = ArrayRecordSource(built)
+    for _ in range(2):
+        with pytest.raises(DataError, match=f"{shard.name}: record 1 cannot be read"):
+            source[5]
+    assert source[4].id == "№4" and source[6].id == "№6"
+    shard.write_bytes(bytes(len(data)))
+    with pytest.raises(DataError, match=f"{shard.name}: record 0 cannot be read"):
+        ArrayRecordSource(built)[4]
+
+
+def test_ids_that_are_not_those_of_the_manifest_are_refused(built):
+    source = ArrayRecordSource(built)
+    np.save(built / "ids.npy", source.id_hashes() + 1)
+    with pytest.raises(DataError, match="ids.npy: missing or damaged"):
+        source.id_hashes()

@@ -1,0 +1,102 @@
+import json
+
+import pytest
+
+from llava_jax.errors import DataError
+from llava_jax.evaluation.scienceqa.files import read_answers, result_json
+from llava_jax.evaluation.scienceqa.report import analysis_json
+from llava_jax.evaluation.scienceqa.score import grade
+from tests.evaluation.scienceqa.scienceqa_folder import planted
+
+LINES = '{"question_id": "4", "prompt": "<image>\\nWhich?", "text": "The answer is B.", "metadata": {}}\n\n'
+LINES += '{"question_id": 5, "text": "é"}'
+
+
+def test_the_released_file_is_written_as_it_was_read(real_data):
+    path = real_data / "published" / "test_sqa_llava_13b_v0.json"
+    answers = read_answers(path)
+    assert len(answers.texts) == len(answers.results) == 4241
+    assert result_json(answers.results, answers.texts, 3855).encode() == path.read_bytes()
+
+
+def test_the_share_is_rounded_as_the_original_rounds_it():
+    assert '"acc": 28.000000000000004,' in result_json(dict.fromkeys(map(str, range(25)), 0), {}, 7)
+
+
+def test_lines_are_read_with_what_was_asked(tmp_path):
+    (tmp_path / "a.jsonl").write_text(LINES)
+    answers = read_answers(tmp_path / "a.jsonl")
+    assert answers.texts == {"4": "The answer is B.", "5": "é"} and answers.results == {}
+    assert answers.prompts == {"4": "<image>\nWhich?"}
+    (tmp_path / "one.jsonl").write_text(LINES.split("\n")[0])
+    assert read_answers(tmp_path / "one.jsonl").texts == {"4": "The answer is B."}
+
+
+def test_the_analysis_file_is_the_originals_and_is_read_again(tmp_path):
+    problems = planted(tmp_path, {"4": {"answer": 1}, "5": {"answer": 2}, "6": {}})
+    (tmp_path / "a.jsonl").write_text(LINES)
+    answers = read_answers(tmp_path / "a.jsonl")
+    written = analysis_json(grade(problems, answers), answers)
+    assert written == json.dumps(
+        {
+            "correct": [
+                {
+                    "question_id": "4",
+                    "parsed_ans": "B",
+                    "ground_truth": "B",
+                    "question": "<image>\nWhich?",
+                    "pred": "The answer is B.",
+                    "is_multimodal": True,
+                }
+            ],
+            "incorrect": [
+                {
+                    "question_id": pid,
+                    "parsed_ans": "FAILED",
+                    "ground_truth": truth,
+                    "question": "Unknown",
+                    "pred": text,
+                    "is_multimodal": False,
+                }
+                for pid, truth, text in (("5", "C", "é"), ("6", "A", "FAILED"))
+            ],
+        },
+        indent=2,
+    )
+    (tmp_path / "analysis.json").write_text(written)
+    assert read_answers(tmp_path / "analysis.json").texts == answers.texts | {"6": "FAILED"}
+
+
+FAULTS = {
+    "empty": ("", "empty"),
+    "cut off": (LINES[:-5], "line 3 is broken JSON. Was it cut off"),
+    "twice": (LINES + "\n" + LINES.split("\n")[0], "line 4: question 4 again, after line 1"),
+    "no id": ('{"text": "A"}\n{"text": "A"}', 'line 1: needs the keys "question_id" and "text"'),
+    "id is true": ('{"question_id": true, "text": "A"}', "needs the keys"),
+    "no text": ('{"question_id": "1", "text": null}', "line 1: needs the keys"),
+    "a number a line": ("3\n4", "line 1: needs the keys"),
+    "a list": ("[1]", "expected JSON Lines or one object, found list"),
+    "another object": ('{"a": 1}', '"outputs" must hold texts by id'),
+    "outputs are numbers": ('{"outputs": {"1": 2}}', '"outputs" must hold texts'),
+    "results are texts": ('{"outputs": {}, "results": {"1": "A"}}', '"results" must hold indices'),
+    "results are true": ('{"outputs": {}, "results": {"1": true}}', '"results" must hold indices'),
+    "nothing in it": ('{"outputs": {}}', "no answers in it"),
+    "an id twice": ('{"outputs": {"1": "A", "1": "B"}}', "key '1' twice in one object"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named_with_its_file(tmp_path, fault):
+    content, message = FAULTS[fault]
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(DataError) as caught:
+        read_answers(tmp_path / "a.json")
+    assert str(caught.value).startswith(str(tmp_path / "a.json")) and message in str(caught.value)
+
+
+def test_what_cannot_be_read_is_said(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        read_answers(tmp_path)
+    (tmp_path / "latin").write_bytes(b"\xe9")
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_answers(tmp_path / "latin")

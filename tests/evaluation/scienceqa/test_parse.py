@@ -1,0 +1,103 @@
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llava_jax.evaluation.scienceqa.parse import ending, index_of, lenient, strict
+
+CHOICES = ("red", "blue", "a dog")
+# what a model wrote: (strict, lenient), of three choices
+EDGES = {
+    "A": ("A", "A"),
+    "The answer is B.": ("B", "B"),
+    "Because of this. The answer is C.": ("C", "C"),
+    "B. blue": ("B", "B"),
+    "The answer is B": (None, "B"),  # nothing behind the letter
+    "The answer is B\n": (None, "B"),  # a line's end is no character to the original's dot
+    "The answer is B!": ("B", "B"),
+    "The answer is Blue.": ("B", "B"),
+    "The answer is a dog.": (None, "C"),
+    "The answer is Antarctica.": ("A", None),  # strict takes any character behind the letter
+    "The answer is B because it is.": ("B", "B"),
+    "B. blue. The answer is A.": ("B", None),
+    "The answer is A. No. The answer is A.": (None, "A"),
+    "The answer is A. No. The answer is B.": (None, None),
+    "A.": (None, "A"),
+    "(A)": (None, "A"),
+    "(b) blue": (None, "B"),
+    "B) blue": (None, "B"),
+    "a": (None, "A"),
+    "Answer: A": (None, "A"),
+    "ANSWER: B.": (None, "B"),
+    "###\nANSWER:\nC.": (None, "C"),
+    "the correct answer is (c)": (None, "C"),
+    "the answer is b.": (None, "B"),
+    "The answer is a dog": (None, "C"),
+    "The answer is a cat": (None, None),
+    "a dog.": (None, "C"),  # a choice in full
+    "Blue": (None, "B"),
+    "A dog": (None, "C"),
+    "E": ("E", None),  # of no choice
+    "The answer is D.": ("D", None),
+    "The answer is Z.": ("Z", None),
+    "F": (None, None),
+    "": (None, None),
+    " A": (None, "A"),
+    "A B": (None, None),
+    "I do not know.": (None, None),
+    "FAILED": (None, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", EDGES)
+def test_edges(text):
+    assert (strict(text), lenient(text, CHOICES)) == EDGES[text]
+
+
+def published(text: str) -> str:
+    """The published rule, written down again."""
+    if text in ["A", "B", "C", "D", "E"]:
+        return text
+    if len(text) >= 3 and text[0] in ["A", "B", "C", "D", "E"] and text[1:3] == ". ":
+        return text[0]
+    found = re.compile(r"The answer is ([A-Z]).").findall(text)
+    return found[0] if len(found) == 1 else "FAILED"
+
+
+PIECES = st.sampled_from(["The answer is ", "A", "B", "E", "F", ".", " ", ". ", "\n", "\r", "!", "é", "(", ")", "a"])
+
+
+@given(st.lists(PIECES, max_size=8).map("".join))
+def test_strict_is_the_published_rule_on_any_text(text):
+    assert (strict(text) or "FAILED") == published(text)
+
+
+@given(st.lists(PIECES, max_size=8).map("".join))
+def test_lenient_finds_a_choice_or_nothing_and_another_than_strict_only_where_that_read_into_a_word(text):
+    found, narrow = lenient(text, CHOICES), strict(text)
+    assert found in (None, "A", "B", "C")
+    assert None in (found, narrow) or found == narrow or re.search(r"The answer is [A-Z]\w", text)
+
+
+def test_nothing_said_is_no_choice_that_is_empty():
+    assert lenient("", ("", "x")) is lenient("The answer is .", (".", "x")) is None
+
+
+def test_a_long_run_of_spaces_takes_no_time():
+    began = time.process_time()
+    for start in ("answer", "answer is", "the answer is a"):
+        assert lenient(start + " " * 50_000 + "@", CHOICES) is None
+    assert time.process_time() - began < 2  # a rule that tries all ways to share them takes half a minute
+
+
+def test_the_ensembles_know_the_last_rule_alone():
+    assert [ending(text) for text in ("A", "A. red", "The answer is A.", "The answer is A")] == [None, None, "A", None]
+
+
+@pytest.mark.parametrize(
+    "letter, choices, index", [("A", 2, 0), ("B", 2, 1), ("C", 2, -1), ("F", 5, -1), (None, 5, -1)]
+)
+def test_a_letter_beyond_the_choices_is_none_of_them(letter, choices, index):
+    assert index_of(letter, choices) == index

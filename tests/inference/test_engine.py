@@ -1,0 +1,240 @@
+"""generate.py: a batch answers each prompt as if it were alone, and a stream says the same piece by piece."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from llava_jax.config.architectures import IMAGE_TOKEN_ID
+from llava_jax.errors import ConfigError, DataError, TooLong
+from llava_jax.inference.decode import decode_view
+from llava_jax.inference.engine import Prompt, Settings, bucket, generate, padded_rows, stream
+from llava_jax.runtime.sharding import make_mesh
+from llava_jax.text.tokenizer import train_tokenizer
+from tests.inference.small_model import (
+    IMAGE,
+    LLM,
+    MODEL,
+    UNUSED,
+    VISION,
+    compilations,
+    pictures,
+    random_params,
+    variant,
+)
+
+PIXELS = pictures(9)
+PROMPTS = [
+    Prompt([1, *IMAGE, 5, 6, 7], PIXELS[:1], row=0),
+    Prompt([1, 8], row=1),
+    Prompt([1, *IMAGE, 9, *IMAGE, 10, 11], PIXELS[1:3], row=2),
+    Prompt([1, 12, 13, 14, *IMAGE], PIXELS[3:4], row=3),
+    Prompt([1, *IMAGE, *IMAGE, *IMAGE, 15], PIXELS[4:7], row=4),
+    Prompt([1], row=5),
+    Prompt([1, *range(20, 32)], row=6),
+    Prompt([1, 16, *IMAGE, 17, *IMAGE], PIXELS[7:], row=7),
+]
+GREEDY = Settings((UNUSED,), max_new_tokens=8)
+DRAWN = dataclasses.replace(GREEDY, temperature=0.9, top_k=40, top_p=0.95, seed=3)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return decode_view(random_params(MODEL))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """Its ids from 4 on are bytes; the model knows those below 64, which are punctuation, digits and letters."""
+    return train_tokenizer(["ab"], 260, tmp_path_factory.mktemp("tokenizer"))
+
+
+def ids(answers) -> list[list[int]]:
+    return [answer.ids for answer in answers]
+
+
+@pytest.mark.parametrize("settings", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_a_batch_of_mixed_lengths_and_image_counts_equals_its_singles(params, settings):
+    together = generate(MODEL, params, PROMPTS, settings)
+    alone = [generate(MODEL, params, [prompt], settings)[0] for prompt in PROMPTS]
+    assert together == alone
+    assert len({tuple(answer.ids) for answer in together}) == 8, "different prompts, different answers"
+    for answer in together:  # a drawn answer may hit the stop token early
+        assert answer.finish == ("stop" if answer.ids[-1] == UNUSED else "length")
+        assert len(answer.ids) == 8 or answer.finish == "stop"
+
+
+def test_a_row_s_draws_do_not_depend_on_where_it_stands(params):
+    backwards = generate(MODEL, params, PROMPTS[::-1], DRAWN)
+    assert backwards[::-1] == generate(MODEL, params, PROMPTS, DRAWN)
+
+
+def test_draws_repeat_with_the_seed_and_differ_by_seed_and_row(params):
+    first = ids(generate(MODEL, params, PROMPTS, DRAWN))
+    assert first == ids(generate(MODEL, params, PROMPTS, DRAWN))
+    assert first != ids(generate(MODEL, params, PROMPTS, dataclasses.replace(DRAWN, seed=4)))
+    several = ids(generate(MODEL, params, [PROMPTS[0]._replace(row=n) for n in range(6)], DRAWN))
+    assert several[0] == first[0] and len({tuple(answer) for answer in several}) > 3
+
+
+@pytest.mark.parametrize("settings", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_streaming_equals_the_batch(params, tokenizer, settings):
+    answers = generate(MODEL, params, PROMPTS, settings, tokenizer)
+    found, text, finish = [[] for _ in PROMPTS], [""] * 8, [None] * 8
+    for pieces in stream(MODEL, params, PROMPTS, settings, tokenizer):
+        for i, piece in enumerate(pieces):
+            if piece:
+                assert finish[i] is None, "nothing comes behind the end"
+                found[i].append(piece.id)
+                text[i] += piece.text
+                finish[i] = piece.finish
+    assert found == ids(answers)
+    assert (text, finish) == ([a.text for a in answers], [a.finish for a in answers])
+    assert all(answer.text == tokenizer.decode(id for id in answer.ids if id != UNUSED) for answer in answers)
+
+
+def test_a_stop_id_ends_a_row_and_is_part_of_its_ids_but_not_of_its_text(params, tokenizer):
+    free = generate(MODEL, params, PROMPTS, GREEDY, tokenizer)
+    stop = free[0].ids[2]
+    for answer, whole in zip(generate(MODEL, params, PROMPTS, _with_stop(stop), tokenizer), free, strict=True):
+        end = whole.ids.index(stop) + 1 if stop in whole.ids else len(whole.ids)
+        assert answer.ids == whole.ids[:end]
+        assert answer.finish == ("stop" if stop in whole.ids else "length")
+        assert answer.text == tokenizer.decode(id for id in answer.ids if id != stop)
+
+
+def _with_stop(stop: int) -> Settings:
+    return dataclasses.replace(GREEDY, stop_ids=(UNUSED, stop))
+
+
+@pytest.mark.parametrize("start, length", [(0, 2), (1, 3), (3, 2)])
+def test_a_stop_string_over_several_tokens_ends_a_row(params, tokenizer, start, length):
+    """After more tokens than one round of steps, too: max_new_tokens is 40."""
+    settings = dataclasses.replace(GREEDY, max_new_tokens=40)
+    free = generate(MODEL, params, PROMPTS, settings, tokenizer)
+    for row in (0, 4):
+        stop = free[row].text[start : start + length]
+        for way in (_generated, _streamed):
+            answers = way(params, dataclasses.replace(settings, stop_strings=(stop, "nowhere")), tokenizer)
+            for (text, finish, count), whole in zip(answers, free, strict=True):
+                assert text == whole.text.split(stop)[0]
+                assert finish == ("stop" if stop in whole.text else "length")
+                if finish == "stop":
+                    assert tokenizer.decode(whole.ids[:count]).endswith(stop), "and nothing is generated behind it"
+
+
+def _generated(params, settings, tokenizer):
+    return [(a.text, a.finish, len(a.ids)) for a in generate(MODEL, params, PROMPTS, settings, tokenizer)]
+
+
+def _streamed(params, settings, tokenizer):
+    rows = [[piece for piece in row if piece] for row in zip(*stream(MODEL, params, PROMPTS, settings, tokenizer))]  # noqa: B905
+    return [("".join(p.text for p in row), row[-1].finish, len(row)) for row in rows]
+
+
+def test_decoding_goes_on_in_rounds_until_a_late_stop_string(params, tokenizer):
+    settings = dataclasses.replace(GREEDY, max_new_tokens=40, temperature=1.0)
+    free = generate(MODEL, params, PROMPTS[:1], settings, tokenizer)[0]
+    stop = free.text[-6:]
+    found = generate(MODEL, params, PROMPTS[:1], dataclasses.replace(settings, stop_strings=(stop,)), tokenizer)[0]
+    assert (found.text, found.finish, found.ids) == (free.text[:-6], "stop", free.ids)
+
+
+def test_the_model_s_last_position_ends_an_answer(params):
+    long = Prompt([1] * (LLM.max_positions - 3))
+    answers = generate(MODEL, params, [long, PROMPTS[0]], GREEDY)
+    assert [len(answer.ids) for answer in answers] == [3, 8]
+    assert answers[0].finish == "length"
+
+
+@pytest.mark.parametrize("image", [(), PIXELS[:1]], ids=["text", "image"])
+def test_a_hundred_prompts_in_one_bucket_compile_twice(params, image):
+    rng = np.random.default_rng(0)
+    model = variant(norm_eps=2e-5 + 1e-5 * len(image))  # one that no other test has compiled
+    with compilations() as found:
+        for n in range(100):
+            prompt = Prompt([1, *rng.integers(4, 60, n % 11), *IMAGE * len(image)], image, row=n)
+            settings = Settings(
+                stop_ids=tuple(range(60, 61 + n % 3)), max_new_tokens=1 + n % 5, temperature=0.1 * (n % 7),
+                top_k=n % 9, top_p=1 - n / 200, seed=n,
+            )  # fmt: skip
+            assert len(generate(model, params, [prompt], settings)[0].ids) <= 1 + n % 5
+    assert len(found) == 2, found
+
+
+def test_the_images_are_encoded_in_the_prefill_alone(params):
+    """Decoding does not even see the tower's weights."""
+    expected = generate(MODEL, params, PROMPTS[:1], GREEDY)
+    steps = stream(MODEL, params, PROMPTS[:1], GREEDY)
+    next(steps)
+    towers = dict(vision=params.pop("vision"), projector=params.pop("projector"))
+    try:
+        assert [piece.id for (piece,) in steps] == expected[0].ids[1:]
+    finally:
+        params.update(towers)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)])
+def test_a_mesh_answers_the_same(params, shape):
+    expected = generate(MODEL, params, PROMPTS[:3], DRAWN)
+    assert generate(MODEL, params, PROMPTS[:3], DRAWN, mesh=make_mesh(*shape)) == expected
+
+
+def test_bfloat16_answers_alone_as_in_a_batch_and_by_streaming(params):
+    model = variant("bfloat16")
+    weights = jax.tree.map(lambda x: x.astype("bfloat16"), params)
+    alone = [generate(model, weights, [prompt], GREEDY)[0] for prompt in PROMPTS[:2]]
+    assert generate(model, weights, PROMPTS, GREEDY)[:2] == alone
+    streamed = [[piece.id for piece in row] for row in zip(*stream(model, weights, PROMPTS[:1], GREEDY))]  # noqa: B905
+    assert streamed == ids(alone[:1])
+
+
+def test_lengths_and_rows_fall_into_buckets():
+    assert [bucket(n) for n in (1, 16, 17, 100, 128, 130, 1100)] == [16, 16, 32, 112, 128, 160, 1280]
+    for n in range(1, 5000):
+        assert n <= bucket(n) < n * 1.25 + 16
+    assert [padded_rows(n, "float32", None) for n in (1, 2, 3, 8, 9)] == [1, 2, 4, 8, 16]
+    assert padded_rows(1, "bfloat16", None) == 2
+    assert padded_rows(1, "float32", make_mesh(2, 2, 2)) == 4
+
+
+def test_no_prompts_no_answers(params):
+    assert generate(MODEL, params, [], GREEDY) == []
+
+
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        (Prompt([]), "prompt 1 has 0 tokens"),
+        (Prompt([1] * 64), "prompt 1 has 64 tokens; the model takes 1 to 63"),
+        (Prompt([1, *IMAGE]), r"prompt 1 has 0 image\(s\) of 4 features, but 4 places"),
+        (Prompt([1, *IMAGE[1:]], PIXELS[:1]), r"prompt 1 has 1 image\(s\) of 4 features, but 3 places"),
+        (Prompt([1, 64]), "prompt 1 has token ids from 1 to 64, but the model's vocabulary ends at 63"),
+        (Prompt([1, -1]), "prompt 1 has token ids from -1 to 1"),
+        (Prompt([1, *IMAGE], PIXELS[:1, :12]), r"an image is uint8\[12, 24, 3\]; the model takes uint8\[24, 24, 3\]"),
+    ],
+)
+def test_a_prompt_that_cannot_be_answered_is_named(params, prompt, message):
+    assert VISION.features == 4 and IMAGE_TOKEN_ID == -200
+    with pytest.raises(DataError, match=message) as fault:
+        generate(MODEL, params, [PROMPTS[1], prompt], GREEDY)
+    assert (fault.type is TooLong) == (len(prompt.tokens) >= LLM.max_positions)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(max_new_tokens=0), dict(temperature=-1.0), dict(temperature=float("nan")), dict(top_k=-1), dict(top_p=0.0),
+        dict(top_p=1.5), dict(seed=-1), dict(seed=2**32), dict(stop_strings=("",)), dict(stop_ids=(-1,)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_setting_out_of_range_is_named(change):
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        dataclasses.replace(GREEDY, **change)
+
+
+def test_stop_strings_need_a_tokenizer(params):
+    with pytest.raises(ConfigError, match="tokenizer"):
+        generate(MODEL, params, PROMPTS, dataclasses.replace(GREEDY, stop_strings=("#",)))

@@ -1,0 +1,119 @@
+"""sampling.py against a reference in numpy that does one row at a time, as the definitions read."""
+
+import jax
+import numpy as np
+import pytest
+
+from llava_jax.inference.sampling import Sampling, choose
+from tests.inference.small_model import compilations
+
+V = 12
+LOGITS = np.random.default_rng(0).normal(0, 1.5, (V,)).astype(np.float32)
+DRAWS = 4000
+
+
+def sampling(rows: int, temperature=1.0, top_k=0, top_p=1.0, seed=0, row=0) -> Sampling:
+    full = lambda x, dtype: np.broadcast_to(np.asarray(x, dtype), rows)  # noqa: E731
+    return Sampling(
+        full(temperature, np.float32), full(top_k, np.int32), full(top_p, np.float32),
+        full(seed, np.uint32), full(row, np.uint32),
+    )  # fmt: skip
+
+
+compiled = jax.jit(choose)
+
+
+def draw(logits, positions=0, **settings) -> np.ndarray:
+    logits = np.atleast_2d(np.asarray(logits, np.float32))
+    positions = np.broadcast_to(np.asarray(positions, np.int32), len(logits))
+    return np.asarray(compiled(logits, sampling(len(logits), **settings), positions))
+
+
+def reference(logits, temperature=1.0, top_k=0, top_p=1.0) -> np.ndarray:
+    """The distribution that a row is drawn from."""
+    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    weights = np.exp((logits - logits.max()).astype(np.float64) / temperature)
+    kept = order[: top_k or None]
+    share, chosen = 0.0, []
+    for i in kept:
+        if chosen and share >= top_p:
+            break
+        chosen.append(i)
+        share += weights[i] / weights[kept].sum()
+    p = np.zeros(len(logits))
+    p[chosen] = weights[chosen]
+    return p / p.sum()
+
+
+SETTINGS = [
+    dict(),
+    dict(temperature=0.5),
+    dict(temperature=2.0),
+    dict(top_k=3),
+    dict(top_k=V + 5),
+    dict(top_p=0.6),
+    dict(top_p=0.05),
+    dict(temperature=1.5, top_k=6, top_p=0.8),
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_draws_follow_the_distribution(settings):
+    expected = reference(LOGITS, **settings)
+    counts = np.bincount(draw(np.tile(LOGITS, (DRAWS, 1)), positions=np.arange(DRAWS), **settings), minlength=V)
+    assert (counts[expected == 0] == 0).all(), "a token that is cut off never comes"
+    wrong = np.abs(counts / DRAWS - expected) / np.sqrt(expected * (1 - expected) / DRAWS + 1e-12)
+    assert wrong[expected > 0].max() < 4.5  # standard deviations
+
+
+def test_the_docstring_s_example():
+    logits = np.log([0.5, 0.2, 0.2, 0.1])
+    np.testing.assert_allclose(reference(logits, top_k=3, top_p=0.6), [5 / 7, 2 / 7, 0, 0])
+    drawn = draw(np.tile(logits, (500, 1)), positions=np.arange(500), top_k=3, top_p=0.6)
+    assert set(drawn.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("settings", [dict(temperature=0.0), dict(top_k=1), dict(top_p=1e-6)], ids=str)
+def test_the_likeliest_token_in_three_ways(settings):
+    """Of equals the one with the lower id, as argmax does."""
+    logits = np.random.default_rng(1).integers(0, 3, (300, V))
+    np.testing.assert_array_equal(draw(logits, positions=np.arange(300), **settings), logits.argmax(axis=1))
+
+
+def test_greedy_and_drawing_rows_share_a_batch():
+    logits = np.tile(LOGITS, (400, 1))
+    temperature = np.tile([0.0, 5.0], 200)
+    drawn = draw(logits, positions=np.arange(400), temperature=temperature)
+    assert (drawn[::2] == LOGITS.argmax()).all()
+    assert len(set(drawn[1::2].tolist())) > V // 2
+
+
+def test_a_draw_depends_on_seed_row_and_position_alone():
+    keys = [(seed, row, position) for seed in (0, 1, 2**32 - 1) for row in (0, 7) for position in range(40)]
+    seed, row, position = np.array(keys).T
+    logits = np.tile(LOGITS, (len(keys), 1))
+    together = draw(logits, positions=position, temperature=3.0, seed=seed, row=row)
+    backwards = draw(logits, positions=position[::-1], temperature=3.0, seed=seed[::-1], row=row[::-1])
+    np.testing.assert_array_equal(together, backwards[::-1])
+    others = np.random.default_rng(2).normal(size=logits.shape)
+    others[5] = LOGITS
+    among_others = draw(others, positions=position, temperature=3.0, seed=seed, row=row)
+    assert among_others[5] == together[5]
+    by_key = together.reshape(6, 40)
+    assert len({tuple(line) for line in by_key.tolist()}) == 6, "each seed and row has its own luck"
+    assert all(len(set(line)) > 3 for line in by_key.tolist()), "and each position"
+
+
+def test_new_values_compile_nothing():
+    draw(LOGITS)
+    with compilations() as found:
+        for settings in SETTINGS:
+            draw(LOGITS, **settings)
+    assert not found
+
+
+def test_extreme_scores_are_drawn_without_nan():
+    logits = np.array([[-1e30, 1e30, 1e30, -np.inf], [0, -np.inf, -np.inf, -np.inf]])
+    for position in range(20):
+        first, second = draw(logits, positions=position, temperature=1e-3, top_p=0.9)
+        assert first in (1, 2) and second == 0

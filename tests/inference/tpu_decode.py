@@ -1,0 +1,64 @@
+"""Compiles the decoding of a token for a TPU v5e that is not there. A program, for libtpu wants a process of its own.
+
+    python tpu_decode.py FOLDER loop|single BATCH KV_HEADS
+
+Writes the optimised program to FOLDER/program.txt and what its memory is used for to FOLDER/memory.json.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from jax.sharding import SingleDeviceSharding  # noqa: E402
+
+from llava_jax.config.architectures import LLM, VISION, ModelConfig  # noqa: E402
+from llava_jax.inference.decode import decode, decode_one, decode_view, prefill  # noqa: E402
+from llava_jax.inference.sampling import Sampling  # noqa: E402
+from llava_jax.models.llava import Llava  # noqa: E402
+from llava_jax.train.state import abstract_model, nested  # noqa: E402
+
+LENGTH, NEW = 3584, 512  # slots: the cache of a long conversation
+
+
+def main(folder: Path, kind: str, b: int, kv_heads: int) -> None:
+    llm = dataclasses.replace(LLM["llama2_7b"], layers=2, kv_heads=kv_heads)
+    config = ModelConfig(VISION["clip_l14_336"], llm, "mlp2x_gelu", "bfloat16", "bfloat16", "none", False, "xla")
+    chip = topologies.get_topology_desc("v5e:1x1", platform="tpu", chips_per_host_bounds=(1, 1, 1)).devices[0]
+
+    def array(shape, dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(chip))
+
+    model = Llava(config)
+    weights = nested({path: array(x.shape, jnp.bfloat16) for path, x in abstract_model(config)[0].items()})
+    prompt = {name: array((b, LENGTH), jnp.int32) for name in ("tokens", "positions", "segment_ids")}
+    prompt["images"] = array((b, 1, 336, 336, 3), jnp.uint8)
+    numbers = (jnp.float32, jnp.int32, jnp.float32, jnp.uint32, jnp.uint32)
+    sampling = Sampling(*(array((b,), dtype) for dtype in numbers))
+    start = jax.eval_shape(
+        lambda *arrays: prefill(model, decode_view(arrays[0]), *arrays[1:], new=NEW),
+        *(weights, prompt, sampling, array((8,), jnp.int32), array((b,), jnp.int32)),
+    )
+    view, state = jax.tree.map(lambda x: array(x.shape, x.dtype), (jax.eval_shape(decode_view, weights), start))
+    rows = array((b,), bool)
+    lowered = (
+        decode.lower(model, view, state, array((), jnp.int32), rows)
+        if kind == "loop"
+        else decode_one.lower(model, view, state, rows)
+    )
+    compiled = lowered.compile()
+    (folder / "program.txt").write_text(compiled.as_text())
+    memory = compiled.memory_analysis()
+    about = dict(cache=list(state.cache.layers[0][0].shape), layers=llm.layers)
+    about |= dict(temporary=memory.temp_size_in_bytes, reused=memory.alias_size_in_bytes)
+    (folder / "memory.json").write_text(json.dumps(about))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,103 @@
+"""The cache of replies: what a killed process leaves, what others leave, and a full disk."""
+
+import json
+import os
+
+import pytest
+
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.llm_client.cache import Reply, ReplyCache, key_of, read_replies
+
+REPLY = Reply("It is \ud83d\n\u2028 so.", "stop", False, "fake-1", 100, 10)
+
+
+def test_what_was_added_is_there_again(tmp_path):
+    path = tmp_path / "new" / "cache.jsonl"
+    with ReplyCache(path) as cache:
+        cache.add("k1", REPLY)
+        assert read_replies(path) == ({"k1": REPLY}, 0)  # at once, not when it is closed
+        cache.add("k2", Reply("", "content_filter", True, "fake-1"))
+    assert list(ReplyCache(path).replies) == ["k1", "k2"] and path.read_bytes().count(b"\n") == 2
+    assert read_replies(tmp_path / "gone") == ({}, 0) and not (tmp_path / "gone").exists()
+
+
+def test_a_line_that_was_cut_off_anywhere_costs_only_itself(tmp_path):
+    """And it does not swallow the line that is written next."""
+    path = tmp_path / "cache.jsonl"
+    with ReplyCache(path) as cache:
+        cache.add("k1", REPLY)
+        whole = path.read_bytes()
+        cache.add("k2", REPLY)
+    both = path.read_bytes()
+    for end in range(len(whole) + 1, len(both)):
+        path.write_bytes(both[:end])
+        with ReplyCache(path) as cache:
+            is_whole = end == len(both) - 1  # all but the line break
+            assert list(cache.replies) == (["k1", "k2"] if is_whole else ["k1"]) and cache.torn == (not is_whole)
+            cache.add("k3", REPLY)
+        assert list(read_replies(path)[0]) == (["k1", "k2", "k3"] if is_whole else ["k1", "k3"])
+
+
+def test_a_key_is_of_all_that_is_sent():
+    said = [{"role": "user", "content": "Why?"}]
+    one = key_of("m", said, {"temperature": 0.0, "max_tokens": 5})
+    assert one == key_of("m", [{"content": "Why?", "role": "user"}], {"max_tokens": 5, "temperature": 0.0})
+    others = [
+        key_of("n", said, {"temperature": 0.0, "max_tokens": 5}),
+        key_of("m", said * 2, {"temperature": 0.0, "max_tokens": 5}),
+        key_of("m", [{"role": "system", "content": "Why?"}], {"temperature": 0.0, "max_tokens": 5}),
+        key_of("m", said, {"temperature": 0.5, "max_tokens": 5}),
+        key_of("m", said, {"temperature": 0.0, "max_tokens": 6}),
+        key_of("m", said, {"temperature": 0.0, "max_completion_tokens": 5}),
+    ]
+    assert len({one, *others}) == 7
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"# A README\n\nof mine",
+        b'{"question_id": "1", "text": "A"}\n',
+        b'{"key": "k", "text": "A"}\n',
+        b'{"key": "k", "text": 1, "finish": "", "is_refused": false, "model": ""}\n',
+        b"[1]\n",
+        b"\xff\xfe",
+    ],
+)
+def test_another_file_is_refused_and_left_alone(tmp_path, content):
+    path = tmp_path / "mine"
+    path.write_bytes(content)
+    for read in (ReplyCache, read_replies):
+        with pytest.raises(DataError, match="mine: line 1 is not of a cache of replies"):
+            read(path)
+    assert path.read_bytes() == content
+
+
+def test_one_process_at_a_time(tmp_path):
+    with ReplyCache(tmp_path / "c"), pytest.raises(ConfigError, match="another process is using this cache"):
+        ReplyCache(tmp_path / "c")
+    ReplyCache(tmp_path / "c").__exit__()
+    ReplyCache(tmp_path / "c")
+
+
+def test_a_full_disk_is_said_and_costs_one_reply(tmp_path, monkeypatch):
+    write = os.write
+    with ReplyCache(tmp_path / "c") as cache:
+        cache.add("k1", REPLY)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", lambda file, line: write(file, line[:20]))
+            with pytest.raises(ConfigError, match="c: cannot be written .No space left on device"):
+                cache.add("k2", REPLY)
+    with ReplyCache(tmp_path / "c") as cache:
+        assert list(cache.replies) == ["k1"] and cache.torn == 1
+        cache.add("k2", REPLY)
+    assert list(read_replies(tmp_path / "c")[0]) == ["k1", "k2"]
+    lines = (tmp_path / "c").read_text().splitlines()
+    assert json.loads(lines[-1])["key"] == "k2"
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "c", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be written"):
+            ReplyCache(path)

@@ -1,0 +1,359 @@
+"""Asking a server on loopback that does all that servers do."""
+
+import email.utils
+import sys
+import time
+
+import pytest
+
+from llava_jax.errors import ConfigError
+from llava_jax.llm_client import client as module
+from llava_jax.llm_client.client import Unfinished, ask, seconds_before
+from llava_jax.llm_client.settings import Terms, estimate
+from tests.llm_client.fake_server import FakeServer
+
+KEY = "sk-unique-0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(module, "FIRST_WAIT", 0.002)
+
+
+def requests(count: int) -> dict[str, list[dict[str, str]]]:
+    return {str(i): [{"role": "user", "content": f"q{i}"}] for i in range(count)}
+
+
+def run(server: FakeServer, cache, wanted, **terms):
+    return ask(wanted, Terms("m", server.url, **terms), cache, say=lambda line: None)
+
+
+def echo(call):
+    call.say(f"re {call.text}")
+
+
+def test_replies_come_by_id_and_are_asked_for_once(tmp_path):
+    wanted = requests(20) | {"twin": requests(1)["0"]}
+    done = []
+    with FakeServer(echo) as server:
+        terms = Terms("m", server.url, max_tokens=7)
+        for round in range(2):
+            asked = ask(wanted, terms, tmp_path / "c", say=lambda line: None, each=lambda *n: done.append(n))
+            assert {name: reply.text for name, reply in asked.replies.items()} == {
+                name: f"re {messages[0]['content']}" for name, messages in wanted.items()
+            }
+            assert list(asked.replies) == list(wanted) and asked.sent == (20, 0)[round] and not asked.failed
+        assert set(server.times.values()) == {1} and len(server.calls) == 20
+        assert done == [(n, 20) for n in range(1, 21)]
+        call = server.calls[0]
+        assert call.key == KEY and call.handler.path == "/v1/chat/completions"
+        assert call.body == {"model": "m", "messages": call.body["messages"], "temperature": 0.0, "max_tokens": 7}
+        run(server, tmp_path / "c", {"a": [{"role": "user", "content": "\ud83d?"}]}, reasoning=True)
+        assert server.calls[-1].text == "??" and server.calls[-1].body.keys() == {
+            "model", "messages", "max_completion_tokens"
+        }  # fmt: skip
+
+
+def cut_inside(call):
+    call.send(b'{"id": "1", "choices"', length=500)
+
+
+PASSING = {
+    "429": lambda call: call.fail(429, "slow down"),
+    "500": lambda call: call.fail(500, "oh"),
+    "503, a page": lambda call: call.send(b"<html>later</html>", 503, kind="text/html"),
+    "408": lambda call: call.fail(408),
+    "cut": lambda call: call.cut(),
+    "cut inside": cut_inside,
+    "a page": lambda call: call.send(b"<html>hello</html>", kind="text/html"),
+    "broken JSON": lambda call: call.send(b'{"choices": ['),
+    "no UTF-8": lambda call: call.send(b'"\xff"'),
+    "deep": lambda call: call.send(b"[" * 100_000),
+    "an error as an answer": lambda call: call.send(b'{"error": {"message": "no"}}'),
+    "no choices": lambda call: call.send(b'{"choices": []}'),
+    "null": lambda call: call.send(b"null"),
+    "a number": lambda call: call.send(b'{"choices": [{"message": {"content": 5}}]}'),
+    "no message": lambda call: call.send(b'{"choices": [{"message": null}]}'),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_what_may_pass_is_tried_five_times_at_most(tmp_path, fault):
+    """q0 always fails, q1 twice; the others are not held up by that, and all but q0 are there."""
+
+    def behave(call):
+        if call.text == "q0" or call.text == "q1" and call.times <= 2:
+            PASSING[fault](call)
+        else:
+            echo(call)
+
+    with FakeServer(behave) as server:
+        asked = run(server, tmp_path / "c", requests(5), concurrency=2)
+        assert server.times == {"q0": 5, "q1": 3, "q2": 1, "q3": 1, "q4": 1}
+        assert list(asked.replies) == ["1", "2", "3", "4"] and asked.sent == 4
+        assert list(asked.failed) == ["0"] and asked.failed["0"].endswith(" (5 tries)")
+        server.behave = echo
+        again = run(server, tmp_path / "c", requests(5))
+        assert again.sent == 1 and len(again.replies) == 5 and len(server.calls) == 12
+
+
+def test_a_server_that_is_silent_or_trickles_is_left_in_time(tmp_path):
+    def behave(call):
+        if call.text == "q0":
+            server.hang(call)
+        call.handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        for _ in range(100):  # a byte at a time is no answer either
+            call.handler.wfile.write(b"x")
+            if server.closing.wait(0.1):
+                return
+
+    began = time.monotonic()
+    with FakeServer(behave) as server:
+        asked = run(server, tmp_path / "c", requests(2), timeout=0.2)
+        assert server.times == {"q0": 5, "q1": 5} and time.monotonic() - began < 9
+        assert asked.failed["0"] == "no answer within 0.2 s (5 tries)"
+
+
+REFUSALS = {
+    "refusal": lambda call: call.say(None, refusal="I will not."),
+    "filter": lambda call: call.say("", "content_filter"),
+    "filter, half": lambda call: call.say("Well, ", "content_filter"),
+    "empty": lambda call: call.say(" \n"),
+    "none": lambda call: call.say(None),
+    "Azure": lambda call: call.fail(400, "filtered", code="content_filter"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_a_refusal_is_an_answer(tmp_path, kind):
+    with FakeServer(lambda call: REFUSALS[kind](call) if call.text == "q0" else echo(call)) as server:
+        for _ in range(2):
+            asked = run(server, tmp_path / "c", requests(2))
+            assert [reply.is_refused for reply in asked.replies.values()] == [True, False] and not asked.failed
+        assert server.times == {"q0": 1, "q1": 1}
+        assert asked.replies["0"].text == {"refusal": "I will not.", "filter, half": "Well, ", "empty": " \n"}.get(
+            kind, ""
+        )
+
+
+@pytest.mark.parametrize(
+    "status, code, said",
+    [
+        (400, None, "400 no such parameter"), (401, None, "401, the key in OPENAI_API_KEY is not accepted"),
+        (403, None, "403 no"), (404, None, "404 no such model"), (422, None, "422 no"),
+        (307, None, "307 redirects elsewhere"), (429, "insufficient_quota", "429 pay first"),
+    ],
+)  # fmt: skip
+def test_what_cannot_pass_ends_it_at_once(tmp_path, status, code, said):
+    """In one line, which does not have the key though the server's words do."""
+
+    def behave(call):
+        if call.text == "q3":
+            call.fail(status, f"{said[4:]}\n {call.key}" * (status != 307), code, Location=f"{server.url}/elsewhere")
+        else:
+            echo(call)
+
+    with FakeServer(behave) as server:
+        with pytest.raises(ConfigError) as caught:
+            run(server, tmp_path / "c", requests(9), concurrency=1)
+        assert [call.text for call in server.calls] == ["q0", "q1", "q2", "q3"]
+        message = str(caught.value)
+        assert message.startswith(f"{server.url}: {said}") and "\n" not in message and KEY not in message
+        assert "3 of 9 replies are in" in message and KEY[:12] not in message
+        server.behave = echo
+        assert run(server, tmp_path / "c", requests(9)).sent == 6 and max(server.times.values()) == 2
+
+
+def test_what_is_under_way_when_it_ends_is_paid_for_and_kept(tmp_path, monkeypatch):
+    """And who waits for the next try does not wait any longer."""
+    monkeypatch.setattr(module, "FIRST_WAIT", 60.0)
+
+    def behave(call):
+        if call.text == "q0":
+            time.sleep(0.2)
+            echo(call)
+        elif call.text == "q1":
+            call.fail(500)
+        else:
+            time.sleep(0.1)
+            call.fail(403, "no")
+
+    began = time.monotonic()
+    with FakeServer(behave) as server, pytest.raises(ConfigError, match="403 no; 1 of 9 replies"):
+        run(server, tmp_path / "c", requests(9), concurrency=3)
+    assert server.times == {"q0": 1, "q1": 1, "q2": 1} and time.monotonic() - began < 20
+
+
+def test_no_more_at_a_time_than_allowed(tmp_path):
+    def behave(call):
+        while server.together < 4 and time.monotonic() - call.at < 5:
+            time.sleep(0.01)
+        time.sleep(0.02)
+        echo(call)
+
+    with FakeServer(behave) as server:
+        run(server, tmp_path / "c", requests(12), concurrency=4)
+        assert server.together == 4
+
+
+def test_waits_double_differ_and_are_bounded(monkeypatch):
+    monkeypatch.setattr(module, "FIRST_WAIT", 2.0)
+    for number in range(2, 6):
+        waits = [seconds_before(number, f"key {i}") for i in range(100)]
+        most = 2.0 ** (number - 1)
+        assert most / 2 <= min(waits) < 0.55 * most and 0.95 * most < max(waits) <= most and len(set(waits)) == 100
+        assert waits == [seconds_before(number, f"key {i}") for i in range(100)]
+    assert seconds_before(2, "key", 7.5) == 7.5 and seconds_before(2, "key", 1e9) == 60 == seconds_before(50, "key")
+
+
+@pytest.mark.parametrize(
+    "asked_for, wait", [("0.3", 0.3), ("3600", 0.4), ("date", 0.4), ("soon", 0), ("-5", 0), ("nan", 0)]
+)
+def test_retry_after_is_kept_to_within_bounds(tmp_path, monkeypatch, asked_for, wait):
+    monkeypatch.setattr(module, "LONGEST_WAIT", 0.4)
+    value = email.utils.formatdate(time.time() + 3600, usegmt=True) if asked_for == "date" else asked_for
+    with FakeServer(lambda call: echo(call) if call.times > 1 else call.fail(429, Retry_After=value)) as server:
+        run(server, tmp_path / "c", requests(1))
+        first, second = server.calls
+        assert wait <= second.at - first.at < wait + 3  # of which a busy machine takes most
+
+
+def test_the_cap_stops_within_one_request(tmp_path):
+    """100 tokens in for $1 a million and 10 out for $100: $0.0011. Feared are 18 bytes and 50 tokens: $0.005018."""
+    prices = dict(input_price=1.0, output_price=100.0, max_tokens=50, concurrency=4)
+    with FakeServer(echo) as server:
+        with pytest.raises(
+            Unfinished, match=r"--max-cost \$0.02: \$0.0154 are spent.* with a larger --max-cost continues; 14 of"
+        ):
+            run(server, tmp_path / "c", requests(40), **prices, max_cost=0.02)
+        assert len(server.calls) == 14  # 14 * 0.0011 + 0.005018 > 0.02 >= 13 * 0.0011 + 0.005018
+        with pytest.raises(Unfinished, match="14 of 40 replies are in"):  # what the cache has, was paid for
+            run(server, tmp_path / "c", requests(40), **prices, max_cost=0.02)
+        assert len(server.calls) == 14
+        asked = run(server, tmp_path / "c", requests(40), **prices, max_cost=0.1)
+        assert asked.spent == pytest.approx(40 * 0.0011) and asked.lost == 0
+        assert len(server.calls) == 40 and set(server.times.values()) == {1}
+
+
+def test_feared_cost_is_reserved_for_all_that_is_under_way(tmp_path):
+    """Were it not, four would be sent before the first is paid."""
+
+    def behave(call):
+        time.sleep(0.05)
+        call.say("so", usage={"prompt_tokens": 18, "completion_tokens": 50})  # as dear as feared
+
+    with FakeServer(behave) as server, pytest.raises(Unfinished):
+        run(
+            server, tmp_path / "c", requests(9), input_price=1.0, output_price=100.0, max_tokens=50, max_cost=0.0101,
+            concurrency=4,
+        )  # fmt: skip
+    assert len(server.calls) == 2
+
+
+@pytest.mark.parametrize("fault, tries", [("cut inside", 2), ("broken JSON", 2), ("429", 5), ("500", 5)])
+def test_a_try_that_may_have_been_paid_for_counts(tmp_path, fault, tries):
+    terms = dict(input_price=1.0, output_price=100.0, max_tokens=50, max_cost=0.0101)
+    with FakeServer(PASSING[fault]) as server:
+        if tries == 2:
+            with pytest.raises(Unfinished, match=r"\$0.0100 are spent"):
+                run(server, tmp_path / "c", requests(1), **terms)
+        else:
+            assert run(server, tmp_path / "c", requests(1), **terms).lost == 0
+        assert len(server.calls) == tries
+
+
+def test_an_answer_that_was_not_counted_is_as_dear_as_can_be(tmp_path):
+    for usage in (None, {}, {"prompt_tokens": "many", "completion_tokens": -1}):
+        with FakeServer(lambda call, usage=usage: call.say("so", usage=usage)) as server:
+            asked = run(server, tmp_path / f"c{usage}", requests(1), input_price=1.0, output_price=100.0, max_tokens=50)
+            assert asked.spent == pytest.approx(0.005018) and asked.replies["0"].input_tokens is None
+
+
+def test_a_server_that_does_not_work_is_given_up(tmp_path):
+    with FakeServer(lambda call: call.fail(500)) as server:
+        with pytest.raises(Unfinished, match="10 requests in a row failed, the last: 500; 0 of 99 replies"):
+            run(server, tmp_path / "c", requests(99), concurrency=3)
+        assert 50 <= len(server.calls) <= 65
+    with pytest.raises(Unfinished, match="in a row failed, the last: connection lost .ConnectError"):
+        run(server, tmp_path / "c", requests(99), input_price=1.0, output_price=1.0, max_cost=0.001)
+
+
+def test_failures_that_are_not_in_a_row_do_not_end_it(tmp_path):
+    with FakeServer(lambda call: call.fail(500) if int(call.text[1:]) % 2 else echo(call)) as server:
+        asked = run(server, tmp_path / "c", requests(30), concurrency=1)
+    assert len(asked.failed) == len(asked.replies) == 15
+
+
+def test_what_it_may_cost_is_said_before_anything_is_sent(tmp_path):
+    said = []
+    with FakeServer(echo) as server:
+        terms = Terms("m", server.url, max_tokens=50, input_price=1.0, output_price=100.0)
+        wanted = {str(i): [{"role": "user", "content": f"q{i:399}"}] for i in range(10)}
+        ask(
+            wanted | {"twin": wanted["3"]},
+            terms,
+            tmp_path / "c",
+            say=lambda line: said.append((len(server.calls), line)),
+        )
+    first = f"11 requests to m at {server.url}: 10 to send, 1 equal to another"
+    second = "about 1,080 input tokens (4 characters each), at most 500 output tokens: "
+    assert said == [(0, first), (0, f"{second}about $0.0011 and at most $0.0500")]
+    assert "cost unknown" in estimate(wanted, Terms("m"), {})[1]
+
+
+@pytest.mark.parametrize("value", ["", " \n", f"{KEY} {KEY}", f"{KEY}\nX: y", f"{KEY}é"])
+def test_a_key_that_is_none(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("OPENAI_API_KEY", value)
+    with (
+        FakeServer(echo) as server,
+        pytest.raises(ConfigError, match="not a key" if value.strip() else "no key: set") as caught,
+    ):
+        run(server, tmp_path / "c", requests(1))
+    assert KEY not in str(caught.value) and not server.calls
+
+
+def test_another_variable_and_a_line_break_behind_the_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("OTHER_KEY", "other-key\n")
+    with FakeServer(echo) as server:
+        run(server, tmp_path / "c", requests(1), key_variable="OTHER_KEY")
+        assert server.calls[0].key == "other-key"
+
+
+def test_a_key_that_comes_back_is_not_kept(tmp_path):
+    with FakeServer(lambda call: call.say(f"Your key is {call.key}.")) as server:
+        asked = run(server, tmp_path / "c", requests(1))
+    assert asked.replies["0"].text == "Your key is [key]." and KEY.encode() not in (tmp_path / "c").read_bytes()
+
+
+def test_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with FakeServer(echo) as server, pytest.raises(ConfigError, match=r"pip install 'llava_jax\[judge\]'"):
+        run(server, tmp_path / "c", requests(1))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(key_variable=KEY), dict(key_variable="a_key"), dict(base_url=f"https://me:{KEY}@host/v1"),
+        dict(base_url=f"https://host/v1?key={KEY}"), dict(base_url=f"https://{KEY}@host"), dict(base_url="host/v1"),
+        dict(base_url="file:///etc"), dict(base_url="http://ho st"), dict(base_url="http://[::1"),
+        dict(base_url="http://host:99999/v1"), dict(max_tokens=0), dict(concurrency=0), dict(timeout=0.0),
+        dict(timeout=float("nan")), dict(temperature=-1.0), dict(temperature=float("nan")), dict(max_cost=1.0),
+        dict(input_price=1.0), dict(input_price=-1.0, output_price=1.0),
+        dict(input_price=1.0, output_price=float("inf")),
+        dict(input_price=1.0, output_price=1.0, max_cost=float("nan")),
+    ],
+)  # fmt: skip
+def test_terms_that_make_no_sense(wrong):
+    with pytest.raises(ConfigError) as caught:
+        Terms("m", **wrong)
+    assert KEY not in str(caught.value)
+
+
+def test_the_server_is_the_flags_the_variables_or_openais(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://[::1]:8000/v1")
+    assert Terms("m").url == "http://[::1]:8000/v1" and Terms("m", "https://host").url == "https://host"
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    assert Terms("m").url == "https://api.openai.com/v1"

@@ -1,0 +1,294 @@
+"""The attention kernels against the plain code, and the remat policies against none."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from llava_jax.config.architectures import IMAGE_TOKEN_ID, REMAT, LlamaConfig, ModelConfig, VisionConfig
+from llava_jax.data.packing import pack
+from llava_jax.data.rows import RowFormat, Segment
+from llava_jax.errors import ConfigError
+from llava_jax.models import attention, layers
+from llava_jax.models.llava import Llava, abstract_params
+from llava_jax.runtime.sharding import global_batch, make_mesh
+from tests.models.products import equations, inner_jaxprs, products
+
+# Tokens of the samples of each row, below 0 of padding between them; the rest of a row is padding too.
+LENGTHS = ((90, 60), (200,), (), (1, 30, 64, 64), (-10, 25, -50, 90))
+
+
+def rows(length: int, samples=LENGTHS) -> tuple[np.ndarray, np.ndarray]:
+    """positions, segment_ids int32[rows, length], as `RowFormat.row` makes them."""
+    positions, segments = np.zeros((2, len(samples), length), np.int32)
+    for b, row in enumerate(samples):
+        at = number = 0
+        for n in row:
+            here = slice(at, min(at + abs(n), length))
+            if n > 0:
+                number += 1
+                positions[b, here], segments[b, here] = np.arange(here.stop - at), number
+            at = here.stop
+    return positions, segments
+
+
+def tensors(b: int, t: int, h: int, k: int, e: int):
+    """q, k, v and what the loss weighs the result with, all normal."""
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((b, t, heads, e), dtype=np.float32) for heads in (h, k, k, h)]
+
+
+def result_and_gradients(attend, q, k, v, weights, segments):
+    """(result, dq, dk, dv) of a loss that reads real tokens only, as the train step's does."""
+    real = (segments > 0)[..., None, None]
+
+    def loss(q, k, v):
+        y = attend(q, k, v)
+        return jnp.sum(jnp.where(real, y * weights, 0)), y
+
+    (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+    return y, *gradients
+
+
+def plain(positions, segments):
+    mask = layers.attention_mask(positions, positions, segments, segments)
+    return lambda q, k, v: layers.attention(q, k, v, mask)
+
+
+def assert_same(found, expected, segments):
+    real = (segments > 0)[..., None, None]
+    assert all(np.isfinite(x).all() for x in found)
+    for name, ours, theirs in zip(("result", "dq", "dk", "dv"), found, expected, strict=True):
+        assert np.abs(np.where(real, ours - theirs, 0)).max() <= 1e-5, name
+    for gradient in found[1:]:
+        assert not np.where(real, 0, gradient).any(), "padding is seen"
+
+
+CASES = [  # H, K, E, T, block
+    pytest.param(4, 2, 64, 200, 128, id="grouped, 2 blocks"),
+    pytest.param(2, 2, 128, 200, 512, id="all heads, 1 block"),
+    pytest.param(3, 1, 64, 257, 128, id="one key head, 3 blocks, all but one token of the last is padding"),
+    pytest.param(2, 1, 128, 256, 128, id="whole blocks"),
+    pytest.param(2, 1, 16, 37, 512, id="less than a block"),
+]
+
+
+@pytest.mark.parametrize("h, k, e, t, block", CASES)
+def test_splash_is_the_plain_code(h, k, e, t, block, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", block)
+    positions, segments = rows(t)
+    inputs = tensors(len(LENGTHS), t, h, k, e)
+    splash = functools.partial(attention.splash_attention, segment_ids=segments, interpret=True)
+    found = result_and_gradients(splash, *inputs, segments)
+    assert_same(found, result_and_gradients(plain(positions, segments), *inputs, segments), segments)
+
+
+@pytest.mark.parametrize("t", [200, 37])
+def test_what_cudnn_is_asked_for_is_the_plain_code(t):
+    """The same call, answered by JAX's own code."""
+    positions, segments = rows(t)
+    inputs = tensors(len(LENGTHS), t, 4, 2, 16)
+    cudnn = functools.partial(attention.cudnn_attention, segment_ids=segments, implementation="xla")
+    found = result_and_gradients(cudnn, *inputs, segments)
+    assert_same(found, result_and_gradients(plain(positions, segments), *inputs, segments), segments)
+
+
+def test_on_a_mesh_each_device_attends_for_its_rows_and_heads(monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", 128)
+    positions, segments = rows(140, ((90, 50), (140,), (), (3, 100)))
+    inputs = tensors(4, 140, 4, 2, 16)
+    expected = result_and_gradients(plain(positions, segments), *inputs, segments)
+    mesh = make_mesh(2, 2, 2)
+    with jax.set_mesh(mesh):
+        placed = global_batch({"positions": positions, "segment_ids": segments}, mesh)
+
+        def attend(q, k, v):
+            return attention.attention(q, k, v, placed["segment_ids"], "splash_interpreted")
+
+        found = result_and_gradients(attend, *inputs, segments)
+        spec = found[0].sharding.spec
+        devices = [e.params["jaxpr"] for e in equations(attend, *inputs[:3]) if e.primitive.name == "shard_map"]
+    assert_same(found, expected, segments)
+    assert spec[0] == ("data", "fsdp") and spec[2] == "tensor"
+    shapes = [v.aval.shape for v in devices[0].invars][-4:]  # before them, what the kernel knows of its blocks
+    assert shapes == [(1, 140, 2, 16), (1, 140, 1, 16), (1, 140, 1, 16), (1, 140)]
+
+
+@pytest.mark.parametrize(
+    "length, block", [(1, 128), (128, 128), (129, 256), (384, 384), (512, 512), (513, 384), (577, 384), (768, 384),
+                      (1024, 512), (1100, 384), (2048, 512), (4096, 512)],
+)  # fmt: skip
+def test_blocks_hold_a_row_with_less_than_128_tokens_of_padding_each(length, block):
+    assert attention.splash_block(length) == block
+    count = -(-length // block)
+    assert count == -(-length // 512) and count * block - length < 128 * count
+
+
+def test_packed_rows_are_causal_by_index():
+    """What the kernels see of a row is what positions and segments say, for all tokens but padding."""
+
+    class Tokenizer:
+        pad_id = 0
+
+    rng = np.random.default_rng(0)
+    sizes = np.stack([rng.integers(2, 60, 40), np.zeros(40, int)], axis=1)
+    form = RowFormat(Tokenizer(), "plain", 128, 1, 4, 24, "pad", "error")
+    ids = [np.arange(n, dtype=np.int32) for n in sizes[:, 0]]
+    samples = [Segment(one, one > 0, np.zeros((0, 24, 24, 3), np.uint8)) for one in ids]
+    made = [form.row([samples[i] for i in members]) for members in pack(sizes, 128, 1, 0)]
+    positions, segments = (np.stack([row[name] for row in made]) for name in ("positions", "segment_ids"))
+    assert max(segments.max(axis=1)) > 2 and (segments == 0).any()
+    same = segments[:, :, None] == segments[:, None, :]
+    causal = np.arange(128)[None, :] <= np.arange(128)[:, None]
+    mask = layers.attention_mask(positions, positions, segments, segments)
+    real = segments > 0
+    np.testing.assert_array_equal(np.asarray(mask)[real], (same & causal)[real])
+
+
+def test_an_unknown_kernel_is_named():
+    ones = np.ones((1, 2), np.int32)
+    with pytest.raises(ConfigError, match="'flash3' is unknown; use xla, splash"):
+        attention.visible(ones, ones, "flash3")
+    with pytest.raises(ConfigError, match="'flash3' is unknown"):
+        attention.attention(*tensors(1, 2, 1, 1, 4)[:3], ones, "flash3")
+
+
+# --- remat, in a model whose every size is another one
+
+VISION = VisionConfig(
+    image_size=24, patch_size=12, width=36, layers=3, heads=4, mlp_width=44,
+    activation="quick_gelu", norm_eps=1e-5, select_layer=-2, select_feature="patch",
+)  # fmt: skip
+LLM = LlamaConfig(
+    vocab_size=61, width=40, layers=3, heads=4, kv_heads=2, head_size=8, mlp_width=56, norm_eps=1e-5,
+    rope_base=10_000.0, rope_scaling=None, qkv_bias=False, tied_head=False, max_positions=128,
+)  # fmt: skip
+PLAIN = ModelConfig(VISION, LLM, "linear", "float32", "float32", "none", False, "xla")
+B, T = 2, 21
+POSITIONS, SEGMENTS = rows(T, ((9, 8), (21,)))
+TOKENS = np.random.default_rng(1).integers(3, 61, (B, T), dtype=np.int32)
+TOKENS[:, 1:5] = IMAGE_TOKEN_ID
+IMAGES = np.random.default_rng(2).integers(0, 256, (B, 1, 24, 24, 3), dtype=np.uint8)
+
+
+def random_params():
+    rng = np.random.default_rng(3)
+    draw = lambda x: (x.ndim < 3) + 0.2 * rng.standard_normal(x.shape, dtype=np.float32)  # noqa: E731
+    return jax.tree.map(draw, nn.unbox(abstract_params(PLAIN)))
+
+
+PARAMS = random_params()
+
+
+def loss_of(config: ModelConfig):
+    """A loss of the language model and the projector; the vision tower is frozen."""
+
+    def loss(trained):
+        y = Llava(config).apply({"params": PARAMS | trained}, TOKENS, IMAGES, POSITIONS, SEGMENTS)
+        return jnp.sum(jnp.where((SEGMENTS > 0)[..., None], jax.nn.log_softmax(y) ** 2, 0)) / y.size
+
+    return loss, {name: PARAMS[name] for name in ("projector", "llm")}
+
+
+def changed(**changes) -> ModelConfig:
+    return dataclasses.replace(PLAIN, **changes)
+
+
+@functools.cache
+def expected_of():
+    loss, trained = loss_of(PLAIN)
+    return jax.jit(jax.value_and_grad(loss))(trained)
+
+
+KERNEL = dict(attention="splash_interpreted")
+
+
+@pytest.mark.parametrize(
+    "changes", [*(dict(remat=name) for name in REMAT), KERNEL, KERNEL | dict(remat="save_qkv_context")], ids=str
+)
+def test_every_policy_and_kernel_gives_the_loss_and_the_gradients(changes):
+    loss, trained = loss_of(changed(**changes))
+    found, expected = jax.jit(jax.value_and_grad(loss))(trained), expected_of()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
+
+
+# Of a block: products that are computed again (of q, k, v, the scores, their sum of v, o, gate and up; never of down,
+# whose result no derivative needs); and runs of the attention kernel in all, forward and backward.
+WORK = {
+    "full": (8, 4), "save_context": (7, 3), "offload_qkv": (5, 4), "save_qkv": (5, 4), "save_qkv_context": (4, 3),
+    "minimal": (1, 3), "none": (0, 3),
+}  # fmt: skip
+TOWER = 2 * 8 + 1  # products of the frozen tower: two blocks in use, and the patches
+
+
+def kernel_runs(jaxpr) -> int:
+    """Calls of a kernel in a jaxpr, a loop's body counted once; one whose results nobody reads is left to XLA, which
+    leaves it out."""
+    inputs = [*(v for e in jaxpr.eqns for v in e.invars), *jaxpr.outvars]
+    read = {v for v in inputs if not hasattr(v, "val")}  # but constants
+    calls = [e for e in jaxpr.eqns if e.primitive.name == "pallas_call" and read & set(e.outvars)]
+    return len(calls) + sum(kernel_runs(inner) for e in jaxpr.eqns for inner in inner_jaxprs(e))
+
+
+@pytest.mark.parametrize("remat", REMAT)
+def test_policies_recompute_what_they_say(remat):
+    loss, trained = loss_of(changed(remat=remat))
+    blocks = LLM.layers * (9 + WORK[remat][0] + 18)
+    # The head's and the linear projector's; of those the gradient of the frozen features is left to XLA, as above.
+    assert len(products(jax.grad(loss), trained)) == blocks + TOWER + 3 + 3
+
+    loss, trained = loss_of(changed(remat=remat, **KERNEL))
+    assert kernel_runs(jax.make_jaxpr(jax.grad(loss))(trained).jaxpr) == WORK[remat][1]
+
+
+def residuals(config: ModelConfig) -> list[jax.ShapeDtypeStruct]:
+    """What the backward pass is handed by the forward pass."""
+    loss, trained = loss_of(config)
+    return jax.tree.leaves(jax.eval_shape(lambda trained: jax.vjp(loss, trained)[1], trained))
+
+
+def per_layer(found) -> list[tuple[int, ...]]:
+    """Shapes of what is kept of each of the decoder's blocks, parameters aside."""
+    return sorted(x.shape[1:] for x in found if x.shape[:2] == (LLM.layers, B))
+
+
+Q, KV, X, WIDE = (B, T, 4, 8), (B, T, 2, 8), (B, T, 40), (B, T, 56)
+KEPT = {
+    "full": [X], "save_context": [X, Q], "save_qkv": [X, Q, KV, KV], "offload_qkv": [X, Q, KV, KV],
+    "save_qkv_context": [X, Q, Q, KV, KV], "minimal": [X, X, Q, Q, KV, KV, WIDE, WIDE],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("remat", KEPT)
+def test_policies_keep_what_they_say_and_offload_to_the_host(remat):
+    found = residuals(changed(remat=remat))
+    assert per_layer(found) == sorted(KEPT[remat])
+    loss, trained = loss_of(changed(remat=remat))
+    moves = [e.params for e in equations(jax.grad(loss), trained) if e.primitive.name == "device_put"]
+    there = [params for params in moves if "host" in str(params).lower()]
+    assert len(there) == (3 if remat == "offload_qkv" else 0)
+    assert set(KEPT) == set(REMAT) - {"none"} and set(WORK) == set(REMAT)
+
+
+def test_from_the_kernel_its_log_sum_exp_is_kept_too():
+    found = per_layer(residuals(changed(remat="save_context", **KERNEL)))
+    assert found == sorted([X, (B, 4, 128, 8), (B, 4, 128)])
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "minimal"])
+def test_a_frozen_tower_leaves_nothing_for_the_backward_pass(remat):
+    found = residuals(changed(remat=remat))
+    features = (B, 1 * VISION.features, VISION.width)  # which the projector's gradient needs
+    tower = [x.shape for x in found if VISION.width in x.shape[-1:] or VISION.mlp_width in x.shape[-1:]]
+    assert [shape for shape in tower if np.prod(shape) != np.prod(features)] == []
+    assert len(tower) == 1
+
+
+def test_every_name_of_the_policies_is_given_to_a_tensor_and_the_other_way_round():
+    named = {name for policy in REMAT.values() if policy for name in (*policy.keep, *policy.offload)}
+    given = {e.params["name"] for e in equations(*loss_of(PLAIN)) if e.primitive.name == "name"}
+    assert named == given

@@ -1,0 +1,55 @@
+"""--compile_cache: a second start compiles nothing, and computes the same."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llava_jax.errors import ConfigError
+from llava_jax.runtime.compilation import compile_cache
+
+CONFIG = """
+from llava_jax import config
+
+def get_config():
+    c = config.defaults()
+    c.model.vision = c.model.llm = "tiny"
+    c.model.dtype = c.model.feature_dtype = "float32"
+    c.model.remat = "none"
+    c.run = ("one",)
+    c.stages.one = s = config.stage(batch=2, steps=2, learning_rates=(("projector/.*", 1e-3), (".*", None)))
+    s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "caption", "plain", 48
+    s.eval.samples, s.eval.answers = 2, 0
+    s.save.projector = "projector.safetensors"
+    return c
+"""
+
+
+def start(folder: Path, cache: Path) -> tuple[int, int, bytes, bytes]:
+    """(programs compiled, programs found, metrics, trained weights) of a run in a process of its own."""
+    folder.mkdir()
+    (folder / "small.py").write_text(CONFIG)
+    command = [sys.executable, "-m", "llava_jax.main", "--config=small.py", "--workdir=run", f"--compile_cache={cache}"]
+    env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_NUM_CPU_DEVICES": "1"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    compiled, found = re.search(r"programs: (\d+) compiled, (\d+) taken from", done.stdout).groups()
+    weights = (folder / "projector.safetensors").read_bytes()
+    return int(compiled), int(found), (folder / "run" / "metrics.jsonl").read_bytes(), weights
+
+
+def test_a_second_start_compiles_nothing_and_computes_the_same(tmp_path):
+    cache = tmp_path / "cache"
+    compiled, found, *results = start(tmp_path / "first", cache)
+    assert compiled > 5
+    assert start(tmp_path / "second", cache) == (0, compiled + found, *results)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--compile_cache=.*file/cache cannot be made: Not a directory"):
+        with compile_cache(tmp_path / "file" / "cache", print):
+            pass

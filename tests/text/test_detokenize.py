@@ -1,0 +1,182 @@
+"""text.py: pieces join to what decoding everything at once gives, and stop strings are found wherever text is cut."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llava_jax.errors import ConfigError
+from llava_jax.text.detokenize import UNREADABLE, Detokenizer, StopStrings
+from llava_jax.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+TEXT = "A red bus, two café tables — 漢字 and 👩‍👩‍👧 smile.\n\n  def f(x):\n\treturn x € ###"
+
+
+def sentencepiece_like() -> dict:
+    """A tokenizer.json of LLaMA's kind: ▁ for spaces, a dummy prefix, bytes for what has no piece."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", *"abcdefgr", "▁a", "▁b", "re", "red"]
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": i, "content": name, "special": True, "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False}
+            for i, name in enumerate(("<unk>", "<s>", "</s>"))
+        ],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ]},
+        "pre_tokenizer": None, "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ]},
+        "model": {"type": "BPE", "vocab": {p: i for i, p in enumerate(pieces)}, "byte_fallback": True,
+                  "unk_token": "<unk>", "merges": ["▁ a", "▁ b", "r e", "re d"]},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory) -> dict[str, Tokenizer]:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    (folder / "tokenizer.json").write_text(json.dumps(sentencepiece_like()), encoding="utf-8")
+    byte_level = train_tokenizer([TEXT] * 3, 300, folder / "byte_level")
+    return {"sentencepiece": load_tokenizer(folder), "byte_level": byte_level}
+
+
+def pieces(tokenizer, ids) -> list[str]:
+    """One piece per id, and what the end releases."""
+    detokenizer = Detokenizer(tokenizer)
+    return [*(detokenizer.push(id) for id in ids), detokenizer.flush()]
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "byte_level"])
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_pieces_of_any_ids_join_to_the_whole(tokenizers, kind, data):
+    """Also of ids that no text has: half characters, specials in the middle, ids beyond the vocabulary."""
+    tokenizer = tokenizers[kind]
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size + 2), max_size=30))
+    assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "byte_level"])
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters=UNREADABLE + "▁"), max_size=20))
+def test_no_piece_of_a_text_holds_half_a_character(tokenizers, kind, text):
+    tokenizer = tokenizers[kind]
+    found = pieces(tokenizer, tokenizer.encode(text))
+    assert "".join(found) == text
+    assert not any(UNREADABLE in piece for piece in found)
+
+
+def test_the_docstring_s_examples(tokenizers):
+    tokenizer = tokenizers["sentencepiece"]
+    vocab = tokenizer.backend.get_vocab()
+    ids = [vocab[name] for name in ("<0xE2>", "<0x82>", "<0xAC>", "▁a")]
+    assert pieces(tokenizer, ids) == ["", "", "", "€ a", ""]
+
+    tokenizer = tokenizers["byte_level"]
+    vocab = tokenizer.backend.get_vocab()
+    ids = [*tokenizer.encode(" caf"), vocab["Ã"], vocab["©"]]
+    *text, half, whole, end = pieces(tokenizer, ids)
+    assert "".join(text) == " caf" and (half, whole, end) == ("", "é", "")
+
+
+def test_an_id_beyond_the_vocabulary_ends_no_run_of_bytes(tokenizers):
+    tokenizer = tokenizers["sentencepiece"]
+    vocab = tokenizer.backend.get_vocab()
+    ids = [vocab["<0xC3>"], tokenizer.vocab_size, vocab["<0xA9>"], vocab["a"]]
+    assert pieces(tokenizer, ids) == ["", "", "", "éa", ""]
+
+
+def test_llama_s_own_tokenizer(real_data):
+    tokenizer = load_tokenizer(real_data / "tokenizers" / "llama2.model")
+    ids = tokenizer.encode(TEXT, dummy_prefix=True)
+    found = pieces(tokenizer, ids)
+    assert "".join(found) == tokenizer.decode(ids) == " " + TEXT
+    assert not any(UNREADABLE in piece for piece in found) and sum(map(bool, found)) > 20
+
+
+def test_a_space_belongs_to_the_piece_it_is_written_in(tokenizers):
+    tokenizer = tokenizers["sentencepiece"]
+    ids = [tokenizer.backend.get_vocab()[name] for name in ("▁a", "red", "▁b")]
+    assert pieces(tokenizer, ids) == [" a", "red", " b", ""]
+
+
+def test_a_decoder_that_strips_the_first_space_is_followed_too():
+    """Hugging Face's decode does: what it gives depends on whether a token is the first."""
+
+    class Strips:
+        backend = type("Backend", (), {"token_to_id": staticmethod({}.get), "id_to_token": staticmethod(str)})
+        decode = staticmethod(lambda ids: "".join([" a", " b", "c"][id] for id in ids).removeprefix(" "))
+
+    assert pieces(Strips, [0, 1, 2, 0]) == ["a", " b", "c", " a", ""]
+
+
+def reference(text: str, stops) -> tuple[str, bool]:
+    """The shortest beginning of the text that ends in a stop string, without the longest stop string it ends in."""
+    for end in range(len(text) + 1):
+        found = [stop for stop in stops if text[:end].endswith(stop)]
+        if found:
+            return text[: end - max(map(len, found))], True
+    return text, False
+
+
+def cut(text: str, stops, places) -> tuple[str, bool, list[str]]:
+    """-> all that came out, found, what came out after each piece."""
+    search, outs, at = StopStrings(stops), [], 0
+    for place in [*sorted(places), len(text)]:
+        outs.append(search.push(text[at:place]))
+        at = place
+    return "".join(outs) + search.flush(), search.found, outs
+
+
+few = st.text("ab#", max_size=24)  # few letters, many near misses
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=few, stops=st.lists(st.text("ab#", min_size=1, max_size=5), max_size=3), data=st.data())
+def test_stops_are_found_wherever_the_text_is_cut(text, stops, data):
+    places = data.draw(st.lists(st.integers(0, len(text)), max_size=8))
+    expected, is_there = reference(text, stops)
+    ours, found, outs = cut(text, stops, places)
+    assert (ours, found) == (expected, is_there)
+    ends = [*sorted(places), len(text)]
+    for n, end in enumerate(ends):  # no more is held back than has to be
+        out = "".join(outs[: n + 1])
+        if reference(text[:end], stops)[1]:
+            break
+        held = text[len(out) : end]
+        assert not held or any(stop.startswith(held) for stop in stops)
+
+
+@pytest.mark.parametrize(
+    "text, stop, out, found",
+    [
+        ("one###two", "###", "one", True),
+        ("one####", "###", "one", True),  # repeated beyond its length
+        ("aaab", "aab", "a", True),  # partly repeated: a search that starts anew after each miss finds nothing
+        ("ababac", "abac", "ab", True),
+        ("#a##b", "###", "#a##b", False),  # false alarms are released
+        ("one##", "###", "one##", False),  # ... at the end too
+    ],
+)
+def test_repetitions(text, stop, out, found):
+    assert cut(text, [stop], [])[:2] == (out, found)
+    assert cut(text, [stop], range(len(text)))[:2] == (out, found)
+
+
+def test_the_docstring_s_example_of_a_stop():
+    search = StopStrings(["##\n"])
+    assert [search.push(piece) for piece in ("a#", "#", "#", "\n b")] == ["a", "", "#", ""]
+    assert search.found and search.flush() == ""
+
+
+def test_of_stops_that_end_together_the_longest_counts():
+    assert cut("one\n### two", ["###", "\n###"], range(11))[:2] == ("one", True)
+
+
+def test_an_empty_stop_string_is_refused():
+    with pytest.raises(ConfigError, match="empty"):
+        StopStrings(["###", ""])

@@ -1,0 +1,269 @@
+"""Ids and target mask are those of the original system, and supervise the answers and nothing else."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.text.encode import IMAGE_TOKEN_ID, expand_images, fit, pad_row, stop_ids, tokenize, tokenize_prompt
+from llava_jax.text.templates import TEMPLATES
+from llava_jax.text.tokenizer import load_tokenizer, train_tokenizer
+
+ROOT = Path(__file__).parents[2]
+LLAMA = Path(os.environ.get("LLAVA_JAX_REAL_DATA", ROOT / "../shared/data")) / "tokenizers/llama2.model"
+needs_llama = pytest.mark.skipif(
+    not LLAMA.is_file(), reason=f"{LLAMA} is missing: set LLAVA_JAX_REAL_DATA to a folder with tokenizers/llama2.model"
+)
+TWO_ROUNDS = [("human", "<image>\nWhat is it?"), ("gpt", "A red bus."), ("human", "Where?"), ("gpt", "On a street.")]
+TEXT_ONLY = [("human", "What is it?"), *TWO_ROUNDS[1:]]
+CHATML = ("<|im_start|>", "<|im_end|>")
+F, T = False, True
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return load_tokenizer(LLAMA)
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory):
+    texts = ["A chat between a curious user and an assistant. USER: What is it? ASSISTANT: A red bus.\n"] * 50
+    return train_tokenizer(texts, 400, tmp_path_factory.mktemp("byte_level"), extra_specials=CHATML)
+
+
+@pytest.fixture(scope="module")
+def llama_chatml(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama_chatml")
+    shutil.copy(LLAMA, folder / "tokenizer.model")
+    (folder / "added_tokens.json").write_text('{"<|im_start|>": 32000, "<|im_end|>": 32001}')
+    return load_tokenizer(folder)
+
+
+def numbers(text):
+    return [int(number) for number in text.split()]
+
+
+# Golden vectors: made with an independent implementation of LLaMA's tokenizer and the original's rules.
+HEADER = numbers(
+    "1 319 13563 1546 263 12758 1404 322 385 23116 21082 20255 29889 450 20255 4076 8444 29892 13173 29892 322 1248 "
+    "568 6089 304 278 1404 29915 29879 5155 29889"
+)
+ROUND_1 = "29901 29871 -200 29871 13 5618 338 372 29973 319 1799 9047 13566 29901 319 2654 3593 29889 2"
+ROUND_2 = "29901 6804 29973 319 1799 9047 13566 29901 1551 263 11952 29889 2"
+ANSWERS = numbers("319 2654 3593 29889 2 1551 263 11952 29889 2")
+
+
+@needs_llama
+@pytest.mark.parametrize(("legacy", "second_user", "total"), [(True, "3148 1001", 67), (False, "11889", 66)])
+def test_vicuna_v1_is_the_original(legacy, second_user, total):
+    ids, mask = tokenize(load_tokenizer(LLAMA, legacy), "vicuna_v1", TWO_ROUNDS, images=1)
+    assert ids.tolist() == HEADER + numbers(f"3148 1001 {ROUND_1} {second_user} {ROUND_2}")
+    assert len(ids) == total
+    assert ids[mask].tolist() == ANSWERS
+    assert (ids.dtype, mask.dtype) == (np.int32, bool)
+
+
+@needs_llama
+def test_plain_is_the_original(llama):
+    turns = [("human", "<image>"), ("gpt", "a red bus parked on a street .")]
+    ids, mask = tokenize(llama, "plain", turns, images=1)
+    assert ids.tolist() == numbers("1 -200 263 2654 3593 14089 287 373 263 11952 869 13")
+    assert mask.tolist() == [F, F] + [T] * 10
+
+
+@needs_llama
+def test_worked_example_of_the_docstring(llama):
+    ids, mask = tokenize(llama, "plain", [("human", "<image>"), ("gpt", "a red bus")], images=1)
+    assert ids.tolist() == [1, -200, 263, 2654, 3593, 13]
+    assert mask.tolist() == [F, F, T, T, T, T]
+
+
+@needs_llama
+def test_llava_llama_2_is_the_original(llama):
+    ids, mask = tokenize(llama, "llava_llama_2", TWO_ROUNDS, images=1)
+    assert len(ids) == 85
+    assert ids[mask].tolist() == numbers("319 2654 3593 29889 29871 2 1551 263 11952 29889 29871 2")
+    assert " 2 1 518 25580 29962 " in " ".join(map(str, ids))
+    assert " 518 29914 25580 29962 319 2654 " in " ".join(map(str, ids))
+
+
+V0_ASK = "[ 12968 29901 {} 1724 338 372 29973 13 ] 2277 29937 4007 22137 29901 319 2654 3593 29889 13 2277 29937 "
+V0_REST = (
+    "[ 12968 29901 6804 29973 13 ] 2277 29937 4007 22137 29901 1551 263 11952 29889 13 2277 29937 29871"
+)  # fmt: skip
+
+
+@needs_llama
+@pytest.mark.parametrize(
+    ("turns", "images", "first", "total"),
+    [
+        (TEXT_ONLY, 0, V0_ASK.format(""), 72),
+        (TWO_ROUNDS, 1, V0_ASK.format("29871 -200 29871 13 5618").replace("1724 ", ""), 76),
+    ],
+)
+def test_v0_is_the_original(llama, turns, images, first, total):
+    """Between brackets: not supervised. The original trained on the cues, too."""
+    ids, mask = tokenize(llama, "llava_v0", turns, images)
+    expected_ids, expected_mask, is_target = [], [], True
+    for word in f"2277 29937 {first}{V0_REST}".split():
+        if word in "[]":
+            is_target = word == "]"
+        else:
+            expected_ids.append(int(word))
+            expected_mask.append(is_target)
+    assert len(ids) == total
+    assert not mask[:33].any() and ids[31:33].tolist() == [13, 13]
+    assert ids[33:].tolist() == expected_ids
+    assert mask[33:].tolist() == expected_mask
+
+
+# What is supervised, stated without the table: before and after each answer, and at the end of the row.
+SUPERVISED = {
+    "vicuna_v1": (" ", "</s>", ""),
+    "llava_v1": (" ", "</s>", ""),
+    "llava_v0": ("###### Assistant: ", "\n", "### "),  # `###` of the human cue, all of the assistant's, the last `### `
+    "plain": ("", "\n", ""),
+    "llama_2": (" ", " </s>", ""),
+    "llava_llama_2": (" ", " </s>", ""),
+    "mistral_instruct": (" ", " </s>", ""),
+    "chatml": ("", "<|im_end|>", ""),
+}
+SPECIAL_STRINGS = [
+    *("</s>", "<s>", "<unk>", "<pad>", "<image>", "<|im_end|>", "<|im_start|>", " ASSISTANT: ", "USER:", "###", "### "),
+    *("[/INST]", " [/INST] ", "[INST]", "<0x0A>", "\n", "\n\n", " ", "  ", "\t", "A red bus.", "漢字", "🚌", "e\u0301"),
+]
+surrogates_and_sp_space = st.characters(blacklist_categories=["Cs"], blacklist_characters="▁")
+said = st.lists(st.sampled_from(SPECIAL_STRINGS) | st.text(surrogates_and_sp_space, max_size=5), max_size=4).map(
+    "".join
+)
+conversations = st.lists(st.tuples(said, said), min_size=1, max_size=3)
+
+
+def check_supervision(tokenizer, template, rounds):
+    """decode(ids[mask]) is every answer between what the template puts around it; no text made a special id."""
+    turns = [turn for ask, answer in rounds for turn in (("human", ask), ("gpt", answer))]
+    images = sum(ask.count("<image>") for ask, _ in rounds)
+    ids, mask = tokenize(tokenizer, template, turns, images)
+    before, after, end = SUPERVISED[template]
+    if template == "plain" and tokenizer.dummy_prefix:
+        before = " "  # here the answer begins a text, and SentencePiece puts a space before a text
+    expected = "".join(before + answer + after for _, answer in rounds) + end
+    assert tokenizer.decode(ids[mask], skip_special=False) == expected
+    assert (ids == IMAGE_TOKEN_ID).sum() == images and not mask[ids == IMAGE_TOKEN_ID].any()
+
+    empty = [(role, "<image>" * (text.count("<image>") if role == "human" else 0)) for role, text in turns]
+    specials = list(tokenizer.special.values())
+    same = tokenize(tokenizer, template, empty, images)[0]
+    assert ids[np.isin(ids, specials)].tolist() == same[np.isin(same, specials)].tolist()
+    if template != "llava_v0":
+        first_answer = np.flatnonzero(mask)[0]
+        prompt = tokenize_prompt(tokenizer, template, turns[:1], rounds[0][0].count("<image>"))
+        assert prompt.tolist() == ids[:first_answer].tolist()
+
+
+@pytest.mark.parametrize("kind", [pytest.param("llama_chatml", marks=needs_llama), "byte_level"])
+def test_supervised_text_is_the_answers_for_any_conversation(kind, request):
+    tokenizer = request.getfixturevalue(kind)
+
+    @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(conversations)
+    def every_template(rounds):
+        for template in TEMPLATES:
+            check_supervision(tokenizer, template, rounds[:1] if template == "plain" else rounds)
+
+    every_template()
+
+
+@needs_llama
+@pytest.mark.parametrize("template", [name for name in TEMPLATES if name not in ("llava_v0", "plain", "chatml")])
+@pytest.mark.parametrize("legacy", [True, False])
+def test_prompt_of_a_later_round_is_what_training_saw(template, legacy):
+    tokenizer = load_tokenizer(LLAMA, legacy)
+    ids, mask = tokenize(tokenizer, template, TWO_ROUNDS, images=1)
+    second_answer = np.flatnonzero(mask & ~np.roll(mask, 1))[1]
+    assert tokenize_prompt(tokenizer, template, TWO_ROUNDS[:3], images=1).tolist() == ids[:second_answer].tolist()
+
+
+@needs_llama
+def test_v0_prompt_has_its_own_string(llama):
+    prompt = tokenize_prompt(llama, "llava_v0", TWO_ROUNDS[:1], images=1)
+    assert llama.decode(prompt[-13:], skip_special=False) == " <image> \nWhat is it?###Assistant:"
+
+
+@pytest.mark.parametrize(("turns", "images", "found"), [(TWO_ROUNDS, 0, 1), (TWO_ROUNDS, 2, 1), (TEXT_ONLY, 1, 0)])
+def test_markers_and_images_must_agree(byte_level, turns, images, found):
+    for function in (lambda: tokenize(byte_level, "vicuna_v1", turns, images),
+                     lambda: tokenize_prompt(byte_level, "vicuna_v1", turns[:3], images)):  # fmt: skip
+        with pytest.raises(DataError, match=rf"{found} <image> marker\(s\), but the sample has {images} image"):
+            function()
+
+
+@needs_llama
+def test_a_template_may_need_a_token_that_is_not_there(llama):
+    with pytest.raises(ConfigError, match=r"'chatml' needs the special token '<\|im_start\|>'.*vicuna_v1"):
+        tokenize(llama, "chatml", TWO_ROUNDS, images=1)
+
+
+def test_stop_ids(byte_level):
+    assert stop_ids(byte_level, "vicuna_v1") == (byte_level.eos_id,)
+    assert stop_ids(byte_level, "llava_v0") == (byte_level.eos_id,)
+    assert stop_ids(byte_level, "chatml") == (byte_level.eos_id, byte_level.special["<|im_end|>"])
+
+
+def test_a_whole_image_is_a_run_of_placeholders():
+    ids, mask = expand_images(np.array([1, -200, 263], np.int32), np.array([F, F, T]), features=3)
+    assert ids.tolist() == [1, -200, -200, -200, 263]
+    assert mask.tolist() == [F, F, F, F, T]
+    assert (ids.dtype, mask.dtype) == (np.int32, bool)
+
+
+IDS, MASK = np.array([1, 7, -200, -200, -200, 263, 2], np.int32), np.array([F, T, F, F, F, T, T])
+
+
+@pytest.mark.parametrize(
+    ("length", "kept"),
+    [(9, 7), (7, 7), (6, 6), (5, 5), (4, 2), (3, 2), (2, 2)],  # 3 and 4 would cut the image, 2 and 5 do not
+)
+def test_truncation_never_cuts_an_image(length, kept):
+    ids, mask = fit(IDS, MASK, length, "truncate")
+    assert ids.tolist() == IDS[:kept].tolist()
+    assert mask.tolist() == MASK[:kept].tolist()
+
+
+def test_worked_example_of_fit():
+    ids, mask = fit(np.array([1, -200, -200, 263, 2]), np.array([F, F, F, T, T]), 4, "truncate")
+    assert (ids.tolist(), mask.tolist()) == ([1, -200, -200, 263], [F, F, F, T])
+
+
+def test_a_row_with_nothing_to_learn_is_refused():
+    with pytest.raises(DataError, match="no supervised token is left of 7 within a length of 1"):
+        fit(IDS, MASK, 1, "truncate")
+    with pytest.raises(DataError, match="no supervised token"):
+        fit(IDS, np.zeros(7, bool), 7, "truncate")
+
+
+def test_overlong_rows_may_be_an_error():
+    with pytest.raises(DataError, match="7 tokens, the limit is 6"):
+        fit(IDS, MASK, 6, "error")
+    assert fit(IDS, MASK, 7, "error")[0].tolist() == IDS.tolist()
+    with pytest.raises(ConfigError, match="'drop'"):
+        fit(IDS, MASK, 7, "drop")
+
+
+def test_padding():
+    row = pad_row(np.array([1, 263], np.int32), np.array([F, T]), 3, pad_id=9)
+    assert {name: values.tolist() for name, values in row.items()} == {
+        "tokens": [1, 263, 9],
+        "target_mask": [F, T, F],
+        "positions": [0, 1, 0],
+        "segment_ids": [1, 1, 0],
+    }
+    assert {values.dtype for name, values in row.items() if name != "target_mask"} == {np.dtype(np.int32)}
+    assert row["target_mask"].dtype == bool
+    with pytest.raises(DataError, match="7 tokens does not go into 6"):
+        pad_row(IDS, MASK, 6, pad_id=0)

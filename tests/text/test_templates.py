@@ -1,0 +1,210 @@
+"""Templates render exactly the strings of the original system."""
+
+import hashlib
+
+import pytest
+
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.text import templates
+from llava_jax.text.templates import TEMPLATES, Segment, render, stop_string
+
+TWO_ROUNDS = [("human", "<image>\nWhat is it?"), ("gpt", "A red bus."), ("human", "Where?"), ("gpt", "On a street.")]
+
+
+def text(segments):
+    return "".join(segment.text for segment in segments)
+
+
+def targets(segments):
+    """Supervised text, one string for each unbroken run."""
+    runs, previous = [], False
+    for segment in segments:
+        if segment.is_target:
+            runs.append(runs.pop() + segment.text if previous else segment.text)
+        previous = segment.is_target
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "sha256"),
+    [
+        ("SYSTEM_HUMAN", 156, "ace78a978005f68a"),
+        ("SYSTEM_USER", 154, "1fa69e2371b762d1"),
+        ("SYSTEM_VISION", 186, "790f4cfc05523b0e"),
+        ("SYSTEM_LLAMA_2", 508, "d52c188a3c969c4e"),
+    ],
+)
+def test_system_texts_are_the_published_ones(name, length, sha256):
+    system = getattr(templates, name)
+    assert len(system) == length
+    assert hashlib.sha256(system.encode()).hexdigest()[:16] == sha256
+
+
+S0, S1, SL, SV = (
+    getattr(templates, f"SYSTEM_{name}") for name in ("HUMAN", "USER", "LLAMA_2", "VISION")
+)  # fmt: skip
+V1 = "USER: <image>\nWhat is it? ASSISTANT: A red bus.</s>USER: Where? ASSISTANT: On a street.</s>"
+LLAMA_2 = "<image>\nWhat is it? [/INST] A red bus. </s><s>[INST] Where? [/INST] On a street. </s>"
+CHATML = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n<|im_start|>assistant\nA red bus.<|im_end|>\n"
+    "<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\nOn a street.<|im_end|>\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "string", "supervised"),
+    [
+        ("vicuna_v1", f"{S1} {V1}", [" A red bus.</s>", " On a street.</s>"]),
+        ("llava_v1", f"{S0} {V1}", [" A red bus.</s>", " On a street.</s>"]),
+        (
+            "llava_v0",
+            f"{S0}\n\n### Human: <image>\nWhat is it?\n### Assistant: A red bus.\n"
+            "### Human: Where?\n### Assistant: On a street.\n### ",
+            ["###", "### Assistant: A red bus.\n###", "### Assistant: On a street.\n### "],
+        ),
+        (
+            "llama_2",
+            f"[INST] <<SYS>>\n{SL}\n<</SYS>>\n\n{LLAMA_2}",
+            [" A red bus. </s>", " On a street. </s>"],
+        ),
+        (
+            "llava_llama_2",
+            f"[INST] <<SYS>>\n{SV}\n<</SYS>>\n\n{LLAMA_2}",
+            [" A red bus. </s>", " On a street. </s>"],
+        ),
+        (
+            "mistral_instruct",
+            "[INST] <image>\nWhat is it? [/INST] A red bus. </s>[INST] Where? [/INST] On a street. </s>",
+            [" A red bus. </s>", " On a street. </s>"],
+        ),
+        ("chatml", CHATML, ["A red bus.<|im_end|>", "On a street.<|im_end|>"]),
+    ],
+)
+def test_training_strings(template, string, supervised):
+    segments = render(template, TWO_ROUNDS)
+    assert text(segments) == string
+    assert targets(segments) == supervised
+
+
+@pytest.mark.parametrize(
+    ("template", "string"),
+    [
+        ("vicuna_v1", f"{S1} USER: <image>\nWhat is it? ASSISTANT: A red bus.</s>USER: Where? ASSISTANT:"),
+        ("llava_v0", f"{S0}###Human: <image>\nWhat is it?###Assistant: A red bus.###Human: Where?###Assistant:"),
+        ("mistral_instruct", "[INST] <image>\nWhat is it? [/INST] A red bus. </s>[INST] Where? [/INST]"),
+        ("chatml", CHATML.removesuffix("On a street.<|im_end|>\n")),
+    ],
+)
+def test_prompt_strings(template, string):
+    assert text(render(template, TWO_ROUNDS[:3], open_answer=True)) == string
+
+
+def test_first_prompt_of_v0():
+    assert text(render("llava_v0", TWO_ROUNDS[:1], open_answer=True)) == (
+        f"{S0}###Human: <image>\nWhat is it?###Assistant:"
+    )
+
+
+def test_plain_keeps_the_image_and_the_caption_only():
+    turns = [("human", "Describe it.\n<image>"), ("gpt", "a red bus parked on a street .")]
+    assert render("plain", turns) == [
+        Segment("<image>", kind="image"),
+        Segment("a red bus parked on a street .\n", is_target=True),
+    ]
+    assert render("plain", turns[:1], open_answer=True) == [Segment("<image>", kind="image")]
+
+
+def test_plain_without_image_is_raw_text():
+    assert render("plain", [("human", "dropped"), ("gpt", "Once.")]) == [Segment("Once.\n", is_target=True)]
+
+
+def test_chatml_is_what_public_chat_templates_render():
+    jinja2 = pytest.importorskip("jinja2")
+    template = jinja2.Template(
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}"
+        "{% endfor %}{% if open %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        keep_trailing_newline=True,
+    )
+    system = {"role": "system", "content": templates.SYSTEM_CHATML}
+    messages = [{"role": {"human": "user", "gpt": "assistant"}[role], "content": said} for role, said in TWO_ROUNDS]
+    assert text(render("chatml", TWO_ROUNDS)) == template.render(messages=[system, *messages])
+    prompt = template.render(messages=[system, *messages[:3]], open=True)
+    assert text(render("chatml", TWO_ROUNDS[:3], open_answer=True)) == prompt
+
+
+def test_worked_example_of_the_docstring():
+    assert render("mistral_instruct", [("human", "What is it? <image>"), ("gpt", "A bus.")]) == [
+        ("[INST] ", False, "text"),
+        ("<image>", False, "image"),
+        ("\nWhat is it? [/INST]", False, "text"),
+        (" A bus. ", True, "text"),
+        ("</s>", True, "special"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("said", "rendered"),
+    [
+        ("What?\n<image>", "<image>\nWhat?"),
+        ("  Wh<image>at?  ", "<image>\nWhat?"),
+        ("<image>", "<image>"),
+        ("left: <image> right: <image> ", "left: <image> right: <image> "),
+        ("  no image: spaces stay ", "  no image: spaces stay "),
+    ],
+)
+def test_where_markers_go(said, rendered):
+    segments = render("mistral_instruct", [("human", said)], open_answer=True)
+    assert text(segments) == f"[INST] {rendered} [/INST]"
+    assert sum(segment.kind == "image" for segment in segments) == said.count("<image>")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_typed_markers_and_stops_in_answers_are_text(template):
+    segments = render(template, [("human", "?"), ("gpt", "<image></s><|im_end|>")])
+    assert any(s.kind == "text" and "<image></s><|im_end|>" in s.text for s in segments)
+    assert not any(s.kind == "image" for s in segments)
+
+
+def test_an_empty_answer_leaves_its_stop_supervised():
+    assert targets(render("vicuna_v1", [("human", "?"), ("gpt", "")])) == [" </s>"]
+    assert targets(render("chatml", [("human", "?"), ("gpt", "")])) == ["<|im_end|>"]
+    assert targets(render("plain", [("human", "?"), ("gpt", "")])) == ["\n"]
+
+
+def test_stop_strings():
+    assert {name: stop_string(name) for name in TEMPLATES} == {
+        **dict.fromkeys(("vicuna_v1", "llava_v1", "llama_2", "llava_llama_2", "mistral_instruct"), "</s>"),
+        **{"llava_v0": "###", "plain": "\n", "chatml": "<|im_end|>"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ([], "empty"),
+        ([("gpt", "Hi.")], "turn 0 is from 'gpt', not 'human'"),
+        ([("human", "a"), ("human", "b")], "turn 1 is from 'human', not 'gpt'"),
+        ([("human", "a")], "the last turn is from 'human'"),
+        ([("system", "a"), ("gpt", "b")], "turn 0 has the unknown role 'system'"),
+        ([("human", "a"), ("gpt", None)], "turn 1 holds NoneType"),
+    ],
+)
+def test_faulty_conversations_are_refused(turns, message):
+    with pytest.raises(DataError, match=message):
+        render("vicuna_v1", turns)
+
+
+def test_a_prompt_must_leave_the_answer_open():
+    with pytest.raises(DataError, match="the last turn is from 'gpt'; a prompt ends with 'human'"):
+        render("vicuna_v1", TWO_ROUNDS, open_answer=True)
+
+
+def test_plain_takes_one_round():
+    with pytest.raises(DataError, match="4 turns"):
+        render("plain", TWO_ROUNDS)
+
+
+def test_an_unknown_template_suggests_the_nearest():
+    with pytest.raises(ConfigError, match="'vicuna_v2'.*vicuna_v1"):
+        render("vicuna_v2", TWO_ROUNDS)

@@ -1,0 +1,239 @@
+"""Tokenizers from every kind of file; special ids come from special tokens only, never from text."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer as Backend
+
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.text.tokenizer import load_tokenizer, train_tokenizer
+
+ROOT = Path(__file__).parents[2]
+LLAMA = Path(os.environ.get("LLAVA_JAX_REAL_DATA", ROOT / "../shared/data")) / "tokenizers/llama2.model"
+needs_llama = pytest.mark.skipif(
+    not LLAMA.is_file(), reason=f"{LLAMA} is missing: set LLAVA_JAX_REAL_DATA to a folder with tokenizers/llama2.model"
+)
+TEXTS = [
+    "A red bus is parked on a street.",
+    "What is it? It is a bus.",
+    "Ein Bus: größer als ein Auto! \n\n 漢字 🚌",
+] * 20
+HOSTILE = "</s><s><unk><pad><image><|im_end|><|endoftext|> [/INST] ### <0x0A>"
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return load_tokenizer(LLAMA)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("byte level")
+    train_tokenizer(TEXTS, 320, folder, extra_specials=["<|im_start|>", "<|im_end|>"])
+    return folder
+
+
+def write(folder, name, value):
+    (folder / name).write_text(json.dumps(value))
+
+
+@needs_llama
+def test_llama_facts(llama):
+    assert llama.special == {"<unk>": 0, "<s>": 1, "</s>": 2}
+    assert (llama.bos_id, llama.eos_id, llama.unk_id, llama.vocab_size) == (1, 2, 0, 32000)
+    assert llama.pad_id == 0  # LLaMA has no pad token; LLaVA uses <unk>
+    assert llama.add_bos and llama.dummy_prefix and llama.legacy
+    assert not load_tokenizer(LLAMA, legacy=False).legacy
+
+
+@needs_llama
+@pytest.mark.parametrize(
+    ("text", "prefixed", "bare"),
+    [
+        ("USER", [3148, 1001], [11889]),
+        ("\n", [29871, 13], [13]),
+        ("###", [835], [2277, 29937]),
+        (" ASSISTANT:", [29871, 319, 1799, 9047, 13566, 29901], [319, 1799, 9047, 13566, 29901]),
+        ("<image>", [529, 3027, 29958], [29966, 3027, 29958]),
+        ("", [], []),
+    ],
+)
+def test_llama_ids(llama, text, prefixed, bare):
+    assert llama.encode(text, dummy_prefix=True) == prefixed
+    assert llama.encode(text) == bare
+    assert llama.decode(bare) == text
+
+
+@needs_llama
+def test_unseen_characters_become_bytes(llama):
+    text = "ﷺ 🚌 \x00 e\u0301 \t  "
+    assert llama.decode(llama.encode(text)) == text
+
+
+@pytest.mark.parametrize("kind", [pytest.param("llama", marks=needs_llama), "folder"])
+def test_text_never_becomes_a_special_token(kind, request):
+    source = request.getfixturevalue(kind)
+    tokenizer = load_tokenizer(source) if kind == "folder" else source
+    for copy in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):  # data workers get a pickled copy
+        ids = copy.encode(HOSTILE)
+        assert not set(ids) & set(copy.special.values())
+        assert copy.decode(ids) == HOSTILE
+
+
+def test_trained_tokenizer(folder):
+    tokenizer = load_tokenizer(folder)
+    assert list(tokenizer.special) == ["<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"]
+    assert list(tokenizer.special.values()) == [0, 1, 2, 3, 4, 5]
+    assert (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 1, 2, 3)
+    assert tokenizer.vocab_size == 320
+    assert tokenizer.add_bos and not tokenizer.dummy_prefix
+    assert len(tokenizer.encode("A red bus")) < len("A red bus")
+    for text in ["日本語 \x00 🚌\u200d", "  spaces  ", "\n"]:
+        assert tokenizer.decode(tokenizer.encode(text, dummy_prefix=True)) == text
+
+
+def test_training_is_deterministic(folder, tmp_path):
+    train_tokenizer(TEXTS, 320, tmp_path, extra_specials=["<|im_start|>", "<|im_end|>"])
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_transformers_reads_what_we_train(folder):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert theirs("A red bus").input_ids == [1, *load_tokenizer(folder).encode("A red bus")]
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (1, 2, 3)
+
+
+def test_a_vocabulary_smaller_than_the_bytes_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="vocab_size=200 .* need 260"):
+        train_tokenizer(TEXTS, 200, tmp_path)
+
+
+def test_decode_hides_or_shows_specials_and_images(folder):
+    tokenizer = load_tokenizer(folder)
+    ids = [1, -200, -200, *tokenizer.encode("bus"), 2, 99_999]
+    assert tokenizer.decode(ids) == "bus"
+    assert tokenizer.decode(ids, skip_special=False) == "<s><image><image>bus</s>"
+
+
+@needs_llama
+def test_folder_with_model_and_added_tokens(tmp_path):
+    """The files of a LLaMA that was taught ChatML; kinds are told by content, so the odd name does not matter."""
+    folder = tmp_path / "01 überall"
+    folder.mkdir()
+    shutil.copy(LLAMA, folder / "tokenizer.model")
+    added = {"32000": {"content": "<|im_start|>", "special": True}, "32001": {"content": "<|im_end|>", "special": True}}
+    config = {"legacy": False, "eos_token": {"content": "<|im_end|>"}, "added_tokens_decoder": added}
+    write(folder, "tokenizer_config.json", config)
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.eos_id, tokenizer.special["<|im_start|>"], tokenizer.vocab_size) == (32001, 32000, 32002)
+    assert not tokenizer.legacy
+    assert not set(tokenizer.encode(HOSTILE)) & set(tokenizer.special.values())
+
+
+@needs_llama
+@pytest.mark.parametrize(
+    ("style", "legacy"),
+    [
+        ("prepend", True),
+        ("metaspace always", True),
+        ("metaspace first", False),
+    ],
+)
+def test_a_tokenizer_json_of_llama_gives_the_same_ids(llama, tmp_path, style, legacy):
+    """The three ways in which converted LLaMA tokenizers add the dummy prefix, one with a hostile merge."""
+    spec = json.loads(llama.backend.to_str())
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    if style == "prepend":
+        spec["normalizer"]["normalizers"].insert(0, {"type": "Prepend", "prepend": "▁"})
+        spec["decoder"]["decoders"].append(strip)
+    else:
+        scheme = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": style.split()[1], "split": False}
+        spec |= {"normalizer": None, "pre_tokenizer": scheme, "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"}, strip]}}  # fmt: skip
+    spec["model"]["merges"].insert(0, ["<", "s>"])
+    spec["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    write(tmp_path, "tokenizer.json", spec)
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.legacy, tokenizer.dummy_prefix, tokenizer.bos_id, tokenizer.eos_id) == (legacy, True, 1, 2)
+    assert not tokenizer.add_bos  # its post-processor adds none
+    for text in ("USER: What?", " two  spaces", "\n", HOSTILE, "🚌"):
+        for prefix in (True, False):
+            assert tokenizer.encode(text, prefix) == llama.encode(text, prefix)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_tokenizer_json_alone_and_under_another_name(folder, tmp_path):
+    file = tmp_path / "vocabulary.bin"
+    shutil.copy(folder / "tokenizer.json", file)
+    assert load_tokenizer(file).encode("A red bus") == load_tokenizer(folder).encode("A red bus")
+
+
+@pytest.mark.parametrize(("value", "adds"), [(False, False), (True, True), (None, True)])
+def test_add_bos_token_in_the_config_wins(folder, tmp_path, value, adds):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    write(tmp_path, "tokenizer_config.json", config | {"add_bos_token": value})
+    assert load_tokenizer(tmp_path).add_bos == adds
+
+
+def test_a_lone_surrogate_is_refused(folder):
+    with pytest.raises(DataError, match="not valid Unicode: surrogates not allowed at character 1"):
+        load_tokenizer(folder).encode("a\ud800")
+
+
+def no_eos(folder):
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] != "</s>"]
+    del spec["model"]["vocab"]["</s>"]
+    write(folder, "tokenizer.json", spec)
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "message"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "", "no tokenizer there"),
+        (lambda folder: (folder / "tokenizer.json").write_bytes(b""), "tokenizer.json", "not a SentencePiece model"),
+        (lambda folder: (folder / "tokenizer.json").write_bytes(bytes(range(64))), "tokenizer.json", ""),
+        (lambda folder: (folder / "tokenizer.json").write_text('{"model": '), "tokenizer.json", "not a readable"),
+        (lambda folder: write(folder, "tokenizer.json", {"model": {"type": "Unigram"}}), "tokenizer.json", "Unigram"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("{"), "tokenizer_config.json", "not valid JSON"),
+        (no_eos, "tokenizer.json", "no end-of-sequence token"),
+    ],
+)
+def test_a_bad_file_is_named(folder, tmp_path, damage, file, message):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    damage(tmp_path)
+    with pytest.raises(DataError, match=f"{tmp_path / file}.*{message}"):
+        load_tokenizer(tmp_path)
+
+
+@needs_llama
+@pytest.mark.parametrize("size", [10, 1000, 250_000])
+def test_a_truncated_model_is_refused(tmp_path, size):
+    file = tmp_path / "tokenizer.model"
+    file.write_bytes(LLAMA.read_bytes()[:size])
+    with pytest.raises(DataError, match=str(file)):
+        load_tokenizer(file)
+
+
+def test_nothing_beside_the_folder_is_run(folder, tmp_path):
+    """A folder that asks for its own code gets none of it run."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenization_evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    evil = {"auto_map": {"AutoTokenizer": ["tokenization_evil.Evil", None]}, "tokenizer_class": "Evil"}
+    write(tmp_path, "tokenizer_config.json", config | evil)
+    assert load_tokenizer(tmp_path).eos_id == 2
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_backend_alone_would_let_special_tokens_through(folder):
+    """Why `encode_special_tokens` is set: without it a user can type the end of a sequence."""
+    assert 2 in Backend.from_file(str(folder / "tokenizer.json")).encode("</s>").ids

@@ -1,0 +1,165 @@
+"""inputs.py: what is measured before a run, by one process and by several."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_jax.config import Data, Stage
+from llava_jax.config.architectures import VISION
+from llava_jax.data.example import Example
+from llava_jax.data.rows import RowFormat, Rows
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.train import dataset
+from tests.evaluation.scienceqa.scienceqa_folder import write_folder
+
+
+def rows(count=700) -> Rows:
+    """Examples of unequal length, each with an image nobody may open; 7 and 600 have no answer that fits."""
+    answers = [" ".join(["red"] * (1 + i % 13)) for i in range(count)]
+    examples = [
+        Example(str(i), (("human", "<image>" * (i not in (7, 600))), ("gpt", text)), (Path("/nowhere"),))
+        for i, text in enumerate(answers)
+    ]
+    tokenizer = dataset.open_tokenizer("tiny")
+    return Rows(examples, RowFormat(tokenizer, "plain", 64, 1, 9, 48, "crop", "error"), replace=True)
+
+
+def test_sizes_are_those_of_the_rows_and_open_no_image():
+    source = [dataclasses.replace(e, images=(Image.new("RGB", (9, 9)),)) for e in rows(40).source]
+    made = dataclasses.replace(rows(40), source=source)
+    sizes = dataset.measure(rows(40), threads=2, workers=0)
+    assert sizes.shape == (40, 2) and sizes[7].tolist() == [0, 0]
+    for i in set(range(40)) - {7}:
+        assert sizes[i].tolist() == [(made.row(i)["segment_ids"] > 0).sum(), 1]
+
+
+def test_two_processes_measure_a_half_each_and_know_everything(monkeypatch):
+    whole, shares = dataset.measure(rows(), 2, 0), {}
+    assert (whole[:, 0] == 0).sum() == 2
+
+    def gather(mine):
+        shares[jax.process_index()] = mine
+        return np.stack([shares.get(p, mine) for p in range(2)])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(dataset.multihost_utils, "process_allgather", gather)
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    dataset.measure(rows(), 2, 0)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    np.testing.assert_array_equal(dataset.measure(rows(), 2, 0), whole)
+    assert shares[0].shape == shares[1].shape == (2, 256, 2), "a share each, not everything twice"
+
+
+def test_a_sample_that_cannot_be_measured_and_stays_is_an_error():
+    with pytest.raises(DataError, match="sample '7'"):
+        dataset.measure(dataclasses.replace(rows(), replace=False), 2, 0)
+
+
+def write_json(path: Path, name: str, counts: list[int]) -> None:
+    """Text-only samples `name`0, `name`1, ... whose answers have so many words."""
+    talks = [[{"from": "human", "value": ""}, {"from": "gpt", "value": "red " * count}] for count in counts]
+    rows = [{"id": f"{name}{i}", "conversations": talk} for i, talk in enumerate(talks)]
+    path.write_text(json.dumps(rows))
+
+
+PACKED = dict(template="plain", length=32, max_images=0, packing="pack", threads=0)
+
+
+def opened(stage: Stage) -> dataset.StageData:
+    return dataset.open_stage("one", stage, 0, dataset.open_tokenizer("tiny"), VISION["tiny"])
+
+
+def test_the_steps_of_packed_epochs_are_counted_exactly(tmp_path, capsys):
+    write_json(tmp_path / "chat.json", "", [1 + i % 5 for i in range(100)])
+    data = Data(path=str(tmp_path / "chat.json"), image_folder=str(tmp_path), **PACKED)
+    stage = Stage(data=data, batch=4, epochs=3)
+    found = opened(stage)
+    assert "one: measured 100 samples in" in capsys.readouterr().out
+    batches = list(dataset.training_batches(stage, found, 0))
+    assert len(batches) == found.steps < 3 * 100 / 4 / 2
+    assert found.samples == 300 == sum(int(b["segment_ids"].max(axis=1).sum()) for b in batches)
+    by_steps = dataclasses.replace(stage, steps=10)
+    found = opened(by_steps)
+    assert found.samples == round(40 * 100 / len(found.train))
+
+
+def packed_mixture(folder: Path, names: str) -> tuple[Stage, dataset.StageData]:
+    """Of sources of 300 samples: short ones, in `c` middling, in `b` long ones; all of the same weight."""
+    mixture = tuple((str(folder / f"{name}.json"), str(folder), 1.0) for name in names)
+    for name in names:
+        words = {"a": 2, "b": 9, "c": 5}[name]
+        write_json(folder / f"{name}.json", name, [words + i % 3 for i in range(300)])
+    stage = Stage(data=Data(mixture=mixture, **PACKED), batch=4, epochs=1)
+    return stage, opened(stage)
+
+
+def names_of(stage: Stage, data: dataset.StageData, place: dict | None, steps: int) -> tuple[list[list[str]], dict]:
+    """(the samples of each row of so many batches, the place behind them)."""
+    if place is not None:
+        data = dataset.continued(data, place)
+    batches = dataset.training_batches(stage, data, 0)
+    if place is not None:
+        batches.set_state({name: value for name, value in place.items() if name != "mixture"})
+    taken = [next(batches)["index"] for _ in range(steps)]
+    batches.close()
+    return [data.train.names(int(i)) for index in taken for i in index], dataset.place_in(data, batches)
+
+
+def test_a_packed_mixture_packs_each_source_by_itself_and_weighs_samples(tmp_path):
+    stage, data = packed_mixture(tmp_path, "bc")
+    rows, _ = names_of(stage, data, None, data.steps)
+    assert all(len({name[0] for name in row}) == 1 for row in rows)
+    of_b, of_c = (sum(len(row) for row in rows if row[0][0] == name) for name in "bc")
+    assert abs(of_b - of_c) < 0.15 * (of_b + of_c), "weights count samples"
+    assert sum(row[0][0] == "c" for row in rows) < 0.45 * len(rows), "which need fewer rows where they are short"
+
+
+def test_a_packed_mixture_goes_on_exactly_also_with_a_source_in_front(tmp_path):
+    stage, data = packed_mixture(tmp_path, "bc")
+    whole, _ = names_of(stage, data, None, 30)
+    first, place = names_of(stage, data, None, 10)
+    assert first + names_of(stage, data, json.loads(json.dumps(place)), 20)[0] == whole
+    changed = packed_mixture(tmp_path, "abc")  # in the order of the sources, and of their samples, the first
+    more, place = names_of(*changed, place, 20)
+    assert {row[0][0] for row in more} == set("abc")
+    for name in "bc":
+        # The source's own order is kept: what comes is what would have come, only later.
+        kept = [row for row in first + more if row[0][0] == name]
+        assert kept == [row for row in whole if row[0][0] == name][: len(kept)]
+    write_json(tmp_path / "b.json", "b", [9] * 150 + [3] * 150)
+    with pytest.raises(ConfigError, match="b.json (had .* examples, has|is packed otherwise than before)"):
+        names_of(stage, opened(stage), place, 1)
+
+
+def test_what_is_held_out_of_packed_samples_is_measured_in_rows_of_its_own_length(tmp_path):
+    write_json(tmp_path / "chat.json", "", [1 + i % 5 for i in range(300)])
+    data = Data(path=str(tmp_path / "chat.json"), image_folder=str(tmp_path), held_out=0.3, **(PACKED | {"length": 64}))
+    found = opened(Stage(data=data, batch=4, epochs=1, loss_chunks=4))
+    rows = [found.held_out.row(i) for i in range(len(found.held_out))]
+    longest = max((row["segment_ids"] > 0).sum() for row in rows)
+    assert {row["tokens"].shape for row in rows} == {(16,)} and 8 < longest <= 16
+    assert all(row["tokens"].shape == (64,) for row in (found.train.row(0), found.train.row(1)))
+
+
+def test_a_stage_takes_its_split_and_prompt_format_of_scienceqa_alone_and_in_a_mixture(tmp_path):
+    write_folder(tmp_path / "sqa", {str(i): {"lecture": "a lecture"} for i in range(3)})
+    (tmp_path / "sqa" / "pid_splits.json").write_text('{"train": [], "test": ["0", "1", "2"], "minitest": ["2", "0"]}')
+    write_json(tmp_path / "chat.json", "c", [3] * 5)
+    how = dict(template="vicuna_v1", length=200, max_images=0, threads=0)
+    how |= dict(split="minitest", prompt_format="QCM-ALE")
+    alone = opened(Stage(data=Data(path=str(tmp_path / "sqa"), **how), batch=1, epochs=1))
+    assert [example.id for example in alone.train.source] == ["2", "0"]
+    assert alone.train.source[0].turns[1][1] == "The answer is A. BECAUSE: a lecture"
+    sources = ((str(tmp_path / "sqa"), "", 1.0), (str(tmp_path / "chat.json"), str(tmp_path), 1.0))
+    mixed = opened(Stage(data=Data(mixture=sources, **how), batch=1, steps=4))
+    found = {mixed.train.source[i].id for i in range(len(mixed.train.source))}
+    assert found == {"2", "0", "c0", "c1", "c2", "c3", "c4"}
+    with pytest.raises(ConfigError, match="no ScienceQA folder; correct its path"):
+        opened(Stage(data=Data(mixture=sources[1:], **how), batch=1, steps=4))
+    with pytest.raises(ConfigError, match="Set data.split"):
+        opened(Stage(data=Data(path=str(tmp_path / "sqa"), **(how | {"split": ""})), batch=1, epochs=1))

@@ -1,0 +1,210 @@
+"""Steps that are not finite: nothing of them reaches the state, and what is remembered of them is that they were."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llava_jax import config
+from llava_jax.models.clip import MEAN, STD
+from llava_jax.runtime.sharding import global_batch, make_mesh
+from llava_jax.train import step
+from llava_jax.train.step_guard import Guard, parameter_norms, sample_ids, write_skipped
+from tests.train.small_run import CONFIG, EVERYTHING, Setup, make_batch, random_params, setup
+
+LEAF = "llm/layers/q/kernel"
+STEPS = 52
+
+
+# --------------------------------------------------------------------------------------------------- the jitted step
+
+
+@pytest.fixture(scope="module")
+def faults_in_batches():
+    """A batch says by itself what goes wrong: `bad_loss` float32[B] is added to the loss, `bad_leaf` to one element of
+    one gradient; zeros change nothing."""
+    token_losses, gradients = step.token_losses, step.gradients
+
+    def with_bad_loss(model, params, batch, chunks):
+        return token_losses(model, params, batch, chunks) + jnp.sum(batch["bad_loss"])
+
+    def with_bad_leaf(model, trainable, frozen, batch, *rest):
+        loss, grads, total = gradients(model, trainable, frozen, batch, *rest)
+        leaf = grads[LEAF]
+        return loss, {**grads, LEAF: leaf.at[(0,) * leaf.ndim].add(jnp.sum(batch["bad_leaf"]))}, total
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "token_losses", with_bad_loss)
+        patch.setattr(step, "gradients", with_bad_leaf)
+        yield
+
+
+@dataclasses.dataclass
+class Prepared:
+    """A compiled step, and the state to begin with, on the host."""
+
+    run: Setup
+    first: object
+
+    def state(self):
+        return jax.device_put(self.first, jax.tree.map(lambda x: x.sharding, self.run.abstract))
+
+    def step(self, state, batch, limit=math.inf):
+        return self.run.step(state, global_batch(batch, self.run.mesh), np.float32(limit))
+
+
+def prepare(**changes) -> Prepared:
+    run = setup(EVERYTHING, steps=STEPS, **changes)
+    return Prepared(run, jax.tree.map(np.array, run.state))
+
+
+@pytest.fixture(scope="module")
+def prepared(faults_in_batches):
+    return prepare()
+
+
+def batch_with(fault: str | None, seed: int, value: float = math.nan) -> dict[str, np.ndarray]:
+    batch = make_batch(8, seed=seed)
+    batch["images"] = ((batch["images"] / 255 - MEAN) / STD).astype(np.float32)
+    batch |= {name: np.zeros(8, np.float32) for name in ("bad_loss", "bad_leaf")}
+    if fault == "pixel":
+        batch["images"][5, 0, 3, 4, 1] = value
+    elif fault:
+        batch[fault][5] = value
+    return batch
+
+
+def same_bytes(a, b) -> bool:
+    same = [
+        np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)
+    ]
+    return all(same)
+
+
+def end_as_without(prepared: Prepared, bad_steps: tuple[int, ...], steps: int) -> None:
+    with jax.set_mesh(prepared.run.mesh):
+        clean = prepared.state()
+        for i in sorted(set(range(steps)) - set(bad_steps)):
+            clean, metrics = prepared.step(clean, batch_with(None, i))
+            assert metrics["applied"]
+        for fault in ("bad_loss", "bad_leaf", "pixel"):
+            state, skipped = prepared.state(), []
+            for i in range(steps):
+                state, metrics = prepared.step(state, batch_with(fault if i in bad_steps else None, i))
+                skipped += [] if metrics["applied"] else [i]
+                if fault == "bad_leaf" and i in bad_steps:
+                    assert math.isfinite(metrics["loss"]), "the gradient alone is bad"
+                    nan = np.flatnonzero(np.isnan(metrics["norms"]))
+                    assert nan.tolist() == [sorted(state.trainable).index(LEAF)]
+            assert tuple(skipped) == bad_steps, fault
+            assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.trainable)), fault
+            assert same_bytes((state.trainable, state.opt_state), (clean.trainable, clean.opt_state)), fault
+            assert (int(state.step), int(clean.step)) == (steps, steps - len(bad_steps))
+
+
+def test_a_run_with_bad_steps_ends_as_if_their_batches_had_not_been_there(prepared):
+    """NaN in the loss, in one element of one gradient, in one pixel, at steps 0, 3 and 50: the parameters and all of
+    the optimizer's state are those of the good steps alone, to the bit. Only the step counts the bad ones too."""
+    end_as_without(prepared, (0, 3, 50), STEPS)
+
+
+def test_so_it_does_with_accumulation_on_a_mesh_of_eight(faults_in_batches):
+    end_as_without(prepare(mesh=(2, 2, 2), accumulation=2), (0, 3), 5)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, 1e30])
+def test_infinity_and_a_norm_too_large_for_float32_are_skipped_too(prepared, value):
+    with jax.set_mesh(prepared.run.mesh):
+        state, metrics = prepared.step(prepared.state(), batch_with("bad_leaf", 0, value))
+    assert not metrics["applied"] and math.isfinite(metrics["loss"])
+    assert same_bytes((state.trainable, state.opt_state), (prepared.first.trainable, prepared.first.opt_state))
+
+
+def test_a_loss_above_the_limit_is_not_applied_and_one_at_it_is(prepared):
+    batch, first = batch_with(None, 0), prepared.first
+    with jax.set_mesh(prepared.run.mesh):
+        loss = np.asarray(prepared.step(prepared.state(), batch)[1]["loss"])
+        state, metrics = prepared.step(prepared.state(), batch, np.nextafter(loss, np.float32(0)))
+        assert not metrics["applied"] and same_bytes(state.trainable, first.trainable)
+        state, metrics = prepared.step(prepared.state(), batch, loss)
+        assert metrics["applied"] and not same_bytes(state.opt_state, first.opt_state)
+
+
+# ----------------------------------------------------------------------------------------------------- on the host
+
+
+def test_only_skipped_steps_in_a_row_end_a_run():
+    guard = Guard(config.Guard(in_a_row=2))
+    over = []
+    for i, applied in enumerate([False, False, True, False, False, False], 1):
+        guard.read(i, 1.0 if applied else math.nan, applied)
+        over.append(guard.is_over())
+    assert over == [False] * 5 + [True]
+    assert (guard.skipped, guard.in_a_row) == (5, 3)
+
+
+SPIKES = config.Guard(spike=3.0, window=4)
+
+
+def test_a_spike_is_a_loss_above_the_median_of_a_full_window_two_steps_back():
+    guard, limits = Guard(SPIKES), []
+    losses = [5.0, 4.0, 2.0, 3.0, 1.0, 100.0, 1.0, 1.0, 1.0]
+    for at, loss in enumerate(losses, 1):
+        limits.append(float(guard.limit(at)))
+        guard.read(at, loss, loss <= limits[-1])
+    medians = [3.5, 2.5, 2.5, 1.5]  # of steps 1-4, 2-5; step 6 was skipped and is no part of it; 4, 3, 5, 7
+    assert limits == [math.inf] * 5 + [3 * m for m in medians]
+    assert guard.skipped == 1
+    assert guard.reason(9, {"loss": 100.0, "grad_norm": 1.0}) == "the loss 100.0000 is above 4.5000, 3 x the median"
+
+
+def test_a_run_that_goes_on_decides_as_one_that_was_not_stopped():
+    losses = np.random.default_rng(0).exponential(size=40).astype(np.float32).tolist()
+    whole = Guard(SPIKES)
+    for at, loss in enumerate(losses, 1):
+        again = Guard(SPIKES, json.loads(json.dumps(whole.record())))
+        limit = whole.limit(at)
+        assert again.limit(at) == limit and again.record() == whole.record()
+        whole.read(at, loss, loss <= limit)
+        assert whole.limit(at + 1) == again.limit(at + 1), "read before the next step begins, as at a save, or after it"
+    assert whole.skipped > 3
+
+
+def test_without_a_rule_nothing_is_a_spike_and_nothing_is_remembered():
+    for settings, expected in ((config.Guard(), 0), (config.Guard(spike=2.0, window=4, on_spike="warn"), 6)):
+        guard = Guard(settings)
+        for at in range(1, 20):
+            guard.read(at, 1.0, True)
+            assert guard.limit(at + 1) == math.inf
+        assert len(guard.record()["losses"]) == expected
+    assert guard.spike_above(20) == 2.0, "warned of"
+
+
+class Named:
+    def names(self, index):
+        return [f"sample-{index}-{i}" for i in range(1 + index % 2)]
+
+
+def test_samples_are_named_in_their_order_and_fillers_are_not():
+    found = sample_ids(Named(), np.array([7, -1, 2**32 + 4]))
+    assert found == ["sample-7-0", "sample-7-1", f"sample-{2**32 + 4}-0"]
+
+
+def test_what_is_written_down_is_json_with_norms_by_module(tmp_path):
+    mesh, params = make_mesh(1, 8, 1), random_params(CONFIG)
+    weights = parameter_norms(params | {"llm/norm/scale": params["llm/norm/scale"].astype("bfloat16")}, mesh)
+    for path, norm in weights.items():
+        assert norm == pytest.approx(np.linalg.norm(params[path].astype(np.float64)), rel=1e-3)
+    gradients = {"llm/a": 3.0, "llm/b": 4.0, "projector/a": math.nan, "vision/a": math.inf}
+    about = {"stage": "one", "step": 7, "loss": math.nan}
+    file = write_skipped(tmp_path, about, ["a", "b"], {"gradient": gradients, "parameter": weights})
+    assert file == tmp_path / "skipped" / "one-000007.json"
+    found = json.loads(file.read_text(), parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
+    assert found["loss"] == "nan" and found["samples"] == ["a", "b"]
+    assert found["modules"]["gradient"] == {"llm": 5.0, "projector": "nan", "vision": "inf"}
+    assert found["modules"]["parameter"].keys() == {"vision", "projector", "llm"}
+    assert found["parameters"]["gradient"]["projector/a"] == "nan"

@@ -1,0 +1,78 @@
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_jax.data.example import Example
+from llava_jax.data.rows import build_row
+from llava_jax.train.dataset import open_tokenizer
+from llava_jax.train.optimizer import rates
+from llava_jax.train.state import abstract_model
+from llava_jax.train.summary import parameter_table, render_sample
+from tests.train.small_run import CONFIG, STAGE_1, setup
+
+TOKENIZER = open_tokenizer("tiny")
+
+
+def row(turns, images, template="vicuna_v1", length=120):
+    pictures = tuple(Image.new("RGB", (24, 24)) for _ in range(images))
+    return build_row(
+        Example("7", turns, pictures), tokenizer=TOKENIZER, template=template, length=length, max_images=2, features=4,
+        image_size=24, aspect="crop", overlong="error",
+    )  # fmt: skip
+
+
+CONVERSATIONS = {
+    "vicuna_v1": (("human", "<image>\nwhat is it ?"), ("gpt", "a red circle"), ("human", "where ?"), ("gpt", "left")),
+    "plain": (("human", "<image>"), ("gpt", "a small red circle")),
+    "text": (("human", "what is two ?"), ("gpt", "a number")),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_a_sample_shows_in_double_brackets_exactly_what_is_supervised(name):
+    turns = CONVERSATIONS[name]
+    images = sum("<image>" in text for _, text in turns)
+    sample = row(turns, images, "plain" if name == "plain" else "vicuna_v1")
+    text, totals = render_sample(sample, TOKENIZER).rsplit("\n", 1)
+
+    marked = re.findall(r"\[\[(.*?)\]\]", text, re.DOTALL)
+    real = sample["segment_ids"] > 0
+    spans = np.split(np.arange(len(real)), np.flatnonzero(np.diff(sample["target_mask"].astype(int))) + 1)
+    expected = [
+        TOKENIZER.decode(sample["tokens"][span], skip_special=False) for span in spans if sample["target_mask"][span[0]]
+    ]
+    assert marked == expected
+    for (_, answer), shown in zip(turns[1::2], marked, strict=True):
+        assert shown.strip().removesuffix("</s>").strip() == answer
+
+    shown = text.replace("[[", "").replace("]]", "")
+    assert shown.count("<image x 4>") == images and shown.count("<image") == images
+    for _, said in turns:
+        assert said.replace("<image>", "").strip() in shown
+    assert totals == f"({real.sum()} tokens, {sample['target_mask'].sum()} of them supervised, in a row of 120)"
+
+
+def test_padding_is_not_shown_and_special_tokens_are():
+    text = render_sample(row(CONVERSATIONS["text"], 0), TOKENIZER)
+    assert text.count("</s>") == 1 and "<s>" in text and not re.search(r"<pad>|<unk>", text)
+
+
+def test_the_table_tells_shape_dtype_rate_and_layout_of_every_parameter():
+    run = setup(STAGE_1, (2, 2, 2))
+    shapes, specs = abstract_model(CONFIG)
+    *lines, totals = parameter_table(run.abstract, rates(shapes, STAGE_1))
+    assert re.split(r"  +", lines[0]) == ["parameter", "shape", "dtype", "trained at", "sharding"]
+    table = {cells[0]: cells[1:] for cells in (re.split(r"  +", line) for line in lines[1:])}
+    assert table.keys() == shapes.keys()
+    assert table["llm/layers/q/kernel"] == ["2x32x4x8", "float32", "frozen", "-, fsdp, tensor, -"]
+    assert table["projector/linear_1/kernel"] == ["32x32", "float32", "0.01", "fsdp, tensor"]
+    assert table["vision/post_norm/bias"] == ["32", "float32", "frozen", "fsdp"]
+    assert all(len(cells[3].split(", ")) == len(specs[path]) for path, cells in table.items())
+
+    sizes = {path: int(np.prod(x.shape)) for path, x in shapes.items()}
+    trained = sum(n for path, n in sizes.items() if path.startswith("projector/"))
+    everything = sum(sizes.values())
+    assert totals == f"{everything:,} parameters, {trained:,} trained ({100 * trained / everything:.2f}%)"
+    assert parameter_table(run.state, rates(shapes, STAGE_1)) == [*lines, totals]
