@@ -7,10 +7,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 THEIRS = (
-    "transformers_trace.py",
+    "parity_transformers.py",
     "measure_generate.py",
     "bench_step.py",
     "torch_step.py",
+    "input_pipeline.py",
 )  # compare with transformers, whose models are torch's
 FILES = sorted(p for folder in ("llava_jax", "configs", "launch") for p in (ROOT / folder).rglob("*.py"))
 NEVER_IMPORTED = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch"}
@@ -73,7 +74,7 @@ def test_torch_s_pickles_are_read_in_one_place_and_as_weights_only():
         (path.name, line.strip()) for path in FILES for line in path.read_text(encoding="utf-8").splitlines()
         if "torch.load(" in line
     ]  # fmt: skip
-    assert [name for name, _ in calls] == ["pickled.py"], "in the text of its other process"
+    assert [name for name, _ in calls] == ["pickle_reader.py"], "in the text of its other process"
     assert "weights_only=True" in calls[0][1]
 
 

@@ -53,7 +53,7 @@ class Theirs(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         row = self.rows[index]
-        image = Image.open(self.images / row["image"]).convert("RGB")
+        image = Image.open(self.images / row["image"], formats=("JPEG", "PNG")).convert("RGB")
         if self.aspect == "pad" and image.width != image.height:
             side = max(image.size)
             square = Image.new("RGB", (side, side), tuple(int(255 * x) for x in self.processor.image_mean))

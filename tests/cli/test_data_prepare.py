@@ -124,7 +124,7 @@ def test_stopped_at_any_step_it_goes_on_and_ends_with_the_same_bytes(data, monke
 
 SLOWLY = """
 import sys, time
-from llava_jax.data import shards
+from llava_jax.data import write_shards as shards
 record = shards._record
 shards._record = lambda *args: time.sleep(0.02) or record(*args)
 from llava_jax.__main__ import main

@@ -201,8 +201,9 @@ def start(command: list[str], **environment: str) -> subprocess.Popen:
     """python -m llava_jax COMMAND, with short waits, and Ctrl-C in its usual meaning: what a shell starts in the
     background is to ignore it, and hands that on to its children."""
     code = (
-        "import signal, sys; from llava_jax.__main__ import main; from llava_jax.llm_client import ask; "
-        "signal.signal(signal.SIGINT, signal.default_int_handler); ask.FIRST_WAIT = 0.002; sys.exit(main(sys.argv[1:]))"
+        "import signal, sys; from llava_jax.__main__ import main; from llava_jax.llm_client import client; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); client.FIRST_WAIT = 0.002; "
+        "sys.exit(main(sys.argv[1:]))"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code, *command], cwd=Path(__file__).parents[2], env=os.environ | environment,

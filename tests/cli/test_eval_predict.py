@@ -123,7 +123,7 @@ def test_cut_at_any_byte_it_goes_on_and_ends_with_the_same_file(whole, call, pla
 
 SLOWLY = """
 import sys, time
-from llava_jax.evaluation import scienceqa_predict
+from llava_jax.evaluation.scienceqa import predict
 from llava_jax.evaluation.answers_file import AnswersFile
 from llava_jax.__main__ import main
 write, limit = AnswersFile.write, int(sys.argv[1])
