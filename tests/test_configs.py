@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from llava_jax.__main__ import main
+from llava_jax.checkpoint.tokenizer import open_tokenizer
+from llava_jax.cli.train import read_config
 from llava_jax.config import flatten, model_config
 from llava_jax.data.pipeline import steps_per_run
-from llava_jax.main import read_config
+from llava_jax.models.params import abstract_model
 from llava_jax.text.templates import find_template
-from llava_jax.train.dataset import open_stage, open_tokenizer
+from llava_jax.train.dataset import open_stage
 from llava_jax.train.optimizer import rates
-from llava_jax.train.state import abstract_model
 from tests.evaluation.scienceqa.scienceqa_folder import write_folder
 
 ROOT = Path(__file__).parent.parent

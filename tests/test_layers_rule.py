@@ -24,12 +24,8 @@ RANKS = {
 NO_JAX = ("config", "text", "images", "data", "output", "llm_client")
 # Until the splits and the new pieces are in place: (module, what it still imports against the ranks).
 TEMPORARY = {
-    ("llava_jax.api.load", "llava_jax.train.dataset"), ("llava_jax.api.load", "llava_jax.train.state"),
-    ("llava_jax.api.model", "llava_jax.train.state"), ("llava_jax.api.parity", "llava_jax.train.dataset"),
-    ("llava_jax.api.parity", "llava_jax.train.state"), ("llava_jax.output.html_page", "llava_jax.images.preprocess"),
+    ("llava_jax.output.html_page", "llava_jax.images.preprocess"),
     ("llava_jax.runtime.watchdog", "llava_jax.data.pipeline"), ("llava_jax.runtime.watchdog", "llava_jax.data.rows"),
-    ("llava_jax.train.stages", "llava_jax.planning.topologies"),
-    ("llava_jax.train.metrics", "llava_jax.planning.topologies"),
 }  # fmt: skip
 BEFORE_JAX = ("main", "__main__", "cli")  # they answer --help at once
 THEIRS = "llava_jax.api.parity_transformers"  # the only one that computes with torch, to compare

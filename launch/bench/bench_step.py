@@ -44,12 +44,14 @@ from torch_step import TorchStep, make_model  # noqa: E402
 from llava_jax.checkpoint.external import open_source  # noqa: E402
 from llava_jax.config import Model, Optimizer, model_config  # noqa: E402
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig  # noqa: E402
-from llava_jax.models.layers import dot  # noqa: E402
+from llava_jax.models.flops import model_flops  # noqa: E402
 from llava_jax.models.llava import Llava  # noqa: E402
-from llava_jax.runtime.sharding import global_batch, make_mesh  # noqa: E402
-from llava_jax.train.metrics import model_flops  # noqa: E402
+from llava_jax.models.matmul import dot  # noqa: E402
+from llava_jax.models.params import abstract_model  # noqa: E402
+from llava_jax.runtime.mesh import make_mesh  # noqa: E402
+from llava_jax.runtime.sharding import global_batch  # noqa: E402
 from llava_jax.train.optimizer import make_optimizer, rates  # noqa: E402
-from llava_jax.train.state import abstract_model, abstract_state, enter_stage  # noqa: E402
+from llava_jax.train.state import abstract_state, enter_stage  # noqa: E402
 from llava_jax.train.step import make_train_step  # noqa: E402
 
 RATE = 1e-4

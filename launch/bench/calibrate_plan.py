@@ -26,8 +26,8 @@ from llava_jax.models import attention  # noqa: E402
 from llava_jax.planning import topologies  # noqa: E402
 from llava_jax.planning.estimate import estimate  # noqa: E402
 from llava_jax.planning.lower import lower_step  # noqa: E402
-from llava_jax.runtime.compiler_options import compiler_options  # noqa: E402
-from llava_jax.runtime.sharding import make_mesh  # noqa: E402
+from llava_jax.runtime.compilation import compiler_options  # noqa: E402
+from llava_jax.runtime.mesh import make_mesh  # noqa: E402
 from llava_jax.train.stages import make_layout  # noqa: E402
 
 ALLOWED = 0.20

@@ -27,9 +27,9 @@ def write_source(folder: Path, is_7b: bool) -> None:
     import numpy as np
 
     from llava_jax.checkpoint.huggingface.export import save_hf
+    from llava_jax.checkpoint.tokenizer import open_tokenizer
     from llava_jax.config.architectures import LlamaConfig, ModelConfig, VisionConfig
-    from llava_jax.train.dataset import open_tokenizer
-    from llava_jax.train.state import abstract_model
+    from llava_jax.models.params import abstract_model
 
     vision = VisionConfig(
         image_size=224, patch_size=14, width=256, layers=6, heads=4, mlp_width=1024,

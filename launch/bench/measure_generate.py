@@ -38,8 +38,9 @@ from llava_jax.inference.decode import decode, decode_view, prefill  # noqa: E40
 from llava_jax.inference.engine import padded_rows  # noqa: E402
 from llava_jax.inference.sampling import Sampling  # noqa: E402
 from llava_jax.models.llava import Llava  # noqa: E402
-from llava_jax.runtime.sharding import make_mesh  # noqa: E402
-from llava_jax.train.state import abstract_model, abstract_state, nested  # noqa: E402
+from llava_jax.models.params import abstract_model, nested  # noqa: E402
+from llava_jax.runtime.mesh import make_mesh  # noqa: E402
+from llava_jax.train.state import abstract_state  # noqa: E402
 
 SIZE, PATCH = 112, 14
 IMAGE_TOKEN = 49_151

@@ -37,7 +37,8 @@ def write(path: Path, rows: int) -> None:
 
 def measure(path: Path) -> None:
     """In a process of its own: opens, splits, reads."""
-    from llava_jax.data.sources.llava_json import LlavaJson, held_out_split
+    from llava_jax.data.sources.combine import held_out_split
+    from llava_jax.data.sources.llava_json import LlavaJson
 
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()

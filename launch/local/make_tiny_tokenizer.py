@@ -4,10 +4,10 @@ A byte-level BPE of 500 tokens over the words of the synthetic scenes and the fr
 code gives the same file; run it again only when the scenes' words change, and then train the towers again too.
 """
 
+from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER, open_tokenizer
 from llava_jax.data.sources.scenes import SceneSource
 from llava_jax.text.templates import render
 from llava_jax.text.tokenizer import train_tokenizer
-from llava_jax.train.dataset import TINY_TOKENIZER, open_tokenizer
 
 SCENES = 3000
 

@@ -9,15 +9,16 @@ from jax.sharding import Mesh
 from llava_jax.api.model import DTYPES, Loaded, Origin, one_of
 from llava_jax.checkpoint.external import Source, open_source
 from llava_jax.checkpoint.gguf_files.file import GgufFile, is_gguf
-from llava_jax.checkpoint.huggingface.config import read_object
 from llava_jax.checkpoint.huggingface.processor import WRAPPED
 from llava_jax.checkpoint.native.workdir_model import Own, is_own, open_own
+from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER, open_tokenizer
 from llava_jax.config.architectures import ModelConfig
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.runtime.sharding import make_mesh, param_sharding
+from llava_jax.models.params import Params, abstract_model
+from llava_jax.output.files import read_object
+from llava_jax.runtime.mesh import make_mesh
+from llava_jax.runtime.sharding import param_sharding
 from llava_jax.text.templates import IMAGE_MARKER, find_template
-from llava_jax.train.dataset import TINY_TOKENIZER, open_tokenizer
-from llava_jax.train.state import Params, abstract_model
 
 
 def load(

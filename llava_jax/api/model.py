@@ -25,11 +25,11 @@ from llava_jax.images.preprocess import load_image, preprocess
 from llava_jax.inference.decode import decode_view
 from llava_jax.inference.engine import Answer, Prompt, Settings, generate, stream
 from llava_jax.models.llava import Llava
+from llava_jax.models.params import Params, nested
 from llava_jax.runtime.sharding import logical_rules
 from llava_jax.text.encode import expand_images, stop_ids, tokenize_prompt, wrap_images
 from llava_jax.text.templates import IMAGE_MARKER, find_template, stop_string
 from llava_jax.text.tokenizer import Tokenizer
-from llava_jax.train.state import Params, nested
 
 ROLES = {"user": "human", "assistant": "gpt"}
 FORMATS = ("hf", "llava", "orbax")

@@ -16,9 +16,9 @@ from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.images.preprocess import preprocess
 from llava_jax.models.clip import normalize
 from llava_jax.models.llava import Llava
+from llava_jax.models.params import nested
 from llava_jax.runtime.sharding import logical_rules
 from llava_jax.text.encode import expand_images
-from llava_jax.train.state import nested
 
 QUESTION = "\nWhat is in the picture?"
 POINTS = (

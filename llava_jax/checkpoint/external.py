@@ -16,16 +16,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from llava_jax.checkpoint.gguf_files.file import GgufFile, architecture, is_gguf
+from llava_jax.checkpoint.gguf_files.config import architecture
+from llava_jax.checkpoint.gguf_files.file import GgufFile, is_gguf
 from llava_jax.checkpoint.huggingface import config as hf_config
 from llava_jax.checkpoint.llava.config import read_original
 from llava_jax.checkpoint.torch_tensors.dialects import PATCHES, check, find_dialect, load, torch_rows
 from llava_jax.checkpoint.torch_tensors.name_map import Row, names
 from llava_jax.checkpoint.torch_tensors.overlays import Reader, read_lora_config, with_delta, with_extra, with_lora
 from llava_jax.checkpoint.torch_tensors.pickle_reader import find_weights, open_weights
-from llava_jax.config.architectures import LlamaConfig, ModelConfig, VisionConfig
+from llava_jax.config.architectures import LlamaConfig, ModelConfig, VisionConfig, projector_depth
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.models.projector import projector_depth
 
 
 @dataclasses.dataclass(frozen=True)

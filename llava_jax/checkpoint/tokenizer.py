@@ -3,9 +3,12 @@
 import shutil
 from pathlib import Path
 
-from llava_jax.checkpoint.gguf_files.file import is_gguf
-from llava_jax.checkpoint.huggingface.processor import json_text, tokenizer_config, tokenizer_spec
-from llava_jax.text.tokenizer import Tokenizer
+from llava_jax.checkpoint.gguf_files.file import GgufFile, is_gguf
+from llava_jax.checkpoint.gguf_files.tokenizer import read_tokenizer
+from llava_jax.text.tokenizer import Tokenizer, load_tokenizer
+from llava_jax.text.tokenizer_json import json_text, tokenizer_config, tokenizer_spec
+
+TINY_TOKENIZER = Path(__file__).parent.parent / "pretrained" / "tokenizer"
 
 ABOUT = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 FILES = ("tokenizer.json", "tokenizer.model", *ABOUT, "chat_template.jinja", "generation_config.json")
@@ -30,3 +33,10 @@ def copy_tokenizer(folder: Path, tokenizer: Tokenizer, source: Path | None, long
     for name, file in found.items():
         if file.is_file():
             shutil.copyfile(file, folder / name)
+
+
+def open_tokenizer(name: str) -> Tokenizer:
+    """`tiny` is the one that ships with the package, everything else a path: see `load_tokenizer`; or a GGUF file."""
+    if is_gguf(Path(name)):
+        return read_tokenizer(GgufFile(Path(name)))
+    return load_tokenizer(TINY_TOKENIZER if name == "tiny" else name)

@@ -7,7 +7,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from llava_jax.config.schema import Config, describe, from_config_dict
+from llava_jax.config.config_dict import describe, from_config_dict
+from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, UserError
 
 

@@ -219,7 +219,7 @@ def open_data(data: Path, image_folder: Path | None):
 
 def _encode(tokenizer: str, recipe: Recipe):
     """(the tokenizer, conversations to ids). Raises ConfigError now where the two do not go together."""
-    from llava_jax.train.dataset import open_tokenizer  # with jax, for it reads GGUF too
+    from llava_jax.checkpoint.tokenizer import open_tokenizer  # with jax, for it reads GGUF too
 
     words = open_tokenizer(tokenizer)
     encode = partial(encode_row, tokenizer=words, template=recipe.template, features=recipe.features)

@@ -40,7 +40,7 @@ def build(
     *sources, out = paths
     if len(images) not in (0, 1, len(sources)):
         raise ConfigError(f"{len(images)} --images for {len(sources)} SRC; give one, or one for each")
-    from llava_jax.data.sources.llava_json import Joined
+    from llava_jax.data.sources.combine import Joined
     from llava_jax.data.sources.open_source import open_source
     from llava_jax.data.write_shards import write_shards
 
@@ -119,8 +119,7 @@ def scienceqa(
             this is not given QCM-LEA, with --jsonl QCM-LEPA.
         jsonl: Writes the converter's other file: an object {"id", "image", "instruction", "output"} a line.
     """
-    from llava_jax.data.sources.scienceqa import ScienceQA
-    from llava_jax.data.sources.scienceqa_prompts import instruction
+    from llava_jax.data.sources.scienceqa import ScienceQA, instruction
 
     if out.exists():
         raise ConfigError(f"{out} exists already; choose another file, or remove it first")

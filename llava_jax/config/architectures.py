@@ -6,6 +6,14 @@ model card. Every field is an architecture fact and has no default, so that no m
 """
 
 import dataclasses
+import re
+
+import numpy as np
+
+from llava_jax.errors import ConfigError
+
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # of CLIP's training images, per RGB channel
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 IMAGE_TOKEN_ID = -200  # stands where an image feature goes; the original has one per image, here it is one per feature
 
@@ -85,7 +93,7 @@ class ModelConfig:
     feature_dtype: str  # float32 | bfloat16: what the vision tower computes in
     remat: str  # a name in REMAT
     unroll: bool  # layers as straight-line code instead of a loop
-    attention: str  # xla | splash | splash_interpreted | cudnn: see models/kernels.py
+    attention: str  # xla | splash | splash_interpreted | cudnn: see models/attention.py
 
     @property
     def image_size(self) -> int:
@@ -172,3 +180,12 @@ LLM = {
     ),
     "tiny": _llama(128, 4, 4, 344, vocab_size=512, norm_eps=1e-5, tied_head=True, max_positions=512),
 }  # fmt: skip
+
+
+def projector_depth(name: str) -> int:
+    """Linear layers of a named projector: `linear` -> 1, `mlp2x_gelu` -> 2. Raises ConfigError for any other name."""
+    match = re.fullmatch(r"mlp(\d+)x_gelu", name)
+    depth = 1 if name == "linear" else int(match[1]) if match else 0
+    if depth < 1:
+        raise ConfigError(f"projector {name!r} is unknown; use linear or mlpNx_gelu, such as mlp2x_gelu")
+    return depth

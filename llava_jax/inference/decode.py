@@ -14,7 +14,7 @@ import numpy as np
 from flax import struct
 
 from llava_jax.inference.sampling import Sampling, choose
-from llava_jax.models.llama import Cache, unstack
+from llava_jax.models.cache import Cache, unstack
 from llava_jax.models.llava import Llava
 from llava_jax.runtime.sharding import logical_rules
 

@@ -1,8 +1,9 @@
-"""Causal attention of the train step without scores in memory: a Pallas kernel on TPUs, cuDNN's on NVIDIA GPUs.
+"""Attention: the plain code, and for the train step's causal one kernels that make no scores in memory: a Pallas kernel
+on TPUs, cuDNN's on NVIDIA GPUs.
 
-`attention` has the plain code (`layers.attention`), which the others are tested against, behind the same call. Only the
-decoder comes here: a cache has its own attention, and the vision tower, all to all over a few hundred patches (257 of
-them fill 67% of the kernel's 384, squared), is a percent of a step. Axis letters: see layers.
+`attention` has the plain code (`reference_attention`), which the kernels are tested against, behind the same call. Only
+the decoder has kernels: a cache has its own attention, and the vision tower, all to all over a few hundred patches (257
+of them fill 67% of the kernel's 384, squared), is a percent of a step. Axis letters: see layers.
 """
 
 import functools
@@ -10,26 +11,53 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
-from jax.sharding import Mesh
 
 from llava_jax.errors import ConfigError
-from llava_jax.models import layers
+from llava_jax.models.matmul import dot
 from llava_jax.runtime.sharding import RULES
 
 LANES = 128  # the kernel's blocks are multiples of a vector register's lanes
 BLOCK = 512  # the scores of a block pair, 1 MiB, stay in the fast memory of every TPU; 1024 was estimated no faster
 
 
-def platform_of(mesh: Mesh) -> str:
-    """What runs the mesh, as `config.model_config` asks it: tpu | cuda | rocm | cpu. The devices may be those of a
-    topology that is not there."""
-    device = mesh.devices.flat[0]
-    if device.platform == "gpu":
-        return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
-    return device.platform
+def attention_mask(
+    q_positions: jax.Array, k_positions: jax.Array, q_segments: jax.Array, k_segments: jax.Array
+) -> jax.Array:
+    """bool[B, T, S]: a query sees the keys of its own segment at its own or an earlier position.
+
+    All arguments int32[B, T] or int32[B, S]. Padding is segment 0, so real tokens never see it, wherever it lies.
+
+    positions 0 1 0, segments 1 1 2 (two packed samples):   1 0 0
+                                                            1 1 0
+                                                            0 0 1
+    """
+    same = q_segments[:, :, None] == k_segments[:, None, :]
+    return same & (k_positions[:, None, :] <= q_positions[:, :, None])
+
+
+def reference_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Grouped-query attention, softmax in float32: query head h reads key/value head h // (H / K).
+
+    q [B, T, H, E]; k, v [B, S, K, E]; mask bool[B, T, S] or None for all to all -> [B, T, H, E] in q's dtype.
+    The plain one, which makes all scores; `attention` has others.
+    """
+    b, t, h, e = q.shape
+    dtype = q.dtype.name
+    grouped = q.reshape(b, t, k.shape[2], -1, e)
+    scores = dot("btkge,bske->bkgts", grouped, k, dtype, out="float32") / np.sqrt(e)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1)
+    return checkpoint_name(dot("bkgts,bske->btkge", weights, v, dtype).reshape(b, t, h, e), "context")
+
+
+def name_qkv(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gives them the names that remat policies know, see architectures.REMAT."""
+    return checkpoint_name(q, "q"), checkpoint_name(k, "k"), checkpoint_name(v, "v")
 
 
 def visible(positions: jax.Array, segment_ids: jax.Array, kernel: str) -> jax.Array:
@@ -38,22 +66,22 @@ def visible(positions: jax.Array, segment_ids: jax.Array, kernel: str) -> jax.Ar
 
     The segments are enough where a later position is a later index, within every segment: so the data has it. A key of
     the same segment is then visible if its index is not larger. (Padding is segment 0 and sees only padding, like in
-    `layers.attention_mask`; which of it, differs, and nobody reads what comes of it.)
+    `attention_mask`; which of it, differs, and nobody reads what comes of it.)
     """
     if kernel == "xla":
-        return layers.attention_mask(positions, positions, segment_ids, segment_ids)
+        return attention_mask(positions, positions, segment_ids, segment_ids)
     _fused(kernel)
     return segment_ids
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, kernel: str) -> jax.Array:
-    """`layers.attention` by `kernel`: q [B, T, H, E]; k, v [B, T, K, E]; seen from `visible` -> [B, T, H, E].
+    """`reference_attention` by `kernel`: q [B, T, H, E]; k, v [B, T, K, E]; seen from `visible` -> [B, T, H, E].
 
     Under `jax.set_mesh` each device runs the kernel on its rows and its heads: the compiler knows no way to split one.
     Raises ConfigError for an unknown kernel.
     """
     if kernel == "xla":
-        return layers.attention(q, k, v, seen)
+        return reference_attention(q, k, v, seen)
     function = _fused(kernel)
     if not jax.sharding.get_abstract_mesh().empty:
         rows, heads = (nn.logical_to_mesh_axes(axes, RULES) for axes in (("batch",), ("batch", None, "heads", None)))

@@ -2,27 +2,15 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from llava_jax.config.architectures import ModelConfig
+from llava_jax.config.architectures import MEAN, STD, ModelConfig
 from llava_jax.errors import ConfigError
-from llava_jax.models.layers import (
-    Embedding,
-    LayerNorm,
-    Linear,
-    attention,
-    dtype_of,
-    gelu,
-    name_qkv,
-    quick_gelu,
-    stacked,
-)
+from llava_jax.models.attention import name_qkv, reference_attention
+from llava_jax.models.layers import Embedding, LayerNorm, Linear, gelu, quick_gelu, stacked
+from llava_jax.models.matmul import dtype_of
 from llava_jax.runtime.sharding import constrain
-
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # of CLIP's training images, per RGB channel
-STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 _ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 
@@ -46,7 +34,7 @@ class Block(nn.Module):
 
         y = LayerNorm(c.norm_eps, "vision_embed", name="attention_norm")(x)
         q, k, v = name_qkv(*(Linear("btd,dhe->bthe", *heads, dtype, bias=2, name=n)(y) for n in "qkv"))
-        y = attention(q, k, v, None)
+        y = reference_attention(q, k, v, None)
         out = (c.heads, c.width // c.heads, c.width), ("heads", "head_size", "vision_embed")
         residual = (2 * c.layers) ** -0.5  # as in CLIP
         x += checkpoint_name(Linear("bthe,hed->btd", *out, dtype, bias=1, init_scale=residual, name="o")(y), "out")

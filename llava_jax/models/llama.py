@@ -6,105 +6,15 @@ Also Llama 2 and 3, Vicuna, SmolLM2, and Qwen2 (biases on q, k, v). Axis letters
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
-from llava_jax.config.architectures import LlamaConfig, ModelConfig
-from llava_jax.models import attention
-from llava_jax.models.layers import (
-    Embedding,
-    Linear,
-    RMSNorm,
-    attention_mask,
-    dot,
-    dtype_of,
-    name_qkv,
-    rope,
-    rope_rotation,
-    stacked,
-)
+from llava_jax.config.architectures import ModelConfig
+from llava_jax.models.attention import attention, attention_mask, name_qkv, visible
+from llava_jax.models.cache import attend_cache, unstack, write_cache
+from llava_jax.models.layers import Embedding, Linear, RMSNorm, stacked
+from llava_jax.models.matmul import dot, dtype_of
+from llava_jax.models.rope import rope, rope_rotation
 from llava_jax.runtime.sharding import constrain
-
-
-class Cache(struct.PyTreeNode):
-    """Keys and values of the tokens so far. All rows write to the same slot; a row's padding stays in segment 0, and
-    nobody sees segment 0. So rows of unequal length decode together: what counts is `positions`, not the slot.
-
-    Every layer has arrays of its own, heads before slots: a step then writes one slot in place and reads the rest where
-    it lies. One array for all layers, or slots before heads, would be copied for every token.
-    """
-
-    layers: tuple[tuple[jax.Array, jax.Array], ...]  # per layer keys and values, [max(B, 2), K, S, E] each
-    positions: jax.Array  # int32[B, S]
-    segment_ids: jax.Array  # int32[B, S], 0 where nothing or padding is written
-    index: jax.Array  # int32[], the next slot
-
-    @classmethod
-    def empty(cls, config: LlamaConfig, batch: int, length: int, dtype: str) -> "Cache":
-        """`length` slots for `batch` rows: prompt and answer together, for writing beyond the end is not detected."""
-        rows = max(batch, 2)  # XLA drops an axis of one, and then turns the whole cache around for every token
-        zeros = lambda: jnp.zeros((rows, config.kv_heads, length, config.head_size), dtype_of(dtype))  # noqa: E731
-        slots = jnp.zeros((batch, length), jnp.int32)
-        return cls(tuple((zeros(), zeros()) for _ in range(config.layers)), slots, slots, jnp.zeros((), jnp.int32))
-
-    def longer(self, length: int) -> "Cache":
-        """The same with `length` more slots behind."""
-        add = lambda x, axis: jnp.pad(x, [(0, length if i == axis else 0) for i in range(x.ndim)])  # noqa: E731
-        layers = tuple((_on_mesh(add(k, 2)), _on_mesh(add(v, 2))) for k, v in self.layers)
-        return Cache(layers, add(self.positions, 1), add(self.segment_ids, 1), self.index)
-
-    def write_tokens(self, positions: jax.Array, segment_ids: jax.Array) -> "Cache":
-        """Notes T tokens (int32[B, T] each) in the next T slots and moves on; blocks write their keys and values."""
-        write = lambda old, new: jax.lax.dynamic_update_slice(old, new, (0, self.index))  # noqa: E731
-        return self.replace(
-            positions=write(self.positions, positions),
-            segment_ids=write(self.segment_ids, segment_ids),
-            index=self.index + positions.shape[1],
-        )
-
-
-def _on_mesh(cache: jax.Array) -> jax.Array:
-    return constrain(cache, "batch", "kv_heads", None, None)
-
-
-def _write(cache: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
-    """Puts new [B, T, K, E] at `slot` of one layer's keys or values [max(B, 2), K, S, E]."""
-
-    def plain(cache, new):
-        return jax.lax.dynamic_update_slice(cache, new, (0, 0, slot, 0))
-
-    def as_bits(cache, new):
-        return plain(cache.view(jnp.uint16), new.view(jnp.uint16)).view(jnp.bfloat16)
-
-    new = new.swapaxes(1, 2).astype(cache.dtype)
-    if cache.dtype == jnp.bfloat16:
-        # For a write in bfloat16, XLA for CPU converts the whole cache to float32 and back; a TPU copies it for `view`.
-        return _on_mesh(jax.lax.platform_dependent(cache, new, cpu=as_bits, default=plain))
-    return _on_mesh(plain(cache, new))
-
-
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """`layers.attention` on a cache: q [B, T, H, E], k, v [max(B, 2), K, S, E], mask bool[B, T, S] -> [B, T, H, E].
-
-    Both products have their axes in the order in which the cache lies, and the cache on the right: any other way, XLA
-    turns the whole cache around first, per token (and on CPU finds no bfloat16 product at all).
-    """
-    b, t, h, e = q.shape
-    dtype, heads = q.dtype.name, k.shape[1]
-    rows = k.shape[0] if t == 1 else b
-    q = jnp.broadcast_to(q.reshape(b, t, heads, h // heads, e), (rows, t, heads, h // heads, e))
-    if t == 1 and h == heads:
-        q = jnp.repeat(q, 2, axis=1)  # a product of one row converts (CPU) or copies (TPU) the whole cache first
-    scores = dot("btkge,bkse->bktgs", q, k[:rows], dtype, out="float32") / e**0.5
-    weights = jax.nn.softmax(jnp.where(mask[:, None, :, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
-    y = dot("bktgs,bkse->bktge", weights, v[:rows], dtype)[:b, :, :t]
-    return y.swapaxes(1, 2).reshape(b, t, h, e)
-
-
-def unstack(stacked: dict) -> tuple[dict, ...]:
-    """The parameters of all blocks, [L, ...] each -> one tree per block."""
-    count = jax.tree.leaves(stacked)[0].shape[0]
-    return tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count))
 
 
 class Block(nn.Module):
@@ -115,7 +25,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, rotation, seen, past=None, slot=None):
         """x [B, T, D] -> (x, past). past: None, or this layer's cached (keys, values), where x's go to `slot`. seen:
-        from `kernels.visible`, or the cache's bool[B, T, S]."""
+        from `visible`, or the cache's bool[B, T, S]."""
         c, dtype = self.config.llm, self.config.dtype
         heads = (c.width, c.heads, c.head_size), ("embed", "heads", "head_size")
         kv_heads = (c.width, c.kv_heads, c.head_size), ("embed", "kv_heads", "head_size")
@@ -129,10 +39,10 @@ class Block(nn.Module):
         q, k, v = name_qkv(rope(q, rotation, by_product), rope(k, rotation, by_product), v)
         q = constrain(q, "batch", None, "heads", None)
         if past is None:
-            y = attention.attention(q, k, v, seen, self.config.attention)
+            y = attention(q, k, v, seen, self.config.attention)
         else:
-            past = _write(past[0], k, slot), _write(past[1], v, slot)
-            y = _attend(q, *past, seen)
+            past = write_cache(past[0], k, slot), write_cache(past[1], v, slot)
+            y = attend_cache(q, *past, seen)
         out = (c.heads, c.head_size, c.width), ("heads", "head_size", "embed")
         residual = (2 * c.layers) ** -0.5  # 2 * layers products add up in x (GPT-2's rule)
         # einsum sums over axes in alphabetical order; were e before h, the kernel would be turned around per token.
@@ -179,7 +89,7 @@ class Llama(nn.Module):
         """
         rotation = rope_rotation(self.config.llm, positions)
         if cache is None:
-            seen = attention.visible(positions, segment_ids, self.config.attention)
+            seen = visible(positions, segment_ids, self.config.attention)
             return self.norm(self.layers(embeddings, rotation, seen)[0]), None
 
         slot, cache = cache.index, cache.write_tokens(positions, segment_ids)

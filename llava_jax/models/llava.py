@@ -1,15 +1,13 @@
 """LLaVA: CLIP -> projector -> LLaMA (arXiv 2304.08485), joined where the token ids say IMAGE_TOKEN_ID."""
 
-import dataclasses
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig
+from llava_jax.models.cache import Cache
 from llava_jax.models.clip import Clip
-from llava_jax.models.llama import Cache, Llama
+from llava_jax.models.llama import Llama
 from llava_jax.models.projector import Projector
 
 
@@ -74,25 +72,3 @@ class Llava(nn.Module):
     def __call__(self, tokens, images, positions, segment_ids):
         """tokens, positions, segment_ids int32[B, T]; images uint8[B, N, H, W, 3] -> float32[B, T, V]."""
         return self.logits(self.hidden(tokens, images, positions, segment_ids)[0])
-
-
-def _create(config: ModelConfig, key: jax.Array):
-    config = dataclasses.replace(config, attention="xla")  # parameters are the same, and a mesh cannot split one row
-    one = jnp.zeros((1, 1), jnp.int32)
-    size = config.image_size
-    return Llava(config).init(key, one, jnp.zeros((1, 0, size, size, 3), jnp.uint8), one, one)["params"]
-
-
-@functools.cache  # tracing takes longer than anything else that a small model does before its first step
-def abstract_params(config: ModelConfig) -> dict:
-    """Shapes, dtypes and logical axes of every parameter, boxed (nn.LogicallyPartitioned); allocates nothing. Not to be
-    changed: every caller gets the same.
-
-    Raises ConfigError for an unknown name in the config.
-    """
-    return jax.eval_shape(lambda key: _create(config, key), jax.random.key(0))
-
-
-def init_params(config: ModelConfig, key: jax.Array) -> dict:
-    """Fresh float32 parameters, unboxed. Raises ConfigError for an unknown name in the config."""
-    return jax.jit(lambda key: nn.unbox(_create(config, key)))(key)

@@ -1,22 +1,10 @@
 """The projector from image features to the language model's embeddings (arXiv 2304.08485 4.1; MLP: 2310.03744)."""
 
-import re
-
 from flax import linen as nn
 from jax import random
 
-from llava_jax.config.architectures import ModelConfig
-from llava_jax.errors import ConfigError
+from llava_jax.config.architectures import ModelConfig, projector_depth
 from llava_jax.models.layers import Linear, gelu
-
-
-def projector_depth(name: str) -> int:
-    """Linear layers of a named projector: `linear` -> 1, `mlp2x_gelu` -> 2. Raises ConfigError for any other name."""
-    match = re.fullmatch(r"mlp(\d+)x_gelu", name)
-    depth = 1 if name == "linear" else int(match[1]) if match else 0
-    if depth < 1:
-        raise ConfigError(f"projector {name!r} is unknown; use linear or mlpNx_gelu, such as mlp2x_gelu")
-    return depth
 
 
 class Projector(nn.Module):

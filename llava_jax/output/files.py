@@ -1,5 +1,6 @@
 """A file that a verb was asked to write: whole or not at all."""
 
+import json
 from pathlib import Path
 
 from llava_jax.errors import ConfigError, DataError
@@ -22,3 +23,16 @@ def write_whole(path: Path, text: str) -> None:
         raise DataError(f"{path}: not written, there is half a character (a lone surrogate) behind {near!r}.") from None
     except OSError as fault:
         raise ConfigError(f"{path}: cannot be written ({fault.strerror or fault}). Name another place.") from None
+
+
+def read_object(file: Path, purpose: str) -> dict:
+    """The object in a json file that says `purpose`. Raises DataError where it is missing or broken."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{file} does not exist: it says {purpose}") from None
+    except (ValueError, OSError) as e:
+        raise DataError(f"{file} cannot be read: {e}") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{file} holds no object")
+    return found

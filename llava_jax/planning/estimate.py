@@ -7,10 +7,11 @@ counts a loop once, Pallas kernels as -1, and links not at all.
 """
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
-from llava_jax.planning.hlo.collectives import Collective, collectives, seconds
+from llava_jax.planning.hlo.collectives import Collective, collectives
 from llava_jax.planning.hlo.flops import Kernel, has_product, kernels, product_flops
 from llava_jax.planning.hlo.memory import moved
 from llava_jax.planning.hlo.parse import Program, parse, trip_count
@@ -120,3 +121,32 @@ def _assumptions(
     if endless:
         lines.append(f"loops whose length only the data decide count once: {', '.join(endless)}")
     return tuple(lines)
+
+
+def seconds(one: Collective, topology: Topology, places: Sequence[tuple[int, ...]]) -> float:
+    """What the links need for it once, at their full speed, the slowest group deciding.
+
+    places: the coordinates of each device, in the order of the mesh. In a ring or along the axes of a box, every chip
+    receives what it lacks over one link per axis, or both of an axis whose ends are joined; an all-reduce does it
+    twice; of an all-to-all, what crosses the middle of the longest axis counts.
+    """
+    if one.kind == "collective-permute":
+        return one.bytes / topology.link_bytes_per_s
+    groups = one.groups or (tuple(range(len(places))),)
+    return max(_group_seconds(one, topology, [places[i] for i in group]) for group in groups)
+
+
+def _group_seconds(one: Collective, topology: Topology, places: list[tuple[int, ...]]) -> float:
+    n = len(places)
+    if n == 1:
+        return 0.0
+    spans = {axis: len(set(along)) for axis, along in enumerate(zip(*places, strict=True)) if len(set(along)) > 1}
+    is_box = math.prod(spans.values()) == len(set(places))
+    axes = len(spans) if is_box and spans else 1
+    # Part of an axis has no joined ends.
+    joined = 2 if topology.wraps and spans and all(topology.shape[a] == size for a, size in spans.items()) else 1
+    if one.kind == "all-to-all":
+        longest = max(spans.values(), default=n) if is_box else n
+        return longest / 4 * one.bytes / (topology.link_bytes_per_s * joined)
+    passes = 2 if one.kind == "all-reduce" else 1
+    return passes * one.bytes * (n - 1) / n / (topology.link_bytes_per_s * joined * axes)

@@ -12,9 +12,9 @@ from llava_jax.errors import ConfigError
 from llava_jax.inference.decode import decode_one, prefill
 from llava_jax.inference.sampling import Sampling
 from llava_jax.models.llava import Llava
+from llava_jax.models.params import abstract_model, nested
 from llava_jax.runtime.sharding import batch_spec, param_sharding
 from llava_jax.train.stages import Layout
-from llava_jax.train.state import abstract_model, nested
 from llava_jax.train.step import make_train_step
 
 

@@ -14,14 +14,14 @@ from llava_jax.config.architectures import REMAT
 from llava_jax.config.schema import Config
 from llava_jax.data.pipeline import steps_per_run
 from llava_jax.errors import ConfigError
+from llava_jax.models.params import abstract_model
 from llava_jax.planning import estimate, lint, topologies
 from llava_jax.planning.hlo import parse as hlo
 from llava_jax.planning.lower import lower_decode, lower_step
 from llava_jax.planning.topologies import Topology
-from llava_jax.runtime.sharding import make_mesh
+from llava_jax.runtime.mesh import make_mesh
 from llava_jax.train.dataset import check_room
 from llava_jax.train.stages import Layout, make_layout
-from llava_jax.train.state import abstract_model
 
 GIB = 2**30
 STEPS = 1000  # of a stage whose data is not counted: the schedule has them as a constant, which changes no time

@@ -1,8 +1,6 @@
-"""TPU slices by name: what their chips do at best, how they are wired, and their devices, to compile for.
+"""TPU slices by name: how their chips are wired, and their devices, to compile for.
 
-Peaks, memory and links are those of Google's pages on each generation (cloud.google.com/tpu/docs); usable memory is
-what the compiler's own out-of-memory message gives (libtpu 0.0.42); links and wrap-around as in "How to scale your
-model" (jax-ml.github.io/scaling-book), chapter 2.
+Links and wrap-around as in "How to scale your model" (jax-ml.github.io/scaling-book), chapter 2.
 """
 
 import dataclasses
@@ -13,37 +11,7 @@ import jax
 from jax.experimental import topologies
 
 from llava_jax.errors import ConfigError
-
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """What one chip does at best, and which slices of it libtpu 0.0.42 compiles for."""
-
-    name: str
-    kind: str  # as jax names the device
-    peak_tflops: float  # dense bfloat16
-    hbm_gbps: float  # 1e9 bytes/s
-    hbm_gib: float  # usable, of one device
-    link_gbps: float  # 1e9 bytes/s, one link in one direction
-    clock_ghz: float  # what estimated_cycles are cycles of; peak = multiply-adds per cycle x 2 x clock
-    cores: int  # devices of a chip
-    shapes: tuple[str, ...]
-
-
-_FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
-
-GENERATIONS = {
-    g.name: g
-    for g in (
-        Generation("v4", "TPU v4", 275, 1228, 30.75, 45, 1.05, 1, _CUBES),
-        Generation("v5e", "TPU v5 lite", 197, 819, 15.75, 45, 1.5, 1, ("1x1", *_FLAT)),
-        Generation("v5p", "TPU v5", 459, 2765, 95.74, 90, 1.75, 1, _CUBES),
-        Generation("v6e", "TPU v6 lite", 918, 1640, 31.25, 90, 1.75, 1, ("1x1", *_FLAT)),
-        # Two devices a chip: libtpu has no megacore configuration for it.
-        Generation("tpu7x", "TPU7x", 2307, 7370, 94.75, 90, 2.2, 2, ("2x2x1", "2x2x2", "2x2x4", "4x4x4")),
-    )
-}
+from llava_jax.runtime.accelerators import GENERATIONS, Generation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,8 @@
-"""Compiled programs that outlive the process: JAX's cache on disk, and how much of it a run used.
+"""What the train step asks of the compiler, and compiled programs that outlive the process.
 
-https://docs.jax.dev/en/latest/persistent_compilation_cache.html
+Compiler options: one table by platform, with the reason for each. They go to `jax.jit(..., compiler_options=...)`, so
+that they hold for the step and for nothing else, and are the same for a real run and for `python -m llava_jax plan`.
+Compiled programs: JAX's cache on disk, https://docs.jax.dev/en/latest/persistent_compilation_cache.html
 """
 
 import contextlib
@@ -11,8 +13,26 @@ from pathlib import Path
 
 from llava_jax.errors import ConfigError
 
+TPU = {
+    # By default the partitioner turns each gathering of an fsdp weight into a loop of small products (a "windowed
+    # einsum"), which adds up in bfloat16 and fills the matrix units badly. No weight is as large as this bound (MiB).
+    "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
+}
+TPU_ACCUMULATING = {
+    # Moves the all-reduce of a gradient out of the loop over micro-batches, and miscompiles that of a look-up table:
+    # https://github.com/openxla/xla/issues/49143
+    "xla_disable_hlo_passes": "while-loop-all-reduce-code-motion",
+}
+
 ASKED = "/jax/compilation_cache/compile_requests_use_cache"
 FOUND = "/jax/compilation_cache/cache_hits"
+
+
+def compiler_options(platform: str, accumulation: int) -> dict[str, str]:
+    """Options for the train step on `platform` (`tpu`, `gpu`, `cpu`, as jax names it) with so many micro-batches."""
+    if platform != "tpu":
+        return {}
+    return TPU | (TPU_ACCUMULATING if accumulation > 1 else {})
 
 
 @contextlib.contextmanager

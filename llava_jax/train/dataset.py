@@ -9,8 +9,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from llava_jax.checkpoint.gguf_files.file import GgufFile, is_gguf
-from llava_jax.checkpoint.gguf_files.tokenizer import read_tokenizer
 from llava_jax.config.architectures import VisionConfig
 from llava_jax.config.schema import Data, Stage
 from llava_jax.data.example import Example
@@ -18,15 +16,14 @@ from llava_jax.data.mixture import Mixture, Part
 from llava_jax.data.packing import Groups, buckets, digest, lend_sizes, pack
 from llava_jax.data.pipeline import Batches, evaluation_batches, make_batches, steps_per_run
 from llava_jax.data.rows import RowFormat, Rows
-from llava_jax.data.sources.llava_json import Joined, Subset, held_out_split
+from llava_jax.data.sources.combine import Joined, Subset, held_out_split
 from llava_jax.data.sources.open_source import open_source
 from llava_jax.data.sources.scenes import SceneSource, exam
 from llava_jax.data.sources.scienceqa import is_scienceqa
 from llava_jax.errors import ConfigError
 from llava_jax.text.templates import find_template
-from llava_jax.text.tokenizer import Tokenizer, load_tokenizer
+from llava_jax.text.tokenizer import Tokenizer
 
-TINY_TOKENIZER = Path(__file__).parent.parent / "pretrained" / "tokenizer"
 HELD_OUT_MINIMUM = 64  # examples; a smaller held-out set says little
 FEW = 10_000  # samples that are measured sooner than worker processes start
 
@@ -41,13 +38,6 @@ class StageData:
     steps: int
     samples: int  # that are shown in all these steps
     buckets: np.ndarray | None = None  # int32[rows of train], the length that each needs; None: all the same
-
-
-def open_tokenizer(name: str) -> Tokenizer:
-    """`tiny` is the one that ships with the package, everything else a path: see `load_tokenizer`; or a GGUF file."""
-    if is_gguf(Path(name)):
-        return read_tokenizer(GgufFile(Path(name)))
-    return load_tokenizer(TINY_TOKENIZER if name == "tiny" else name)
 
 
 def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision: VisionConfig) -> StageData:

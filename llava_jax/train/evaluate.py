@@ -17,19 +17,17 @@ from jax.sharding import Mesh
 from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.config.schema import Stage
 from llava_jax.data.example import Example
-from llava_jax.data.pipeline import Row
-from llava_jax.data.sources.scene_world import conclusion
-from llava_jax.data.sources.scenes import QUESTION_KINDS
+from llava_jax.data.rows import Row
 from llava_jax.errors import DataError
 from llava_jax.images.preprocess import load_image, preprocess
 from llava_jax.inference.decode import decode_view, greedy
 from llava_jax.models.llava import Llava
+from llava_jax.models.params import Params, nested
 from llava_jax.runtime.sharding import global_batch
 from llava_jax.text.encode import expand_images, pad_row, stop_ids, tokenize_prompt
 from llava_jax.text.templates import stop_string
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.train.dataset import StageData, in_order, round_up
-from llava_jax.train.state import Params, nested
 
 TRIES = 8  # rows that are looked at for one with other images
 BLANK = np.array((122, 116, 104), np.uint8)  # zero after CLIP's normalisation; also LLaVA's padding colour
@@ -138,36 +136,6 @@ def _cut(ids: np.ndarray, stop: tuple[int, ...], tokenizer: Tokenizer, template:
     ends = np.flatnonzero(np.isin(ids, (*stop[:1], tokenizer.eos_id) if len(stop) == 1 else (tokenizer.eos_id,)))
     text = tokenizer.decode(ids[: ends[0]] if len(ends) else ids)
     return text.split(stop_string(template))[0].strip()
-
-
-def accuracy(speaker: Speaker, exam: list[Example]) -> dict[str, dict[str, float]]:
-    """{kind: {"image", "blank", "chance"}} in percent over `exam`, and the mean of the kinds as `overall`.
-
-    Right is the exact text; of an answer with a reason only its conclusion is graded. Chance is one over the number of
-    answers that are equally likely without seeing the image.
-    """
-    right: dict[str, dict[str, list[bool]]] = {kind: {"image": [], "blank": []} for kind in QUESTION_KINDS}
-    for mode in ("image", "blank"):
-        texts = answer(speaker, exam, blank=mode == "blank")
-        for e, text in zip(exam, texts, strict=True):
-            right[e.kind][mode].append(conclusion(text) == conclusion(e.turns[1][1]))
-    table = {
-        kind: {mode: 100 * float(np.mean(marks)) for mode, marks in modes.items()}
-        | {"chance": 100 / QUESTION_KINDS[kind]}
-        for kind, modes in right.items()
-    }
-    columns = ("image", "blank", "chance")
-    table["overall"] = {c: float(np.mean([table[kind][c] for kind in QUESTION_KINDS])) for c in columns}
-    return table
-
-
-def format_accuracy(after: dict[str, dict[str, float]], before: dict[str, dict[str, float]] | None) -> list[str]:
-    """A text table: kind x accuracy with the image (before the stage, after it), blanked, by chance."""
-    lines = [f"{'question kind':14}{'before':>10}{'with image':>12}{'blanked':>10}{'by chance':>11}"]
-    for kind, row in after.items():
-        first = f"{before[kind]['image']:9.1f}%" if before else f"{'-':>10}"
-        lines.append(f"{kind:14}{first}{row['image']:11.1f}%{row['blank']:9.1f}%{row['chance']:10.1f}%")
-    return lines
 
 
 def format_answers(examples: list[Example], answers: list[str]) -> list[str]:

@@ -17,19 +17,22 @@ from jax.experimental import multihost_utils
 
 from llava_jax import config as settings
 from llava_jax.checkpoint.native.store import Store
+from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, DataError, Diverged, UserError, harmless
-from llava_jax.models.attention import platform_of
 from llava_jax.models.llava import Llava
+from llava_jax.runtime.accelerators import platform_of
 from llava_jax.runtime.distributed import Processes
-from llava_jax.runtime.sharding import check_processes, global_batch, make_mesh
+from llava_jax.runtime.mesh import check_processes, make_mesh
+from llava_jax.runtime.sharding import global_batch
 from llava_jax.runtime.watchdog import READING, Alive
 from llava_jax.text.tokenizer import Tokenizer
-from llava_jax.train import evaluate, step_guard, summary, workdir
+from llava_jax.train import evaluate, scene_exam, step_guard, summary, workdir
 from llava_jax.train.bad_samples import BadSamples
-from llava_jax.train.dataset import continued, open_tokenizer, place_in, training_batches
-from llava_jax.train.metrics import MetricsWriter, Progress
+from llava_jax.train.dataset import continued, place_in, training_batches
+from llava_jax.train.metrics import MetricsWriter
 from llava_jax.train.optimizer import state_bytes
+from llava_jax.train.progress import Progress
 from llava_jax.train.stages import Plan, export, first_state, make_plans, next_state
 from llava_jax.train.state import TrainState, all_params, fingerprint
 from llava_jax.train.step import make_eval_step, make_train_step
@@ -138,7 +141,7 @@ def _train(config: Config, folder: Path, argv: list[str], alive: Alive) -> None:
         scores = workdir.read_json(_scores_file(run, plan))
         if scores.get("after"):
             say(f"\naccuracy on held-out scenes, before and after stage {plan.name}:")
-            say("\n".join(evaluate.format_accuracy(scores["after"], scores.get("before"))))
+            say("\n".join(scene_exam.format_accuracy(scores["after"], scores.get("before"))))
     say(f"done: {folder} ({time.perf_counter() - began:.0f} s)")
 
 
@@ -311,10 +314,10 @@ def _evaluate(run: Run, plan: Plan, state: TrainState, eval_step, step: int) -> 
         values = evaluate.held_out_loss(eval_step, speaker, data)
         run.say(f"held out, step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
         if data.exam:
-            table = evaluate.accuracy(speaker, data.exam)
+            table = scene_exam.accuracy(speaker, data.exam)
             values |= {f"val/accuracy/{kind}": row["image"] for kind, row in table.items()}
             values |= {f"val/accuracy_blank/{kind}": row["blank"] for kind, row in table.items()}
-            run.say("\n".join(evaluate.format_accuracy(table, None)))
+            run.say("\n".join(scene_exam.format_accuracy(table, None)))
             scores = workdir.read_json(_scores_file(run, plan)) if step else {}
             workdir.write_json(_scores_file(run, plan), {**scores, "after" if step else "before": table})
         if stage.eval.answers:

@@ -14,20 +14,14 @@ from llava_jax.checkpoint.module_file import check_writable, load_module, save_m
 from llava_jax.config.architectures import ModelConfig
 from llava_jax.config.schema import Config, Stage
 from llava_jax.errors import ConfigError
-from llava_jax.runtime.sharding import replicating
+from llava_jax.models.flops import model_flops
+from llava_jax.models.params import Params, abstract_model
+from llava_jax.runtime.accelerators import MEMORY_GIB
+from llava_jax.runtime.mesh import replicating
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.train.dataset import StageData, open_stage
-from llava_jax.train.metrics import MEMORY_GIB, model_flops
 from llava_jax.train.optimizer import make_optimizer, rates
-from llava_jax.train.state import (
-    Params,
-    TrainState,
-    abstract_model,
-    abstract_state,
-    all_params,
-    enter_stage,
-    fresh_params,
-)
+from llava_jax.train.state import TrainState, abstract_state, all_params, enter_stage, fresh_params
 
 MODULES = ("vision", "projector", "llm")
 

@@ -10,18 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from flax import struct
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llava_jax.config.architectures import ModelConfig
-from llava_jax.models.llava import abstract_params, init_params
-from llava_jax.runtime.sharding import param_sharding, param_specs
-
-Params = dict[str, jax.Array]
-Specs = dict[str, PartitionSpec]
+from llava_jax.models.params import Params, abstract_model, init_params
+from llava_jax.runtime.sharding import param_sharding
 
 
 @struct.dataclass
@@ -33,17 +29,6 @@ class TrainState:
     frozen: Params
     opt_state: optax.OptState
     rng: jax.Array
-
-
-def nested(params: Params) -> dict:
-    """Flat paths -> the tree a model is applied to."""
-    return unflatten_dict(params, sep="/")
-
-
-def abstract_model(config: ModelConfig) -> tuple[dict[str, jax.ShapeDtypeStruct], Specs]:
-    """(path -> shape and dtype, path -> PartitionSpec over mesh axes) of every parameter; computes nothing."""
-    boxed = abstract_params(config)
-    return flatten_dict(nn.unbox(boxed), sep="/"), flatten_dict(param_specs(boxed), sep="/")
 
 
 def storage_dtype(path: str, rate: float | None, config: ModelConfig) -> jnp.dtype:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llava_jax import config
 from llava_jax.data.pipeline import FILLER
 from llava_jax.data.rows import Rows
-from llava_jax.train.state import Params
+from llava_jax.models.params import Params
 from llava_jax.train.workdir import write_json
 
 SKIPPED = "skipped"  # the folder in the workdir

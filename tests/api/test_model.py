@@ -12,14 +12,14 @@ from transformers import AutoProcessor, LlamaForCausalLM, LlavaForConditionalGen
 import llava_jax
 from llava_jax.checkpoint.huggingface.export import save_hf
 from llava_jax.checkpoint.llava.export import save_original
+from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER, open_tokenizer
 from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.errors import DataError
 from llava_jax.inference.engine import Prompt, Settings, generate
 from llava_jax.models.llava import Llava
+from llava_jax.models.params import nested
 from llava_jax.text.templates import TEMPLATES
 from llava_jax.text.tokenizer import train_tokenizer
-from llava_jax.train.dataset import TINY_TOKENIZER, open_tokenizer
-from llava_jax.train.state import nested
 from tests.models.hf_weights import hf_llama, hf_llava, random_params, small
 
 TOKENIZER = open_tokenizer("tiny")

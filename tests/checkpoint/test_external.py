@@ -18,9 +18,10 @@ from llava_jax.config import Optimizer
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, RopeScaling
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.models.llava import Llava
-from llava_jax.runtime.sharding import make_mesh
+from llava_jax.models.params import abstract_model, nested
+from llava_jax.runtime.mesh import make_mesh
 from llava_jax.train.optimizer import make_optimizer, rates
-from llava_jax.train.state import abstract_model, abstract_state, nested
+from llava_jax.train.state import abstract_state
 from tests.models.hf_weights import hf_clip, hf_llama, hf_llava, small
 
 IMAGE = 63

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from llava_jax.checkpoint.module_file import BUILT_IN, load_module, resolve, save_module
 from llava_jax.errors import DataError
-from llava_jax.runtime.sharding import make_mesh
+from llava_jax.runtime.mesh import make_mesh
 
 SPECS = {
     "llm/embed/embedding": ((16, 8), PartitionSpec("tensor", "fsdp")),

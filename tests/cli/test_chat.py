@@ -16,9 +16,9 @@ from PIL import Image
 
 from llava_jax.api import load as loading
 from llava_jax.checkpoint.huggingface.export import save_hf
+from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.cli import chat as terminal
 from llava_jax.errors import ConfigError, DataError, TooLong
-from llava_jax.train.dataset import open_tokenizer
 from tests.models.hf_weights import random_params, small
 
 PATIENCE = 300  # seconds; all but a few are the machine's other work

@@ -19,10 +19,10 @@ from llava_jax.checkpoint.huggingface.export import save_hf
 from llava_jax.checkpoint.llava import export as original_export
 from llava_jax.checkpoint.llava.export import save_original
 from llava_jax.checkpoint.native.store import Store
+from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER, open_tokenizer
 from llava_jax.checkpoint.torch_tensors import safetensors_writer
 from llava_jax.config import Config, Data, Model, Stage, architectures
 from llava_jax.errors import DataError
-from llava_jax.train.dataset import TINY_TOKENIZER, open_tokenizer
 from tests.checkpoint.damage import flip
 from tests.models.hf_weights import hf_clip, hf_llama, hf_llava, random_params, small
 

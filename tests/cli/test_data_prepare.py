@@ -19,7 +19,8 @@ from llava_jax.__main__ import main
 from llava_jax.data import write_shards
 from llava_jax.data.sources.array_record import ArrayRecordSource
 from llava_jax.data.sources.caption_pairs import INSTRUCTIONS, caption_row
-from llava_jax.data.sources.llava_json import LlavaJson, held_out_split
+from llava_jax.data.sources.combine import held_out_split
+from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.data.sources.open_source import open_source
 
 

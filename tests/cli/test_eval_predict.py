@@ -17,11 +17,11 @@ import pytest
 from llava_jax.__main__ import main
 from llava_jax.api import load as loading
 from llava_jax.api.model import Loaded
+from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER
 from llava_jax.errors import ConfigError
 from llava_jax.evaluation.answers_file import continued
 from llava_jax.evaluation.scienceqa import predict
 from llava_jax.evaluation.scienceqa.files import read_answers
-from llava_jax.train.dataset import TINY_TOKENIZER
 from tests.checkpoint.damage import files_of_at_most
 from tests.evaluation.scienceqa.scienceqa_folder import write_folder
 from tests.evaluation.scienceqa.tiny_llava import CONFIG, MISSING, SHOWN, write_model, write_problems

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from llava_jax.cli.train import main, read_config
 from llava_jax.config import architectures
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.main import main, read_config
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
@@ -97,7 +97,7 @@ def test_a_typo_in_a_flag_is_reported_within_three_seconds_and_without_a_traceba
 
 def test_jax_is_not_imported_before_the_config_is_read():
     text = (
-        "import sys; from llava_jax.main import read_config; "
+        "import sys; from llava_jax.cli.train import read_config; "
         f"read_config(['main', {QUICKSTART!r}]); "
         "print(sorted({'jax', 'flax', 'numpy', 'grain', 'PIL'} & set(sys.modules)))"
     )

@@ -10,8 +10,9 @@ from flax import linen as nn
 from transformers import CLIPVisionModel, LlamaForCausalLM
 
 from llava_jax.config.architectures import LLM, VISION, ModelConfig
-from llava_jax.models.llava import abstract_params
-from llava_jax.runtime.sharding import AXES, RULES, param_specs
+from llava_jax.models.params import abstract_params
+from llava_jax.runtime.mesh import AXES
+from llava_jax.runtime.sharding import RULES, param_specs
 from tests.models.hf_weights import clip_config, llama_config
 
 PAIRS = [

@@ -16,7 +16,8 @@ from llava_jax.data.example import Example
 from llava_jax.data.packing import buckets, digest, lend_sizes, pack
 from llava_jax.data.pipeline import evaluation_batches, make_batches, steps_per_run
 from llava_jax.data.rows import RowFormat, Rows, build_row
-from llava_jax.data.sources.llava_json import LlavaJson, Subset
+from llava_jax.data.sources.combine import Subset
+from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.images.preprocess import preprocess
 

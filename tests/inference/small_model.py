@@ -9,7 +9,8 @@ import numpy as np
 from flax import linen as nn
 
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, LlamaConfig, ModelConfig, VisionConfig
-from llava_jax.models.llava import Llava, abstract_params
+from llava_jax.models.llava import Llava
+from llava_jax.models.params import abstract_params
 
 VISION = VisionConfig(
     image_size=24, patch_size=12, width=32, layers=2, heads=4, mlp_width=48,

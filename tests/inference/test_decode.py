@@ -12,10 +12,12 @@ import pytest
 from llava_jax.inference.decode import decode as decode_loop
 from llava_jax.inference.decode import decode_one, decode_view, greedy, prefill
 from llava_jax.inference.sampling import Sampling
-from llava_jax.models.llama import Cache
+from llava_jax.models.cache import Cache
 from llava_jax.models.llava import Llava
-from llava_jax.runtime.sharding import global_batch, make_mesh
-from llava_jax.train.state import abstract_model, abstract_state, nested
+from llava_jax.models.params import abstract_model, nested
+from llava_jax.runtime.mesh import make_mesh
+from llava_jax.runtime.sharding import global_batch
+from llava_jax.train.state import abstract_state
 from tests.inference.small_model import IMAGE, MODEL, UNUSED, compilations, random_params, variant
 
 NEW = 6

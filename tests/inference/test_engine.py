@@ -10,7 +10,7 @@ from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.errors import ConfigError, DataError, TooLong
 from llava_jax.inference.decode import decode_view
 from llava_jax.inference.engine import Prompt, Settings, bucket, generate, padded_rows, stream
-from llava_jax.runtime.sharding import make_mesh
+from llava_jax.runtime.mesh import make_mesh
 from llava_jax.text.tokenizer import train_tokenizer
 from tests.inference.small_model import (
     IMAGE,

@@ -22,7 +22,7 @@ from llava_jax.config.architectures import LLM, VISION, ModelConfig  # noqa: E40
 from llava_jax.inference.decode import decode, decode_one, decode_view, prefill  # noqa: E402
 from llava_jax.inference.sampling import Sampling  # noqa: E402
 from llava_jax.models.llava import Llava  # noqa: E402
-from llava_jax.train.state import abstract_model, nested  # noqa: E402
+from llava_jax.models.params import abstract_model, nested  # noqa: E402
 
 LENGTH, NEW = 3584, 512  # slots: the cache of a long conversation
 

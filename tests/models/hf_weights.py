@@ -16,9 +16,9 @@ from transformers import (
 )
 from transformers import LlamaConfig as HFLlamaConfig
 
-from llava_jax.checkpoint.torch_tensors import name_map
+from llava_jax.checkpoint.torch_tensors import name_map, transpose
 from llava_jax.config.architectures import LlamaConfig, ModelConfig, VisionConfig
-from llava_jax.train.state import abstract_model, nested
+from llava_jax.models.params import abstract_model, nested
 
 VISION = VisionConfig(
     image_size=24, patch_size=8, width=32, layers=3, heads=4, mlp_width=48,
@@ -109,7 +109,7 @@ def params(rows, w: dict[str, np.ndarray], shapes: dict) -> dict:
     for row in rows:
         if row.path in shapes:
             shape = shapes[row.path].shape
-            found[row.path] = name_map.read(row, shape, (slice(None),) * len(shape), np.float32, lambda n, i: w[n][i])
+            found[row.path] = transpose.read(row, shape, (slice(None),) * len(shape), np.float32, lambda n, i: w[n][i])
     assert found.keys() == shapes.keys()
     return nested(found)
 

@@ -13,9 +13,11 @@ from llava_jax.config.architectures import IMAGE_TOKEN_ID, REMAT, LlamaConfig, M
 from llava_jax.data.packing import pack
 from llava_jax.data.rows import RowFormat, Segment
 from llava_jax.errors import ConfigError
-from llava_jax.models import attention, layers
-from llava_jax.models.llava import Llava, abstract_params
-from llava_jax.runtime.sharding import global_batch, make_mesh
+from llava_jax.models import attention
+from llava_jax.models.llava import Llava
+from llava_jax.models.params import abstract_params
+from llava_jax.runtime.mesh import make_mesh
+from llava_jax.runtime.sharding import global_batch
 from tests.models.products import equations, inner_jaxprs, products
 
 # Tokens of the samples of each row, below 0 of padding between them; the rest of a row is padding too.
@@ -55,8 +57,8 @@ def result_and_gradients(attend, q, k, v, weights, segments):
 
 
 def plain(positions, segments):
-    mask = layers.attention_mask(positions, positions, segments, segments)
-    return lambda q, k, v: layers.attention(q, k, v, mask)
+    mask = attention.attention_mask(positions, positions, segments, segments)
+    return lambda q, k, v: attention.reference_attention(q, k, v, mask)
 
 
 def assert_same(found, expected, segments):
@@ -144,7 +146,7 @@ def test_packed_rows_are_causal_by_index():
     assert max(segments.max(axis=1)) > 2 and (segments == 0).any()
     same = segments[:, :, None] == segments[:, None, :]
     causal = np.arange(128)[None, :] <= np.arange(128)[:, None]
-    mask = layers.attention_mask(positions, positions, segments, segments)
+    mask = attention.attention_mask(positions, positions, segments, segments)
     real = segments > 0
     np.testing.assert_array_equal(np.asarray(mask)[real], (same & causal)[real])
 

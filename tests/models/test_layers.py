@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEm
 
 from llava_jax.config.architectures import RopeScaling
 from llava_jax.errors import ConfigError
-from llava_jax.models import layers
+from llava_jax.models import attention, layers, matmul, rope
 from tests.models.hf_weights import LLM, llama_config
 from tests.models.products import products
 
@@ -28,20 +28,20 @@ SPEC, X, W = "btd,dhe->bthe", normal(2, 3, 8), normal(8, 2, 4)
 
 
 def test_dot_in_float32_is_einsum():
-    np.testing.assert_allclose(layers.dot(SPEC, X, W, "float32"), np.einsum(SPEC, X, W), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(matmul.dot(SPEC, X, W, "float32"), np.einsum(SPEC, X, W), rtol=1e-5, atol=1e-5)
 
 
 def test_dot_in_bfloat16_sums_in_float32_and_casts_once():
-    y = layers.dot(SPEC, X, W, "bfloat16")
+    y = matmul.dot(SPEC, X, W, "bfloat16")
     assert y.dtype == jnp.bfloat16
-    assert layers.dot(SPEC, X, W, "bfloat16", out="float32").dtype == jnp.float32
+    assert matmul.dot(SPEC, X, W, "bfloat16", out="float32").dtype == jnp.float32
     rounded = [np.asarray(jnp.asarray(a, jnp.bfloat16), np.float32) for a in (X, W)]
     np.testing.assert_array_equal(y, jnp.asarray(np.einsum(SPEC, *rounded), jnp.bfloat16))
 
 
 def test_dot_in_bfloat16_has_bfloat16_operands_forward_and_backward():
     def loss(x, w):
-        return layers.dot(SPEC, x, w, "bfloat16", out="float32").sum()
+        return matmul.dot(SPEC, x, w, "bfloat16", out="float32").sum()
 
     assert products(jax.grad(loss, (0, 1)), X, W) == [("bfloat16", "bfloat16", "float32")] * 3
 
@@ -49,7 +49,7 @@ def test_dot_in_bfloat16_has_bfloat16_operands_forward_and_backward():
 @pytest.mark.parametrize("spec, x, w", [(SPEC, X, W), ("btkge,bske->bkgts", normal(2, 3, 2, 2, 4), normal(2, 5, 2, 4))])
 def test_dot_gradient_in_bfloat16_is_close_to_float32(spec, x, w):
     def gradients(dtype):
-        return jax.grad(lambda x, w: (layers.dot(spec, x, w, dtype, out="float32") ** 2).sum(), (0, 1))(x, w)
+        return jax.grad(lambda x, w: (matmul.dot(spec, x, w, dtype, out="float32") ** 2).sum(), (0, 1))(x, w)
 
     for ours, exact in zip(gradients("bfloat16"), gradients("float32"), strict=True):
         assert ours.dtype == jnp.float32
@@ -77,7 +77,7 @@ def test_gradients_of_products_are_those_of_einsum(name):
     def gradients(product):
         return jax.grad(lambda x, w: jnp.sin(product(x, w)).sum(), (0, 1))(x, w)
 
-    ours = gradients(lambda x, w: layers.dot(spec, x, w, "float32"))
+    ours = gradients(lambda x, w: matmul.dot(spec, x, w, "float32"))
     for one, expected in zip(ours, gradients(lambda x, w: jnp.einsum(spec, x, w, precision="highest")), strict=True):
         np.testing.assert_allclose(one, expected, rtol=1e-4, atol=1e-4)
 
@@ -89,7 +89,7 @@ def test_a_cpu_turns_no_operand_of_a_product_by_itself(name, dtype):
     the right operand; any other product converts both to float32 first, or finds no code at all when it runs."""
     spec, x_shape, w_shape = SPECS[name]
     x, w = jnp.zeros(x_shape, dtype), jnp.zeros(w_shape, dtype)
-    gradients = jax.jit(jax.grad(lambda x, w: jnp.sin(layers.dot(spec, x, w, dtype)).sum(), (0, 1)))
+    gradients = jax.jit(jax.grad(lambda x, w: jnp.sin(matmul.dot(spec, x, w, dtype)).sum(), (0, 1)))
     compiled = gradients.lower(x, w).compile()
     found = re.findall(r" dot\((.*?)\), .*?lhs_contracting_dims=\{(\d)\}", compiled.as_text())
     operands = dict(re.findall(r"%(\S+) = (\w+\[[\d,]*\])", compiled.as_text()))
@@ -104,7 +104,7 @@ def test_a_cpu_turns_no_operand_of_a_product_by_itself(name, dtype):
 
 def test_unknown_dtype_is_named():
     with pytest.raises(ConfigError, match="float16"):
-        layers.dot(SPEC, X, W, "float16")
+        matmul.dot(SPEC, X, W, "float16")
 
 
 def test_activations_are_torch_s():
@@ -138,11 +138,11 @@ def test_rope_is_hugging_face_s(scaling):
     config = dataclasses.replace(LLM, head_size=16, width=64, rope_scaling=scaling)
     positions = np.array([[0, 1, 2, 50, 51], [7, 0, 0, 127, 3]], np.int32)
     q, k = normal(2, 5, 4, 16), normal(2, 5, 2, 16)
-    rotation = layers.rope_rotation(config, positions)
+    rotation = rope.rope_rotation(config, positions)
 
     cos, sin = LlamaRotaryEmbedding(llama_config(config))(torch.tensor(q), torch.tensor(positions).long())
     theirs = apply_rotary_pos_emb(torch.tensor(q), torch.tensor(k), cos, sin, unsqueeze_dim=2)
-    for ours, expected in zip((layers.rope(q, rotation), layers.rope(k, rotation)), theirs, strict=True):
+    for ours, expected in zip((rope.rope(q, rotation), rope.rope(k, rotation)), theirs, strict=True):
         np.testing.assert_allclose(ours, expected, atol=2e-5)
 
 
@@ -150,15 +150,15 @@ def test_rope_is_hugging_face_s(scaling):
 def test_rope_by_a_product_gives_the_same_numbers(dtype):
     """And the same gradients, but for what a bfloat16 cotangent rounds."""
     positions = jnp.array([[0, 1, 2, 50, 127]])
-    rotation = layers.rope_rotation(dataclasses.replace(LLM, head_size=16, width=64), positions)
+    rotation = rope.rope_rotation(dataclasses.replace(LLM, head_size=16, width=64), positions)
     x, w = jnp.asarray(normal(1, 5, 4, 16), dtype), jnp.asarray(normal(1, 5, 4, 16), dtype)
-    found, expected = (layers.rope(x, rotation, by_product) for by_product in (True, False))
+    found, expected = (rope.rope(x, rotation, by_product) for by_product in (True, False))
     assert found.dtype == x.dtype
     np.testing.assert_allclose(found.astype(jnp.float32), expected.astype(jnp.float32), atol=1e-6, rtol=2**-7)
     assert np.mean(np.asarray(found != expected)) < 0.05, "what differs is a last bit, here and there"
 
     def gradient(by_product):
-        return jax.grad(lambda x: jnp.sum((layers.rope(x, rotation, by_product) * w).astype(jnp.float32)))(x)
+        return jax.grad(lambda x: jnp.sum((rope.rope(x, rotation, by_product) * w).astype(jnp.float32)))(x)
 
     tolerance = 1e-6 if dtype == "float32" else 0.05
     np.testing.assert_allclose(gradient(True).astype(jnp.float32), gradient(False).astype(jnp.float32), atol=tolerance)
@@ -168,7 +168,7 @@ def test_a_tpu_writes_gradients_of_weights_in_bfloat16_and_others_in_float32():
     """Read from what each is given to compile; neither is there."""
 
     def results(platform):
-        f = jax.jit(jax.grad(lambda w, x: layers.dot(SPEC, x, w, "bfloat16", out="float32").sum()))
+        f = jax.jit(jax.grad(lambda w, x: matmul.dot(SPEC, x, w, "bfloat16", out="float32").sum()))
         text = f.trace(jnp.asarray(W, jnp.bfloat16), jnp.asarray(X)).lower(lowering_platforms=(platform,)).as_text()
         return [line.rsplit("x", 1)[1].rstrip("> ") for line in text.splitlines() if "dot_general" in line]
 
@@ -177,13 +177,13 @@ def test_a_tpu_writes_gradients_of_weights_in_bfloat16_and_others_in_float32():
 
 def test_unknown_rope_scaling_is_named():
     with pytest.raises(ConfigError, match="yarn"):
-        layers.rope_frequencies(dataclasses.replace(LLM, rope_scaling=RopeScaling("yarn", 2.0)))
+        rope.rope_frequencies(dataclasses.replace(LLM, rope_scaling=RopeScaling("yarn", 2.0)))
 
 
 def test_attention_mask_is_a_picture():
     positions = jnp.array([[0, 1, 0, 1, 0]])
     segments = jnp.array([[1, 1, 2, 2, 0]])  # two samples of two tokens, then padding
-    mask = layers.attention_mask(positions, positions, segments, segments)
+    mask = attention.attention_mask(positions, positions, segments, segments)
     np.testing.assert_array_equal(
         mask[0].astype(int),
         [
@@ -204,9 +204,9 @@ def test_attention_is_torch_s(kv_heads):
     heads_first = [torch.tensor(x).transpose(1, 2) for x in (q, k, v)]
     for ours_mask, theirs_mask in ((mask, torch.tensor(mask)[:, None]), (None, None)):
         theirs = scaled_dot_product_attention(*heads_first, attn_mask=theirs_mask, enable_gqa=True).transpose(1, 2)
-        np.testing.assert_allclose(layers.attention(q, k, v, ours_mask), theirs, atol=1e-5)
+        np.testing.assert_allclose(attention.reference_attention(q, k, v, ours_mask), theirs, atol=1e-5)
 
 
 def test_a_query_without_keys_stays_finite():
     q = k = v = normal(1, 2, 1, 4)
-    assert np.isfinite(layers.attention(q, k, v, np.zeros((1, 2, 2), bool))).all()
+    assert np.isfinite(attention.reference_attention(q, k, v, np.zeros((1, 2, 2), bool))).all()

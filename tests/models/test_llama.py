@@ -10,7 +10,8 @@ from flax import linen as nn
 
 from llava_jax.config.architectures import RopeScaling
 from llava_jax.errors import ConfigError
-from llava_jax.models.llama import Cache, Llama
+from llava_jax.models.cache import Cache
+from llava_jax.models.llama import Llama
 from tests.models.hf_weights import hf_llama, llama_params, small, weights
 from tests.models.products import products
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 from flax import linen as nn
 
-from llava_jax.config.architectures import IMAGE_TOKEN_ID
+from llava_jax.config.architectures import IMAGE_TOKEN_ID, projector_depth
 from llava_jax.errors import ConfigError
-from llava_jax.models.llama import Cache
-from llava_jax.models.llava import Llava, abstract_params, init_params, merge
-from llava_jax.models.projector import Projector, projector_depth
-from llava_jax.runtime.sharding import logical_rules, make_mesh
+from llava_jax.models.cache import Cache
+from llava_jax.models.llava import Llava, merge
+from llava_jax.models.params import abstract_params, init_params
+from llava_jax.models.projector import Projector
+from llava_jax.runtime.mesh import make_mesh
+from llava_jax.runtime.sharding import logical_rules
 from tests.models.hf_weights import hf_llava, llava_params, small
 
 RNG = np.random.default_rng(0)

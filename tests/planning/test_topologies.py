@@ -3,8 +3,8 @@
 import pytest
 
 from llava_jax.errors import ConfigError
-from llava_jax.planning.topologies import GENERATIONS, listing, parse
-from llava_jax.train.metrics import PEAK_TFLOPS
+from llava_jax.planning.topologies import listing, parse
+from llava_jax.runtime.accelerators import GENERATIONS, PEAK_TFLOPS
 
 
 def test_a_name_says_generation_and_shape():

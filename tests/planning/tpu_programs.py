@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from llava_jax.planning.topologies import devices, parse  # noqa: E402
-from llava_jax.runtime.sharding import make_mesh  # noqa: E402
+from llava_jax.runtime.mesh import make_mesh  # noqa: E402
 
 PLAIN = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 L, D, F, S = 4, 2048, 8192, 1024  # layers, width, MLP width, length of `gathers`

@@ -10,9 +10,9 @@ import time
 
 import jax
 
+from llava_jax.cli.train import main
 from llava_jax.data import rows
 from llava_jax.errors import DataError
-from llava_jax.main import main
 from llava_jax.train import bad_samples, loop
 
 global_batch, record = loop.global_batch, bad_samples.BadSamples.record

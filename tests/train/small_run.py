@@ -8,9 +8,11 @@ import numpy as np
 from llava_jax.config import Optimizer
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, LlamaConfig, ModelConfig, VisionConfig
 from llava_jax.models.llava import Llava
-from llava_jax.runtime.sharding import global_batch, make_mesh
+from llava_jax.models.params import abstract_model
+from llava_jax.runtime.mesh import make_mesh
+from llava_jax.runtime.sharding import global_batch
 from llava_jax.train.optimizer import make_optimizer, rates
-from llava_jax.train.state import abstract_model, abstract_state, enter_stage
+from llava_jax.train.state import abstract_state, enter_stage
 from llava_jax.train.step import make_train_step
 
 VISION = VisionConfig(

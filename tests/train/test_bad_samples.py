@@ -9,7 +9,8 @@ import jax
 import pytest
 
 from llava_jax import config
-from llava_jax.data.sources.llava_json import LlavaJson, held_out_split
+from llava_jax.data.sources.combine import held_out_split
+from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.errors import DataError
 from llava_jax.train import loop
 from llava_jax.train.bad_samples import BadSamples

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.config import Data, Stage
 from llava_jax.config.architectures import VISION
 from llava_jax.data.example import Example
@@ -25,7 +26,7 @@ def rows(count=700) -> Rows:
         Example(str(i), (("human", "<image>" * (i not in (7, 600))), ("gpt", text)), (Path("/nowhere"),))
         for i, text in enumerate(answers)
     ]
-    tokenizer = dataset.open_tokenizer("tiny")
+    tokenizer = open_tokenizer("tiny")
     return Rows(examples, RowFormat(tokenizer, "plain", 64, 1, 9, 48, "crop", "error"), replace=True)
 
 
@@ -71,7 +72,7 @@ PACKED = dict(template="plain", length=32, max_images=0, packing="pack", threads
 
 
 def opened(stage: Stage) -> dataset.StageData:
-    return dataset.open_stage("one", stage, 0, dataset.open_tokenizer("tiny"), VISION["tiny"])
+    return dataset.open_stage("one", stage, 0, open_tokenizer("tiny"), VISION["tiny"])
 
 
 def test_the_steps_of_packed_epochs_are_counted_exactly(tmp_path, capsys):

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.config import Data, Eval, Stage
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, VISION
 from llava_jax.data.example import Example
 from llava_jax.errors import DataError
-from llava_jax.runtime.sharding import make_mesh
+from llava_jax.runtime.mesh import make_mesh
 from llava_jax.train import evaluate
-from llava_jax.train.dataset import open_tokenizer
 from llava_jax.train.evaluate import BLANK, Speaker, held_out_loss
 
 

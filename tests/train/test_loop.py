@@ -25,7 +25,7 @@ from llava_jax.data.rows import Rows
 from llava_jax.data.sources.scenes import SceneSource
 from llava_jax.errors import ConfigError, DataError, Diverged
 from llava_jax.runtime.sharding import global_batch
-from llava_jax.train import loop
+from llava_jax.train import loop, loss
 from llava_jax.train import step as train_step
 from llava_jax.train.dataset import StageData, training_batches
 from tests.checkpoint.damage import DAMAGES, files_of_at_most
@@ -239,7 +239,7 @@ class Nothing(Rows):
 def bad_steps(monkeypatch):
     """Step of stage one, 0 for the first, -> what is added to its loss; to be filled in. And the samples of each step,
     by which its batch is known, also to a run that goes on."""
-    faults, token_losses = {}, train_step.token_losses
+    faults, token_losses = {}, loss.token_losses
     stage = config.from_config_dict(settings()).stages["one"]
     order = training_batches(stage, StageData(Nothing(SceneSource("caption", 0, False, 24), None), None, [], 99, 99), 0)
     index = [next(order)["index"].tolist() for _ in range(60)]

@@ -3,7 +3,9 @@ import json
 import jax
 import pytest
 
-from llava_jax.train.metrics import PEAK_TFLOPS, MetricsWriter, Progress
+from llava_jax.runtime.accelerators import PEAK_TFLOPS
+from llava_jax.train.metrics import MetricsWriter
+from llava_jax.train.progress import Progress
 from llava_jax.train.workdir import Resumed
 
 
@@ -82,7 +84,7 @@ def clock(monkeypatch):
     class Clock:
         now = 100.0
 
-    monkeypatch.setattr("llava_jax.train.metrics.time.perf_counter", lambda: Clock.now)
+    monkeypatch.setattr("llava_jax.train.progress.time.perf_counter", lambda: Clock.now)
     return Clock
 
 

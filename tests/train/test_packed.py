@@ -11,8 +11,8 @@ from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.data.rows import RowFormat, Segment
 from llava_jax.models.clip import normalize
 from llava_jax.models.llava import Llava
-from llava_jax.train.state import nested
-from llava_jax.train.step import count_targets, predicts_target, token_losses
+from llava_jax.models.params import nested
+from llava_jax.train.loss import count_targets, predicts_target, token_losses
 from tests.train.small_run import CONFIG, random_params
 
 FEATURES = CONFIG.vision.features  # 4

@@ -13,7 +13,7 @@ from check_processes import WITHIN, apart, check_resume, texts
 from check_processes import start as start_all
 
 from llava_jax.errors import ConfigError
-from llava_jax.runtime.sharding import check_processes
+from llava_jax.runtime.mesh import check_processes
 from tests.checkpoint.damage import flip
 from tests.train.test_bad_samples import CONFIG, packed_config
 

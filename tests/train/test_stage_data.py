@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 from llava_jax.__main__ import main
+from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.config import Data, Stage
 from llava_jax.data.mixture import Mixture
 from llava_jax.data.sources.array_record import ArrayRecordSource
 from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.train.dataset import open_stage, open_tokenizer, place_in, training_batches
+from llava_jax.train.dataset import open_stage, place_in, training_batches
 from tests.train.small_run import VISION
 
 

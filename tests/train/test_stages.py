@@ -9,7 +9,8 @@ import pytest
 from llava_jax.config import Data, Stage
 from llava_jax.errors import ConfigError
 from llava_jax.models.llava import Llava
-from llava_jax.runtime.sharding import global_batch, make_mesh, replicating
+from llava_jax.runtime.mesh import make_mesh, replicating
+from llava_jax.runtime.sharding import global_batch
 from llava_jax.train import stages
 from llava_jax.train.state import all_params, enter_stage
 from llava_jax.train.step import make_train_step

@@ -9,9 +9,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from llava_jax.errors import ConfigError
-from llava_jax.runtime.sharding import count_slices, make_mesh, over_slices
+from llava_jax.models.params import abstract_model, nested
+from llava_jax.runtime.mesh import count_slices, make_mesh, over_slices
 from llava_jax.train.optimizer import state_bytes
-from llava_jax.train.state import abstract_model, all_params, enter_stage, fingerprint, fresh_params, nested
+from llava_jax.train.state import all_params, enter_stage, fingerprint, fresh_params
 from tests.train.small_run import CONFIG, EVERYTHING, STAGE_1, STAGE_2, changed, setup
 
 # How each parameter is laid out over the mesh axes; layers are stacked on the first axis of llm/layers, vision/layers.

@@ -7,12 +7,14 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
+from llava_jax.models.flops import model_flops
 from llava_jax.models.llava import Llava
+from llava_jax.models.params import abstract_model, nested
 from llava_jax.runtime.sharding import global_batch, logical_rules
-from llava_jax.train.metrics import model_flops
+from llava_jax.train.loss import count_targets, token_losses
 from llava_jax.train.optimizer import rates
-from llava_jax.train.state import abstract_model, all_params, enter_stage, fingerprint, nested
-from llava_jax.train.step import count_targets, gradients, make_eval_step, token_losses
+from llava_jax.train.state import all_params, enter_stage, fingerprint
+from llava_jax.train.step import gradients, make_eval_step
 from tests.train.small_run import CONFIG, EVERYTHING, STAGE_1, STAGE_2, changed, make_batch, random_params, setup
 
 MESHES = {"one": (1, 1, 1), "fsdp=8": (1, 8, 1), "data=2,fsdp=2,tensor=2": (2, 2, 2)}

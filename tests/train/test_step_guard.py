@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from llava_jax import config
-from llava_jax.models.clip import MEAN, STD
-from llava_jax.runtime.sharding import global_batch, make_mesh
+from llava_jax.config.architectures import MEAN, STD
+from llava_jax.runtime.mesh import make_mesh
+from llava_jax.runtime.sharding import global_batch
 from llava_jax.train import step
 from llava_jax.train.step_guard import Guard, parameter_norms, sample_ids, write_skipped
 from tests.train.small_run import CONFIG, EVERYTHING, Setup, make_batch, random_params, setup

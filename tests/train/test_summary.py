@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.data.example import Example
 from llava_jax.data.rows import build_row
-from llava_jax.train.dataset import open_tokenizer
+from llava_jax.models.params import abstract_model
 from llava_jax.train.optimizer import rates
-from llava_jax.train.state import abstract_model
 from llava_jax.train.summary import parameter_table, render_sample
 from tests.train.small_run import CONFIG, STAGE_1, setup
 

@@ -4,11 +4,11 @@ transformers leaves out what equals its defaults, so the defaults of its classes
 `configuration_{llama,mistral,qwen2,clip,llava}.py`). What our models cannot compute is refused by name, never dropped.
 """
 
-import json
 from pathlib import Path
 
 from llava_jax.config.architectures import VISION, LlamaConfig, RopeScaling, VisionConfig
 from llava_jax.errors import DataError
+from llava_jax.output.files import read_object
 
 _LLAMA = dict(
     vocab_size=32_000, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32, num_attention_heads=32,
@@ -39,19 +39,6 @@ TOWERS = {
     "openai/clip-vit-large-patch14": VISION["clip_l14_224"],
     "openai/clip-vit-large-patch14-336": VISION["clip_l14_336"],
 }
-
-
-def read_object(file: Path, purpose: str) -> dict:
-    """The object in a json file that says `purpose`. Raises DataError where it is missing or broken."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{file} does not exist: it says {purpose}") from None
-    except (ValueError, OSError) as e:
-        raise DataError(f"{file} cannot be read: {e}") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{file} holds no object")
-    return found
 
 
 def read_config(folder: Path) -> dict:

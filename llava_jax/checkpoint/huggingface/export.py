@@ -12,7 +12,7 @@ from llava_jax.checkpoint.huggingface.config import to_hf
 from llava_jax.checkpoint.huggingface.processor import processor_files
 from llava_jax.checkpoint.new_folder import check_new, new_folder
 from llava_jax.checkpoint.torch_tensors.dialects import DIALECTS, torch_rows
-from llava_jax.checkpoint.torch_tensors.name_map import Row, to_torch
+from llava_jax.checkpoint.torch_tensors.name_map import Row
 from llava_jax.checkpoint.torch_tensors.safetensors_writer import (
     SHARD_BYTES,
     Tensor,
@@ -21,6 +21,7 @@ from llava_jax.checkpoint.torch_tensors.safetensors_writer import (
     torch_tensors,
     write_tensors,
 )
+from llava_jax.checkpoint.torch_tensors.transpose import to_torch
 from llava_jax.config.architectures import ModelConfig
 from llava_jax.text.templates import IMAGE_MARKER
 from llava_jax.text.tokenizer import Tokenizer

@@ -5,13 +5,12 @@
 
 import json
 
-from llava_jax.config.architectures import ModelConfig, VisionConfig
+from llava_jax.config.architectures import MEAN, STD, ModelConfig, VisionConfig
 from llava_jax.errors import DataError
-from llava_jax.models.clip import MEAN, STD
 from llava_jax.text.encode import IMAGE_ENDS, image_ends
-from llava_jax.text.sentencepiece import SPACE, added_token
 from llava_jax.text.templates import IMAGE_MARKER, Segment, find_template
 from llava_jax.text.tokenizer import Tokenizer
+from llava_jax.text.tokenizer_json import json_text, tokenizer_config, tokenizer_spec
 
 WRAPPED = IMAGE_MARKER.join(IMAGE_ENDS)  # an image in a chat template, where `wrap_images` is due
 
@@ -49,10 +48,6 @@ def processor_files(
     }
 
 
-def json_text(content: dict) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
 def _image_processor(vision: VisionConfig, aspect: str) -> dict:
     size = vision.image_size
     shared = dict(
@@ -63,50 +58,6 @@ def _image_processor(vision: VisionConfig, aspect: str) -> dict:
     if aspect == "pad":
         return shared | dict(image_processor_type="LlavaImageProcessor", do_pad=True)
     return shared | dict(image_processor_type="CLIPImageProcessor")
-
-
-def tokenizer_spec(tokenizer: Tokenizer, image_token_id: int | None = None) -> dict:
-    """Its tokenizer.json with what we take off put back: the space before a text, BOS before a sequence. With an id,
-    `<image>` is a word of it."""
-    spec = json.loads(tokenizer.backend.to_str())
-    taken = {token["id"]: token["content"] for token in spec["added_tokens"]}
-    if taken.get(image_token_id, IMAGE_MARKER) != IMAGE_MARKER or image_token_id in spec["model"]["vocab"].values():
-        raise DataError(f"the tokenizer has {tokenizer.backend.id_to_token(image_token_id)!r} where <image> should be")
-    if image_token_id is not None and image_token_id not in taken:
-        spec["added_tokens"].append(added_token(image_token_id, IMAGE_MARKER))
-    if tokenizer.dummy_prefix:
-        # Also after `<image>`, where ours puts it too. Ours puts none after `</s>` in tokenizers that are not legacy,
-        # which no normalizer can say: later rounds of a chat then begin with one space more.
-        first = {"type": "Prepend", "prepend": SPACE}
-        spec["normalizer"] = _sequence("normalizers", first, spec["normalizer"])
-        strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}  # of every piece there is: of one, then
-        spec["decoder"] = _sequence("decoders", spec["decoder"], {"type": "Fuse"}, strip)
-    if tokenizer.add_bos:
-        name = next(name for name, id in tokenizer.special.items() if id == tokenizer.bos_id)
-        sequence = [{"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-        spec["post_processor"] = dict(
-            type="TemplateProcessing", single=sequence, pair=[*sequence, {"Sequence": {"id": "B", "type_id": 0}}],
-            special_tokens={name: {"id": name, "ids": [tokenizer.bos_id], "tokens": [name]}},
-        )  # fmt: skip
-    return spec
-
-
-def _sequence(key: str, *parts: dict | None) -> dict:
-    """Parts of a tokenizer.json one after the other."""
-    flat = [one for part in parts if part for one in (part[key] if part["type"] == "Sequence" else [part])]
-    return {"type": "Sequence", key: flat}
-
-
-def tokenizer_config(tokenizer: Tokenizer, longest: int) -> dict:
-    """Its tokenizer_config.json; `legacy` is for `load_tokenizer`, transformers does not know it for such a class."""
-    ids = dict(
-        unk_token=tokenizer.unk_id, bos_token=tokenizer.bos_id, eos_token=tokenizer.eos_id, pad_token=tokenizer.pad_id
-    )
-    names = {role: name for role, id in ids.items() for name, own in tokenizer.special.items() if own == id}
-    return names | dict(
-        tokenizer_class="PreTrainedTokenizerFast", model_max_length=longest, padding_side="left",
-        clean_up_tokenization_spaces=False, legacy=tokenizer.legacy,
-    )  # fmt: skip
 
 
 def chat_template(name: str, wraps_images: bool = False) -> str:

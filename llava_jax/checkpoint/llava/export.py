@@ -16,8 +16,7 @@ from llava_jax.checkpoint.new_folder import check_new, new_folder
 from llava_jax.checkpoint.tokenizer import copy_tokenizer
 from llava_jax.checkpoint.torch_tensors.dialects import DIALECTS, torch_rows
 from llava_jax.checkpoint.torch_tensors.safetensors_writer import SHARD_BYTES, files_dtype, torch_tensors, write_tensors
-from llava_jax.config.architectures import ModelConfig
-from llava_jax.models.projector import projector_depth
+from llava_jax.config.architectures import ModelConfig, projector_depth
 from llava_jax.text.tokenizer import Tokenizer
 
 ORIGINAL = next(dialect for dialect in DIALECTS if dialect.name == "original")

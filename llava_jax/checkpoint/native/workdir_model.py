@@ -12,13 +12,15 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from llava_jax.checkpoint.huggingface.config import read_object
 from llava_jax.checkpoint.native.store import Store
 from llava_jax.checkpoint.new_folder import check_new, new_folder
 from llava_jax.checkpoint.tokenizer import copy_tokenizer
 from llava_jax.config.architectures import ModelConfig
-from llava_jax.config.schema import Config, build, model_config
+from llava_jax.config.build import build
+from llava_jax.config.resolve import model_config
+from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, DataError
+from llava_jax.output.files import read_object
 from llava_jax.text.tokenizer import Tokenizer
 
 CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"

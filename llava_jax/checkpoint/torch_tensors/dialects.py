@@ -16,8 +16,9 @@ import re
 
 import jax
 
-from llava_jax.checkpoint.torch_tensors.name_map import CLIP, LLAMA, Row, names, projector_rows, read, torch_shape
+from llava_jax.checkpoint.torch_tensors.name_map import CLIP, LLAMA, Row, names, projector_rows, torch_shape
 from llava_jax.checkpoint.torch_tensors.safetensors_reader import TorchFiles
+from llava_jax.checkpoint.torch_tensors.transpose import read
 from llava_jax.errors import DataError
 
 

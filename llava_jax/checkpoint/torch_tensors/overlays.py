@@ -19,9 +19,9 @@ from typing import Protocol
 
 import numpy as np
 
-from llava_jax.checkpoint.huggingface.config import read_object
 from llava_jax.checkpoint.torch_tensors.dialects import DIALECTS, IGNORED
 from llava_jax.errors import DataError
+from llava_jax.output.files import read_object
 
 Index = tuple[slice, ...]
 ALL = slice(None)

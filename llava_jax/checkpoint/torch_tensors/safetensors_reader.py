@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from llava_jax.checkpoint.torch_tensors.name_map import empty
+from llava_jax.checkpoint.torch_tensors.transpose import empty
 from llava_jax.errors import DataError
 
 INDEX = "model.safetensors.index.json"

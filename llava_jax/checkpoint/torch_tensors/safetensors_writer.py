@@ -14,8 +14,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from llava_jax.checkpoint.torch_tensors.name_map import Row, names, to_torch, torch_shape
+from llava_jax.checkpoint.torch_tensors.name_map import Row, names, torch_shape
 from llava_jax.checkpoint.torch_tensors.safetensors_reader import FLOATS, INDEX
+from llava_jax.checkpoint.torch_tensors.transpose import to_torch
 
 SHARD_BYTES = 5_000_000_000  # as much as transformers puts into one file
 CODES = {dtype: code for code, dtype in FLOATS.items()}

@@ -7,7 +7,7 @@ from PIL import Image
 
 from llava_jax.data.example import Example
 from llava_jax.data.inspection.check import Encode
-from llava_jax.data.pipeline import Row
+from llava_jax.data.rows import Row
 from llava_jax.errors import DataError
 from llava_jax.output.html_page import Markup, document, element, picture
 from llava_jax.text.spans import Piece, split_row

@@ -5,8 +5,7 @@ from pathlib import Path
 from llava_jax.data.sources.array_record import ArrayRecordSource
 from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.data.sources.parquet import ParquetSource, is_parquet
-from llava_jax.data.sources.scienceqa import ScienceQA, is_scienceqa
-from llava_jax.data.sources.scienceqa_prompts import DEFAULT
+from llava_jax.data.sources.scienceqa import DEFAULT, ScienceQA, is_scienceqa
 from llava_jax.data.sources.tfds import is_tfds, open_tfds
 from llava_jax.errors import ConfigError, DataError
 
@@ -19,7 +18,7 @@ def open_source(
 
     images: the folder or zip archive of the images; ArrayRecord and ScienceQA have their own, Parquet may have.
     is_strict: whether a broken row of a JSON raises now, or when it is read.
-    split, prompt_format: of ScienceQA, see `scienceqa_prompts`; QCM-LEA where no format is given.
+    split, prompt_format: of ScienceQA, see `scienceqa`; QCM-LEA where no format is given.
 
     Raises DataError for data that is missing or broken, ConfigError for a JSON without `images`, for ScienceQA without
     a split, and for a split or prompt format of what has none.

@@ -10,7 +10,7 @@ as an answer whose index is unknown. An unknown index is drawn at random there; 
 import dataclasses
 from collections.abc import Sequence
 
-from llava_jax.data.sources.scienceqa_problem import Problem
+from llava_jax.data.sources.scienceqa import Problem
 from llava_jax.errors import DataError
 from llava_jax.evaluation.scienceqa.files import Answers
 from llava_jax.evaluation.scienceqa.parse import ending, index_of

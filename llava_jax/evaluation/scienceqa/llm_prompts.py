@@ -10,8 +10,7 @@ import dataclasses
 import random
 from collections.abc import Sequence
 
-from llava_jax.data.sources.scienceqa_problem import Problem
-from llava_jax.data.sources.scienceqa_prompts import conversation
+from llava_jax.data.sources.scienceqa import Problem, conversation
 from llava_jax.errors import ConfigError
 
 FORMAT = "QCM-ALE"

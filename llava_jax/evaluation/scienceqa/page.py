@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llava_jax.data.sources.scienceqa_problem import LETTERS, Problem
+from llava_jax.data.sources.scienceqa import LETTERS, Problem
 from llava_jax.errors import DataError
 from llava_jax.evaluation.scienceqa.report import interval_text, percent_text
 from llava_jax.evaluation.scienceqa.score import Comparison, Graded, Share

@@ -7,7 +7,7 @@ lenient   what a reader would take as an answer too
 
 import re
 
-from llava_jax.data.sources.scienceqa_problem import LETTERS
+from llava_jax.data.sources.scienceqa import LETTERS
 
 ENDING = re.compile(r"The answer is ([A-Z]).")  # the dot is the original's: any one character, but there must be one
 # "the correct answer is", "ANSWER:". No two \s* in a row: they would try all ways to share a run of spaces.

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 
-from llava_jax.data.sources.scienceqa_problem import LETTERS
+from llava_jax.data.sources.scienceqa import LETTERS
 from llava_jax.evaluation.scienceqa.files import Answers
 from llava_jax.evaluation.scienceqa.score import COLUMNS, Comparison, Graded, Share
 from llava_jax.text.templates import IMAGE_MARKER

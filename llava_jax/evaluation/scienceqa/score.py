@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from llava_jax.data.sources.scienceqa import ScienceQA
-from llava_jax.data.sources.scienceqa_problem import LETTERS, Problem
+from llava_jax.data.sources.scienceqa import LETTERS, Problem, ScienceQA
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.evaluation.scienceqa.files import Answers
 from llava_jax.evaluation.scienceqa.parse import index_of, lenient, strict

@@ -11,11 +11,12 @@ import pytest
 
 from llava_jax.checkpoint.external import open_source
 from llava_jax.checkpoint.gguf_files import file as ours
-from llava_jax.checkpoint.gguf_files.file import GgufFile, architecture, is_gguf
+from llava_jax.checkpoint.gguf_files.config import architecture
+from llava_jax.checkpoint.gguf_files.file import GgufFile, is_gguf
 from llava_jax.checkpoint.module_file import load_module
 from llava_jax.config.architectures import LLM, RopeScaling
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.train.state import abstract_model
+from llava_jax.models.params import abstract_model
 from tests.checkpoint.gguf_files.gguf_files import (
     CONFIG,
     KINDS,

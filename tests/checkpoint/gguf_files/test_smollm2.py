@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import llava_jax
-from llava_jax.runtime.sharding import make_mesh
+from llava_jax.runtime.mesh import make_mesh
 from tests.checkpoint.gguf_files.gguf_files import smollm2
 
 PROMPTS = (  # without digits: transformers' tokenizer of a GGUF splits those in another way

@@ -8,10 +8,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from llava_jax.checkpoint.gguf_files.file import GgufFile
 from llava_jax.checkpoint.gguf_files.tokenizer import read_tokenizer, tokenizer_files
+from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.errors import DataError
 from llava_jax.text.sentencepiece import _protobuf
 from llava_jax.text.tokenizer import load_tokenizer
-from llava_jax.train.dataset import open_tokenizer
 from tests.checkpoint.gguf_files.gguf_files import smollm2, write
 
 TEXTS = [

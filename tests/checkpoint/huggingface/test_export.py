@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from llava_jax.checkpoint.huggingface.export import save_hf
+from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.checkpoint.torch_tensors.dialects import check, find_dialect, load, torch_rows
 from llava_jax.checkpoint.torch_tensors.safetensors_reader import INDEX, TorchFiles
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig, RopeScaling
@@ -19,10 +20,9 @@ from llava_jax.errors import DataError
 from llava_jax.images.preprocess import preprocess
 from llava_jax.models.clip import normalize
 from llava_jax.models.llava import Llava
+from llava_jax.models.params import nested
 from llava_jax.text.encode import expand_images, tokenize_prompt
 from llava_jax.text.tokenizer import load_tokenizer
-from llava_jax.train.dataset import open_tokenizer
-from llava_jax.train.state import nested
 from tests.models.hf_weights import random_params, small
 
 TOKENIZER = open_tokenizer("tiny")  # 500 tokens

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from llava_jax.checkpoint.native import integrity
 from llava_jax.checkpoint.native.store import Store
 from llava_jax.errors import DataError
-from llava_jax.runtime.sharding import make_mesh
+from llava_jax.runtime.mesh import make_mesh
 from tests.checkpoint.damage import DAMAGES, files_of_at_most
 
 

@@ -11,9 +11,10 @@ from llava_jax.checkpoint.torch_tensors.dialects import check, find_dialect, loa
 from llava_jax.checkpoint.torch_tensors.safetensors_reader import TorchFiles
 from llava_jax.config import Optimizer
 from llava_jax.errors import DataError
-from llava_jax.runtime.sharding import make_mesh
+from llava_jax.models.params import abstract_model
+from llava_jax.runtime.mesh import make_mesh
 from llava_jax.train.optimizer import make_optimizer, rates
-from llava_jax.train.state import abstract_model, abstract_state
+from llava_jax.train.state import abstract_state
 from tests.models.hf_weights import hf_clip, hf_llama, hf_llava, llava_params, small
 
 CONFIG = small()

@@ -8,20 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from llava_jax.checkpoint.torch_tensors import name_map
-from llava_jax.checkpoint.torch_tensors.name_map import (
-    CLIP,
-    HEADS_IN,
-    LLAMA,
-    names,
-    projector_rows,
-    read,
-    to_torch,
-    torch_index,
-)
+from llava_jax.checkpoint.torch_tensors import name_map, transpose
+from llava_jax.checkpoint.torch_tensors.name_map import CLIP, HEADS_IN, LLAMA, names, projector_rows, torch_index
+from llava_jax.checkpoint.torch_tensors.transpose import read, to_torch
 from llava_jax.config import architectures
 from llava_jax.config.architectures import ModelConfig
-from llava_jax.train.state import abstract_model
+from llava_jax.models.params import abstract_model
 
 
 def shapes_of(projector: str, llm: str) -> dict[str, tuple[int, ...]]:
@@ -77,12 +69,12 @@ SHAPES = {
 
 # the matrices are larger than the blocks in which they are turned around, and no multiple of them; the last ones are
 # large enough for several threads
-@pytest.mark.parametrize("piece", [name_map.PIECE, 700], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("piece", [transpose.PIECE, 700], ids=["at once", "in pieces"])
 @pytest.mark.parametrize("path", SHAPES)
 def test_what_is_written_is_read_back_whole_and_in_parts(path, piece, monkeypatch):
-    monkeypatch.setattr(name_map, "PIECE", piece)
+    monkeypatch.setattr(transpose, "PIECE", piece)
     row, shape = next(row for row in CLIP if row.path == path), SHAPES[path]
-    assert path != "layers/down/kernel" or shape[1] * shape[2] > name_map.SMALL
+    assert path != "layers/down/kernel" or shape[1] * shape[2] > transpose.SMALL
     value = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     layers = value if row.stacked else [value]
     tensors = {name: to_torch(row.groups, x) for name, x in zip(names(row, shape), layers, strict=True)}

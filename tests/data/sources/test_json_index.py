@@ -8,8 +8,9 @@ import pytest
 
 from llava_jax.data.example import id_hash
 from llava_jax.data.sources import json_index
+from llava_jax.data.sources.combine import Joined, Subset, held_out_split, id_hashes
 from llava_jax.data.sources.json_index import open_index
-from llava_jax.data.sources.llava_json import Joined, LlavaJson, Subset, held_out_split, id_hashes
+from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.errors import DataError
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from llava_jax.data.example import Example
-from llava_jax.data.sources.llava_json import LlavaJson, Subset, held_out_split
+from llava_jax.data.sources.combine import Subset, held_out_split
+from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.errors import ConfigError, DataError
 
 

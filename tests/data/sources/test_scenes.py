@@ -8,15 +8,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from llava_jax.checkpoint.tokenizer import open_tokenizer
+from llava_jax.cli.train import read_config
 from llava_jax.config import model_config
 from llava_jax.config.architectures import VISION
 from llava_jax.data.sources import scene_world
 from llava_jax.data.sources import scenes as scene_source
 from llava_jax.data.sources.scenes import KINDS, QUESTION_KINDS, STUDY, SceneSource, exam
 from llava_jax.errors import ConfigError
-from llava_jax.main import read_config
 from llava_jax.text.encode import stop_ids, tokenize
-from llava_jax.train.dataset import open_stage, open_tokenizer
+from llava_jax.train.dataset import open_stage
 from tests.data.sources.test_scene_world import Fact, as_told, content, from_boxes, is_true, kind_of, read, tells
 
 

@@ -3,9 +3,7 @@ import json
 import pytest
 
 from llava_jax.data.example import id_hash
-from llava_jax.data.sources.scienceqa import ScienceQA
-from llava_jax.data.sources.scienceqa_problem import parse_problem
-from llava_jax.data.sources.scienceqa_prompts import conversation
+from llava_jax.data.sources.scienceqa import ScienceQA, conversation, parse_problem
 from llava_jax.errors import ConfigError, DataError
 from tests.data.planted import encoded, noise
 

@@ -6,9 +6,7 @@ import pytest
 
 from llava_jax.__main__ import main
 from llava_jax.data.sources.open_source import open_source
-from llava_jax.data.sources.scienceqa import ScienceQA
-from llava_jax.data.sources.scienceqa_problem import parse_problem
-from llava_jax.data.sources.scienceqa_prompts import ZERO_SHOT, conversation, formats
+from llava_jax.data.sources.scienceqa import ZERO_SHOT, ScienceQA, conversation, formats, parse_problem
 from llava_jax.errors import ConfigError
 from tests.data.sources.test_scienceqa import PROBLEM, folder
 

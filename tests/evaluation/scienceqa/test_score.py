@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_jax.data.sources.scienceqa_problem import parse_problem
+from llava_jax.data.sources.scienceqa import parse_problem
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.evaluation.scienceqa.files import Answers, read_answers
 from llava_jax.evaluation.scienceqa.score import (  # fmt: skip

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from llava_jax.checkpoint.huggingface.export import save_hf
-from llava_jax.train.dataset import open_tokenizer
+from llava_jax.checkpoint.tokenizer import open_tokenizer
 from tests.data.planted import encoded, noise
 from tests.evaluation.scienceqa.scienceqa_folder import write_folder
 from tests.models.hf_weights import random_params, small

@@ -2,7 +2,8 @@
 
 import pytest
 
-from llava_jax.planning.hlo.collectives import Collective, collectives, replica_groups, seconds
+from llava_jax.planning.estimate import seconds
+from llava_jax.planning.hlo.collectives import Collective, collectives, replica_groups
 from llava_jax.planning.hlo.parse import Array, parse
 from llava_jax.planning.topologies import parse as topology
 from tests.planning.known import MIB, places, program

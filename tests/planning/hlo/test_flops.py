@@ -5,10 +5,10 @@ import math
 import pytest
 
 from llava_jax.config.architectures import LLM, VISION, ModelConfig
+from llava_jax.models.flops import model_flops
+from llava_jax.models.params import abstract_model
 from llava_jax.planning.hlo.flops import kernels, product_flops
 from llava_jax.planning.hlo.parse import parse
-from llava_jax.train.metrics import model_flops
-from llava_jax.train.state import abstract_model
 from tests.planning.known import program
 
 L, D, F, S = 4, 2048, 8192, 1024  # of tpu_programs.py

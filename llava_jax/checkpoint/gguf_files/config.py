@@ -1,0 +1,67 @@
+"""The architecture that a GGUF file's metadata describes."""
+
+import numpy as np
+
+from llava_jax.checkpoint.gguf_files.file import _FREQUENCIES, _USED, GgufFile
+from llava_jax.checkpoint.huggingface.config import language_model
+from llava_jax.config.architectures import LlamaConfig, RopeScaling
+from llava_jax.errors import DataError
+
+
+def architecture(file: GgufFile) -> LlamaConfig:
+    """The decoder of a file, by way of the config.json that Hugging Face would have for it.
+
+    LLaMA 3.1's rotary scaling is in no key but in the factors of `rope_freqs.weight`; it is recognised by them.
+    Raises DataError, naming the key or tensor, where one is missing, contradicts another (the vocabulary's size), or
+    asks for what our models do not have: experts, yarn, partial rotations, biases in a LLaMA, ...
+    """
+    arch, size = file.arch, file.size
+    if "model.embed_tokens.weight" not in file:
+        raise DataError(f"{file.path}: tensor token_embd.weight is missing")
+    vocabulary = file.shape("model.embed_tokens.weight")[0]
+    tokens = len(file.value("tokenizer.ggml.tokens", list, [])) or vocabulary
+    for key, count in (("tokenizer.ggml.tokens", tokens), (f"{arch}.vocab_size", size("vocab_size", vocabulary))):
+        if count != vocabulary:
+            raise DataError(f"{file.path}: {key}: {count} tokens, but token_embd.weight has {vocabulary} rows")
+    width, heads = size("embedding_length"), size("attention.head_count")
+    head_size = size("attention.key_length", width // heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if size(key, head_size) != head_size:
+            raise DataError(f"{file.path}: {arch}.{key}={size(key)} is not the head size {head_size}; not supported")
+    for key, value in file.metadata.items():
+        if key.startswith(f"{arch}.") and key.removeprefix(f"{arch}.") not in _USED and value:
+            raise DataError(f"{file.path}: {key}={value!r:.40} is not supported")
+    biases = [name for name in file.names() if name.endswith(".bias")]
+    window = file.value(f"{arch}.attention.sliding_window", int, 0)
+    config = dict(
+        model_type=arch, vocab_size=vocabulary, hidden_size=width, intermediate_size=size("feed_forward_length"),
+        num_hidden_layers=size("block_count"), num_attention_heads=heads, head_dim=head_size,
+        num_key_value_heads=size("attention.head_count_kv", heads), max_position_embeddings=size("context_length"),
+        rms_norm_eps=file.value(f"{arch}.attention.layer_norm_rms_epsilon", float),
+        rope_theta=file.value(f"{arch}.rope.freq_base", float, 10_000.0), sliding_window=window or None,
+        use_sliding_window=bool(window), tie_word_embeddings="lm_head.weight" not in file,
+        attention_bias=arch == "llama" and any(".self_attn." in name for name in biases),
+        mlp_bias=any(".mlp." in name for name in biases),
+    )  # fmt: skip
+    return language_model(config | {"rope_scaling": _rope_scaling(file, config)}, str(file.path))
+
+
+def _rope_scaling(file: GgufFile, config: dict) -> dict | None:
+    """`rope_scaling` of a config.json."""
+    factor = float(file.value(f"{file.arch}.rope.scaling.factor", float, 0.0))
+    factor = factor or float(file.value(f"{file.arch}.rope.scale_linear", float, 0.0))
+    kind = file.value(f"{file.arch}.rope.scaling.type", str, "linear" if factor not in (0.0, 1.0) else "none")
+    found = file.rope_factors
+    if found is None:
+        return None if kind == "none" else {"rope_type": kind, "factor": factor or 1.0}
+    wanted = RopeScaling("llama3", float(found.max()))
+    low, high, d = wanted.low_freq_factor, wanted.high_freq_factor, config["head_dim"]
+    wavelength = 2 * np.pi * config["rope_theta"] ** (np.arange(0, d, 2) / d)
+    smooth = np.clip((wanted.original_max_positions / wavelength - low) / (high - low), 0, 1)
+    factors = 1 / ((1 - smooth) / wanted.factor + smooth)
+    if kind != "none" or found.shape != factors.shape or not np.allclose(found, factors, rtol=1e-4):
+        raise DataError(f"{file.path}: tensor {_FREQUENCIES} does not scale rotations as LLaMA 3.1 does; not supported")
+    return dict(
+        rope_type="llama3", factor=wanted.factor, low_freq_factor=low, high_freq_factor=high,
+        original_max_position_embeddings=wanted.original_max_positions,
+    )  # fmt: skip

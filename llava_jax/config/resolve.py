@@ -1,0 +1,43 @@
+"""From the names in a config to shapes: the towers, and the attention kernel of a platform."""
+
+import dataclasses
+
+from llava_jax.config import architectures
+from llava_jax.config.build import check_choice, look_up
+from llava_jax.config.schema import Model
+from llava_jax.errors import ConfigError
+
+KERNELS = {"tpu": "splash", "cuda": "cudnn"}  # by platform, see models/attention.py; others have the plain code
+
+
+def model_config(model: Model, platform: str | None = None) -> architectures.ModelConfig:
+    """Names -> shapes, and the attention kernel for `platform`: tpu | cuda | rocm | cpu; None, where nobody trains,
+    gives the plain one. Raises ConfigError for a name that is not in the tables, and for a kernel that was asked for
+    and does not do this model on this platform."""
+    vision = look_up(architectures.VISION, model.vision, "model.vision")
+    vision = dataclasses.replace(vision, select_layer=model.select_layer, select_feature=model.select_feature)
+    llm = look_up(architectures.LLM, model.llm, "model.llm")
+    if not 0 <= vision.blocks_used <= vision.layers:
+        raise ConfigError(f"model.select_layer={model.select_layer} does not exist in a ViT of {vision.layers} blocks")
+    return architectures.ModelConfig(
+        vision=vision, llm=llm, projector=model.projector, dtype=model.dtype, feature_dtype=model.feature_dtype,
+        remat=model.remat, unroll=model.unroll, attention=_attention(model, llm.head_size, platform),
+    )  # fmt: skip
+
+
+def _attention(model: Model, head_size: int, platform: str | None) -> str:
+    check_choice(model.attention, ("auto", "xla", *KERNELS.values()), "config.model.attention")
+    asked, fused = model.attention, KERNELS.get(platform)
+    if platform is None or asked == "xla":
+        return "xla"
+    if fused is None or asked not in ("auto", fused):
+        why = f"does not run on {platform}"
+    elif model.dtype != "bfloat16":
+        why = f"computes in bfloat16, not in model.dtype={model.dtype!r}"  # float32 means float32 on every device
+    elif fused == "cudnn" and (head_size > 128 or head_size % 8):
+        why = f"takes head sizes up to 128 that are multiples of 8, not the {head_size} of {model.llm}"
+    else:
+        return fused
+    if asked == "auto":
+        return "xla"
+    raise ConfigError(f"config.model.attention={asked!r} {why}; use auto or xla")

@@ -1,0 +1,98 @@
+"""Ranges and choices of a config that no type can say."""
+
+import math
+import re
+
+from llava_jax.config import architectures
+from llava_jax.config.build import check_choice, flatten, suggestion, within_stage
+from llava_jax.config.resolve import model_config
+from llava_jax.config.schema import Config, Stage
+from llava_jax.errors import ConfigError
+
+AT_LEAST_ONE = (
+    "log_every", "checkpoint.every", "checkpoint.keep", "guard.window", "batch", "accumulation", "epochs",
+    "loss_chunks", "data.length", "eval.samples", "eval.max_new_tokens",
+)  # fmt: skip
+ANY_SIGN = ("model.select_layer", "mesh.data", "mesh.fsdp", "mesh.tensor")  # every other number is at least zero
+
+
+def check_config(config: Config) -> None:
+    """Ranges and choices that no type can say; everything that can be refused before jax is even imported."""
+    if not config.run:
+        raise ConfigError("config.run is empty: nothing to train; it lists the names of config.stages to run, in order")
+    if len(set(config.run)) < len(config.run):
+        raise ConfigError(f"config.run={config.run} names a stage twice; give the second a name of its own")
+    for name in config.run:
+        if name not in config.stages:
+            raise ConfigError(
+                f"config.run names {name!r}, which is not in config.stages{suggestion(name, config.stages)}"
+            )
+    model_config(config.model)
+    check_choice(config.model.dtype, ("float32", "bfloat16"), "config.model.dtype")
+    check_choice(config.model.feature_dtype, ("float32", "bfloat16"), "config.model.feature_dtype")
+    check_choice(config.model.remat, tuple(architectures.REMAT), "config.model.remat")
+    check_choice(config.guard.on_spike, ("skip", "warn"), "config.guard.on_spike")
+    if 0 < config.guard.spike <= 1:
+        raise ConfigError(f"config.guard.spike={config.guard.spike} must be above 1, or 0 for no such rule")
+    for path, value in flatten(config).items():
+        key = within_stage(path)
+        least = 1 if key in AT_LEAST_ONE else 0
+        if isinstance(value, int | float) and key not in ANY_SIGN and not least <= value < math.inf:
+            raise ConfigError(f"config.{path}={value} must be at least {least}, and finite")
+    for name, s in config.stages.items():
+        at = f"config.stages.{name}"
+        check_choice(s.data.source, ("files", "scenes"), f"{at}.data.source")
+        check_choice(s.data.scenes, ("caption", "study", "tell", "instruct"), f"{at}.data.scenes")
+        check_choice(s.data.aspect, ("crop", "pad"), f"{at}.data.aspect")
+        check_choice(s.data.overlong, ("truncate", "error"), f"{at}.data.overlong")
+        check_choice(s.data.packing, ("none", "pack"), f"{at}.data.packing")
+        check_choice(s.data.bad, ("error", "replace"), f"{at}.data.bad")
+        _check_lengths(s, at)
+        check_choice(s.optimizer.schedule, ("cosine", "constant"), f"{at}.optimizer.schedule")
+        check_choice(s.optimizer.first_moment, ("float32", "bfloat16"), f"{at}.optimizer.first_moment")
+        check_choice(s.weights, ("auto", "sharded", "replicated"), f"{at}.weights")
+        if s.steps == 0 and s.data.source == "scenes":
+            raise ConfigError(f"{at}.steps must be set: scenes never end, so there are no epochs to count")
+        if s.data.source == "files" and name in config.run and bool(s.data.path) == bool(s.data.mixture):
+            raise ConfigError(
+                f"{at}.data.path must be set (a json needs image_folder too), or data.mixture; one of them"
+            )
+        for path, _, weight in s.data.mixture:
+            if not 0 < weight < math.inf:
+                raise ConfigError(f"{at}.data.mixture: the weight of {path!r} must be positive, not {weight}")
+        if s.eval.shuffled and (s.data.max_images == 0 or s.eval.samples < 2):
+            raise ConfigError(f"{at}.eval.shuffled needs images, and at least 2 eval.samples")
+        if s.batch % s.accumulation:
+            raise ConfigError(f"{at}.batch={s.batch} is not a multiple of accumulation={s.accumulation}")
+        for key in ("data.held_out", "optimizer.b1", "optimizer.b2", "optimizer.warmup_ratio"):
+            if flatten(s)[key] >= 1:
+                raise ConfigError(f"{at}.{key}={flatten(s)[key]} must be below 1")
+        if not s.learning_rates:
+            raise ConfigError(f"{at}.learning_rates is empty; e.g. (('projector/.*', 2e-3), ('.*', None))")
+        for module in s.fresh:
+            check_choice(module, ("vision", "projector", "llm"), f"{at}.fresh")
+        for pattern, rate in s.learning_rates:
+            try:
+                re.compile(pattern)
+            except re.error as e:
+                raise ConfigError(f"{at}.learning_rates: {pattern!r} is not a regular expression: {e}") from None
+            if rate is not None and not 0 < rate < math.inf:
+                raise ConfigError(f"{at}.learning_rates: {pattern!r} has rate {rate}; write None to freeze it")
+
+
+def _check_lengths(s: Stage, at: str) -> None:
+    lengths = (*s.data.lengths, s.data.length)
+    for length in lengths:
+        if length % s.loss_chunks:
+            name = "length" if length == s.data.length else "lengths"
+            raise ConfigError(f"{at}.data.{name}={length} is not a multiple of loss_chunks={s.loss_chunks}")
+    if list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
+        raise ConfigError(
+            f"{at}.data.lengths={s.data.lengths} must ascend, from 1 to below data.length={s.data.length}"
+        )
+    if s.data.packing == "pack" and s.data.lengths:
+        raise ConfigError(f"{at}.data.lengths is for rows of one sample; packed rows are all data.length long")
+    if s.data.source == "scenes" and (s.data.packing == "pack" or s.data.lengths):
+        raise ConfigError(f"{at}.data.packing and lengths need samples that can be measured first; scenes never end")
+    if s.data.mixture and s.data.lengths:
+        raise ConfigError(f"{at}.data.lengths does not go with a mixture, which never ends; packing=pack does")

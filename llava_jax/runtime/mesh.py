@@ -1,0 +1,76 @@
+"""The device mesh: its axes, and how it lies over processes and TPU slices."""
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from llava_jax.errors import ConfigError
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
+    """A mesh of shape (data, fsdp, tensor) over `devices` (default: all). One size may be -1: what is left over.
+
+    Raises ConfigError when the sizes do not multiply to the number of devices, or `data` does not go over TPU slices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+        raise ConfigError(
+            f"mesh sizes must be positive, at most one of them -1; got {dict(zip(AXES, sizes, strict=True))}"
+        )
+    if -1 in sizes:
+        known = -int(np.prod(sizes))
+        sizes[sizes.index(-1)] = len(devices) // known if len(devices) % known == 0 else 0
+    if int(np.prod(sizes)) != len(devices):
+        raise ConfigError(
+            f"mesh data={data} fsdp={fsdp} tensor={tensor} does not cover {len(devices)} devices; "
+            f"set one of them to -1 or make their product {len(devices)}"
+        )
+    # Auto axes: flax's logical constraints act as asserts under Explicit ones, make_mesh's default.
+    auto = (AxisType.Auto,) * 3
+    slices = count_slices(devices)
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=auto, devices=devices)
+    return Mesh(over_slices(sizes, slices, devices), AXES, axis_types=auto)
+
+
+def count_slices(devices) -> int:
+    """TPU slices, which chips' links do not join. (Of GPUs it is 1, whatever joins them.)"""
+    # Devices that are only described (`plan`) have no such attribute where there is one slice.
+    return len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
+
+
+def over_slices(sizes: list[int], slices: int, devices) -> np.ndarray:
+    """The devices of several TPU slices as [data, fsdp, tensor]. Between slices there is only the network of the data
+    centre, so nothing but `data` goes over it: once a step, gradients.
+
+    Raises ConfigError where `data` is no multiple of the slices.
+    """
+    data, fsdp, tensor = sizes
+    if data % slices:
+        raise ConfigError(
+            f"mesh.data={data} does not go over {slices} TPU slices; set it to {slices}, or a multiple, and "
+            f"mesh.fsdp=-1: within a slice weights are split, between slices they are copied"
+        )
+    return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1), devices)
+
+
+def replicating(mesh: Mesh) -> Mesh:
+    """The same devices in the same order with `fsdp` made part of `data`: weights are copied, not split. Rows of the
+    batch lie where they lay; where the weights are frozen, then only the gradient of the others travels."""
+    data, fsdp, tensor = (mesh.shape[axis] for axis in AXES)
+    return Mesh(mesh.devices.reshape(data * fsdp, 1, tensor), AXES, axis_types=mesh.axis_types)
+
+
+def check_processes(mesh: Mesh) -> None:
+    """Raises ConfigError where devices of several processes share rows of the batch, of which each process reads its
+    own: JAX would take different rows for copies of one."""
+    of_rows = np.vectorize(lambda device: device.process_index)(mesh.devices).reshape(-1, mesh.shape["tensor"])
+    if (of_rows != of_rows[:, :1]).any():
+        raise ConfigError(
+            f"mesh.tensor={mesh.shape['tensor']} spreads rows of the batch over several processes; it must divide the "
+            f"{len(mesh.local_devices)} devices of a process"
+        )
