@@ -17,6 +17,7 @@ from llava_jax.checkpoint.external import open_source
 from llava_jax.checkpoint.gguf_files.file import is_gguf
 from llava_jax.checkpoint.torch_tensors.safetensors_reader import FLOATS
 from llava_jax.errors import DataError
+from llava_jax.output.files import atomic_path
 
 BUILT_IN = Path(__file__).parent.parent / "pretrained"
 
@@ -86,12 +87,11 @@ def save_module(path: str, module: str, params: dict[str, jax.Array], dtype: str
             tensors[p.removeprefix(f"{module}/")] = np.ascontiguousarray(whole)
     if jax.process_index() != 0:
         return file
-    partial = file.with_suffix(".partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # One entry: the library writes several in an order of its own, and equal runs are to give equal files.
-        save_file(tensors, partial, metadata={"about": json.dumps({"module": module} | note, sort_keys=True)})
-        os.replace(partial, file)
+        with atomic_path(file) as partial:
+            # One entry: the library writes several in an order of its own, and equal runs are to give equal files.
+            save_file(tensors, partial, metadata={"about": json.dumps({"module": module} | note, sort_keys=True)})
     except (SafetensorError, OSError) as e:
         raise DataError(f"weights file {file} (for `{module}`) cannot be written: {e}") from None
     return file

@@ -1,7 +1,6 @@
 """A folder that appears when it is complete, and not at all when something goes wrong."""
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import jax
 from safetensors import SafetensorError
 
 from llava_jax.errors import DataError
+from llava_jax.output.files import atomic_path
 
 
 def check_new(folder: Path) -> None:
@@ -40,12 +40,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     except OSError as e:  # what is there by now is not ours to remove
         raise DataError(f"{folder} cannot be written: {e}") from None
     try:
-        yield partial
-        if main:
-            partial.replace(folder)
-    except BaseException as e:
-        if main:
-            shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(e, OSError | SafetensorError):
-            raise DataError(f"{folder} cannot be written: {e}") from None
-        raise
+        with atomic_path(folder, partial) if main else contextlib.nullcontext():
+            yield partial
+    except (OSError, SafetensorError) as e:
+        raise DataError(f"{folder} cannot be written: {e}") from None

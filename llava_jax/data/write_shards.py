@@ -22,6 +22,7 @@ from llava_jax.data.example import id_hash
 from llava_jax.data.sources.array_record import FORMAT, IDS, MANIFEST, encode_record, read_manifest
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.images.preprocess import load_image
+from llava_jax.output.files import atomic_path, write_atomically
 
 LEFT_OUT = "left_out.jsonl"
 BEGUN = "building.json"  # what the build was begun from; locked while one works
@@ -114,9 +115,23 @@ def _complete(shard: Path) -> dict | None:
 
 
 def _write(source, shard: Path, rows: range, skip_bad: bool, pool: ThreadPoolExecutor, window: int) -> dict:
-    partial = Path(f"{shard}.partial")
-    partial.unlink(missing_ok=True)
-    writer, ids, left_out = ArrayRecordWriter(str(partial), OPTIONS), [], []
+    with atomic_path(shard, sync=True) as partial:
+        partial.unlink(missing_ok=True)  # of a build that was killed
+        ids, left_out = _write_records(source, partial, rows, skip_bad, pool, window)
+        about = {
+            "name": shard.name, "records": len(ids), "bytes": partial.stat().st_size, "sha256": _sha256(partial),
+            "ids": ids, "left_out": left_out,
+        }  # fmt: skip
+        # Before the shard, which says that it is there.
+        write_atomically(Path(f"{shard}.json"), json.dumps(about), sync=True)
+    return about
+
+
+def _write_records(
+    source, file: Path, rows: range, skip_bad: bool, pool: ThreadPoolExecutor, window: int
+) -> tuple[list[int], list[dict]]:
+    """Writes the examples `rows` of `source` -> (the id hashes of those that were written, those left out)."""
+    writer, ids, left_out = ArrayRecordWriter(str(file), OPTIONS), [], []
     try:
         for first in range(0, len(rows), window):  # pool.map reads ahead without a bound
             for record, id_or_fault in pool.map(functools.partial(_record, source), rows[first : first + window]):
@@ -131,14 +146,7 @@ def _write(source, shard: Path, rows: range, skip_bad: bool, pool: ThreadPoolExe
     finally:
         with _full_disk_is_oserror():
             writer.close()
-    about = {
-        "name": shard.name, "records": len(ids), "bytes": partial.stat().st_size, "sha256": _sha256(partial),
-        "ids": ids, "left_out": left_out,
-    }  # fmt: skip
-    _store(Path(f"{shard}.json"), json.dumps(about).encode())  # before the shard, which says that it is there
-    _sync(partial)
-    partial.replace(shard)
-    return about
+    return ids, left_out
 
 
 @contextlib.contextmanager
@@ -171,26 +179,14 @@ def _finish(out: Path, plan: dict, about: list[dict]) -> None:
         raise DataError(f"{out}: every sample is left out; the first: {left_out[0]['fault']}")
     ids = io.BytesIO()
     np.save(ids, np.array([i for shard in about for i in shard["ids"]], np.int64))
-    _store(out / IDS, ids.getvalue())
-    _store(out / LEFT_OUT, "".join(json.dumps(fault) + "\n" for fault in left_out).encode())
+    write_atomically(out / IDS, ids.getvalue(), sync=True)
+    write_atomically(out / LEFT_OUT, "".join(json.dumps(fault) + "\n" for fault in left_out), sync=True)
     shards = [{key: shard[key] for key in ("name", "records", "bytes", "sha256")} for shard in about]
     manifest = {
         "format": FORMAT, "records": records, "left_out": len(left_out), "ids_sha256": _sha256(out / IDS),
         "plan": plan, "shards": shards,
     }  # fmt: skip
-    _store(out / MANIFEST, json.dumps(manifest, indent=1).encode())
-
-
-def _store(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(data)
-    _sync(partial)
-    partial.replace(path)
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    write_atomically(out / MANIFEST, json.dumps(manifest, indent=1), sync=True)
 
 
 def _sha256(path: Path) -> str:

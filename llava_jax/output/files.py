@@ -1,23 +1,64 @@
-"""A file that a verb was asked to write: whole or not at all."""
+"""The one writer of files that must be complete or absent: write to a partial file, then rename."""
 
+import contextlib
 import json
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from llava_jax.errors import ConfigError, DataError
 
 
+@contextlib.contextmanager
+def atomic_path(path: Path, partial: Path | None = None, sync: bool = False) -> Iterator[Path]:
+    """Yields where to write; when the block ends, that file or folder is renamed to `path`.
+
+    A reader of `path` sees the old content or the new one, never a part. After any error or interrupt `path` is as it
+    was, and the partial file or folder is removed.
+
+    partial: where to write, in the folder of `path`. The default is `<path>.partial`. Processes that may write the same
+    file at the same time need different ones.
+    sync: flush the file to the disk before the rename, so that a power failure cannot leave an empty `path`.
+
+    Raises OSError where it cannot be renamed, and what the block raises.
+    """
+    partial = partial or path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        if sync:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                partial.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, content: str | bytes, sync: bool = False) -> None:
+    """Writes bytes, or text as UTF-8, by `atomic_path`. Raises OSError, UnicodeEncodeError for a lone surrogate."""
+    data = content.encode() if isinstance(content, str) else content
+    with atomic_path(path, sync=sync) as partial:
+        partial.write_bytes(data)
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8 beside `path`, then puts it in its place; what is no file (/dev/null, /dev/stdout, a pipe)
-    is written to, not replaced. Raises ConfigError where it cannot be written, DataError for half a character (a lone
-    surrogate), which UTF-8 does not have; `path` is then as it was."""
-    partial = path.with_name(f"{path.name}.partial")
+    """Writes `text` to a file that the user named, atomically, and makes its folders. What is not a regular file
+    (/dev/null, /dev/stdout, a pipe) is written to, not replaced.
+
+    Raises ConfigError where it cannot be written, DataError for a lone surrogate, which UTF-8 cannot encode; `path` is
+    then as it was.
+    """
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(text.encode())
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(text.encode())
-        partial.replace(path)
+        write_atomically(path, text)
     except UnicodeEncodeError as fault:
         near = fault.object[max(0, fault.start - 40) : fault.start]
         raise DataError(f"{path}: not written, there is half a character (a lone surrogate) behind {near!r}.") from None

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from llava_jax.errors import DataError
+from llava_jax.output.files import write_atomically
 
 SAID = 10  # replaced samples of a stage that are told on the terminal; all are in the file
 
@@ -26,9 +27,7 @@ class BadSamples:
             if path.exists():
                 lines = [line for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
                 kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
-                partial = path.with_suffix(".partial")
-                partial.write_text(kept, encoding="utf-8")
-                partial.replace(path)
+                write_atomically(path, kept)
 
     def record(self, step: int, replaced: list[dict]) -> None:
         """Lists what was replaced in this process's rows of the batch of global step `step`. In the file at return, so

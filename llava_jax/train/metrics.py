@@ -14,6 +14,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from llava_jax.output.files import write_atomically
+
 FLUSHED_EVERY = 10  # seconds
 
 
@@ -30,9 +32,7 @@ class MetricsWriter:
             path = workdir / f"{name}.jsonl"
             kept = [line for line in _complete_lines(path) if keeps(json.loads(line))]
             newest = max([newest, *(json.loads(line)["step"] for line in kept)])
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(kept), encoding="utf-8")
-            partial.replace(path)
+            write_atomically(path, "".join(kept))
             self._files[name] = path.open("a", encoding="utf-8")
         (workdir / "tb").mkdir(exist_ok=True)
         # Not SummaryWriter: its thread dies of a full disk, and then the run waits for it forever.

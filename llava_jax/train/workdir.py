@@ -13,6 +13,7 @@ import llava_jax
 from llava_jax.checkpoint.native.store import Store
 from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, DataError
+from llava_jax.output.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +81,7 @@ def find_resumable(store: Store, config: Config, say: Callable[[str], None]) -> 
 def write_json(path: Path, value) -> None:
     """Atomically, on process 0."""
     if jax.process_index() == 0:
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
-        partial.replace(path)
+        write_atomically(path, json.dumps(value, indent=1))
 
 
 def read_json(path: Path) -> dict:

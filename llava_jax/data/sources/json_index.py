@@ -8,13 +8,12 @@ is made anew. Whoever reads a row checks it again: an index that lies does no ha
 
 import array
 import codecs
-import contextlib
 import hashlib
 import json
 import os
 import re
 import sys
-import tempfile
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ import numpy as np
 from llava_jax.data.example import id_hash
 from llava_jax.data.sources.llava_row import parse_row
 from llava_jax.errors import DataError
+from llava_jax.output.files import atomic_path
 
 VERSION = 1
 KEPT_FROM = 8 << 20  # bytes; a smaller JSON is indexed again in less than a second
@@ -90,19 +90,13 @@ def _read(place: Path, now: Stamp) -> np.ndarray | None:
 
 def _write(place: Path, rows: np.ndarray, now: Stamp) -> bool:
     """Whole or not at all; several processes may do it at once."""
-    partial = None
+    own_partial = place.with_name(f"{place.name}.{uuid.uuid4().hex}.partial")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=place.name, suffix=".partial", dir=place.parent)
-        with open(handle, "wb") as file:
+        with atomic_path(place, own_partial) as partial, open(partial, "xb") as file:
             np.savez(file, stamp=np.array([VERSION, *now], np.int64), rows=rows)
-        os.chmod(partial, 0o644)  # of mkstemp's 0600 others had no use
-        os.replace(partial, place)
         return True
     except OSError:
-        if partial:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
         return False
 
 
