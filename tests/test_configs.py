@@ -17,7 +17,7 @@ from llava_jax.models.params import abstract_model
 from llava_jax.text.templates import find_template
 from llava_jax.train.dataset import open_stage
 from llava_jax.train.optimizer import rates
-from tests.evaluation.scienceqa.scienceqa_folder import write_folder
+from tests.fixtures.scienceqa import write_folder
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))

@@ -1,13 +1,13 @@
 """The order of the modules: imports go downwards only, and each kind of thing has one home."""
 
 import ast
-import functools
+from collections import defaultdict
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.fixtures.package_source import ROOT, imports, own_imports, parsed_modules, room
+
 PACKAGE = ROOT / "llava_jax"
 # Rooms by rank: a module imports from its own room and from rooms of a lower rank.
 RANKS = {
@@ -27,41 +27,21 @@ TEMPORARY = {
     ("llava_jax.output.html_page", "llava_jax.images.preprocess"),
     ("llava_jax.runtime.watchdog", "llava_jax.data.pipeline"), ("llava_jax.runtime.watchdog", "llava_jax.data.rows"),
 }  # fmt: skip
+# Names that may be defined in several modules, and why; at most 8.
+SEVERAL_MEANINGS = {
+    "main": "the usual name of the function that a program starts with",
+}
+# To be renamed; then this is empty.
+TEMPORARY_NAMES = set(
+    """Asked Block Guard Joined Layout Part Piece Segment ask build check compare continued describe digest estimate
+    fingerprint load open_source parse predict read read_config render table""".split()
+)
 BEFORE_JAX = ("main", "__main__", "cli")  # they answer --help at once
 THEIRS = "llava_jax.api.parity_transformers"  # the only one that computes with torch, to compare
 
 
-def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-def imports(tree: ast.AST, module: str) -> set[str]:
-    """Dotted names that a module imports anywhere in it, functions included; `from a import b` counts as a.b."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}: relative import; write the whole name"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def room(name: str) -> str:
-    """A folder or a file of the package's root."""
-    return name.split(".")[1] if "." in name else name
-
-
-@functools.cache
 def modules() -> dict[str, ast.AST]:
-    files = sorted(PACKAGE.rglob("*.py"))
-    return {name_of(path): ast.parse(path.read_text(encoding="utf-8"), str(path)) for path in files}
-
-
-def ours(tree: ast.AST, module: str, known) -> set[str]:
-    """The modules of this project that a module imports; a name from a module counts as that module."""
-    found = {name for name in imports(tree, module) if name.split(".")[0] == "llava_jax"}
-    return {name if name in known else name.rsplit(".", 1)[0] for name in found}
+    return parsed_modules("llava_jax")
 
 
 def faults(trees: dict[str, ast.AST]) -> list[str]:
@@ -69,7 +49,7 @@ def faults(trees: dict[str, ast.AST]) -> list[str]:
     found = []
     for module, tree in trees.items():
         used = imports(tree, module)
-        for other in ours(tree, module, trees):
+        for other in own_imports(tree, module, trees):
             if other not in trees:
                 found.append(f"{module} imports {other}, which does not exist")
             elif room(other) != room(module) and RANKS[room(other)] >= RANKS[room(module)] > 0:
@@ -111,7 +91,7 @@ def test_imports_go_downwards_and_each_kind_of_thing_has_one_home():
 
 def test_no_imports_in_a_circle():
     trees = modules()
-    graph = {module: ours(tree, module, trees) - {module} for module, tree in trees.items()}
+    graph = {module: own_imports(tree, module, trees) - {module} for module, tree in trees.items()}
     assert len(list(TopologicalSorter(graph).static_order())) >= len(trees)  # CycleError names the circle
 
 
@@ -144,3 +124,27 @@ def test_a_broken_rule_is_found(name):
     module, text = BROKEN[name]
     planted = faults(modules() | {module: ast.parse(text)})
     assert [fault for fault in planted if fault.startswith(module)], planted
+
+
+def definitions(trees: dict[str, ast.AST]) -> dict[str, list[str]]:
+    """Public class or function name -> the modules that define it at their top level."""
+    homes = defaultdict(list)
+    for module, tree in trees.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
+                homes[node.name].append(module)
+    return homes
+
+
+def test_no_public_name_stands_for_two_things():
+    several = {name: homes for name, homes in definitions(modules()).items() if len(homes) > 1}
+    print("\n" + "\n".join(f"{name}: {', '.join(homes)}" for name, homes in sorted(several.items())))
+    assert len(SEVERAL_MEANINGS) <= 8 and SEVERAL_MEANINGS.keys() <= several.keys()
+    assert several.keys() - SEVERAL_MEANINGS.keys() - TEMPORARY_NAMES == set()
+
+
+def test_a_name_of_two_things_is_found():
+    again = {"llava_jax.data.again": ast.parse("class LlavaModel: pass\ndef _private(): pass\nx = 1")}
+    first = {"llava_jax.api.first": ast.parse("def LlavaModel(): pass\ndef _private(): pass\nx = 1")}
+    homes = definitions(first | again)
+    assert homes == {"LlavaModel": ["llava_jax.api.first", "llava_jax.data.again"]}

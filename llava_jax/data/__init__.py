@@ -1,0 +1,1 @@
+"""From examples to batches: rows, packing, mixtures, worker processes, resumable order. No jax."""

@@ -1,0 +1,1 @@
+"""Benchmarks: questions to a model, its answers on file, scores with intervals."""

@@ -1,0 +1,1 @@
+"""Image files, and pixels as the vision tower gets them. No jax."""

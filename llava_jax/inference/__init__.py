@@ -1,0 +1,1 @@
+"""Prompts in, tokens out: prefill, decoding with a KV cache, sampling, streaming."""

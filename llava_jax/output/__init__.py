@@ -1,0 +1,1 @@
+"""What every verb writes with: atomic files, console log, HTML pages, intervals. No jax."""

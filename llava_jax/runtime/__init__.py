@@ -1,0 +1,1 @@
+"""Devices and processes: mesh, sharding, distributed start, watchdog, compilation cache."""

@@ -1,0 +1,1 @@
+"""Conversations as token ids and back: templates, tokenizers, loss masks. No jax."""

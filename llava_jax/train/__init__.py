@@ -1,0 +1,1 @@
+"""Training: stages, state, step, optimizer, the loop, held-out evaluation, workdir."""

@@ -20,10 +20,11 @@ from llava_jax.models.llava import Llava
 from llava_jax.models.params import nested
 from llava_jax.text.templates import TEMPLATES
 from llava_jax.text.tokenizer import train_tokenizer
-from tests.models.hf_weights import hf_llama, hf_llava, random_params, small
+from tests.fixtures.hf_models import hf_llama, hf_llava
+from tests.fixtures.tiny_models import random_params, uneven
 
 TOKENIZER = open_tokenizer("tiny")
-CONFIG = small(llm=dict(vocab_size=512, max_positions=256))
+CONFIG = uneven(llm=dict(vocab_size=512, max_positions=256))
 
 
 @pytest.fixture(scope="module", params=["mlp2x_gelu", "linear"])
@@ -165,7 +166,7 @@ def test_what_does_not_fit_is_said_in_one_line(ours, inputs, tmp_path):
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
-    config = small()
+    config = uneven()
     hf_llava(config, 63).save_pretrained(tmp_path / "it")
     with pytest.raises(DataError, match="the tokenizer has 500 tokens, the weights have 64"):
         llava_jax.load(tmp_path / "it", tokenizer=llava_jax.__path__[0] + "/pretrained/tokenizer")

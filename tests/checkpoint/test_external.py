@@ -22,10 +22,11 @@ from llava_jax.models.params import abstract_model, nested
 from llava_jax.runtime.mesh import make_mesh
 from llava_jax.train.optimizer import make_optimizer, rates
 from llava_jax.train.state import abstract_state
-from tests.models.hf_weights import hf_clip, hf_llama, hf_llava, small
+from tests.fixtures.hf_models import hf_clip, hf_llama, hf_llava
+from tests.fixtures.tiny_models import uneven
 
 IMAGE = 63
-CONFIG = small()
+CONFIG = uneven()
 TOWER = "openai/clip-vit-large-patch14"
 
 
@@ -82,16 +83,16 @@ def theirs(model, config) -> np.ndarray:
 
 
 VARIANTS = {
-    "grouped queries": small(),
-    "all heads": small(llm=dict(kv_heads=4)),
-    "tied": small(llm=dict(tied_head=True)),
-    "last block": small(vision=dict(select_layer=-1)),
-    "with CLS": small(vision=dict(select_feature="cls_patch")),
-    "linear rope": small(llm=dict(rope_scaling=RopeScaling("linear", 4.0))),
-    "llama3 rope": small(llm=dict(rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, original_max_positions=32))),
-    "qwen2": small(llm=dict(qkv_bias=True)),
-    "head size": small(llm=dict(head_size=16)),
-    "odd vocabulary": small(llm=dict(vocab_size=71)),
+    "grouped queries": uneven(),
+    "all heads": uneven(llm=dict(kv_heads=4)),
+    "tied": uneven(llm=dict(tied_head=True)),
+    "last block": uneven(vision=dict(select_layer=-1)),
+    "with CLS": uneven(vision=dict(select_feature="cls_patch")),
+    "linear rope": uneven(llm=dict(rope_scaling=RopeScaling("linear", 4.0))),
+    "llama3 rope": uneven(llm=dict(rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, original_max_positions=32))),
+    "qwen2": uneven(llm=dict(qkv_bias=True)),
+    "head size": uneven(llm=dict(head_size=16)),
+    "odd vocabulary": uneven(llm=dict(vocab_size=71)),
 }
 
 

@@ -19,7 +19,7 @@ from llava_jax.checkpoint.huggingface.export import save_hf
 from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.cli import chat as terminal
 from llava_jax.errors import ConfigError, DataError, TooLong
-from tests.models.hf_weights import random_params, small
+from tests.fixtures.tiny_models import random_params, uneven
 
 PATIENCE = 300  # seconds; all but a few are the machine's other work
 CHAT = [sys.executable, "-m", "llava_jax", "chat"]
@@ -217,7 +217,7 @@ def test_help_needs_no_jax():
 def folder(tmp_path_factory):
     """A LLaVA that talks nonsense for as long as it may."""
     folder = tmp_path_factory.mktemp("model") / "it"
-    config = small(llm=dict(vocab_size=512, max_positions=8192))
+    config = uneven(llm=dict(vocab_size=512, max_positions=8192))
     save_hf(folder, random_params(config), config, open_tokenizer("tiny"), "float32")
     return folder
 

@@ -6,7 +6,7 @@ import pytest
 
 from llava_jax.__main__ import main
 from llava_jax.checkpoint.native.integrity import ABOUT, MARK, SUMS, write_hashes
-from tests.checkpoint.damage import DAMAGES
+from tests.fixtures.file_damage import DAMAGES
 
 
 @pytest.fixture

@@ -23,12 +23,13 @@ from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER, open_tokenizer
 from llava_jax.checkpoint.torch_tensors import safetensors_writer
 from llava_jax.config import Config, Data, Model, Stage, architectures
 from llava_jax.errors import DataError
-from tests.checkpoint.damage import flip
-from tests.models.hf_weights import hf_clip, hf_llama, hf_llava, random_params, small
+from tests.fixtures.file_damage import flip
+from tests.fixtures.hf_models import hf_clip, hf_llama, hf_llava
+from tests.fixtures.tiny_models import random_params, uneven
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = open_tokenizer("tiny")  # 500 tokens
-CONFIG = small(llm=dict(vocab_size=512, max_positions=256))
+CONFIG = uneven(llm=dict(vocab_size=512, max_positions=256))
 PARAMS = random_params(CONFIG)
 INDEX = "model.safetensors.index.json"
 CLASS = "vision_model.embeddings.class_embedding"
@@ -36,7 +37,7 @@ CLASS = "vision_model.embeddings.class_embedding"
 
 @pytest.fixture
 def several_files(monkeypatch):
-    """60 KB a file, so that a small model has several."""
+    """60 KB a file, so that a uneven model has several."""
     for module in (hf_export, original_export):
         monkeypatch.setattr(
             module, "write_tensors", lambda to, found, _: safetensors_writer.write_tensors(to, found, 60_000)
@@ -279,7 +280,7 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(tmp_path, caps
 
 
 def test_a_tokenizer_of_another_model_a_source_that_is_not_there_and_a_folder_that_is(tmp_path, capsys):
-    hf_llava(small(), 63).save_pretrained(tmp_path / "src")
+    hf_llava(uneven(), 63).save_pretrained(tmp_path / "src")
     assert_refused(capsys, tmp_path / "src", "has 500 tokens, the weights have 64", "--tokenizer", TINY_TOKENIZER)
     assert_refused(capsys, tmp_path / "nothing", "nothing does not exist")
     (tmp_path / "dst").mkdir()

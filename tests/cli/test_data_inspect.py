@@ -14,7 +14,8 @@ import pytest
 
 from llava_jax.__main__ import main
 from llava_jax.images.preprocess import preprocess
-from tests.data.planted import encoded, noise, plant, turns
+from tests.fixtures.faulty_dataset import plant, turns
+from tests.fixtures.images import encoded, noise
 from tests.output.test_html_page import Page
 
 TINY = ["--tokenizer", "tiny", "--image-size", "56", "--length", "200"]

@@ -14,9 +14,9 @@ import pytest
 
 from llava_jax.__main__ import main
 from llava_jax.llm_client import client as module
-from tests.evaluation.scienceqa.scienceqa_folder import write_folder
 from tests.evaluation.scienceqa.test_ensemble import BLOCKS, RIGHT, files
-from tests.llm_client.fake_server import FakeServer
+from tests.fixtures.fake_llm_server import FakeServer
+from tests.fixtures.scienceqa import write_folder
 
 ASK, JUDGE, ENSEMBLE = (["eval", "scienceqa", verb] for verb in ("ask", "judge", "ensemble"))
 KEY = "sk-unique-0123456789abcdef"

@@ -22,10 +22,9 @@ from llava_jax.errors import ConfigError
 from llava_jax.evaluation.answers_file import continued
 from llava_jax.evaluation.scienceqa import predict
 from llava_jax.evaluation.scienceqa.files import read_answers
-from tests.checkpoint.damage import files_of_at_most
-from tests.evaluation.scienceqa.scienceqa_folder import write_folder
-from tests.evaluation.scienceqa.tiny_llava import CONFIG, MISSING, SHOWN, write_model, write_problems
-from tests.models.hf_weights import hf_llama
+from tests.fixtures.file_damage import files_of_at_most
+from tests.fixtures.hf_models import hf_llama
+from tests.fixtures.scienceqa import CONFIG, MISSING, SHOWN, write_folder, write_model, write_problems
 
 PREDICT = ["eval", "scienceqa", "predict"]
 ROOT = Path(__file__).parents[2]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from llava_jax.__main__ import main
-from tests.data.planted import encoded, noise
-from tests.evaluation.scienceqa.scienceqa_folder import write_folder
 from tests.evaluation.scienceqa.test_ensemble import BLOCKS, files
+from tests.fixtures.images import encoded, noise
+from tests.fixtures.scienceqa import write_folder
 from tests.output.test_html_page import Page
 
 SCORE, ENSEMBLE = ["eval", "scienceqa", "score"], ["eval", "scienceqa", "ensemble"]

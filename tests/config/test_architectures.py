@@ -13,7 +13,7 @@ from llava_jax.config.architectures import LLM, VISION, ModelConfig
 from llava_jax.models.params import abstract_params
 from llava_jax.runtime.mesh import AXES
 from llava_jax.runtime.sharding import RULES, param_specs
-from tests.models.hf_weights import clip_config, llama_config
+from tests.fixtures.hf_models import clip_config, llama_config
 
 PAIRS = [
     ("clip_l14_224", "llama_7b", "linear"),

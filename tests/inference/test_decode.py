@@ -18,7 +18,7 @@ from llava_jax.models.params import abstract_model, nested
 from llava_jax.runtime.mesh import make_mesh
 from llava_jax.runtime.sharding import global_batch
 from llava_jax.train.state import abstract_state
-from tests.inference.small_model import IMAGE, MODEL, UNUSED, compilations, random_params, variant
+from tests.fixtures.decoding import IMAGE, MODEL, UNUSED, compilations, decoding_params, variant
 
 NEW = 6
 PROMPTS = [[1, *IMAGE, 5, 6, 7], [1, 8], [1, *IMAGE, 9, *IMAGE, 10, 11], [1, 12, 13, 14, *IMAGE]]
@@ -27,7 +27,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (len(PROMPTS), 2, 24, 24, 3),
 
 @pytest.fixture(scope="module")
 def params():
-    return random_params(MODEL)
+    return decoding_params(MODEL)
 
 
 def padded(rows, length) -> dict[str, np.ndarray]:
@@ -218,7 +218,7 @@ def test_a_compiled_step_moves_neither_the_cache_nor_a_weight(dtype, b, kv_heads
     at least in bfloat16.)"""
     model = variant(dtype, width=38, mlp_width=46, kv_heads=kv_heads)  # sizes that nothing else has
     c = model.config.llm
-    weights = jax.tree.map(lambda x: x.astype(dtype), random_params(model))
+    weights = jax.tree.map(lambda x: x.astype(dtype), decoding_params(model))
     view = decode_view(weights)
     state = started(model, view, b)
     sizes = {state.cache.layers[0][0].size} | {x.size for x in jax.tree.leaves(view["llm"]["layers"][0]) if x.ndim > 1}

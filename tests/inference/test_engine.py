@@ -12,17 +12,7 @@ from llava_jax.inference.decode import decode_view
 from llava_jax.inference.engine import Prompt, Settings, bucket, generate, padded_rows, stream
 from llava_jax.runtime.mesh import make_mesh
 from llava_jax.text.tokenizer import train_tokenizer
-from tests.inference.small_model import (
-    IMAGE,
-    LLM,
-    MODEL,
-    UNUSED,
-    VISION,
-    compilations,
-    pictures,
-    random_params,
-    variant,
-)
+from tests.fixtures.decoding import CONFIG, IMAGE, MODEL, UNUSED, compilations, decoding_params, pictures, variant
 
 PIXELS = pictures(9)
 PROMPTS = [
@@ -41,7 +31,7 @@ DRAWN = dataclasses.replace(GREEDY, temperature=0.9, top_k=40, top_p=0.95, seed=
 
 @pytest.fixture(scope="module")
 def params():
-    return decode_view(random_params(MODEL))
+    return decode_view(decoding_params(MODEL))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +132,7 @@ def test_decoding_goes_on_in_rounds_until_a_late_stop_string(params, tokenizer):
 
 
 def test_the_model_s_last_position_ends_an_answer(params):
-    long = Prompt([1] * (LLM.max_positions - 3))
+    long = Prompt([1] * (CONFIG.llm.max_positions - 3))
     answers = generate(MODEL, params, [long, PROMPTS[0]], GREEDY)
     assert [len(answer.ids) for answer in answers] == [3, 8]
     assert answers[0].finish == "length"
@@ -216,10 +206,10 @@ def test_no_prompts_no_answers(params):
     ],
 )
 def test_a_prompt_that_cannot_be_answered_is_named(params, prompt, message):
-    assert VISION.features == 4 and IMAGE_TOKEN_ID == -200
+    assert CONFIG.vision.features == 4 and IMAGE_TOKEN_ID == -200
     with pytest.raises(DataError, match=message) as fault:
         generate(MODEL, params, [PROMPTS[1], prompt], GREEDY)
-    assert (fault.type is TooLong) == (len(prompt.tokens) >= LLM.max_positions)
+    assert (fault.type is TooLong) == (len(prompt.tokens) >= CONFIG.llm.max_positions)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from llava_jax.inference.sampling import Sampling, choose
-from tests.inference.small_model import compilations
+from tests.fixtures.decoding import compilations
 
 V = 12
 LOGITS = np.random.default_rng(0).normal(0, 1.5, (V,)).astype(np.float32)

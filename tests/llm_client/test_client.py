@@ -10,7 +10,7 @@ from llava_jax.errors import ConfigError
 from llava_jax.llm_client import client as module
 from llava_jax.llm_client.client import Unfinished, ask, seconds_before
 from llava_jax.llm_client.settings import Terms, estimate
-from tests.llm_client.fake_server import FakeServer
+from tests.fixtures.fake_llm_server import FakeServer
 
 KEY = "sk-unique-0123456789abcdef"
 

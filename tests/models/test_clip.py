@@ -11,7 +11,8 @@ from transformers import CLIPImageProcessor
 
 from llava_jax.errors import ConfigError
 from llava_jax.models.clip import Clip, normalize
-from tests.models.hf_weights import clip_params, hf_clip, small, weights
+from tests.fixtures.hf_models import clip_params, hf_clip, weights
+from tests.fixtures.tiny_models import uneven
 from tests.models.products import products
 
 RNG = np.random.default_rng(0)
@@ -25,8 +26,8 @@ def features(config, params, images=PIXELS):
 
 @pytest.fixture(scope="module")
 def tower():
-    model = hf_clip(small().vision)
-    return model, clip_params(weights(model), small())
+    model = hf_clip(uneven().vision)
+    return model, clip_params(weights(model), uneven())
 
 
 def test_images_are_normalized_as_clip_s_processor_does():
@@ -41,7 +42,7 @@ def test_images_are_normalized_as_clip_s_processor_does():
 @pytest.mark.parametrize("select_layer", [0, 1, -1, -2])
 def test_features_are_the_hidden_states_of_hugging_face(tower, select_layer, select_feature):
     model, params = tower
-    config = small(vision=dict(select_layer=select_layer, select_feature=select_feature))
+    config = uneven(vision=dict(select_layer=select_layer, select_feature=select_feature))
     with torch.no_grad():
         states = model(torch.tensor(PIXELS).permute(0, 3, 1, 2), output_hidden_states=True).hidden_states
     theirs = states[select_layer].numpy()[:, select_feature == "patch" :]
@@ -51,7 +52,7 @@ def test_features_are_the_hidden_states_of_hugging_face(tower, select_layer, sel
 
 
 def test_gelu_tower():
-    config = small(vision=dict(activation="gelu", select_layer=-1))
+    config = uneven(vision=dict(activation="gelu", select_layer=-1))
     model = hf_clip(config.vision)
     with torch.no_grad():
         theirs = model(torch.tensor(PIXELS).permute(0, 3, 1, 2)).last_hidden_state.numpy()[:, 1:]
@@ -60,13 +61,13 @@ def test_gelu_tower():
 
 def test_uint8_images_equal_normalized_ones(tower):
     images = jnp.asarray(RNG.integers(0, 256, (2, 24, 24, 3), dtype=np.uint8))
-    ours = [features(small(), tower[1], x) for x in (images, normalize(images))]
+    ours = [features(uneven(), tower[1], x) for x in (images, normalize(images))]
     np.testing.assert_allclose(*ours, atol=1e-5)
 
 
 @pytest.mark.parametrize("select_layer", [0, 1, -2, -1])
 def test_blocks_after_the_selected_state_are_not_computed(tower, select_layer):
-    config = small(vision=dict(select_layer=select_layer))
+    config = uneven(vision=dict(select_layer=select_layer))
     used = config.vision.blocks_used
     per_block = 8  # q, k, v, scores, weighted values, o, up, down
     assert len(products(lambda p: features(config, p), tower[1])) == 1 + used * per_block
@@ -78,7 +79,7 @@ def test_blocks_after_the_selected_state_are_not_computed(tower, select_layer):
 
 @pytest.mark.parametrize("select_layer", [0, -2])
 def test_init_creates_every_block_and_the_final_norm(tower, select_layer):
-    config = small(vision=dict(select_layer=select_layer))
+    config = uneven(vision=dict(select_layer=select_layer))
     ours = nn.unbox(jax.eval_shape(Clip(config).init, jax.random.key(0), PIXELS)["params"])
     assert jax.tree.map(lambda x: x.shape, ours) == jax.tree.map(lambda x: x.shape, tower[1])
 
@@ -88,15 +89,15 @@ def test_init_creates_every_block_and_the_final_norm(tower, select_layer):
 )
 def test_unknown_values_are_named(tower, field, value):
     with pytest.raises(ConfigError, match=f"{field}.*{value}"):
-        features(small(vision={field: value}), tower[1])
+        features(uneven(vision={field: value}), tower[1])
 
 
 def test_images_of_another_size_are_refused(tower):
     with pytest.raises(ConfigError, match="16, 16, 3.*24, 24, 3"):
-        features(small(), tower[1], PIXELS[:, :16, :16])
+        features(uneven(), tower[1], PIXELS[:, :16, :16])
 
 
 @pytest.mark.parametrize("changes", [dict(remat="full"), dict(remat="save_qkv"), dict(unroll=True)], ids=str)
 def test_remat_and_unroll_change_nothing(tower, changes):
-    expected = features(small(), tower[1])
-    np.testing.assert_allclose(features(dataclasses.replace(small(), **changes), tower[1]), expected, atol=1e-5)
+    expected = features(uneven(), tower[1])
+    np.testing.assert_allclose(features(dataclasses.replace(uneven(), **changes), tower[1]), expected, atol=1e-5)

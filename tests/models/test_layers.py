@@ -14,7 +14,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEm
 from llava_jax.config.architectures import RopeScaling
 from llava_jax.errors import ConfigError
 from llava_jax.models import attention, layers, matmul, rope
-from tests.models.hf_weights import LLM, llama_config
+from tests.fixtures.hf_models import llama_config
+from tests.fixtures.tiny_models import UNEVEN
 from tests.models.products import products
 
 RNG = np.random.default_rng(0)
@@ -135,7 +136,7 @@ def test_norms_are_torch_s_and_compute_in_float32():
     ids=["plain", "linear", "llama3"],
 )
 def test_rope_is_hugging_face_s(scaling):
-    config = dataclasses.replace(LLM, head_size=16, width=64, rope_scaling=scaling)
+    config = dataclasses.replace(UNEVEN.llm, head_size=16, width=64, rope_scaling=scaling)
     positions = np.array([[0, 1, 2, 50, 51], [7, 0, 0, 127, 3]], np.int32)
     q, k = normal(2, 5, 4, 16), normal(2, 5, 2, 16)
     rotation = rope.rope_rotation(config, positions)
@@ -150,7 +151,7 @@ def test_rope_is_hugging_face_s(scaling):
 def test_rope_by_a_product_gives_the_same_numbers(dtype):
     """And the same gradients, but for what a bfloat16 cotangent rounds."""
     positions = jnp.array([[0, 1, 2, 50, 127]])
-    rotation = rope.rope_rotation(dataclasses.replace(LLM, head_size=16, width=64), positions)
+    rotation = rope.rope_rotation(dataclasses.replace(UNEVEN.llm, head_size=16, width=64), positions)
     x, w = jnp.asarray(normal(1, 5, 4, 16), dtype), jnp.asarray(normal(1, 5, 4, 16), dtype)
     found, expected = (rope.rope(x, rotation, by_product) for by_product in (True, False))
     assert found.dtype == x.dtype
@@ -177,7 +178,7 @@ def test_a_tpu_writes_gradients_of_weights_in_bfloat16_and_others_in_float32():
 
 def test_unknown_rope_scaling_is_named():
     with pytest.raises(ConfigError, match="yarn"):
-        rope.rope_frequencies(dataclasses.replace(LLM, rope_scaling=RopeScaling("yarn", 2.0)))
+        rope.rope_frequencies(dataclasses.replace(UNEVEN.llm, rope_scaling=RopeScaling("yarn", 2.0)))
 
 
 def test_attention_mask_is_a_picture():

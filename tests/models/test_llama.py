@@ -12,7 +12,8 @@ from llava_jax.config.architectures import RopeScaling
 from llava_jax.errors import ConfigError
 from llava_jax.models.cache import Cache
 from llava_jax.models.llama import Llama
-from tests.models.hf_weights import hf_llama, llama_params, small, weights
+from tests.fixtures.hf_models import hf_llama, llama_params, weights
+from tests.fixtures.tiny_models import uneven
 from tests.models.products import products
 
 RNG = np.random.default_rng(0)
@@ -44,7 +45,7 @@ def create(config):
 
 @pytest.fixture(scope="module")
 def params():
-    return create(small())[1]
+    return create(uneven())[1]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def params():
     ids=str,
 )
 def test_logits_are_hugging_face_s(changes):
-    config = small(llm=changes)
+    config = uneven(llm=changes)
     model, params = create(config)
     with torch.no_grad():
         theirs = model(torch.tensor(TOKENS).long()).logits.numpy()
@@ -75,7 +76,7 @@ def test_logits_are_hugging_face_s(changes):
 def test_no_logit_depends_on_a_later_token(params):
     def run(embeddings):
         score = lambda model: model.logits(model.hidden(embeddings, POSITIONS, ONES)[0])  # noqa: E731
-        return nn.apply(score, Llama(small()))({"params": params})
+        return nn.apply(score, Llama(uneven()))({"params": params})
 
     embeddings = RNG.standard_normal((B, T, 40), dtype=np.float32)
     depends = jax.jit(jax.jacobian(lambda e: run(e)[0].sum(-1)))(embeddings)  # [T, B, T, D]
@@ -85,19 +86,19 @@ def test_no_logit_depends_on_a_later_token(params):
 
 
 def test_padding_and_packing_do_not_change_logits(params):
-    expected = logits(small(), params, TOKENS, POSITIONS, ONES)
+    expected = logits(uneven(), params, TOKENS, POSITIONS, ONES)
     pad = lambda x, value: np.pad(x, ((0, 0), (0, 4)), constant_values=value)  # noqa: E731
-    padded = logits(small(), params, pad(TOKENS, 3), pad(POSITIONS, 0), pad(ONES, 0))
+    padded = logits(uneven(), params, pad(TOKENS, 3), pad(POSITIONS, 0), pad(ONES, 0))
     np.testing.assert_allclose(padded[:, :T], expected, atol=1e-5)
 
     segments = np.repeat([[1, 2]], T, axis=1).astype(np.int32)
-    packed = logits(small(), params, TOKENS.reshape(1, -1), POSITIONS.reshape(1, -1), segments)
+    packed = logits(uneven(), params, TOKENS.reshape(1, -1), POSITIONS.reshape(1, -1), segments)
     np.testing.assert_allclose(packed.reshape(B, T, -1), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("unroll", [False, True])
 def test_decoding_step_by_step_with_a_cache_equals_one_pass(params, unroll):
-    config = small(unroll=unroll)
+    config = uneven(unroll=unroll)
     expected = logits(config, params, TOKENS, POSITIONS, ONES)
     cache = Cache.empty(config.llm, B, T + 3, "float32")
     for start, stop in [(0, 4), (4, 5), (5, 6), (6, 9)]:  # a prompt, two tokens, three at once
@@ -111,17 +112,17 @@ def test_decoding_step_by_step_with_a_cache_equals_one_pass(params, unroll):
 def test_rows_of_unequal_length_decode_together(params):
     """Prompts of 2 and 5 tokens, right padded to 5; each row then goes on at its own position, in the same slot."""
     lengths, steps = np.array([2, 5]), 4
-    expected = logits(small(), params, TOKENS, POSITIONS, ONES)
+    expected = logits(uneven(), params, TOKENS, POSITIONS, ONES)
     slots = np.arange(5)
     real = slots < lengths[:, None]
     prompt = np.where(real, TOKENS[:, :5], 63), np.where(real, slots, 0), real.astype(int)
-    cache = Cache.empty(small().llm, B, 5 + steps, "float32")
-    ours, cache = logits(small(), params, *(x.astype(np.int32) for x in prompt), cache)
+    cache = Cache.empty(uneven().llm, B, 5 + steps, "float32")
+    ours, cache = logits(uneven(), params, *(x.astype(np.int32) for x in prompt), cache)
     for b in range(B):
         np.testing.assert_allclose(ours[b, : lengths[b]], expected[b, : lengths[b]], atol=1e-5)
     for i in range(steps):
         at = (lengths + i).astype(np.int32)[:, None]
-        ours, cache = logits(small(), params, np.take_along_axis(TOKENS, at, 1), at, ONES[:, :1], cache)
+        ours, cache = logits(uneven(), params, np.take_along_axis(TOKENS, at, 1), at, ONES[:, :1], cache)
         np.testing.assert_allclose(ours[:, 0], np.take_along_axis(expected, at[..., None], 1)[:, 0], atol=1e-5)
 
 
@@ -133,11 +134,11 @@ def loss_and_gradient(config, params):
 @pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("remat", ["none", "full"])  # the others: test_kernels
 def test_remat_and_unroll_change_neither_loss_gradient_nor_tree(params, remat, unroll):
-    config = small(remat=remat, unroll=unroll)
-    expected, ours = loss_and_gradient(small(), params), loss_and_gradient(config, params)
+    config = uneven(remat=remat, unroll=unroll)
+    expected, ours = loss_and_gradient(uneven(), params), loss_and_gradient(config, params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, expected)
     init = lambda c: jax.eval_shape(nn.init(lambda m: logits_of(m), Llama(c)), jax.random.key(0))  # noqa: E731
-    assert init(config) == init(small())
+    assert init(config) == init(uneven())
 
 
 def logits_of(model):
@@ -146,19 +147,19 @@ def logits_of(model):
 
 def test_unroll_makes_straight_line_code(params):
     for unroll in (False, True):
-        config = small(unroll=unroll, remat="full")
+        config = uneven(unroll=unroll, remat="full")
         text = loss_and_gradient.lower(config, params).as_text()
         assert ("stablehlo.while" in text) != unroll
 
 
 def test_unknown_remat_policy_is_named(params):
     with pytest.raises(ConfigError, match="most"):
-        logits(small(remat="most"), params, TOKENS, POSITIONS, ONES)
+        logits(uneven(remat="most"), params, TOKENS, POSITIONS, ONES)
 
 
 def test_bfloat16_is_close_and_every_product_has_bfloat16_operands(params):
-    config = dataclasses.replace(small(), dtype="bfloat16", remat="full")
-    expected, ours = loss_and_gradient(small(), params), loss_and_gradient(config, params)
+    config = dataclasses.replace(uneven(), dtype="bfloat16", remat="full")
+    expected, ours = loss_and_gradient(uneven(), params), loss_and_gradient(config, params)
     assert abs(ours[0] - expected[0]) < 0.03 * abs(expected[0])
     for a, b in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(expected[1]), strict=True):
         assert np.abs(a - b).max() < 0.1 * np.abs(b).max()

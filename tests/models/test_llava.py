@@ -16,10 +16,11 @@ from llava_jax.models.params import abstract_params, init_params
 from llava_jax.models.projector import Projector
 from llava_jax.runtime.mesh import make_mesh
 from llava_jax.runtime.sharding import logical_rules
-from tests.models.hf_weights import hf_llava, llava_params, small
+from tests.fixtures.hf_models import hf_llava, llava_params
+from tests.fixtures.tiny_models import uneven
 
 RNG = np.random.default_rng(0)
-IMAGE = [IMAGE_TOKEN_ID] * small().vision.features  # 9
+IMAGE = [IMAGE_TOKEN_ID] * uneven().vision.features  # 9
 
 
 def batch(rows, images):
@@ -41,7 +42,7 @@ def logits(config, params, *arrays):
 
 @pytest.fixture(scope="module")
 def params():
-    return llava_params(hf_llava(small(), image_token=63), small())
+    return llava_params(hf_llava(uneven(), image_token=63), uneven())
 
 
 def picture():
@@ -71,7 +72,7 @@ def test_placeholders_without_a_feature_are_zero_and_read_no_other_row(count):
 
 @pytest.mark.parametrize("name, depth", [("linear", 1), ("mlp1x_gelu", 1), ("mlp2x_gelu", 2), ("mlp3x_gelu", 3)])
 def test_projector_is_torch_s(name, depth):
-    config = small(projector=name)
+    config = uneven(projector=name)
     torch.manual_seed(0)
     layers = [torch.nn.Linear(32 if i == 0 else 40, 40) for i in range(depth)]
     params = {
@@ -85,7 +86,7 @@ def test_projector_is_torch_s(name, depth):
 
 
 def test_fresh_projector_is_uniform_like_torch_s():
-    params = nn.unbox(Projector(small()).init(jax.random.key(0), np.zeros((1, 9, 32), np.float32))["params"])
+    params = nn.unbox(Projector(uneven()).init(jax.random.key(0), np.zeros((1, 9, 32), np.float32))["params"])
     for name, fan_in in (("linear_1", 32), ("linear_2", 40)):
         for w in params[name].values():
             assert np.abs(w).max() <= fan_in**-0.5
@@ -95,7 +96,7 @@ def test_fresh_projector_is_uniform_like_torch_s():
 @pytest.mark.parametrize("name", ["identity", "mlp0x_gelu", "mlp2x_relu", "xmlp2x_gelu", "linear2"])
 def test_unknown_projector_is_named(name):
     with pytest.raises(ConfigError, match=name):
-        abstract_params(small(projector=name))
+        abstract_params(uneven(projector=name))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_unknown_projector_is_named(name):
 )
 def test_logits_are_hugging_face_s(changes):
     """Two rows, one with two images, one with none at all; right padded."""
-    config = small(**changes)
+    config = uneven(**changes)
     model = hf_llava(config, image_token=63)
     image = [IMAGE_TOKEN_ID] * config.vision.features
     rows = [[1, *image, 5, 6, *image, 7], [1, 8, 9, 10]]
@@ -133,19 +134,19 @@ def test_a_mixed_batch_equals_its_rows_alone(params):
     a, b, c = picture(), picture(), picture()
     rows = [[1, *IMAGE, 5, 6], [1, 7, 8], [1, *IMAGE, 9, *IMAGE, 10]]
     images = [[a], [], [b, c]]
-    together = logits(small(), params, *batch(rows, images))
+    together = logits(uneven(), params, *batch(rows, images))
     for i, (row, row_images) in enumerate(zip(rows, images, strict=True)):
-        alone = logits(small(), params, *batch([row], [row_images]))
+        alone = logits(uneven(), params, *batch([row], [row_images]))
         np.testing.assert_allclose(together[i, : len(row)], alone[0], atol=2e-5)
 
-    swapped = logits(small(), params, *batch(rows[2:], [[c, b]]))
+    swapped = logits(uneven(), params, *batch(rows[2:], [[c, b]]))
     assert np.abs(swapped[0] - together[2]).max() > 1e-3  # which image comes first does matter
 
 
 def test_a_prompt_with_images_continues_from_the_cache(params):
     row, images = [1, *IMAGE, 5, 6, 7, 8], [[picture()]]
     tokens, pixels, positions, segment_ids = batch([row], images)
-    expected = logits(small(), params, tokens, pixels, positions, segment_ids)
+    expected = logits(uneven(), params, tokens, pixels, positions, segment_ids)
 
     @jax.jit
     def step(params, cache, *arrays):
@@ -153,9 +154,9 @@ def test_a_prompt_with_images_continues_from_the_cache(params):
             hidden, new = model.hidden(*arrays, cache)
             return model.logits(hidden), new
 
-        return nn.apply(run, Llava(small()))({"params": params})
+        return nn.apply(run, Llava(uneven()))({"params": params})
 
-    cache = Cache.empty(small().llm, 1, len(row), "float32")
+    cache = Cache.empty(uneven().llm, 1, len(row), "float32")
     for start, stop, pixels_now in [(0, 11, pixels), (11, 12, pixels[:, :0]), (12, 14, pixels[:, :0])]:
         part = (x[:, start:stop] for x in (tokens, positions, segment_ids))
         ours, cache = step(params, cache, next(part), pixels_now, *part)
@@ -166,17 +167,17 @@ def test_a_prompt_with_images_continues_from_the_cache(params):
 def test_init_creates_every_parameter_with_or_without_images(params, n):
     tokens = np.zeros((1, 4), np.int32)
     images = np.zeros((1, n, 24, 24, 3), np.uint8)
-    created = jax.eval_shape(Llava(small()).init, jax.random.key(0), tokens, images, tokens, tokens)["params"]
+    created = jax.eval_shape(Llava(uneven()).init, jax.random.key(0), tokens, images, tokens, tokens)["params"]
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype.name), params)
     assert jax.tree.map(lambda x: (x.shape, x.dtype.name), nn.unbox(created)) == shapes
 
 
 def test_fresh_parameters_are_the_abstract_ones_and_differ_by_layer():
-    fresh = init_params(small(), jax.random.key(0))
-    abstract = nn.unbox(abstract_params(small()))
+    fresh = init_params(uneven(), jax.random.key(0))
+    abstract = nn.unbox(abstract_params(uneven()))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), fresh) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
     q = fresh["llm"]["layers"]["q"]["kernel"]
-    assert np.std(q) == pytest.approx(small().llm.width ** -0.5, rel=0.05)  # variance 1 / fan_in
+    assert np.std(q) == pytest.approx(uneven().llm.width ** -0.5, rel=0.05)  # variance 1 / fan_in
     assert np.abs(q[0] - q[1]).max() > 0.01
     np.testing.assert_array_equal(fresh["llm"]["norm"]["scale"], np.ones(40))
     np.testing.assert_array_equal(fresh["vision"]["layers"]["q"]["bias"], np.zeros((3, 4, 8)))
@@ -185,14 +186,14 @@ def test_fresh_parameters_are_the_abstract_ones_and_differ_by_layer():
 def test_no_images_runs_no_tower(params):
     arrays = batch([[1, 2, 3]], [[]])
     broken = params | {"vision": jax.tree.map(lambda x: x * np.nan, params["vision"])}
-    assert np.isfinite(logits(small(), broken, *arrays)).all()
+    assert np.isfinite(logits(uneven(), broken, *arrays)).all()
 
 
 def test_bfloat16_is_close(params):
     arrays = batch([[1, *IMAGE, 5, 6], [1, 7, 8]], [[picture()], []])
     real = arrays[3] == 1
-    exact = np.asarray(logits(small(), params, *arrays))[real]
-    config = dataclasses.replace(small(), dtype="bfloat16", feature_dtype="bfloat16")
+    exact = np.asarray(logits(uneven(), params, *arrays))[real]
+    config = dataclasses.replace(uneven(), dtype="bfloat16", feature_dtype="bfloat16")
     stored = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params)
     for weights in (params, stored):
         ours = logits(config, weights, *arrays)
@@ -203,7 +204,7 @@ def test_bfloat16_is_close(params):
 def test_activations_are_constrained_under_a_mesh(params):
     """Under a mesh that flax cannot see, `constrain` would silently do nothing."""
     arrays = batch([[1, *IMAGE, 5, 6]], [[picture()]])
-    fresh = jax.jit(lambda p, *a: Llava(small()).apply({"params": p}, *a))
+    fresh = jax.jit(lambda p, *a: Llava(uneven()).apply({"params": p}, *a))
     with jax.set_mesh(make_mesh(1, 1, 1, jax.devices()[:1])), logical_rules():
         text = fresh.lower(params, *arrays).as_text()
     assert text.count("sharding_constraint") + text.count("@Sharding") >= 8  # inside a loop each counts once

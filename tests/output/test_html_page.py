@@ -8,7 +8,8 @@ from PIL import Image
 
 from llava_jax.output.html_page import Markup, document, element, escaped, picture, table, thumbnail
 from tests.data.inspection.test_check import check, opened
-from tests.data.planted import IMAGES, encoded, noise, plant
+from tests.fixtures.faulty_dataset import IMAGES, plant
+from tests.fixtures.images import encoded, noise
 
 VOID = {"meta", "img", "input"}
 

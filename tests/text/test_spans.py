@@ -5,7 +5,7 @@ from PIL import Image
 from llava_jax.data.example import Example
 from llava_jax.data.rows import build_row
 from llava_jax.text.spans import split_row
-from tests.data.planted import TINY
+from tests.fixtures.tokenizers import TINY
 
 TURNS = (("human", "<image> and <image> ?"), ("gpt", "a red circle"), ("human", "where ?"), ("gpt", "left"))
 

@@ -1,6 +1,5 @@
 """Runs on data of which a part cannot be read. test_resume.py has one with worker processes."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -14,12 +13,11 @@ from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.errors import DataError
 from llava_jax.train import loop
 from llava_jax.train.bad_samples import BadSamples
-from tests.train.test_loop import compile_once  # noqa: F401
+from tests.fixtures.bench_scripts import load_script
 
 CONFIG = Path(__file__).parent / "packed_config.py"
-spec = importlib.util.spec_from_file_location("packed_config", CONFIG)
-packed_config = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(packed_config)
+packed_config = load_script(CONFIG)
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 
 @pytest.fixture(scope="module")

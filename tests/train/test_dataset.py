@@ -16,7 +16,7 @@ from llava_jax.data.example import Example
 from llava_jax.data.rows import RowFormat, Rows
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.train import dataset
-from tests.evaluation.scienceqa.scienceqa_folder import write_folder
+from tests.fixtures.scienceqa import write_folder
 
 
 def rows(count=700) -> Rows:

@@ -1,6 +1,5 @@
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import math
 import os
@@ -14,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from tensorboardX.proto.event_pb2 import Event
 
 from llava_jax import config
@@ -28,31 +26,12 @@ from llava_jax.runtime.sharding import global_batch
 from llava_jax.train import loop, loss
 from llava_jax.train import step as train_step
 from llava_jax.train.dataset import StageData, training_batches
-from tests.checkpoint.damage import DAMAGES, files_of_at_most
-from tests.train.small_run import LLM, VISION
+from tests.fixtures.bench_scripts import bench_script
+from tests.fixtures.file_damage import DAMAGES, files_of_at_most
+from tests.fixtures.tiny_models import LLM, VISION
 
-SCRIPT = Path(__file__).parents[2] / "launch" / "bench" / "check_resume.py"
-spec = importlib.util.spec_from_file_location("check_resume", SCRIPT)
-check_resume = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(check_resume)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_once(tmp_path_factory):
-    """A run that is made again finds its programs on disk."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+check_resume = bench_script("check_resume")
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 
 @pytest.fixture(autouse=True, scope="module")

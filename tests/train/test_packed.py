@@ -13,9 +13,9 @@ from llava_jax.models.clip import normalize
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import nested
 from llava_jax.train.loss import count_targets, predicts_target, token_losses
-from tests.train.small_run import CONFIG, random_params
+from tests.fixtures.tiny_models import EVEN, random_params
 
-FEATURES = CONFIG.vision.features  # 4
+FEATURES = EVEN.vision.features  # 4
 LENGTH, SLOTS = 192, 18
 
 
@@ -23,9 +23,9 @@ class Pad:
     pad_id = 0
 
 
-FORMAT = RowFormat(Pad(), "plain", LENGTH, SLOTS, FEATURES, CONFIG.vision.image_size, "pad", "error")
-MODEL = Llava(CONFIG)
-PARAMS = nested(random_params(CONFIG))
+FORMAT = RowFormat(Pad(), "plain", LENGTH, SLOTS, FEATURES, EVEN.vision.image_size, "pad", "error")
+MODEL = Llava(EVEN)
+PARAMS = nested(random_params(EVEN))
 
 
 def segment(rng, images: int) -> Segment:
@@ -101,7 +101,7 @@ def test_the_gradient_of_one_sample_s_loss_by_the_others_inputs_is_exactly_zero(
         return -jnp.sum(jnp.where(mine, picked, 0))
 
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
-    knobs = jnp.zeros((1, LENGTH, CONFIG.llm.width))
+    knobs = jnp.zeros((1, LENGTH, EVEN.llm.width))
     for who in range(1, 7):
         by_text, by_image = (np.asarray(g)[0] for g in gradient(knobs, images, who))
         assert not by_text[owner != who].any() and not by_image[: len(slots)][slots != who].any()

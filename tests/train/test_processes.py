@@ -9,14 +9,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from check_processes import WITHIN, apart, check_resume, texts
-from check_processes import start as start_all
 
 from llava_jax.errors import ConfigError
 from llava_jax.runtime.mesh import check_processes
-from tests.checkpoint.damage import flip
+from tests.fixtures.bench_scripts import bench_script
+from tests.fixtures.file_damage import flip
 from tests.train.test_bad_samples import CONFIG, packed_config
 
+bench = bench_script("check_processes")
+check_resume, apart, texts, WITHIN = bench.check_resume, bench.apart, bench.texts, bench.WITHIN
 RECORDED = (str(Path(__file__).parent / "recorded_main.py"),)
 # Accumulation, because a compiler may move the sum over processes out of its loop, or get that wrong.
 SHORT = ("--config.run=('packed',)", "--config.stages.packed.data.workers=0", "--config.stages.packed.accumulation=2")
@@ -47,7 +48,7 @@ def folder(tmp_path_factory):
 def start(folder: Path, name: str, count: int, patch, *flags: str, run: str = "") -> list["check_resume.Run"]:
     """run: which of the runs in one workdir; each writes down its batches in files of its own."""
     patch.setenv("BATCHES", str(folder / f"{name}.batches{run}"))
-    runs = start_all(
+    runs = bench.start(
         CONFIG, folder / name, folder / "compiled", count, *SHORT, *flags, program=RECORDED
     )  # fmt: skip
     started.extend(runs)

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.bench_scripts import bench_script
 from tests.train.test_bad_samples import CONFIG, PLANTED, listed, packed_config
-from tests.train.test_loop import check_resume
+
+check_resume = bench_script("check_resume")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from llava_jax.data.sources.array_record import ArrayRecordSource
 from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.train.dataset import open_stage, place_in, training_batches
-from tests.train.small_run import VISION
+from tests.fixtures.tiny_models import VISION
 
 
 def write_json(path: Path, rows: int) -> Path:

@@ -14,25 +14,26 @@ from llava_jax.runtime.sharding import global_batch
 from llava_jax.train import stages
 from llava_jax.train.state import all_params, enter_stage
 from llava_jax.train.step import make_train_step
-from tests.train.small_run import CONFIG, OPTIMIZER, STAGE_1, STAGE_2, make_batch, random_params
+from tests.fixtures.tiny_models import EVEN, random_params
+from tests.fixtures.train_setup import OPTIMIZER, STAGE_1, STAGE_2, make_batch
 
 STAGE = Stage(batch=8, learning_rates=STAGE_1, optimizer=OPTIMIZER, data=Data(length=16))
 SECOND = dataclasses.replace(STAGE, learning_rates=STAGE_2)
 
 
 def layout(stage: Stage, weights: str, mesh) -> stages.Layout:
-    return stages.make_layout("one", dataclasses.replace(stage, weights=weights), CONFIG, mesh, 20)
+    return stages.make_layout("one", dataclasses.replace(stage, weights=weights), EVEN, mesh, 20)
 
 
 def trained(weights: str) -> tuple[list[float], dict]:
     """(losses, parameters) of three steps of a first stage, its weights laid out so, and three of a sharded second."""
     mesh, losses = make_mesh(1, 4, 2), []
-    params = random_params(CONFIG)
+    params = random_params(EVEN)
     for stage, how in ((STAGE, weights), (SECOND, "sharded")):
         found = layout(stage, how, mesh)
         with jax.set_mesh(found.mesh):
             state = enter_stage(params, jax.random.PRNGKey(0), found.abstract, found.tx)
-            step = make_train_step(Llava(CONFIG), found.tx, found.abstract, 1, 1)
+            step = make_train_step(Llava(EVEN), found.tx, found.abstract, 1, 1)
             for seed in range(3):
                 state, metrics = step(state, global_batch(make_batch(8, seed=seed), found.mesh))
                 losses.append(float(metrics["loss"]))

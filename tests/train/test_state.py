@@ -13,7 +13,8 @@ from llava_jax.models.params import abstract_model, nested
 from llava_jax.runtime.mesh import count_slices, make_mesh, over_slices
 from llava_jax.train.optimizer import state_bytes
 from llava_jax.train.state import all_params, enter_stage, fingerprint, fresh_params
-from tests.train.small_run import CONFIG, EVERYTHING, STAGE_1, STAGE_2, changed, setup
+from tests.fixtures.tiny_models import EVEN, changed
+from tests.fixtures.train_setup import EVERYTHING, STAGE_1, STAGE_2, setup
 
 # How each parameter is laid out over the mesh axes; layers are stacked on the first axis of llm/layers, vision/layers.
 SPECS = {
@@ -60,7 +61,7 @@ SPECS = {
 
 
 def test_every_parameter_has_the_layout_of_the_table():
-    _, specs = abstract_model(CONFIG)
+    _, specs = abstract_model(EVEN)
     assert specs == SPECS
 
 
@@ -98,9 +99,9 @@ def test_frozen_parameters_have_no_optimizer_state(table, trained):
 
 def test_values_do_not_depend_on_the_mesh_and_match_where_parts_are_drawn():
     key = jax.random.PRNGKey(3)
-    one = fresh_params(CONFIG, make_mesh(1, 1, 1, jax.devices()[:1]), key, list(SPECS))
+    one = fresh_params(EVEN, make_mesh(1, 1, 1, jax.devices()[:1]), key, list(SPECS))
     part = [p for p in SPECS if not p.startswith("llm/")]
-    eight = fresh_params(CONFIG, make_mesh(2, 2, 2), key, part)
+    eight = fresh_params(EVEN, make_mesh(2, 2, 2), key, part)
     assert one.keys() == SPECS.keys() and eight.keys() == set(part)
     assert fingerprint(eight) == fingerprint({p: one[p] for p in part})
 

@@ -15,10 +15,11 @@ from llava_jax.train.loss import count_targets, token_losses
 from llava_jax.train.optimizer import rates
 from llava_jax.train.state import all_params, enter_stage, fingerprint
 from llava_jax.train.step import gradients, make_eval_step
-from tests.train.small_run import CONFIG, EVERYTHING, STAGE_1, STAGE_2, changed, make_batch, random_params, setup
+from tests.fixtures.tiny_models import EVEN, changed, random_params
+from tests.fixtures.train_setup import EVERYTHING, STAGE_1, STAGE_2, make_batch, setup
 
 MESHES = {"one": (1, 1, 1), "fsdp=8": (1, 8, 1), "data=2,fsdp=2,tensor=2": (2, 2, 2)}
-_, SPECS = abstract_model(CONFIG)
+_, SPECS = abstract_model(EVEN)
 
 
 def same_layout(x: jax.Array, spec: PartitionSpec) -> bool:
@@ -32,8 +33,8 @@ def same_layout(x: jax.Array, spec: PartitionSpec) -> bool:
 def logits_of(rows: int) -> np.ndarray:
     batch = make_batch(rows)
     arrays = (batch[k] for k in ("tokens", "images", "positions", "segment_ids"))
-    apply = jax.jit(Llava(CONFIG).apply)
-    return np.asarray(apply({"params": nested(random_params(CONFIG))}, *arrays))
+    apply = jax.jit(Llava(EVEN).apply)
+    return np.asarray(apply({"params": nested(random_params(EVEN))}, *arrays))
 
 
 @pytest.mark.parametrize("chunks", [1, 4])
@@ -47,7 +48,7 @@ def test_the_loss_is_the_cross_entropy_of_each_target_given_what_is_before_it(ch
                 z = logits_of(4)[row, at - 1].astype(np.float64)
                 expected += np.log(np.exp(z - z.max()).sum()) + z.max() - z[tokens[at]]
                 count += 1
-    loss, targets = make_eval_step(Llava(CONFIG), chunks)(random_params(CONFIG), batch)
+    loss, targets = make_eval_step(Llava(EVEN), chunks)(random_params(EVEN), batch)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert float(targets) == count == float(count_targets(batch)) > 10
 
@@ -98,8 +99,8 @@ def test_accumulation_and_chunks_change_nothing_but_memory(at_once, mesh, accumu
 
 def test_micro_batches_have_unequal_numbers_of_targets_so_a_mean_of_means_is_another_loss(at_once):
     batch = make_batch(16)
-    step = make_eval_step(Llava(CONFIG), 1)
-    parts = [step(random_params(CONFIG), {k: x[i::4] for k, x in batch.items()}) for i in range(4)]
+    step = make_eval_step(Llava(EVEN), 1)
+    parts = [step(random_params(EVEN), {k: x[i::4] for k, x in batch.items()}) for i in range(4)]
     assert len({float(n) for _, n in parts}) > 1
     assert abs(np.mean([float(loss / n) for loss, n in parts]) / at_once[0] - 1) > 1e-4
 
@@ -161,7 +162,7 @@ def stage_1():
 
 
 def fresh_state(run):
-    return enter_stage(random_params(CONFIG), jax.random.PRNGKey(0), run.abstract, run.tx)
+    return enter_stage(random_params(EVEN), jax.random.PRNGKey(0), run.abstract, run.tx)
 
 
 def test_frozen_parameters_are_bit_identical_after_50_steps_and_all_others_are_not(stage_1):
@@ -233,7 +234,5 @@ def test_metrics_are_of_the_global_batch_before_clipping(at_once):
 
 def test_token_losses_sums_in_float32_whatever_the_compute_dtype():
     config = changed(dtype="bfloat16", feature_dtype="bfloat16")
-    out = jax.eval_shape(
-        lambda p, b: token_losses(Llava(config), nested(p), b, 2), random_params(CONFIG), make_batch(2)
-    )
+    out = jax.eval_shape(lambda p, b: token_losses(Llava(config), nested(p), b, 2), random_params(EVEN), make_batch(2))
     assert out.dtype == jnp.float32 and out.shape == ()

@@ -15,7 +15,8 @@ from llava_jax.runtime.mesh import make_mesh
 from llava_jax.runtime.sharding import global_batch
 from llava_jax.train import step
 from llava_jax.train.step_guard import Guard, parameter_norms, sample_ids, write_skipped
-from tests.train.small_run import CONFIG, EVERYTHING, Setup, make_batch, random_params, setup
+from tests.fixtures.tiny_models import EVEN, random_params
+from tests.fixtures.train_setup import EVERYTHING, Setup, make_batch, setup
 
 LEAF = "llm/layers/q/kernel"
 STEPS = 52
@@ -196,7 +197,7 @@ def test_samples_are_named_in_their_order_and_fillers_are_not():
 
 
 def test_what_is_written_down_is_json_with_norms_by_module(tmp_path):
-    mesh, params = make_mesh(1, 8, 1), random_params(CONFIG)
+    mesh, params = make_mesh(1, 8, 1), random_params(EVEN)
     weights = parameter_norms(params | {"llm/norm/scale": params["llm/norm/scale"].astype("bfloat16")}, mesh)
     for path, norm in weights.items():
         assert norm == pytest.approx(np.linalg.norm(params[path].astype(np.float64)), rel=1e-3)

@@ -10,7 +10,8 @@ from llava_jax.data.rows import build_row
 from llava_jax.models.params import abstract_model
 from llava_jax.train.optimizer import rates
 from llava_jax.train.summary import parameter_table, render_sample
-from tests.train.small_run import CONFIG, STAGE_1, setup
+from tests.fixtures.tiny_models import EVEN
+from tests.fixtures.train_setup import STAGE_1, setup
 
 TOKENIZER = open_tokenizer("tiny")
 
@@ -61,7 +62,7 @@ def test_padding_is_not_shown_and_special_tokens_are():
 
 def test_the_table_tells_shape_dtype_rate_and_layout_of_every_parameter():
     run = setup(STAGE_1, (2, 2, 2))
-    shapes, specs = abstract_model(CONFIG)
+    shapes, specs = abstract_model(EVEN)
     *lines, totals = parameter_table(run.abstract, rates(shapes, STAGE_1))
     assert re.split(r"  +", lines[0]) == ["parameter", "shape", "dtype", "trained at", "sharding"]
     table = {cells[0]: cells[1:] for cells in (re.split(r"  +", line) for line in lines[1:])}

@@ -1,0 +1,1 @@
+"""GGUF files of llama.cpp: their tensors, config and tokenizer."""

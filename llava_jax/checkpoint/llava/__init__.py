@@ -1,0 +1,1 @@
+"""Folders in the original LLaVA's format: config and export."""

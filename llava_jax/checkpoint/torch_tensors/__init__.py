@@ -1,0 +1,1 @@
+"""Tensors of PyTorch checkpoints: file formats, names, transposition, adapters and deltas over them."""

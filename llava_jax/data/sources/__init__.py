@@ -1,0 +1,1 @@
+"""Formats that examples are read from, one file each."""

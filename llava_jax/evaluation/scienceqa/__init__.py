@@ -1,0 +1,1 @@
+"""ScienceQA: ask, parse, score, join with an LLM's answers, report."""

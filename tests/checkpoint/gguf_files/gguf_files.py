@@ -8,11 +8,12 @@ import pytest
 
 from llava_jax.checkpoint.gguf_files.file import GgufFile
 from llava_jax.config.architectures import LlamaConfig
-from tests.models.hf_weights import hf_llama, small
+from tests.fixtures.hf_models import hf_llama
+from tests.fixtures.tiny_models import uneven
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is missing: pip install 'llava_jax[gguf]'")
 
-CONFIG = small(llm=dict(vocab_size=48, width=64, layers=2, head_size=16, mlp_width=96, max_positions=256)).llm
+CONFIG = uneven(llm=dict(vocab_size=48, width=64, layers=2, head_size=16, mlp_width=96, max_positions=256)).llm
 KINDS = {
     "F32": gguf.GGMLQuantizationType.F32,
     "F16": gguf.GGMLQuantizationType.F16,

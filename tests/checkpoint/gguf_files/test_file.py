@@ -28,7 +28,7 @@ from tests.checkpoint.gguf_files.gguf_files import (
     smollm2,
     write,
 )
-from tests.models.hf_weights import small
+from tests.fixtures.tiny_models import uneven
 
 # Tensors
 
@@ -88,7 +88,7 @@ def test_other_kinds_of_blocks(tmp_path, kind):
 
 def test_the_file_is_loaded_as_a_language_model(tmp_path):
     path = write(tmp_path / "a file.gguf")
-    config = dataclasses.replace(small(), llm=architecture(GgufFile(path)))
+    config = dataclasses.replace(uneven(), llm=architecture(GgufFile(path)))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = {path: x.shape for path, x in abstract_model(config)[0].items()}
     like = {path: jax.ShapeDtypeStruct(shape, np.float32, sharding=here) for path, shape in shapes.items()}

@@ -9,7 +9,8 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig,
 from llava_jax.checkpoint.huggingface.config import TOWERS, hf_llava, language_model, read_config, to_hf, vision_tower
 from llava_jax.config.architectures import LLM, VISION, RopeScaling
 from llava_jax.errors import DataError
-from tests.models.hf_weights import clip_config, llama_config, small
+from tests.fixtures.hf_models import clip_config, llama_config
+from tests.fixtures.tiny_models import uneven
 
 VARIANTS = [
     {}, dict(kv_heads=4, tied_head=True), dict(qkv_bias=True), dict(head_size=16), dict(rope_base=5e5),
@@ -56,7 +57,7 @@ def test_a_tower_s_defaults_are_those_of_transformers(tmp_path, whole):
 @pytest.mark.parametrize("llm", VARIANTS, ids=str)
 @pytest.mark.parametrize("vision", [{}, dict(select_layer=-1, select_feature="cls_patch", activation="gelu")], ids=str)
 def test_a_llava_config_comes_back(tmp_path, llm, vision):
-    c = small(llm=llm, vision=vision)
+    c = uneven(llm=llm, vision=vision)
     strategy = {"patch": "default", "cls_patch": "full"}[c.vision.select_feature]
     config = LlavaConfig(
         vision_config=clip_config(c.vision), text_config=llama_config(c.llm),
@@ -68,7 +69,7 @@ def test_a_llava_config_comes_back(tmp_path, llm, vision):
 @pytest.mark.parametrize("llm", VARIANTS, ids=str)
 @pytest.mark.parametrize("vision", [{}, dict(select_layer=-1, select_feature="cls_patch", activation="gelu")], ids=str)
 def test_what_we_write_is_what_transformers_and_we_read(tmp_path, llm, vision):
-    c = small(llm=llm, vision=vision)
+    c = uneven(llm=llm, vision=vision)
     (tmp_path / "config.json").write_text(json.dumps(to_hf(c.vision, c.llm, c.projector, 63, "float32")))
     assert hf_llava(read_config(tmp_path), "config.json") == (c.vision, c.llm, "gelu")
     theirs = AutoConfig.from_pretrained(tmp_path)
@@ -84,7 +85,7 @@ def test_what_we_write_is_what_transformers_and_we_read(tmp_path, llm, vision):
     [({}, "mlp3x_gelu", "mlp3x_gelu cannot be written"), (dict(qkv_bias=True, head_size=16), "linear", "head size")],
 )
 def test_what_their_classes_cannot_hold_is_refused(llm, projector, message):
-    c = small(llm=llm)
+    c = uneven(llm=llm)
     with pytest.raises(DataError, match=message):
         to_hf(c.vision, c.llm, projector, 63, "float32")
 
@@ -172,7 +173,7 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path, text, message):
 
 def test_the_configs_of_these_tests_are_what_transformers_reads(tmp_path):
     """Guards the tests above: a config of ours, written and read again by transformers, is the same there."""
-    config = LlavaConfig(vision_config=clip_config(small().vision), text_config=llama_config(small().llm))
+    config = LlavaConfig(vision_config=clip_config(uneven().vision), text_config=llama_config(uneven().llm))
     config.save_pretrained(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)
     assert json.loads(again.to_json_string()) == json.loads(config.to_json_string())

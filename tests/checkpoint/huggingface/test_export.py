@@ -23,15 +23,15 @@ from llava_jax.models.llava import Llava
 from llava_jax.models.params import nested
 from llava_jax.text.encode import expand_images, tokenize_prompt
 from llava_jax.text.tokenizer import load_tokenizer
-from tests.models.hf_weights import random_params, small
+from tests.fixtures.tiny_models import random_params, uneven
 
 TOKENIZER = open_tokenizer("tiny")  # 500 tokens
 IMAGE = TOKENIZER.vocab_size
 
 
 def sized(vision=(), llm=(), **changes) -> ModelConfig:
-    """A small model with room for the tokenizer's words and <image>."""
-    return small(vision, dict(vocab_size=512) | dict(llm), **changes)
+    """A uneven model with room for the tokenizer's words and <image>."""
+    return uneven(vision, dict(vocab_size=512) | dict(llm), **changes)
 
 
 def ask_both(config, params, folder):
@@ -173,7 +173,7 @@ def test_auto_processor_makes_our_pixels(tmp_path, aspect, size):
 
 
 def test_a_grown_vocabulary_answers_as_before_and_never_with_a_new_word(tmp_path):
-    config = small(llm=dict(vocab_size=500))
+    config = uneven(llm=dict(vocab_size=500))
     params = random_params(config)
     save_hf(tmp_path / "out", params, config, TOKENIZER, "float32")
     about = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -195,7 +195,7 @@ def test_an_image_token_that_is_another_word_and_a_template_without_chat_are_ref
 @pytest.mark.parametrize("form", ["Prepend", "Metaspace"])
 def test_llama_s_tokenizer_keeps_its_space_before_a_text(tmp_path, real_data, form):
     tokenizer = load_tokenizer(real_data / "tokenizers" / "llama2.model")
-    config = small(llm=dict(vocab_size=32_000))
+    config = uneven(llm=dict(vocab_size=32_000))
     save_hf(tmp_path / "out", random_params(config), config, tokenizer, "bfloat16")
     if form == "Metaspace":  # how later conversions say the same
         file = tmp_path / "out" / "tokenizer.json"

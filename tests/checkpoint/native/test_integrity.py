@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from llava_jax.checkpoint.native.integrity import ABOUT, MARK, SUMS, faults, is_hashed, steps_in, write_hashes
-from tests.checkpoint.damage import DAMAGES, delete, flip
+from tests.fixtures.file_damage import DAMAGES, delete, flip
 
 
 @pytest.fixture

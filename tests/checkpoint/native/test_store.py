@@ -14,7 +14,7 @@ from llava_jax.checkpoint.native import integrity
 from llava_jax.checkpoint.native.store import Store
 from llava_jax.errors import DataError
 from llava_jax.runtime.mesh import make_mesh
-from tests.checkpoint.damage import DAMAGES, files_of_at_most
+from tests.fixtures.file_damage import DAMAGES, files_of_at_most
 
 
 @struct.dataclass

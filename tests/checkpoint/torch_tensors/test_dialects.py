@@ -15,9 +15,10 @@ from llava_jax.models.params import abstract_model
 from llava_jax.runtime.mesh import make_mesh
 from llava_jax.train.optimizer import make_optimizer, rates
 from llava_jax.train.state import abstract_state
-from tests.models.hf_weights import hf_clip, hf_llama, hf_llava, llava_params, small
+from tests.fixtures.hf_models import hf_clip, hf_llama, hf_llava, llava_params
+from tests.fixtures.tiny_models import uneven
 
-CONFIG = small()
+CONFIG = uneven()
 SHAPES = {path: x.shape for path, x in abstract_model(CONFIG)[0].items()}
 
 
@@ -114,7 +115,7 @@ def test_a_tower_alone(tmp_path, prefix):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_language_model_alone_with_what_old_files_keep(tmp_path, tied):
-    config = small(llm=dict(tied_head=tied))
+    config = uneven(llm=dict(tied_head=tied))
     tensors = hf_llama(config.llm).state_dict() | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(5)}
     files = save(tmp_path, {name: x.clone() for name, x in tensors.items()})  # a tied head is in the state dict too
     assert find_dialect(files).name == "llm" and "lm_head.weight" in files

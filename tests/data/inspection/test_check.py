@@ -11,7 +11,9 @@ from llava_jax.data.inspection.check import ERRORS, KINDS, Duplicates, Limits, c
 from llava_jax.data.inspection.check_report import Report
 from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.text.encode import encode_row
-from tests.data.planted import TINY, encoded, noise, plant, turns
+from tests.fixtures.faulty_dataset import plant, turns
+from tests.fixtures.images import encoded, noise
+from tests.fixtures.tokenizers import TINY
 
 LIMITS = Limits(partial(encode_row, tokenizer=TINY, template="vicuna_v1", features=16), 200, 1)
 

@@ -15,7 +15,8 @@ from llava_jax.data.sources.open_source import open_source
 from llava_jax.data.write_shards import write_shards
 from llava_jax.errors import DataError
 from tests.data.inspection.test_check import LIMITS
-from tests.data.planted import encoded, noise, plant, turns
+from tests.fixtures.faulty_dataset import plant, turns
+from tests.fixtures.images import encoded, noise
 
 
 def check(source) -> Report:

@@ -11,7 +11,8 @@ from llava_jax.data.sources.scienceqa import ScienceQA
 from llava_jax.errors import DataError
 from llava_jax.text.encode import encode_row
 from llava_jax.text.tokenizer import load_tokenizer
-from tests.data.planted import TINY, plant
+from tests.fixtures.faulty_dataset import plant
+from tests.fixtures.tokenizers import TINY
 
 ENCODE = partial(encode_row, tokenizer=TINY, template="vicuna_v1", features=16)
 

@@ -5,7 +5,7 @@ import pytest
 from llava_jax.data.example import id_hash
 from llava_jax.data.sources.scienceqa import ScienceQA, conversation, parse_problem
 from llava_jax.errors import ConfigError, DataError
-from tests.data.planted import encoded, noise
+from tests.fixtures.images import encoded, noise
 
 PROBLEM = {
     "question": "Which of these states is farthest north?",

@@ -5,7 +5,7 @@ import pytest
 from llava_jax.errors import DataError
 from llava_jax.evaluation.scienceqa.ensemble import combine
 from llava_jax.evaluation.scienceqa.files import Answers
-from tests.evaluation.scienceqa.scienceqa_folder import planted
+from tests.fixtures.scienceqa import planted
 
 # of three choices, A is right: how many problems, ours, the other's, the judge's
 BLOCKS = [

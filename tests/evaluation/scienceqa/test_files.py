@@ -6,7 +6,7 @@ from llava_jax.errors import DataError
 from llava_jax.evaluation.scienceqa.files import read_answers, result_json
 from llava_jax.evaluation.scienceqa.report import analysis_json
 from llava_jax.evaluation.scienceqa.score import grade
-from tests.evaluation.scienceqa.scienceqa_folder import planted
+from tests.fixtures.scienceqa import planted
 
 LINES = '{"question_id": "4", "prompt": "<image>\\nWhich?", "text": "The answer is B.", "metadata": {}}\n\n'
 LINES += '{"question_id": 5, "text": "é"}'

@@ -8,7 +8,7 @@ from llava_jax.errors import ConfigError
 from llava_jax.evaluation.scienceqa.llm_prompts import VERDICT, draw_shots, judge_messages, question_messages
 from llava_jax.evaluation.scienceqa.parse import ending
 from llava_jax.evaluation.scienceqa.score import read_problems
-from tests.evaluation.scienceqa.scienceqa_folder import planted
+from tests.fixtures.scienceqa import planted
 
 
 @pytest.fixture

@@ -25,8 +25,7 @@ from llava_jax.evaluation.scienceqa.predict import (  # fmt: skip
     tokens,
 )
 from llava_jax.inference.engine import Answer
-from tests.evaluation.scienceqa.scienceqa_folder import write_folder
-from tests.evaluation.scienceqa.tiny_llava import CONFIG, write_model, write_problems
+from tests.fixtures.scienceqa import CONFIG, write_folder, write_model, write_problems
 
 SYSTEM = "A chat between a curious human and an artificial intelligence assistant. "
 SYSTEM += "The assistant gives helpful, detailed, and polite answers to the human's questions."

@@ -20,7 +20,7 @@ from llava_jax.evaluation.scienceqa.score import (  # fmt: skip
     shares,
     topic_shares,
 )
-from tests.evaluation.scienceqa.scienceqa_folder import PLAIN, planted, write_folder
+from tests.fixtures.scienceqa import PLAIN, planted, write_folder
 
 
 def counts(shares) -> dict[str, tuple[int, int]]:

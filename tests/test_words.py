@@ -1,0 +1,118 @@
+"""Phrases and variable names that readers of the field have to translate do not occur; the field's own words do.
+
+`pytest tests/test_words.py -s -n 0` prints what occurs where.
+"""
+
+import ast
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.package_source import ROOT
+
+PHRASES = {  # regular expression, any case: what to write instead
+    "behind step": "after step N",
+    "(go|goes|going|gone|went) on": "resumes, continues",
+    "(is|are|was|were|be|been) told": "is reported, is logged",
+    "(is|are|was|were|be|been) said": "is reported, is logged",
+    "half (a character|characters)": "lone surrogate",
+    "set aside": "quarantined, kept, skipped",
+    "(begins?|begun|beginning|starts?|started) anew": "starts over",
+    "(is|are|was|were|be|been) taken": "is used, is chosen, is read",
+    "sign of life": "heartbeat",
+    "place in the data": "iterator state, data state",
+}
+NAMES = {  # of a variable, a parameter, a field or a function: what to write instead
+    "said": "message, lines, record",
+    "told": "message, lines, reported",
+    "found": "the noun of what was found",
+    "took": "seconds, duration",
+    "asked": "questions, requests",
+    "about": "metadata, description",
+    "place": "data_state, position, device",
+    "watch": "step_guard, watchdog",
+    "one": "checkpoint, row, tensor ...",
+    "words": "tokenizer, tokens, text",
+    "how": "options, settings",
+    "say": "log",
+    "tell": "log, on_progress",
+}
+TREES = {  # name: the files and folders that are searched
+    "llava_jax": ["llava_jax"],
+    "configs": ["configs"],
+    "launch": ["launch"],
+    "tests": ["tests"],
+    "texts": ["README.md", "docs"],
+}
+SUFFIXES = {".py", ".sh", ".md", ".yaml", ".sbatch", ".toml", ""}
+# How many there may still be. Only ever lower these; 0 when the texts are rewritten.
+TEMPORARY_PHRASES = {"llava_jax": 85, "configs": 0, "launch": 20, "tests": 105, "texts": 20}
+TEMPORARY_NAMES = {"llava_jax": 300, "configs": 1, "launch": 15, "tests": 390}
+
+
+def files(tree: str) -> list[Path]:
+    """The text files of a tree, but for this one."""
+    roots = [ROOT / name for name in TREES[tree]]
+    every = [file for root in roots for file in ([root] if root.is_file() else sorted(root.rglob("*")))]
+    return [file for file in every if file.is_file() and file.suffix in SUFFIXES and file != Path(__file__)]
+
+
+def phrases_in(text: str) -> Counter[str]:
+    """How often each of PHRASES occurs, also over the end of a line of prose or of a comment, and in a name."""
+    text = re.sub(r"\s*\n\s*(#+ )?", " ", text).replace("_", " ")
+    return Counter({phrase: len(re.findall(rf"\b{phrase}\b", text, re.IGNORECASE)) for phrase in PHRASES})
+
+
+def names_in(tree: ast.AST) -> Counter[str]:
+    """How often each of NAMES is given to something: assignments, parameters, fields, imports, functions, classes."""
+    given = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                given.append(name)
+            case ast.arg(arg=name) | ast.alias(asname=str(name)) | ast.MatchAs(name=str(name)):
+                given.append(name)
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.ExceptHandler(name=str(name)):
+                given.append(name)
+    return Counter(name.strip("_") for name in given if name.strip("_") in NAMES)
+
+
+def total(counts: dict[Path, Counter]) -> int:
+    """Of all counts; prints those that are not 0, the largest first."""
+    for file, counter in sorted(counts.items(), key=lambda item: -item[1].total()):
+        if counter.total():
+            shown = ", ".join(f"{name!r} {count}" for name, count in counter.most_common() if count)
+            print(f"{counter.total():5} {file.relative_to(ROOT)}: {shown}")
+    return sum(counter.total() for counter in counts.values())
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_no_phrase_that_has_to_be_translated(tree):
+    print(f"\n{tree}: phrases")
+    counts = {file: phrases_in(file.read_text(encoding="utf-8")) for file in files(tree)}
+    assert total(counts) <= TEMPORARY_PHRASES[tree], "what to write instead: PHRASES; where: above"
+
+
+@pytest.mark.parametrize("tree", [tree for tree in TREES if tree != "texts"])
+def test_no_variable_is_named_by_a_verb_or_a_filler(tree):
+    print(f"\n{tree}: names")
+    python = [file for file in files(tree) if file.suffix == ".py"]
+    counts = {file: names_in(ast.parse(file.read_text(encoding="utf-8"))) for file in python}
+    assert total(counts) <= TEMPORARY_NAMES[tree], "what to write instead: NAMES; where: above"
+
+
+def test_a_phrase_is_found_over_two_lines_and_in_any_case():
+    counts = phrases_in("It stops behind\n    # step 3. Is\ntold twice. Going on. Ongoing. test_it_goes_on_twice")
+    assert counts.total() == 4 and counts["behind step"] == 1
+
+
+def test_a_name_is_found_wherever_it_is_given():
+    text = """
+def f(said, *, about=1):
+    found, x = 1, 2
+    self.told = [one for one in range(3)]
+    return g(how=found)
+"""
+    assert names_in(ast.parse(text)) == Counter(said=1, about=1, found=1, told=1, one=1)
