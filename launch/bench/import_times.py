@@ -1,0 +1,67 @@
+"""Measures how long a user waits for `import llava_jax` and for each verb's --help, and whether that imports jax:
+
+    python launch/bench/import_times.py [--repeats=5]
+
+Seconds are the median of `--repeats` new Python processes. `import llava_jax` is counted beyond `import numpy`, both
+within the process. Exit code 1 where jax is imported.
+"""
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+VERBS = (
+    "chat", "ckpt", "convert", "plan",
+    "data check", "data show", "data stats", "data build", "data captions", "data scienceqa",
+    "eval scienceqa predict", "eval scienceqa score", "eval scienceqa ensemble", "eval scienceqa ask",
+    "eval scienceqa judge",
+)  # fmt: skip
+COMMANDS = {
+    "train": ["-m", "llava_jax.main", "--help"],
+    "(the list of verbs)": ["-m", "llava_jax", "--help"],
+    **{verb: ["-m", "llava_jax", *verb.split(), "--help"] for verb in VERBS},
+}
+IMPORT = "import time, numpy; start = time.perf_counter(); import llava_jax; print(time.perf_counter() - start)"
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT))}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=True)
+
+
+def seconds(arguments: list[str], repeats: int) -> float:
+    """The median wall-clock time of a Python process with these arguments."""
+    durations = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        python(*arguments)
+        durations.append(time.perf_counter() - start)
+    return statistics.median(durations)
+
+
+def imports_jax(arguments: list[str]) -> bool:
+    """Whether a Python process with these arguments imports jax, by its -X importtime."""
+    return re.search(r"\| +jax$", python("-X", "importtime", *arguments).stderr, re.MULTILINE) is not None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    beyond_numpy = statistics.median(float(python("-c", IMPORT).stdout) for _ in range(repeats))
+    with_jax = [imports_jax(["-c", "import llava_jax"])]
+    print(f"{'import llava_jax, beyond numpy':34}{1000 * beyond_numpy:7.1f} ms{'  imports jax' * with_jax[0]}")
+    for name, arguments in COMMANDS.items():
+        with_jax.append(imports_jax(arguments))
+        print(f"{name + ' --help':34}{seconds(arguments, repeats):7.2f} s {'  imports jax' * with_jax[-1]}", flush=True)
+    return int(any(with_jax))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
