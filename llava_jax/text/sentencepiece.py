@@ -1,7 +1,7 @@
 """Reads a SentencePiece model file (LLaMA's tokenizer.model) without the sentencepiece package."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llava_jax.errors import DataError
@@ -18,7 +18,6 @@ def added_token(id: int, name: str, special: bool = True) -> dict[str, Any]:
 def read_sentencepiece(content: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     """(tokenizer.json as a dict, role -> name of a special token) of a model file: a protobuf message `ModelProto`.
 
-    Merges are not stored, only scores: two pieces merge where their concatenation is a piece, higher scores first.
     Raises DataError (or IndexError, KeyError, ... on garbage) for a file that is no BPE model without normalisation.
     """
     pieces: list[tuple[str, float, int]] = []
@@ -35,6 +34,21 @@ def read_sentencepiece(content: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     if normalizer.get(2) or normalizer.get(4, 1) or not normalizer.get(5, 1):
         raise DataError("a SentencePiece model that normalises text, which LLaMA's does not; unsupported")
 
+    fields = {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}  # role: number, default
+    roles = {role: trainer.get(field, default) for role, (field, default) in fields.items()}
+    spec = sentencepiece_spec(pieces, pieces[roles["unk"]][0], bool(normalizer.get(3, 1)))
+    return spec, {role: pieces[id][0] for role, id in roles.items() if 0 <= id < len(pieces)}
+
+
+def sentencepiece_spec(
+    pieces: Sequence[tuple[str, float, int]], unknown_token: str, dummy_prefix: bool
+) -> dict[str, Any]:
+    """tokenizer.json, as a dict, of a SentencePiece BPE model.
+
+    pieces: text, score and kind (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte) of every token, in
+    the order of the ids. dummy_prefix: whether a text begins with a space. Merges are not stored, only scores: two
+    pieces merge where their concatenation is a piece, higher scores first.
+    """
     normal, unknown, control, user_defined = 1, 2, 3, 4
     vocab = {text: id for id, (text, _, _) in enumerate(pieces)}
     merges = []
@@ -43,9 +57,7 @@ def read_sentencepiece(content: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         ranked = [(-score, vocab[a], vocab[b], a, b) for a, b in splits if a in vocab and b in vocab]
         merges += sorted(ranked)
     merges.sort(key=lambda merge: merge[0])
-    fields = {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}  # role: number, default
-    roles = {role: trainer.get(field, default) for role, (field, default) in fields.items()}
-    spec = {
+    return {
         "version": "1.0",
         "added_tokens": [
             added_token(id, text, special=kind != user_defined)
@@ -53,7 +65,7 @@ def read_sentencepiece(content: bytes) -> tuple[dict[str, Any], dict[str, str]]:
             if kind in (unknown, control, user_defined)
         ],
         "normalizer": {"type": "Sequence", "normalizers": [
-            *([{"type": "Prepend", "prepend": SPACE}] if normalizer.get(3, 1) else []),
+            *([{"type": "Prepend", "prepend": SPACE}] if dummy_prefix else []),
             {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
         ]},
         "decoder": {"type": "Sequence", "decoders": [
@@ -65,12 +77,11 @@ def read_sentencepiece(content: bytes) -> tuple[dict[str, Any], dict[str, str]]:
             "type": "BPE",
             "vocab": vocab,
             "merges": [(a, b) for *_, a, b in merges],
-            "unk_token": pieces[roles["unk"]][0],
+            "unk_token": unknown_token,
             "fuse_unk": True,
             "byte_fallback": True,
         },
     }  # fmt: skip
-    return spec, {role: pieces[id][0] for role, id in roles.items() if 0 <= id < len(pieces)}
 
 
 def _protobuf(message: bytes) -> Iterator[tuple[int, Any]]:

@@ -39,6 +39,7 @@ class Tokenizer:
     add_bos: bool  # a sequence begins with bos_id
     dummy_prefix: bool  # a text begins with a space (SentencePiece)
     legacy: bool  # ... and so does text that follows a special token (LLaMA, Vicuna before v1.5)
+    chat_template: str = field(default="", repr=False)  # Jinja text in tokenizer_config.json or in a GGUF
 
     def __post_init__(self):
         self.backend.encode_special_tokens = True  # i.e. as ordinary text
@@ -100,8 +101,7 @@ def load_tokenizer(path: str | Path, legacy: bool | None = None) -> Tokenizer:
         else:
             spec, named = read_sentencepiece(content)
             config.setdefault("add_bos_token", True)
-        named |= {role: _name(config[f"{role}_token"]) for role in ROLES if config.get(f"{role}_token")}
-        return _build(spec, {key: value for key, value in config.items() if value is not None}, named, legacy)
+        return build_tokenizer(spec, config, named, legacy)
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
     except Exception as error:  # the tokenizers library raises bare Exception
@@ -134,7 +134,16 @@ def _name(token: str | Mapping[str, Any]) -> str:
     return token if isinstance(token, str) else token["content"]
 
 
-def _build(spec: dict[str, Any], config: Mapping[str, Any], named: Mapping[str, str], legacy: bool | None) -> Tokenizer:
+def build_tokenizer(
+    spec: dict[str, Any], config: Mapping[str, Any], named: Mapping[str, str], legacy: bool | None = None
+) -> Tokenizer:
+    """A tokenizer from the contents of tokenizer.json (`spec`, which is changed) and tokenizer_config.json (`config`).
+
+    named: role -> name of the special tokens that `config` does not name. legacy: as in `load_tokenizer`. Raises
+    DataError for what is not supported, and whatever the tokenizers library raises for a spec that it cannot read.
+    """
+    named = {**named, **{role: _name(config[f"{role}_token"]) for role in ROLES if config.get(f"{role}_token")}}
+    config = {key: value for key, value in config.items() if value is not None}
     model = spec["model"]
     if "merges" not in model:
         raise DataError(f"a {model.get('type')} model; only BPE tokenizers are supported")
@@ -180,6 +189,7 @@ def _build(spec: dict[str, Any], config: Mapping[str, Any], named: Mapping[str, 
         add_bos=ids["bos"] is not None and bool(config.get("add_bos_token", begins_with_bos)),
         dummy_prefix=bool(prefixes),
         legacy=bool(config.get("legacy", "first" not in prefixes)) if legacy is None else legacy,
+        chat_template=str(config.get("chat_template", "")),
     )
 
 

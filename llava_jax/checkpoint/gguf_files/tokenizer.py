@@ -1,17 +1,12 @@
-"""The tokenizer inside a GGUF file, put back into the files that Hugging Face keeps one in.
+"""The tokenizer inside a GGUF file, as the contents of the files that Hugging Face keeps one in.
 
 Sources: llama.cpp's `llama-vocab.cpp` and `convert_hf_to_gguf.py`.
 """
 
-import json
-import struct
-import tempfile
-from pathlib import Path
-
 from llava_jax.checkpoint.gguf_files.file import GgufFile
 from llava_jax.errors import DataError
-from llava_jax.text.sentencepiece import added_token, read_sentencepiece
-from llava_jax.text.tokenizer import Tokenizer, load_tokenizer
+from llava_jax.text.sentencepiece import added_token, sentencepiece_spec
+from llava_jax.text.tokenizer import Tokenizer, build_tokenizer
 
 _ROLES = {"unk": "unknown", "bos": "bos", "eos": "eos", "pad": "padding"}
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # kinds of tokens, with SentencePiece's numbers
@@ -37,19 +32,15 @@ def read_tokenizer(file: GgufFile, legacy: bool | None = None) -> Tokenizer:
     Raises DataError, naming the file and the key, for tokenizers other than byte-level BPE ("gpt2") with a known
     `tokenizer.ggml.pre` and SentencePiece's BPE ("llama"), and for missing or contradictory keys.
     """
-    files = tokenizer_files(file)
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in files.items():
-            (Path(folder) / name).write_text(text, encoding="utf-8")
-        try:
-            return load_tokenizer(folder, legacy)
-        except DataError as e:
-            reason = str(e).removeprefix(f"{Path(folder) / 'tokenizer.json'}: ")
-            raise DataError(f"{file.path}: tokenizer.ggml.*: {reason}") from None
+    spec, config = tokenizer_files(file).values()
+    try:
+        return build_tokenizer(spec, config, {}, legacy)
+    except Exception as e:  # the tokenizers library raises bare Exception
+        raise DataError(f"{file.path}: tokenizer.ggml.*: {e}") from None
 
 
-def tokenizer_files(file: GgufFile) -> dict[str, str]:
-    """tokenizer.json and tokenizer_config.json (with the chat template) of a file, by name; raises as above."""
+def tokenizer_files(file: GgufFile) -> dict[str, dict]:
+    """Name -> content of tokenizer.json and tokenizer_config.json (with the chat template); raises as above."""
     tokens = _list(file, "tokens", str)
     kinds = _list(file, "token_type", int, len(tokens))
     if len(set(tokens)) < len(tokens) or not set(kinds) <= set(range(1, 7)):
@@ -81,7 +72,7 @@ def tokenizer_files(file: GgufFile) -> dict[str, str]:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "add_bos_token": add_bos}
     config |= {"clean_up_tokenization_spaces": False}
     config |= {"chat_template": file.chat_template} if file.chat_template else {}
-    return {"tokenizer.json": json.dumps(spec), "tokenizer_config.json": json.dumps(config, indent=2)}
+    return {"tokenizer.json": spec, "tokenizer_config.json": config}
 
 
 def _list(file: GgufFile, key: str, kind: type, length: int | None = None) -> list:
@@ -124,28 +115,13 @@ def _byte_level(file: GgufFile, tokens: list[str], kinds: list[int], roles: dict
 
 
 def _sentencepiece(file: GgufFile, tokens: list[str], kinds: list[int], roles: dict[str, int]) -> tuple[dict, bool]:
-    """The same for LLaMA's: the fields of a SentencePiece model are put back into one."""
+    """The same for LLaMA's."""
     for key in ("precompiled_charsmap", "remove_extra_whitespaces"):
         if file.metadata.get(f"tokenizer.ggml.{key}"):
             raise DataError(f"{file.path}: tokenizer.ggml.{key}: text is normalised, which is not supported")
-    scores = _list(file, "scores", float)
-
-    def number(value: int) -> bytes:  # a varint
-        return bytes([value]) if value < 128 else bytes([value % 128 + 128]) + number(value // 128)
-
-    def field(index: int, value: int | bytes) -> bytes:
-        if isinstance(value, bytes):
-            return number(index * 8 + 2) + number(len(value)) + value
-        return number(index * 8) + number(value)
-
-    pieces = []
-    for token, score, kind in zip(tokens, scores, kinds, strict=False):  # scores also has the padding's
-        pieces.append(field(1, field(1, token.encode()) + b"\x15" + struct.pack("<f", score) + field(3, kind)))
-    numbers = {"unk": 40, "bos": 41, "eos": 42, "pad": 43}
-    trainer = field(3, 2) + b"".join(field(numbers[role], id) for role, id in roles.items())
-    prefix = file.value("tokenizer.ggml.add_space_prefix", bool, True)
-    content = b"".join(pieces) + field(2, trainer) + field(3, field(3, prefix) + field(4, 0) + field(5, 1))
-    try:
-        return read_sentencepiece(content)[0], True
-    except (DataError, IndexError, KeyError) as e:
-        raise DataError(f"{file.path}: tokenizer.ggml.tokens: {e}") from None
+    scores = _list(file, "scores", float)[: len(tokens)]  # it also has the padding's
+    if len(scores) < len(tokens):
+        raise DataError(f"{file.path}: tokenizer.ggml.scores has {len(scores)} entries for {len(tokens)} tokens")
+    dummy_prefix = file.value("tokenizer.ggml.add_space_prefix", bool, True)
+    pieces = list(zip(tokens, scores, kinds, strict=True))
+    return sentencepiece_spec(pieces, tokens[roles.get("unk", 0)], dummy_prefix), True

@@ -89,7 +89,7 @@ def test_byte_level_tokenizers_are_the_published_ones(tmp_path, pre):
         assert found.encode(line) == theirs.encode(line, add_special_tokens=False).ids, line
         assert found.decode(found.encode(line)) == theirs.decode(found.encode(line)), line
         assert not set(found.encode(line)) & set(found.special.values())
-    assert file.chat_template == "{{ messages }}"
+    assert found.chat_template == file.chat_template == "{{ messages }}"
 
 
 @pytest.mark.parametrize("pre", ["smollm", "llama-bpe"])
@@ -97,7 +97,7 @@ def test_transformers_reads_the_files_of_the_tokenizer(tmp_path, pre):
     transformers = pytest.importorskip("transformers")
     file = with_tokenizer(tmp_path, byte_level(published(pre), pre))
     for name, content in tokenizer_files(file).items():
-        (tmp_path / name).write_text(content, encoding="utf-8")
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
     theirs, found = transformers.AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (found.bos_id, found.eos_id, found.pad_id)
     assert theirs.chat_template == "{{ messages }}"
@@ -139,6 +139,7 @@ def test_sentencepiece(tmp_path, real_data):
         ({"tokenizer.ggml.merges": [1, 2]}, [], "tokenizer.ggml.merges is not a list of str"),
         ({"tokenizer.ggml.tokens": ["a"] * 9, "tokenizer.ggml.token_type": [1] * 9}, [], "has a token twice"),
         ({"tokenizer.ggml.model": "llama"}, [], "tokenizer.ggml.scores is missing"),
+        ({"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [0.5]}, [], "scores has 1 entries for"),
         *(({}, [f"tokenizer.ggml.{key}"], f"tokenizer.ggml.{key} is missing")
           for key in ("tokens", "token_type", "merges", "pre", "model", "eos_token_id")),
     ],
