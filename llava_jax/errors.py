@@ -1,6 +1,12 @@
-"""The errors a user can cause: what happened, where, what to do. `main` prints them without a traceback."""
+"""The errors a user can cause: what happened, where, what to do. `main` prints them without a traceback.
 
+And the warning about a keyword that has a new name.
+"""
+
+import functools
 import unicodedata
+import warnings
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -42,3 +48,28 @@ def harmless(text: object) -> str:
     question marks."""
     kept = "".join(c for c in str(text) if c in "\n\t" or unicodedata.category(c) != "Cc")
     return kept.encode(errors="replace").decode()
+
+
+def renamed_keywords(**new_names: str) -> Callable[[Callable], Callable]:
+    """A decorator for a function some of whose keywords were renamed: the old ones still work.
+
+        @renamed_keywords(is_streamed="stream")
+        def chat(..., stream=False): ...
+
+    An old keyword gives a DeprecationWarning; both at once raise TypeError.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def call(*args, **options):
+            for old in new_names.keys() & options.keys():
+                new = new_names[old]
+                if new in options:
+                    raise TypeError(f"{function.__name__}() got {new}= and {old}=, its old name")
+                warnings.warn(f"{function.__name__}(): {old}= is now {new}=", DeprecationWarning, stacklevel=2)
+                options[new] = options.pop(old)
+            return function(*args, **options)
+
+        return call
+
+    return decorate

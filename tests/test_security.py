@@ -19,9 +19,26 @@ NEVER_CALLED = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"
 NEVER_TRUE = {"allow_pickle", "trust_remote_code", "shell"}
 
 
+def passes_flag_on(call: ast.Call, value: ast.expr, ours: set[str]) -> bool:
+    """Whether a call gives the user's own `allow_pickle` to a function of this package, as a variable of that name."""
+    is_flag = isinstance(value, ast.Name | ast.Attribute) and ast.unparse(value).split(".")[-1] == "allow_pickle"
+    return is_flag and ast.unparse(call.func) in ours
+
+
 def faults(tree: ast.AST) -> list[str]:
     """Each forbidden thing with its line."""
-    found = []
+    found, ours, new_names = [], {"llava_jax.load"}, set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "llava_jax":
+            ours |= {alias.asname or alias.name for alias in node.names}
+        if isinstance(node, ast.FunctionDef):
+            ours |= (
+                {node.name} if "allow_pickle" in {a.arg for a in (*node.args.args, *node.args.kwonlyargs)} else set()
+            )  # its own calls are looked at too
+            # @renamed_keywords(pickles_allowed="allow_pickle")
+            calls = [call for call in node.decorator_list if isinstance(call, ast.Call)]
+            named = [call for call in calls if ast.unparse(call.func) == "renamed_keywords"]
+            new_names |= {keyword.value for call in named for keyword in call.keywords}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
@@ -34,9 +51,10 @@ def faults(tree: ast.AST) -> list[str]:
             if name.split(".")[-2:] == ["Image", "open"] and "formats" not in keywords:
                 found.append(f"{node.lineno}: Image.open without formats=")
             for key in NEVER_TRUE & keywords.keys():
-                if not (isinstance(keywords[key], ast.Constant) and keywords[key].value is False):
+                is_off = isinstance(keywords[key], ast.Constant) and keywords[key].value is False
+                if not is_off and not (key == "allow_pickle" and passes_flag_on(node, keywords[key], ours)):
                     found.append(f"{node.lineno}: {key}={ast.unparse(keywords[key])}")
-        if isinstance(node, ast.Constant) and node.value in NEVER_TRUE - {"shell"}:
+        if isinstance(node, ast.Constant) and node.value in NEVER_TRUE - {"shell"} and node not in new_names:
             found.append(f"{node.lineno}: the keyword {node.value!r} by name")
     return found
 
@@ -53,6 +71,15 @@ def test_nothing_forbidden(path):
         "import pickle", "from pickle import loads", "def f():\n    import torch", "x = eval('1')", "exec(text)",
         "torch.load(f)", "pd.read_pickle(f)", "np.load(f, allow_pickle=True)", "np.load(f, allow_pickle=flag)",
         "AutoModel.from_pretrained(n, trust_remote_code=True)", "f(**{'trust_remote_code': True})", "yaml.load(text)",
+        "from numpy import load\nload(f, allow_pickle=allow_pickle)",
+        "def load(f, allow_pickle):\n    np.load(f, allow_pickle=allow_pickle)",
+        "def load(f, **options): ...\nload(f, allow_pickle=allow_pickle)",
+        "np.load(f, allow_pickle=flags.allow_pickle)",
+        "np.save(f, x, allow_pickle=allow_pickle)", "f(**dict(allow_pickle=allow_pickle))", "{'allow_pickle': flag}",
+        "from llava_jax.api.load import load\nload(f, allow_pickle=True)",
+        "from llava_jax.api.load import load\nload(f, allow_pickle=is_trusted)",
+        "from llava_jax.api.load import load\nnp.load(f, allow_pickle=allow_pickle)",
+        "from llava_jax.api.load import load\nload(f, trust_remote_code=allow_pickle)",
         "subprocess.run(c, shell=True)", "os.system(c)", "Image.open(path)", "PIL.Image.open(path)",
     ],
 )  # fmt: skip
@@ -63,7 +90,11 @@ def test_each_forbidden_thing_is_found(text):
 @pytest.mark.parametrize(
     "text",
     ["jax.eval_shape(f, x)", "Image.open(p, formats=('PNG',))", "np.load(f, allow_pickle=False)", "re.compile(p)",
-     "jax.jit(f).lower(x).compile()", "open(path)", "yaml.safe_load(text)"],
+     "jax.jit(f).lower(x).compile()", "open(path)", "yaml.safe_load(text)",
+     "from llava_jax.api.load import load\nload(f, allow_pickle=allow_pickle)",
+     "def load(f, allow_pickle): ...\nload(f, allow_pickle=allow_pickle)",
+     "import llava_jax\nllava_jax.load(f, allow_pickle=flags.allow_pickle)",
+     "@renamed_keywords(pickles_allowed='allow_pickle')\ndef load(f, allow_pickle=False): ..."],
 )  # fmt: skip
 def test_what_is_allowed_is_not(text):
     assert faults(ast.parse(text)) == []

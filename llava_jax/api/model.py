@@ -19,8 +19,9 @@ from PIL import Image
 from llava_jax.checkpoint.huggingface.export import save_hf
 from llava_jax.checkpoint.llava.export import save_original
 from llava_jax.checkpoint.native.workdir_model import save_own
+from llava_jax.checkpoint.open_checkpoint import DTYPES, SourceInfo, one_of
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig
-from llava_jax.errors import ConfigError, DataError
+from llava_jax.errors import DataError, renamed_keywords
 from llava_jax.images.preprocess import load_image, preprocess
 from llava_jax.inference.decode import decode_view
 from llava_jax.inference.engine import Answer, Prompt, Settings, generate, stream
@@ -33,22 +34,6 @@ from llava_jax.text.tokenizer import Tokenizer
 
 ROLES = {"user": "human", "assistant": "gpt"}
 FORMATS = ("hf", "llava", "orbax")
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """What a model is written like again where it was read in the same format.
-
-    tokenizer: the folder or file it was read from. original: config.json of an original LLaVA. hf_tower,
-    original_tower: prefix of the tower's tensors, None for the usual one.
-    """
-
-    tokenizer: Path | None = None
-    original: dict = dataclasses.field(default_factory=dict)
-    hf_tower: str | None = None
-    original_tower: str | None = None
-    tower_is_inside: bool = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,7 +47,7 @@ class Loaded:
     template: str
     aspect: str
     image_token_id: int  # what stands for an image feature in ids that come from transformers' processor
-    origin: Origin = Origin()
+    source_info: SourceInfo = SourceInfo()
     wraps_images: bool = False  # whether each image stands between <im_start> and <im_end>
 
     def logits(self, input_ids, pixel_values=None, attention_mask=None) -> np.ndarray:
@@ -92,8 +77,9 @@ class Loaded:
             row[: len(answer.ids)] = answer.ids
         return new
 
+    @renamed_keywords(is_streamed="stream")
     def chat(
-        self, messages: Sequence[dict], images: Sequence[Image.Image | str | Path] = (), *, is_streamed: bool = False,
+        self, messages: Sequence[dict], images: Sequence[Image.Image | str | Path] = (), *, stream: bool = False,
         max_new_tokens: int = 512, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0,
         stop: Sequence[str] = (), seed: int = 0,
     ) -> str | Iterator[str]:  # fmt: skip
@@ -108,7 +94,7 @@ class Loaded:
         settings = self.settings(
             *stop, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
         )
-        if is_streamed:
+        if stream:
             return self._pieces(prompt, settings)
         return self.answers([prompt], settings)[0].text.strip()
 
@@ -138,22 +124,22 @@ class Loaded:
             raise DataError("a language model alone is not written; a run starts from it with --config.load.llm=FOLDER")
         one_of(format, FORMATS, "format")
         one_of(dtype, (None, *DTYPES), "dtype")
-        path, c, origin, tokens = Path(path), self.config, self.origin, self.tokenizer
+        path, c, source, tokens = Path(path), self.config, self.source_info, self.tokenizer
         if format == "hf":
             known = self.image_token_id if self.image_token_id < c.llm.vocab_size else None
             save_hf(
                 path, self.params, c, tokens, dtype, known, self.template, self.aspect,
-                tower=origin.hf_tower, wraps_images=self.wraps_images,
+                tower=source.hf_tower, wraps_images=self.wraps_images,
             )  # fmt: skip
         elif format == "llava":
             save_original(
-                path, self.params, c, tokens, origin.tokenizer, dtype, self.aspect, origin.original,
-                origin.original_tower, origin.tower_is_inside, self.wraps_images,
+                path, self.params, c, tokens, source.tokenizer, dtype, self.aspect, source.original,
+                source.original_tower, source.tower_is_inside, self.wraps_images,
             )  # fmt: skip
         else:
             params = {p: x.astype(dtype) for p, x in self.params.items()} if dtype else self.params
             about = self.template, self.aspect, self.image_token_id, self.wraps_images
-            save_own(path, params, c, tokens, origin.tokenizer, *about)
+            save_own(path, params, c, tokens, source.tokenizer, *about)
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -255,8 +241,3 @@ def _turn(number: int, message: dict) -> tuple[str, str]:
             case _:
                 raise DataError(f"message {number} has a part that is neither text nor image: {str(part)[:80]}")
     return ROLES[role], text
-
-
-def one_of(value: str | None, allowed: tuple, name: str) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name}={value!r} is not one of {', '.join(x for x in allowed if x)}")

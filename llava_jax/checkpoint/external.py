@@ -1,12 +1,8 @@
 """A checkpoint of others, opened: which model it is, and which of its tensors are which parameters.
 
-    source = open_source(Path("llava-1.5-7b-hf"))
-    config = source.model(dtype="bfloat16")
-    params = source.load(like)                  # path -> sharded array
-
 What the folder holds, its tensors and its config.json say: a whole LLaVA, a CLIP tower or a language model alone. The
 original LLaVA's releases lack their tower; `tower` then names a folder with one. LoRA folders, projectors and delta
-weights need the model they were made from: `base`.
+weights need the model they were made from: `base`. `open_checkpoint` is the door to all this.
 """
 
 import dataclasses
@@ -25,7 +21,7 @@ from llava_jax.checkpoint.torch_tensors.name_map import Row, names
 from llava_jax.checkpoint.torch_tensors.overlays import Reader, read_lora_config, with_delta, with_extra, with_lora
 from llava_jax.checkpoint.torch_tensors.pickle_reader import find_weights, open_weights
 from llava_jax.config.architectures import LlamaConfig, ModelConfig, VisionConfig, projector_depth
-from llava_jax.errors import ConfigError, DataError
+from llava_jax.errors import ConfigError, DataError, renamed_keywords
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +49,12 @@ class Source:
     @property
     def modules(self) -> tuple[str, ...]:
         return tuple(module for part in self.parts for module in part.modules)
+
+    @property
+    def gguf(self) -> GgufFile | None:
+        """The one file of a GGUF, opened."""
+        files = self.parts[0].files
+        return files if isinstance(files, GgufFile) else None
 
     def model(self, dtype: str) -> ModelConfig:
         """The whole model, computing in `dtype`: a LLaVA, or a language model and nothing else. Raises DataError where
@@ -109,9 +111,8 @@ class Source:
         }
 
 
-def open_source(
-    path: Path, tower: Path | None = None, base: Path | None = None, pickles_allowed: bool = False
-) -> Source:
+@renamed_keywords(pickles_allowed="allow_pickle")
+def open_source(path: Path, tower: Path | None = None, base: Path | None = None, allow_pickle: bool = False) -> Source:
     """Opens a folder of weights with its config.json, one file beside its own, or a GGUF, by content. Reads no weights
     yet.
 
@@ -125,10 +126,10 @@ def open_source(
         files = GgufFile(path)
         rows = torch_rows(find_dialect(files), files, 0)
         return Source(path, "gguf", {}, None, architecture(files), None, (Part(("llm",), files, rows),))
-    files = _files(path, base, pickles_allowed)
-    dialect, folder = find_dialect(files), _folder(path)
+    files = _files(path, base, allow_pickle)
+    dialect, folder = find_dialect(files), folder_of(path)
     if base and not (folder / "config.json").exists():
-        folder = _folder(base)  # PEFT writes none
+        folder = folder_of(base)  # PEFT writes none
     config, where = hf_config.read_config(folder), str(folder / "config.json")
     if tower and dialect.name != "original":
         raise ConfigError(f"{path} needs no separate tower")
@@ -141,7 +142,7 @@ def open_source(
         part = Part(("llm",), files, torch_rows(dialect, files, 0))
         return Source(path, dialect.name, config, None, llm, None, (part,))
     if dialect.name == "original":
-        other = open_weights(tower, pickles_allowed) if tower else None
+        other = open_weights(tower, allow_pickle) if tower else None
         return _original(path, files, config, where, other)
     vision, llm, act = hf_config.hf_llava(config, where)
     rows = torch_rows(dialect, files, depth=2)
@@ -152,11 +153,12 @@ def open_source(
     return Source(path, dialect.name, config, vision, llm, projector, (part,))
 
 
-def _folder(path: Path) -> Path:
+def folder_of(path: Path) -> Path:
+    """The folder of a checkpoint's small files: itself, or where the one file is."""
     return path if path.is_dir() else path.parent
 
 
-def _files(path: Path, base: Path | None, pickles_allowed: bool) -> Reader:
+def _files(path: Path, base: Path | None, allow_pickle: bool) -> Reader:
     """The tensors of `path`, joined with those of `base` where there is one."""
     if not path.exists():
         raise DataError(f"{path} does not exist")
@@ -164,16 +166,16 @@ def _files(path: Path, base: Path | None, pickles_allowed: bool) -> Reader:
     if base is None:
         if adapter:
             raise DataError(f"{path} holds a LoRA adapter; name the model it was trained on as base (base=, --base)")
-        files = open_weights(alone or path, pickles_allowed)
+        files = open_weights(alone or path, allow_pickle)
         if _is_projector(files):
             raise DataError(f"{path} holds a projector alone; name its language model as base (base=, --base)")
         return files
-    files = open_weights(base, pickles_allowed)
+    files = open_weights(base, allow_pickle)
     if adapter:
         if extra := find_weights(path, "non_lora_trainables"):  # the original trains its projector beside the adapter
-            files = with_extra(files, open_weights(extra, pickles_allowed))
-        return with_lora(files, open_weights(adapter, pickles_allowed), read_lora_config(path))
-    added = open_weights(alone or path, pickles_allowed)
+            files = with_extra(files, open_weights(extra, allow_pickle))
+        return with_lora(files, open_weights(adapter, allow_pickle), read_lora_config(path))
+    added = open_weights(alone or path, allow_pickle)
     return with_extra(files, added) if _is_projector(added) else with_delta(files, added)
 
 
@@ -207,7 +209,7 @@ def _original(path: Path, files: Reader, config: dict, where: str, tower: Reader
         clip = find_dialect(tower)
         if clip.name != "clip":
             raise DataError(f"{tower.path} holds no CLIP tower")
-        about = hf_config.read_config(_folder(tower.path))
+        about = hf_config.read_config(folder_of(tower.path))
         vision = hf_config.vision_tower(about.get("vision_config", about), str(tower.path), layer, feature)
         parts = (
             Part(("vision",), tower, torch_rows(clip, tower, 0)),

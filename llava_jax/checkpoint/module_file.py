@@ -13,13 +13,12 @@ from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from llava_jax.checkpoint.external import open_source
 from llava_jax.checkpoint.gguf_files.file import is_gguf
+from llava_jax.checkpoint.open_checkpoint import open_parameters
+from llava_jax.checkpoint.tokenizer import BUILT_IN
 from llava_jax.checkpoint.torch_tensors.safetensors_reader import FLOATS
 from llava_jax.errors import DataError
 from llava_jax.output.files import atomic_path
-
-BUILT_IN = Path(__file__).parent.parent / "pretrained"
 
 
 def resolve(path: str) -> Path:
@@ -29,8 +28,7 @@ def resolve(path: str) -> Path:
 
 def load_module(path: str, module: str, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Reads the parameters of `module` ("vision", "projector" or "llm") from a file that `save_module` wrote, or from
-    a folder of Hugging Face's or the original LLaVA's that holds it (a CLIP, a Vicuna, a whole LLaVA), or a GGUF: see
-    `source`.
+    a checkpoint that holds it (a CLIP, a Vicuna, a whole LLaVA, a GGUF, a run's workdir): see `open_parameters`.
 
     like: parameter path -> shape, dtype and sharding wanted; only paths below `module/` are read. Each device reads its
     own slice of the file, so no whole tensor is ever in memory where the weights are sharded.
@@ -38,7 +36,7 @@ def load_module(path: str, module: str, like: dict[str, jax.ShapeDtypeStruct]) -
     """
     file = resolve(path)
     if file.is_dir() or is_gguf(file):
-        return open_source(file).load({p: s for p, s in like.items() if p.startswith(f"{module}/")})
+        return open_parameters(file).load({p: s for p, s in like.items() if p.startswith(f"{module}/")})
     wanted = {p.removeprefix(f"{module}/"): s for p, s in like.items() if p.startswith(f"{module}/")}
     try:
         with safe_open(file, framework="np") as tensors:

@@ -1,6 +1,7 @@
 """A tokenizer's files beside a model that is written: those it was read from, as they are, or made of what was read."""
 
 import shutil
+from importlib import resources
 from pathlib import Path
 
 from llava_jax.checkpoint.gguf_files.file import GgufFile, is_gguf
@@ -8,7 +9,8 @@ from llava_jax.checkpoint.gguf_files.tokenizer import read_tokenizer
 from llava_jax.text.tokenizer import Tokenizer, load_tokenizer
 from llava_jax.text.tokenizer_json import json_text, tokenizer_config, tokenizer_spec
 
-TINY_TOKENIZER = Path(__file__).parent.parent / "pretrained" / "tokenizer"
+BUILT_IN = Path(str(resources.files("llava_jax") / "pretrained"))  # the folder of what ships with the package
+TINY_TOKENIZER = BUILT_IN / "tokenizer"
 
 ABOUT = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 FILES = ("tokenizer.json", "tokenizer.model", *ABOUT, "chat_template.jinja", "generation_config.json")
@@ -35,8 +37,12 @@ def copy_tokenizer(folder: Path, tokenizer: Tokenizer, source: Path | None, long
             shutil.copyfile(file, folder / name)
 
 
+def tokenizer_location(name: str) -> Path:
+    """`tiny` is the tokenizer that ships with the package, everything else a path."""
+    return TINY_TOKENIZER if name == "tiny" else Path(name)
+
+
 def open_tokenizer(name: str) -> Tokenizer:
-    """`tiny` is the one that ships with the package, everything else a path: see `load_tokenizer`; or a GGUF file."""
-    if is_gguf(Path(name)):
-        return read_tokenizer(GgufFile(Path(name)))
-    return load_tokenizer(TINY_TOKENIZER if name == "tiny" else name)
+    """The tokenizer at `tokenizer_location(name)`: a file or folder, see `load_tokenizer`, or a GGUF."""
+    path = tokenizer_location(name)
+    return read_tokenizer(GgufFile(path)) if is_gguf(path) else load_tokenizer(path)

@@ -78,7 +78,7 @@ def chat(
         _note(f"loading {path}")
         model = load(
             path, dtype=dtype, tower=tower, base=base, tokenizer=tokenizer, template=template, aspect=aspect,
-            pickles_allowed=allow_pickle,
+            allow_pickle=allow_pickle,
         )  # fmt: skip
         has_tower = model.config.vision is not None
         if pictures and not has_tower:
@@ -86,7 +86,7 @@ def chat(
         is_terminal = sys.stdin.isatty()
         if is_terminal:
             _note(f"template {model.template}; /help lists the commands")
-        answer = lambda messages, images: model.chat(messages, images, is_streamed=True, **drawn)  # noqa: E731
+        answer = lambda messages, images: model.chat(messages, images, stream=True, **drawn)  # noqa: E731
         converse(answer, _lines(), pictures, has_tower=has_tower, is_terminal=is_terminal)
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -44,16 +44,21 @@ def convert(
     from llava_jax.checkpoint.new_folder import check_new
 
     check_new(dst)
-    how = dict(
-        tower=tower, base=base, tokenizer=tokenizer, template=template, aspect=aspect, pickles_allowed=allow_pickle
-    )
-    unrounded = trace(load(src, dtype=None, **how)) if verify and dtype else None
-    model = load(src, dtype=dtype, **how)
+
+    def load_src(dtype: str | None):
+        return load(
+            src, dtype=dtype, tower=tower, base=base, tokenizer=tokenizer, template=template, aspect=aspect,
+            allow_pickle=allow_pickle,
+        )  # fmt: skip
+
+    unrounded = trace(load_src(None)) if verify and dtype else None
+    model = load_src(dtype)
     wanted = unrounded or (trace(model) if verify else None)
     model.save(dst, to)
     print(f"{dst}: written for {to}, {len(model.params)} parameters", flush=True)
     if not verify:
         return 0
-    again = dict(pickles_allowed=allow_pickle, tower=None if to != "llava" or model.origin.tower_is_inside else tower)
+    tower = tower if to == "llava" and not model.source_info.tower_is_inside else None
     del model  # two at a time may be one too many
-    return compare(wanted, load(dst, dtype=None, **again), dst if to == "hf" else None, dtype or "float32")
+    again = load(dst, dtype=None, tower=tower, allow_pickle=allow_pickle)
+    return compare(wanted, again, dst if to == "hf" else None, dtype or "float32")

@@ -80,6 +80,7 @@ def predict(
     if limit < 0 or batch < 1:
         raise ConfigError(f"--limit {limit} must be at least 0, --batch {batch} at least 1")
     find_template(template or "vicuna_v1")
+    from llava_jax.api.load import load
     from llava_jax.data.sources.scienceqa import ScienceQA
     from llava_jax.evaluation.answers_file import continued
     from llava_jax.evaluation.scienceqa import predict as asking
@@ -96,9 +97,10 @@ def predict(
     )  # fmt: skip
     with continued(out) as answers:
         answers.check(known)  # before the weights are read, which takes its time
-        model = _load(
+        _check_one_process()
+        model = load(
             path, dtype=dtype, tower=tower, base=base, tokenizer=tokenizer, template=template, aspect=aspect,
-            pickles_allowed=allow_pickle,
+            allow_pickle=allow_pickle,
         )  # fmt: skip
         if not model.config.vision and any(one.image for one in asked):
             raise ConfigError(f"{path} is a language model alone; ask it with --without-images")
@@ -122,14 +124,11 @@ def predict(
     return 0
 
 
-def _load(path: Path, **how):
+def _check_one_process() -> None:
     import jax
-
-    from llava_jax.api.load import load
 
     if jax.process_count() > 1:
         raise ConfigError(f"predict runs in one process, on all its devices; this is one of {jax.process_count()}")
-    return load(path, **how)
 
 
 def _line(asked, text: str, settings: dict) -> dict:

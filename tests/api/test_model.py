@@ -93,7 +93,7 @@ def test_chat_says_what_generate_says_of_the_processor_s_ids(ours, folder):
     assert ours.chat(messages, [picture], max_new_tokens=20) == wanted
     plain = [{"role": "user", "content": "what color is the cross ?"}]
     assert ours.chat(plain, [picture], max_new_tokens=20) == wanted, "images come before the first question"
-    pieces = list(ours.chat(plain, [picture], max_new_tokens=20, is_streamed=True))
+    pieces = list(ours.chat(plain, [picture], max_new_tokens=20, stream=True))
     assert "".join(pieces).strip() == wanted and len(pieces) > 1
 
 

@@ -251,14 +251,14 @@ def test_a_projector_alone_joins_its_language_model_and_a_tower(tmp_path):
     (tmp_path / "stage1" / "model.safetensors").unlink()
     torch.save({k: v for k, v in tensors.items() if "mm_projector" in k}, tmp_path / "stage1" / "mm_projector.bin")
     files = dict(tower=tmp_path / "clip", base=tmp_path / "vicuna")
-    assert_computes(open_source(tmp_path / "stage1", **files, pickles_allowed=True), model)
-    with pytest.raises(DataError, match="mm_projector.bin is a pickle.*convert it.*pickles_allowed=True"):
+    assert_computes(open_source(tmp_path / "stage1", **files, allow_pickle=True), model)
+    with pytest.raises(DataError, match="mm_projector.bin is a pickle.*convert it.*allow_pickle=True"):
         open_source(tmp_path / "stage1", **files)
     with pytest.raises(DataError, match="stage1 holds a projector alone; name its language model as base"):
-        open_source(tmp_path / "stage1", pickles_allowed=True)
+        open_source(tmp_path / "stage1", allow_pickle=True)
     (tmp_path / "clip" / "model.safetensors").unlink()
     torch.save(clip.state_dict(), tmp_path / "clip" / "pytorch_model.bin")  # as the 336 px tower is published
-    assert_computes(open_source(tmp_path / "stage1", **files, pickles_allowed=True), model)
+    assert_computes(open_source(tmp_path / "stage1", **files, allow_pickle=True), model)
 
 
 def test_delta_weights_are_added_to_their_base(tmp_path, monkeypatch):

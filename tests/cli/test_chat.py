@@ -180,9 +180,9 @@ def test_every_flag_arrives(stub, picture, capsys):
     flags = "--tower t --template llava_v1 --aspect pad --dtype float32 --allow-pickle --temperature 0.5 --top-p 0.9"
     flags += " --top-k 7 --max-new-tokens 20 --seed 3"
     tyro.cli(terminal.chat, args=["model", "--image", str(picture), *flags.split(), "--image", str(picture)])
-    options = dict(tower=Path("t"), template="llava_v1", aspect="pad", dtype="float32", pickles_allowed=True)
+    options = dict(tower=Path("t"), template="llava_v1", aspect="pad", dtype="float32", allow_pickle=True)
     assert stub.load == ("model", options)
-    settings = dict(is_streamed=True, temperature=0.5, top_p=0.9, top_k=7, max_new_tokens=20, seed=3)
+    settings = dict(stream=True, temperature=0.5, top_p=0.9, top_k=7, max_new_tokens=20, seed=3)
     assert stub.chat == (["**how are you ?"], 2, settings)
     assert capsys.readouterr() == ("fine\n", "loading model\n")
 

@@ -248,7 +248,7 @@ BAD = {  # what is done to a good folder, flags, what the line says
     "header of 100 MB": (long_header, (), "model.safetensors is broken"),
     "offsets beyond the end": (beyond, (), "model.safetensors is broken"),
     "auto_map": (auto_map, (), r"config.json asks for code of its own \(auto_map\)"),
-    "pickle": (pickled, (), "pytorch_model.bin is a pickle.*pickles_allowed=True or --allow-pickle"),
+    "pickle": (pickled, (), "pytorch_model.bin is a pickle.*allow_pickle=True or --allow-pickle"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), (), "src 01 ä: no tokenizer there"),
     "no config": (lambda f: (f / "config.json").unlink(), (), "config.json does not exist"),
     "broken image config": (

@@ -50,9 +50,11 @@ class Own:
         return {path: found[path][1] if path in found else "float32" for path in shapes}
 
     def load(self, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-        """The parameters of `like` (path -> shape, dtype, sharding). Raises DataError where they are not exactly those
-        of the checkpoint."""
-        found = self._ask(lambda store: store.params(self.step))
+        """The parameters of `like` (path -> shape, dtype, sharding), of some modules or of all. Raises DataError where
+        they are not exactly those of the checkpoint."""
+        modules = {path.split("/")[0] for path in like}
+        stored = self._ask(lambda store: store.params(self.step))
+        found = {path: value for path, value in stored.items() if path.split("/")[0] in modules}
         missing, extra = sorted(like.keys() - found.keys()), sorted(found.keys() - like.keys())
         if missing or extra:
             raise DataError(

@@ -83,7 +83,7 @@ def read_pickled(path: Path, allowed: bool) -> TorchFiles:
     if not allowed:
         raise DataError(
             f"{sources[0]} is a pickle, a program that runs as it is read; convert it to safetensors, or, if you trust "
-            f"where it is from, open it with pickles_allowed=True or --allow-pickle (in its own process, tensors only)"
+            f"where it is from, open it with allow_pickle=True or --allow-pickle (in its own process, tensors only)"
         )
     folder = Path(tempfile.mkdtemp(prefix="llava_jax-"))
     try:

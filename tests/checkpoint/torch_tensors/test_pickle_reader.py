@@ -72,7 +72,7 @@ def test_every_tensor_of_several_files_byte_by_byte(tmp_path, copies, monkeypatc
 def test_without_leave_nothing_is_read(tmp_path, copies, monkeypatch):
     monkeypatch.setattr(subprocess, "run", None)
     torch.save({"a": torch.ones(2)}, tmp_path / "mm_projector.bin")
-    with pytest.raises(DataError, match=r"mm_projector.bin is a pickle, a program .*convert it .*pickles_allowed=True"):
+    with pytest.raises(DataError, match=r"mm_projector.bin is a pickle, a program .*convert it .*allow_pickle=True"):
         read_pickled(tmp_path / "mm_projector.bin", False)
     assert not list(copies.iterdir())
 

@@ -1,0 +1,177 @@
+"""The one door for checkpoints: a folder or file of any supported format is opened here, by its content.
+
+    checkpoint = open_checkpoint("llava-1.5-7b-hf")
+    params = checkpoint.parameters.load(like)               # path -> sharded array
+
+Behind it are two readers: `native.workdir_model` for the workdir of a run and what `save` writes; `external` for
+folders of Hugging Face's and of the original LLaVA's, and for GGUF files. Opening parses headers and small files, each
+once, and reads no weights.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from llava_jax.checkpoint.external import Source, folder_of, open_source
+from llava_jax.checkpoint.gguf_files.file import GgufFile
+from llava_jax.checkpoint.gguf_files.tokenizer import read_tokenizer
+from llava_jax.checkpoint.huggingface.processor import WRAPPED
+from llava_jax.checkpoint.native.workdir_model import Own, is_own, open_own
+from llava_jax.checkpoint.tokenizer import open_tokenizer, tokenizer_location
+from llava_jax.config.architectures import ModelConfig
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.output.files import read_object
+from llava_jax.text.templates import IMAGE_MARKER
+from llava_jax.text.tokenizer import Tokenizer
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceInfo:
+    """What an export needs to write a model as it was found, where it is written in the format it was read from.
+
+    tokenizer: the folder or file it was read from. original: config.json of an original LLaVA. hf_tower,
+    original_tower: prefix of the vision tower's tensors, None for the usual one. tower_is_inside: whether the tower's
+    tensors belong into the original's folder.
+    """
+
+    tokenizer: Path | None = None
+    original: dict = dataclasses.field(default_factory=dict)
+    hf_tower: str | None = None
+    original_tower: str | None = None
+    tower_is_inside: bool = True
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A model whose weights are not read yet; all fields are those it was trained with."""
+
+    parameters: Source | Own  # `load` reads them, `dtypes` says in what they are stored
+    config: ModelConfig  # computing in float32
+    tokenizer: Tokenizer
+    template: str
+    aspect: str  # crop | pad
+    image_token_id: int  # the placeholder token of an image feature, in ids from transformers' processor
+    wraps_images: bool  # whether each image stands between <im_start> and <im_end>
+    source_info: SourceInfo
+
+
+def open_checkpoint(
+    path: str | Path, *, tower: str | Path | None = None, base: str | Path | None = None,
+    tokenizer: str | Path | None = None, allow_pickle: bool = False,
+) -> Checkpoint:  # fmt: skip
+    """Opens a whole LLaVA or a language model alone, with its tokenizer.
+
+    tower, base, allow_pickle: see `open_parameters`. tokenizer: a file or folder to use in place of the model's own;
+    `tiny` is built in. Raises DataError or ConfigError that name what is missing, broken or does not fit.
+    """
+    parameters = open_parameters(path, tower=tower, base=base, allow_pickle=allow_pickle)
+    parameters.model("float32")  # a missing module is reported before a missing tokenizer
+    tokenizer_path = str(tokenizer) if tokenizer else None
+    if isinstance(parameters, Own):
+        return _open_workdir(parameters, tokenizer_path)
+    if parameters.gguf:
+        return _open_gguf(parameters, parameters.gguf, tokenizer_path)
+    return _open_folder(parameters, tokenizer_path, base and Path(base))
+
+
+def open_parameters(
+    path: str | Path, *, tower: str | Path | None = None, base: str | Path | None = None, allow_pickle: bool = False
+) -> Source | Own:
+    """Opens the weights alone, of a whole model or of some modules (a CLIP tower, a language model).
+
+    tower: a CLIP folder, for a LLaVA that lacks its own. base: the model that a LoRA folder, a projector or delta
+    weights were made from. allow_pickle: also opens `.bin` files, see `pickle_reader`. Raises DataError for what is
+    missing, broken or unknown, and ConfigError for a `tower` or `base` that is not needed.
+    """
+    path = Path(path)
+    if is_own(path):
+        if tower or base:
+            raise ConfigError(f"{path} is a whole model of ours; it takes no tower and no base")
+        return open_own(path)
+    return open_source(path, tower and Path(tower), base and Path(base), allow_pickle=allow_pickle)
+
+
+def one_of(value: str | None, allowed: tuple, name: str) -> None:
+    """Raises ConfigError where an option called `name` has another value than those `allowed`."""
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r} is not one of {', '.join(x for x in allowed if x)}")
+
+
+def _open_workdir(own: Own, tokenizer_path: str | None) -> Checkpoint:
+    tokenizer_path = tokenizer_path or own.tokenizer
+    tokenizer, info = open_tokenizer(tokenizer_path), SourceInfo(tokenizer_location(tokenizer_path))
+    return _checkpoint(own, tokenizer, own.template, own.aspect, own.image_token_id, own.wraps_images, info)
+
+
+def _open_gguf(source: Source, file: GgufFile, tokenizer_path: str | None) -> Checkpoint:
+    tokenizer = open_tokenizer(tokenizer_path) if tokenizer_path else read_tokenizer(file)
+    template, wraps_images = _read_chat_template(file.chat_template or "")
+    info = SourceInfo(tokenizer_location(tokenizer_path or str(file.path)))
+    return _checkpoint(source, tokenizer, template, "crop", None, wraps_images, info)
+
+
+def _open_folder(source: Source, tokenizer_path: str | None, base: Path | None) -> Checkpoint:
+    aspect, image_token_id = _image_settings(source)
+    folder = folder_of(source.path)
+    if base and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        folder = folder_of(base)  # a LoRA folder or a projector may leave its tokenizer to its base
+    tokenizer = open_tokenizer(tokenizer_path or str(folder))
+    template, wraps_images = _read_chat_template(_chat_templates(folder, None if tokenizer_path else tokenizer))
+    wraps_images = wraps_images or source.about.get("mm_use_im_start_end") is True
+    info = _source_info(source, tokenizer_location(tokenizer_path or str(folder)))
+    return _checkpoint(source, tokenizer, template, aspect, image_token_id, wraps_images, info)
+
+
+def _image_settings(source: Source) -> tuple[str, int | None]:
+    """(aspect, image token) as the folder's own config.json and preprocessor_config.json give them."""
+    folder = folder_of(source.path)
+    own = source.about if (folder / "config.json").exists() else {}  # a LoRA folder has none, `about` is its base's
+    settings = own | _settings(folder / "preprocessor_config.json")
+    pads = settings.get("image_aspect_ratio") == "pad" or settings.get("do_pad") is True
+    return "pad" if pads else "crop", settings.get("image_token_index", settings.get("image_token_id"))
+
+
+def _chat_templates(folder: Path, tokenizer: Tokenizer | None) -> str:
+    """The chat templates (Jinja) of a folder, joined. tokenizer: the folder's own, where it has been read."""
+    file = folder / "chat_template.jinja"
+    jinja = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    if tokenizer is None:
+        jinja += str(_settings(folder / "tokenizer_config.json").get("chat_template"))
+    else:
+        jinja += tokenizer.chat_template
+    return jinja + str(_settings(folder / "chat_template.json").get("chat_template"))
+
+
+def _settings(file: Path) -> dict:
+    return read_object(file, "how the model was trained") if file.exists() else {}
+
+
+def _read_chat_template(text: str) -> tuple[str, bool]:
+    """(name of the conversation template, whether images are wrapped) that a model's chat template (Jinja) shows."""
+    return "chatml" if "<|im_start|>" in text else "vicuna_v1", WRAPPED in text
+
+
+def _source_info(source: Source, tokenizer: Path) -> SourceInfo:
+    prefix = source.tower_prefix
+    if source.dialect == "hub":
+        return SourceInfo(tokenizer, hf_tower=prefix)
+    if source.dialect == "original":
+        return SourceInfo(tokenizer, source.about, original_tower=prefix, tower_is_inside=prefix is not None)
+    return SourceInfo(tokenizer)
+
+
+def _checkpoint(
+    parameters: Source | Own, tokenizer: Tokenizer, template: str, aspect: str, image_token_id: int | None,
+    wraps_images: bool, source_info: SourceInfo,
+) -> Checkpoint:  # fmt: skip
+    """image_token_id: None where the files do not name one. Raises DataError for a tokenizer of another model."""
+    config = parameters.model("float32")
+    if image_token_id is None:
+        image_token_id = tokenizer.special.get(IMAGE_MARKER, tokenizer.vocab_size)
+    if tokenizer.vocab_size > max(config.llm.vocab_size, image_token_id + 1):
+        raise DataError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the weights have {config.llm.vocab_size}: they do not "
+            "belong together"
+        )
+    return Checkpoint(parameters, config, tokenizer, template, aspect, image_token_id, wraps_images, source_info)

@@ -1,0 +1,154 @@
+"""One door for checkpoints: every format opens through it, and each small file is opened and parsed once."""
+
+import collections
+import json
+import sys
+import tempfile
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import llava_jax
+from llava_jax.checkpoint.huggingface.export import save_hf
+from llava_jax.checkpoint.llava.export import save_original
+from llava_jax.checkpoint.module_file import load_module
+from llava_jax.checkpoint.native.workdir_model import save_own
+from llava_jax.checkpoint.open_checkpoint import open_checkpoint, open_parameters
+from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER, open_tokenizer
+from llava_jax.errors import DataError
+from tests.checkpoint.gguf_files.gguf_files import gguf, write
+from tests.models.hf_weights import hf_llama, random_params, small
+
+TOKENIZER = open_tokenizer("tiny")  # 500 tokens
+CONFIG = small(llm=dict(vocab_size=512, max_positions=256))
+PARAMS = random_params(CONFIG)
+_recording: list[list[str]] = []
+
+
+def _record(event: str, args: tuple) -> None:
+    if event == "open" and _recording:
+        _recording[-1].append(str(args[0]))
+
+
+sys.addaudithook(_record)  # of every file that Python opens, by whatever function; a hook cannot be removed
+
+
+@pytest.fixture
+def opened():
+    """The paths of all files opened during the test, as often as they were."""
+    _recording.append([])
+    yield _recording[-1]
+    _recording.pop()
+
+
+def like(config=CONFIG) -> dict[str, jax.ShapeDtypeStruct]:
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return {path: jax.ShapeDtypeStruct(x.shape, np.float32, sharding=here) for path, x in random_params(config).items()}
+
+
+def chatml_gguf(file):
+    """A GGUF with a byte-level tokenizer of 48 tokens and ChatML's template."""
+    tokens = ["w", "o", "wo", *(f"word{i}" for i in range(42)), "<s>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [1] * 45 + [3] * 3, "tokenizer.ggml.merges": ["w o"],
+        "tokenizer.ggml.bos_token_id": 45, "tokenizer.ggml.eos_token_id": 47,
+        "tokenizer.chat_template": "{{ '<|im_start|>' }}",
+    }  # fmt: skip
+    return write(file, tokenizer=tokenizer)
+
+
+def test_of_a_folder_each_small_file_is_opened_once(tmp_path, opened):
+    save_hf(tmp_path / "hf", PARAMS, CONFIG, TOKENIZER, "float32", template="llava_v1", aspect="pad")
+    opened.clear()
+    model = llava_jax.load(tmp_path / "hf", dtype=None)
+    counts = collections.Counter(path.removeprefix(f"{tmp_path}/hf/") for path in opened)
+    names = (
+        "config.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    )
+    assert {name: counts[name] for name in names} == dict.fromkeys(names, 1)
+    assert (model.aspect, model.image_token_id, model.source_info.hf_tower) == (
+        "pad",
+        500,
+        "vision_tower.vision_model.",
+    )
+
+
+def test_of_a_gguf_the_header_is_parsed_once_and_no_other_file_is_made(tmp_path, monkeypatch, opened):
+    file, parsed = chatml_gguf(tmp_path / "a.gguf"), []
+    parse = gguf.GGUFReader.__init__
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", lambda *args: parsed.append(args[1]) or parse(*args))
+    opened.clear()
+    model = llava_jax.load(file)
+    assert parsed == [file]
+    assert {path for path in opened if path.startswith((str(tmp_path), tempfile.gettempdir()))} == {str(file)}
+    assert (model.template, model.tokenizer.vocab_size, model.tokenizer.eos_id) == ("chatml", 48, 47)
+    assert model.source_info.tokenizer == file
+
+
+def test_every_format_opens_to_the_same_model(tmp_path):
+    save_hf(tmp_path / "hf", PARAMS, CONFIG, TOKENIZER, "float32")
+    save_original(tmp_path / "llava", PARAMS, CONFIG, TOKENIZER, TINY_TOKENIZER, "float32")
+    save_own(tmp_path / "own", PARAMS, CONFIG, TOKENIZER, TINY_TOKENIZER, "llava_v1", "pad", 500, False)
+    facts = {"hf": ("vicuna_v1", "crop", 500), "llava": ("vicuna_v1", "crop", 500), "own": ("llava_v1", "pad", 500)}
+    for name, wanted in facts.items():
+        checkpoint = open_checkpoint(tmp_path / name)
+        assert checkpoint.config == CONFIG, name
+        assert (checkpoint.template, checkpoint.aspect, checkpoint.image_token_id) == wanted
+        assert checkpoint.tokenizer.encode("what color") == TOKENIZER.encode("what color")
+        found = checkpoint.parameters.load(like())
+        assert all((found[path] == PARAMS[path]).all() for path in PARAMS), name
+
+
+def test_training_starts_from_a_module_of_a_workdir(tmp_path):
+    save_own(tmp_path / "own", PARAMS, CONFIG, TOKENIZER, None, "llava_v1", "pad", 500, False)
+    found = load_module(str(tmp_path / "own"), "projector", like())
+    assert found.keys() == {path for path in PARAMS if path.startswith("projector/")}
+    assert all((found[path] == PARAMS[path]).all() for path in found)
+    linear = like(small(llm=dict(vocab_size=512), projector="linear"))
+    with pytest.raises(DataError, match=r"missing none, unexpected \['projector/linear_2/bias'"):
+        load_module(str(tmp_path / "own"), "projector", linear)
+
+
+def test_a_module_is_read_without_a_tokenizer_and_past_a_broken_image_config(tmp_path):
+    save_hf(tmp_path / "hf", PARAMS, CONFIG, TOKENIZER, "float32")
+    (tmp_path / "hf" / "tokenizer.json").unlink()
+    (tmp_path / "hf" / "preprocessor_config.json").write_text("{")
+    assert open_parameters(tmp_path / "hf").modules == ("vision", "projector", "llm")
+    assert "llm/norm/scale" in load_module(str(tmp_path / "hf"), "llm", like())
+    with pytest.raises(DataError, match="preprocessor_config.json cannot be read"):
+        open_checkpoint(tmp_path / "hf")
+
+
+def test_a_projector_takes_the_tokenizer_and_the_template_of_its_base(tmp_path):
+    """The base may be one file of weights; its tokenizer then lies beside it."""
+    save_original(tmp_path / "whole", PARAMS, CONFIG, TOKENIZER, TINY_TOKENIZER, "float32")
+    tensors = load_file(tmp_path / "whole" / "model.safetensors")
+    (tmp_path / "stage1").mkdir()
+    (tmp_path / "stage1" / "config.json").write_bytes((tmp_path / "whole" / "config.json").read_bytes())
+    projector = {name: x for name, x in tensors.items() if "mm_projector" in name}
+    save_file(projector, tmp_path / "stage1" / "mm_projector.safetensors")
+    hf_llama(CONFIG.llm).save_pretrained(tmp_path / "base")
+    for file in TINY_TOKENIZER.iterdir():
+        (tmp_path / "base" / file.name).write_bytes(file.read_bytes())
+    about = json.loads((TINY_TOKENIZER / "tokenizer_config.json").read_text()) | {"chat_template": "<|im_start|>"}
+    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(about))
+    tower = tmp_path / "clip"
+    tower.mkdir()
+    prefix = "model.vision_tower.vision_tower."
+    clip = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+    save_file(clip, tower / "model.safetensors")
+    vision = json.loads((tmp_path / "whole" / "config.json").read_text())["vision_config"]
+    (tower / "config.json").write_text(json.dumps(vision))
+    for base in (tmp_path / "base", tmp_path / "base" / "model.safetensors"):
+        checkpoint = open_checkpoint(tmp_path / "stage1", tower=tower, base=base)
+        assert checkpoint.tokenizer.special == TOKENIZER.special
+        assert (checkpoint.template, checkpoint.source_info.tokenizer) == ("chatml", tmp_path / "base")
+    other = open_checkpoint(tmp_path / "stage1", tower=tower, base=tmp_path / "base", tokenizer="tiny")
+    assert (other.template, other.source_info.tokenizer) == ("chatml", TINY_TOKENIZER)
