@@ -1,17 +1,30 @@
-"""How far a verb has come, on standard error: a bar on a terminal, else a line at times."""
+"""What a user reads while a program runs: lines of text, and how far a verb has come."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from llava_jax.errors import harmless
+
 SECONDS = 10  # between two lines
+
+
+def log(message: object, *, to_stderr: bool = False) -> None:
+    """Prints a message and flushes. Control characters are removed, see `errors.harmless`.
+
+    Results and progress go to standard output. Warnings, errors and notes go to standard error (`to_stderr`).
+    """
+    print(harmless(message), file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
 @contextmanager
 def progress(done: str, of: str = "", total: int | None = None, begun: int = 0) -> Iterator[Callable[..., None]]:
-    """Gives a function that is told how many are done, and of how many where `total` does not say it. done, of: words
-    around the numbers ("checked", "rows"). begun: how many were done before, which say nothing about the pace."""
+    """Shows progress on standard error: a bar on a terminal, else a line at times.
+
+    Gives a function of how many are done, and of how many where `total` does not say it. done, of: words around the
+    numbers ("checked", "rows"). begun: how many were done before; they do not count for the pace.
+    """
     from rich.console import Console  # not before it is needed: --help answers at once
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -28,7 +41,7 @@ def progress(done: str, of: str = "", total: int | None = None, begun: int = 0) 
         bar.update(task, completed=count, total=total, description=pace)
         if not console.is_terminal and now - said > SECONDS:
             said = now
-            print(f"{done} {count:,} of {total:,}{of and ' ' + of}, {pace}", file=sys.stderr, flush=True)
+            log(f"{done} {count:,} of {total:,}{of and ' ' + of}, {pace}", to_stderr=True)
 
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=total, completed=begun)

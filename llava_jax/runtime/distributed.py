@@ -11,7 +11,8 @@ import sys
 import time
 import traceback
 
-from llava_jax.errors import ConfigError, UserError, harmless
+from llava_jax.errors import ConfigError, UserError
+from llava_jax.output.console import log
 
 ALL_BEGIN_WITHIN = 300  # seconds from the first process to the last
 LAST_WORDS = 2  # seconds that the others get to say what they end of
@@ -77,17 +78,14 @@ def joined(processes: Processes):
             raise
         me = f"process {jax.process_index()} of {jax.process_count()}"
         if isinstance(e, UserError):
-            print(f"error: {me}: {harmless(e)}", file=sys.stderr, flush=True)
+            log(f"error: {me}: {e}", to_stderr=True)
         else:
             if isinstance(e, jax.errors.JaxRuntimeError):  # what a computation with a lost process ends with, or not
-                print(f"error: {me}: {str(e).strip().splitlines()[0]}", file=sys.stderr)
-                print(
-                    f"whether it is that another process is gone, is known in {processes.lost_after} s", file=sys.stderr
-                )
-                sys.stderr.flush()
+                log(f"error: {me}: {str(e).strip().splitlines()[0]}", to_stderr=True)
+                log(f"whether it is that another process is gone, is known in {processes.lost_after} s", to_stderr=True)
                 time.sleep(2 * processes.lost_after)  # JAX's service names the lost one and ends this one
             traceback.print_exc()
-            print(f"error: {me} ends of this", file=sys.stderr, flush=True)
+            log(f"error: {me} ends of this", to_stderr=True)
         sys.stdout.flush()
         if jax.process_index() == 0:  # it has the service; without it the others end of that, not of their own reason
             time.sleep(LAST_WORDS)
@@ -106,9 +104,9 @@ def _join(processes: Processes) -> None:
         if processes.index == 0:
             _check_port(processes.coordinator)
         # JAX ends a process that waits in vain by itself, in words that say nothing of this.
-        print(
+        log(
             f"process {processes.index} of {processes.count} waits for the others at {processes.coordinator}, "
-            f"{ALL_BEGIN_WITHIN} s at most", file=sys.stderr, flush=True,
+            f"{ALL_BEGIN_WITHIN} s at most", to_stderr=True,
         )  # fmt: skip
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM away, which train/loop.py waits for
     try:

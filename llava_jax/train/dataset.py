@@ -21,6 +21,7 @@ from llava_jax.data.sources.open_source import open_source
 from llava_jax.data.sources.scenes import SceneSource, exam
 from llava_jax.data.sources.scienceqa import is_scienceqa
 from llava_jax.errors import ConfigError
+from llava_jax.output.console import log
 from llava_jax.text.templates import find_template
 from llava_jax.text.tokenizer import Tokenizer
 
@@ -150,7 +151,7 @@ def _arrange(
         counts = [f"{(needs == length).sum():,} x {length}" for length in np.unique(needs)]
         said += f"; row lengths: {', '.join(counts)}"
     if jax.process_index() == 0:
-        print(said, flush=True)
+        log(said)
     return rows, needs
 
 

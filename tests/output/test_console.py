@@ -1,6 +1,9 @@
-"""How far a verb has come, in lines where there is no terminal."""
+"""Lines of text, and how far a verb has come where there is no terminal."""
 
+import contextlib
 from types import SimpleNamespace
+
+import pytest
 
 from llava_jax.output import console
 
@@ -23,3 +26,14 @@ def test_lines_come_at_times_and_name_what_is_counted(capsys, monkeypatch):
         for count in (1, 22, 24):
             tell(count, 1000)
     assert capsys.readouterr().err == "checked 22 of 1,000 rows, 2.00 a second, 0:08:09 left\n"
+
+
+@pytest.mark.parametrize("to_stderr", [False, True])
+def test_log_writes_plain_text_to_one_stream_at_once(tmp_path, monkeypatch, to_stderr):
+    files = {name: open(tmp_path / name, "w", encoding="utf-8") for name in ("stdout", "stderr")}
+    with contextlib.ExitStack() as stack:
+        for name, file in files.items():
+            monkeypatch.setattr(console.sys, name, stack.enter_context(file))
+        console.log("red \x1b[31m\ud800.jpg\n\tstep 3", to_stderr=to_stderr)
+        text = [(tmp_path / name).read_text() for name in files]  # before the files are closed: it is flushed
+    assert text == (["", "red [31m?.jpg\n\tstep 3\n"] if to_stderr else ["red [31m?.jpg\n\tstep 3\n", ""])

@@ -6,7 +6,6 @@ model holds the shapes themselves, and its tokenizer's files are in the folder.
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -20,6 +19,7 @@ from llava_jax.config.build import build
 from llava_jax.config.resolve import model_config
 from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, DataError
+from llava_jax.output.console import log
 from llava_jax.output.files import read_object
 from llava_jax.text.tokenizer import Tokenizer
 
@@ -91,7 +91,7 @@ def open_own(path: Path) -> Own:
     try:
         newest = store.newest()
         for note in newest.notes:
-            print(note, file=sys.stderr, flush=True)
+            log(note, to_stderr=True)
         step = newest.step
         if step is None:
             raise DataError(f"{path / CHECKPOINTS} holds no complete checkpoint")

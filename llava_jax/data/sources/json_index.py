@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import uuid
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import numpy as np
 from llava_jax.data.example import id_hash
 from llava_jax.data.sources.llava_row import parse_row
 from llava_jax.errors import DataError
+from llava_jax.output.console import log
 from llava_jax.output.files import atomic_path
 
 VERSION = 1
@@ -55,14 +55,15 @@ def open_index(path: Path, broken: dict[int, DataError] | None = None) -> tuple[
                 if rows is not None:
                     return rows, now
             if places and broken is None:
-                _note(f"{path}: making the index of {now[0] / 1e6:,.0f} MB, once")
+                log(f"{path}: making the index of {now[0] / 1e6:,.0f} MB, once", to_stderr=True)
             rows = _scan(file, path, broken)
             if stamp(file) != now:
                 raise DataError(f"{path}: changed while it was read. Start again when it is complete.")
     except OSError as fault:
         raise DataError(f"{path}: cannot be read ({os.strerror(fault.errno)}). Check the path.") from None
     if places and broken is None and not any(_write(place, rows, now) for place in places):
-        _note(f"{path}: its index cannot be kept in {places[0].parent} or {places[1].parent}; the next start makes it")
+        folders = f"{places[0].parent} or {places[1].parent}"
+        log(f"{path}: its index cannot be kept in {folders}; the next start makes it", to_stderr=True)
     return rows, now
 
 
@@ -218,7 +219,3 @@ def _scan(file, path: Path, broken: dict[int, DataError] | None) -> np.ndarray:
             rows.extend((text.byte, text.byte, -1))
             is_row_next = text.skip_to_row(decoder)
     return np.frombuffer(rows, np.int64).reshape(-1, 3)
-
-
-def _note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
