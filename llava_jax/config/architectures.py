@@ -8,12 +8,10 @@ model card. Every field is an architecture fact and has no default, so that no m
 import dataclasses
 import re
 
-import numpy as np
-
 from llava_jax.errors import ConfigError
 
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # of CLIP's training images, per RGB channel
-STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, per RGB channel
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 IMAGE_TOKEN_ID = -200  # stands where an image feature goes; the original has one per image, here it is one per feature
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
@@ -19,7 +20,7 @@ def normalize(images: jax.Array) -> jax.Array:
     """uint8[..., 3] -> float32, (x / 255 - MEAN) / STD. Floating point images count as normalised: returned as are."""
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images
-    return (images.astype(jnp.float32) / 255 - MEAN) / STD
+    return (images.astype(jnp.float32) / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
 
 
 class Block(nn.Module):

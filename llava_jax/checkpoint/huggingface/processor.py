@@ -5,6 +5,8 @@
 
 import json
 
+import numpy as np
+
 from llava_jax.config.architectures import MEAN, STD, ModelConfig, VisionConfig
 from llava_jax.errors import DataError
 from llava_jax.text.encode import IMAGE_ENDS, image_ends
@@ -52,7 +54,7 @@ def _image_processor(vision: VisionConfig, aspect: str) -> dict:
     size = vision.image_size
     shared = dict(
         processor_class="LlavaProcessor", do_convert_rgb=True, do_resize=True, do_rescale=True, do_normalize=True,
-        image_mean=MEAN.tolist(), image_std=STD.tolist(), resample=3, rescale_factor=1 / 255,
+        image_mean=np.float32(MEAN).tolist(), image_std=np.float32(STD).tolist(), resample=3, rescale_factor=1 / 255,
         size=dict(shortest_edge=size), crop_size=dict(height=size, width=size), do_center_crop=True,
     )  # fmt: skip
     if aspect == "pad":
