@@ -1,4 +1,4 @@
-"""python -m llava_jax.main --config=FILE ...: trains, see `llava_jax.cli.train`."""
+"""python -m llava_jax.main --config=FILE ...: the same as `python -m llava_jax train`, see `llava_jax.cli.train`."""
 
 import os
 import sys

@@ -1,12 +1,15 @@
-"""python -m llava_jax ckpt list|verify DIR"""
+"""python -m llava_jax checkpoints list|verify DIR (also spelled ckpt)"""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from llava_jax.errors import DataError
+from llava_jax.output.console import log
 
-def ckpt(
+
+def checkpoints(
     what: Annotated[Literal["list", "verify"], tyro.conf.Positional],
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")],
 ) -> int:
@@ -18,7 +21,6 @@ def ckpt(
         path: The workdir of a run, what `convert --to orbax` wrote, or a folder checkpoints/.
     """
     from llava_jax.checkpoint.native import integrity
-    from llava_jax.errors import DataError
 
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     try:
@@ -33,13 +35,13 @@ def ckpt(
         wrong = integrity.faults(one) if what == "verify" else []
         damaged += bool(wrong)
         note = "" if integrity.is_hashed(one) else ", saved before there were hashes: contents unchecked"
-        print(f"{step}: {integrity.describe(one)}{': DAMAGED' if wrong else ': ok' if what == 'verify' else ''}{note}")
+        log(f"{step}: {integrity.describe(one)}{': DAMAGED' if wrong else ': ok' if what == 'verify' else ''}{note}")
         for fault in wrong:
-            print(f"    {fault}")
+            log(f"    {fault}")
     for one in sorted(folder.glob("*.damaged*")):
-        print(f"{one.name}: {integrity.describe(one)}: damaged, set aside by a run that went on without it")
+        log(f"{one.name}: {integrity.describe(one)}: damaged, set aside by a run that went on without it")
     for one in sorted(folder.glob("*tmp*")):
-        print(f"{one.name}: a save that never ended; it is no checkpoint")
+        log(f"{one.name}: a save that never ended; it is no checkpoint")
     if what == "verify":
-        print(f"{damaged} of {len(steps)} damaged")
+        log(f"{damaged} of {len(steps)} damaged")
     return int(damaged > 0)

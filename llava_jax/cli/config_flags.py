@@ -16,13 +16,15 @@ def read_command_line(
     argv: list[str], define: Callable[[flags.FlagValues], None]
 ) -> tuple[Config, flags.FlagValues, Path, list[str]]:
     """argv, the program's name first -> (config, all flags, the config's file, printable lines that say where each
-    value came from). `define` adds the program's own flags.
+    value came from). `define` adds the program's own flags, named with underscores; dashes are accepted too.
 
     Raises ConfigError for anything wrong with flags, the config file or a value in it.
     """
     table = flags.FlagValues()  # not absl's global ones: libraries add theirs there
     config_flags.DEFINE_config_file("config", None, "the config file", flag_values=table, sys_argv=argv)
     define(table)
+    for name in [name for name in table if "_" in name]:
+        flags.DEFINE_alias(name.replace("_", "-"), name, flag_values=table)
     try:
         rest = table(argv)[1:]
         if rest:

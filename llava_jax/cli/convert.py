@@ -1,9 +1,13 @@
 """python -m llava_jax convert SRC DST --to hf|llava|orbax"""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from llava_jax.cli.flags import Flat, SourceFlags
+from llava_jax.output.console import log
 
 SRC = Annotated[Path, tyro.conf.arg(metavar="SRC")]
 DST = Annotated[Path, tyro.conf.arg(metavar="DST")]
@@ -13,14 +17,10 @@ def convert(
     src: SRC,
     dst: DST,
     /,
+    *,
     to: Literal["hf", "llava", "orbax"],
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    base: Path | None = None,
-    tower: Path | None = None,
-    tokenizer: str | None = None,
-    template: str | None = None,
-    aspect: Literal["crop", "pad"] | None = None,
-    allow_pickle: bool = False,
+    source: Flat[SourceFlags],
     verify: bool = False,
 ) -> int:
     """Writes a whole LLaVA in another format. Nothing is left behind where it cannot.
@@ -31,12 +31,6 @@ def convert(
         dst: A folder that does not exist yet.
         to: hf: for transformers. llava: the original's. orbax: ours, laid out as a run's workdir.
         dtype: Of the weights; each as its file has it where this is not given.
-        base: The model that a LoRA folder, a projector or delta weights were made from.
-        tower: A CLIP folder, for an original that has no tower of its own.
-        tokenizer: Where SRC has none, or another one: a tokenizer.model, tokenizer.json, a .gguf, a folder.
-        template: The conversation template it was trained with; vicuna_v1 where SRC does not say.
-        aspect: How its images were made square; what SRC says where this is not given.
-        allow_pickle: Also open .bin files, which are programs (in a process of their own, tensors only).
         verify: Load DST again and compare seven points of a forward pass, with transformers too where it is installed.
     """
     from llava_jax.api.load import load
@@ -44,21 +38,15 @@ def convert(
     from llava_jax.checkpoint.new_folder import check_new
 
     check_new(dst)
-
-    def load_src(dtype: str | None):
-        return load(
-            src, dtype=dtype, tower=tower, base=base, tokenizer=tokenizer, template=template, aspect=aspect,
-            allow_pickle=allow_pickle,
-        )  # fmt: skip
-
-    unrounded = trace(load_src(None)) if verify and dtype else None
-    model = load_src(dtype)
+    unrounded = trace(load(src, dtype=None, **source.options())) if verify and dtype else None
+    model = load(src, dtype=dtype, **source.options())
     wanted = unrounded or (trace(model) if verify else None)
     model.save(dst, to)
-    print(f"{dst}: written for {to}, {len(model.params)} parameters", flush=True)
+    log(f"{dst}: written for {to}, {len(model.params)} parameters")
     if not verify:
         return 0
-    tower = tower if to == "llava" and not model.source_info.tower_is_inside else None
+    needs_tower = to == "llava" and not model.source_info.tower_is_inside
+    own = dict(base=None, tokenizer=None, template=None, aspect=None)  # DST says these itself
+    again = replace(source, tower=source.tower if needs_tower else None, **own)
     del model  # two at a time may be one too many
-    again = load(dst, dtype=None, tower=tower, allow_pickle=allow_pickle)
-    return compare(wanted, again, dst if to == "hf" else None, dtype or "float32")
+    return compare(wanted, load(dst, dtype=None, **again.options()), dst if to == "hf" else None, dtype or "float32")

@@ -3,63 +3,27 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from llava_jax.cli.data_prepare import build, captions, scienceqa
+from llava_jax.cli.flags import CPUS, DatasetFlags, Flat, Tokenizer, Workers
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.output.console import progress
+from llava_jax.output.console import log, progress
 from llava_jax.output.files import write_whole
 from llava_jax.text.encode import encode_row
-from llava_jax.text.templates import find_template
-
-DATA = Annotated[Path, tyro.conf.arg(metavar="DATA")]
-IMAGE_FOLDER = Annotated[Path | None, tyro.conf.arg(metavar="IMAGE_FOLDER")]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a sample becomes a row; give what the training config says."""
-
-    template: str = "vicuna_v1"
-    """The conversation template."""
-    length: int = 2048
-    """Tokens of a row, image patches included."""
-    image_size: int = 224
-    """Side of the square the model sees, in pixels."""
-    patch_size: int = 14
-    """Side of one patch of the vision tower, in pixels."""
-    aspect: Literal["crop", "pad"] = "crop"
-    """How an image is made square: crop (CLIP's processor) or pad (LLaVA v1.5)."""
-
-    @property
-    def features(self) -> int:
-        """Placeholders of one image."""
-        return (self.image_size // self.patch_size) ** 2
-
-    def check(self) -> None:
-        """Raises ConfigError for a template that does not exist and for numbers that cannot be."""
-        find_template(self.template)
-        if min(self.length, self.patch_size) < 1 or self.image_size < self.patch_size:
-            raise ConfigError(
-                f"--length {self.length} and --patch-size {self.patch_size} must be at least 1, "
-                f"--image-size {self.image_size} at least a patch"
-            )
 
 
 def check(
-    data: DATA,
-    image_folder: IMAGE_FOLDER = None,
-    /,
+    *,
+    dataset: Flat[DatasetFlags],
     tokenizer: str | None = None,
-    recipe: tyro.conf.OmitArgPrefixes[Recipe] = Recipe(),  # noqa: B008  (frozen)
     max_images: int | None = None,
     report_folder: Path = Path("data-report"),
-    workers: int = os.cpu_count() or 1,
+    workers: Workers = CPUS,
 ) -> int:
     """Reads every row and decodes every image; names all that is wrong, past the first fault.
 
@@ -67,25 +31,20 @@ def check(
     are errors: what stops a run or teaches something wrong. Warnings, such as an EXIF rotation, only count.
 
     Args:
-        data: LLaVA's JSON, a folder that `data build` or TFDS made, Parquet, or a folder of ScienceQA's (problems.json,
-            pid_splits.json, images).
-        image_folder: The root of the image paths, a folder or a zip archive; what holds its images needs none.
         tokenizer: The model's (a tokenizer.model, tokenizer.json, .gguf, a folder, or tiny). Without it the lengths
             are not checked.
-        recipe: How a sample becomes a row.
         max_images: Image slots of a row; any number where this is not given.
         report_folder: Where the two reports go.
-        workers: Processes; 0 works in this one.
     """
     from llava_jax.data.inspection.check import Duplicates, Limits, check_rows
     from llava_jax.data.inspection.check_report import Report
 
-    recipe.check()
-    source = open_data(data, image_folder)
-    limits = Limits(_encode(tokenizer, recipe)[1] if tokenizer else None, recipe.length, max_images)
-    settings = {"tokenizer": tokenizer or "none (lengths not checked)", "template": recipe.template}
-    settings |= {"length": recipe.length, "image size": recipe.image_size, "patch size": recipe.patch_size}
-    report, duplicates = Report(str(data), settings), Duplicates()
+    dataset.check()
+    source = open_data(dataset.data, dataset.image_folder)
+    limits = Limits(_encode(tokenizer, dataset)[1] if tokenizer else None, dataset.length, max_images)
+    settings = {"tokenizer": tokenizer or "none (lengths not checked)", "template": dataset.template}
+    settings |= {"length": dataset.length, "image size": dataset.image_size, "patch size": dataset.patch_size}
+    report, duplicates = Report(str(dataset.data), settings), Duplicates()
     _make_folder(report_folder)
     for checked in _each_row(partial(check_rows, source=source, limits=limits), len(source), workers, "checked"):
         report.rows += 1
@@ -95,18 +54,15 @@ def check(
     write_whole(report_folder / "report.html", report.to_html(source))
     if report.findings:
         _print_table(report.summary())
-    print(report.total())
-    print(f"{report_folder / 'report.json'} has every finding, report.html shows them")
+    log(report.total())
+    log(f"{report_folder / 'report.json'} has every finding, report.html shows them")
     return 1 if report.errors else 0
 
 
 def show(
-    data: DATA,
-    image_folder: IMAGE_FOLDER = None,
-    /,
     *,
-    tokenizer: str,
-    recipe: tyro.conf.OmitArgPrefixes[Recipe] = Recipe(),  # noqa: B008
+    dataset: Flat[DatasetFlags],
+    tokenizer: Tokenizer,
     count: int = 16,
     seed: int = 0,
     id: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
@@ -115,11 +71,6 @@ def show(
     """Writes a page of samples as the model gets them: image, text with what it is to learn in colour, ids, lengths.
 
     Args:
-        data: LLaVA's JSON, a folder that `data build` or TFDS made, Parquet, or a folder of ScienceQA's (problems.json,
-            pid_splits.json, images).
-        image_folder: The root of the image paths, a folder or a zip archive; what holds its images needs none.
-        tokenizer: The model's: a tokenizer.model, tokenizer.json, .gguf, a folder, or tiny (built in).
-        recipe: How a sample becomes a row.
         count: How many samples, drawn at random.
         seed: Another one draws others.
         id: The id of a sample to show, instead of some at random. May be given several times.
@@ -130,9 +81,9 @@ def show(
     from llava_jax.data.inspection.samples_page import samples_page
     from llava_jax.data.rows import build_row
 
-    recipe.check()
-    source = open_data(data, image_folder)
-    words, encode = _encode(tokenizer, recipe)
+    dataset.check()
+    source = open_data(dataset.data, dataset.image_folder)
+    words, encode = _encode(tokenizer, dataset)
     if id:
         indices = _find_ids(source, id)
     else:
@@ -140,61 +91,52 @@ def show(
         indices = sorted(drawn.tolist())
     # As many slots as a row could fill: the page is about samples, not about the model's limit.
     to_row = partial(
-        build_row, tokenizer=words, template=recipe.template, length=recipe.length, overlong="truncate",
-        max_images=max(1, recipe.length // recipe.features), features=recipe.features, image_size=recipe.image_size,
-        aspect=recipe.aspect,
+        build_row, tokenizer=words, template=dataset.template, length=dataset.length, overlong="truncate",
+        max_images=max(1, dataset.length // dataset.features), features=dataset.features, image_size=dataset.image_size,
+        aspect=dataset.aspect,
     )  # fmt: skip
     _make_folder(page.parent)
-    write_whole(page, samples_page(f"samples of {data}", source, indices, to_row, encode, words))
-    print(f"{page}: {len(indices)} samples of {len(source):,}")
+    write_whole(page, samples_page(f"samples of {dataset.data}", source, indices, to_row, encode, words))
+    log(f"{page}: {len(indices)} samples of {len(source):,}")
 
 
 def stats(
-    data: DATA,
-    image_folder: IMAGE_FOLDER = None,
-    /,
     *,
-    tokenizer: str,
-    recipe: tyro.conf.OmitArgPrefixes[Recipe] = Recipe(),  # noqa: B008
+    dataset: Flat[DatasetFlags],
+    tokenizer: Tokenizer,
     count: int = 0,
     slots: int = 0,
     page: Path | None = None,
-    workers: int = os.cpu_count() or 1,
+    workers: Workers = CPUS,
 ) -> None:
     """Prints lengths, image sizes, the supervised share, and how full rows would be, padded and packed.
 
     Args:
-        data: LLaVA's JSON, a folder that `data build` or TFDS made, Parquet, or a folder of ScienceQA's (problems.json,
-            pid_splits.json, images).
-        image_folder: The root of the image paths, a folder or a zip archive; what holds its images needs none.
-        tokenizer: The model's: a tokenizer.model, tokenizer.json, .gguf, a folder, or tiny (built in).
-        recipe: How a sample becomes a row.
         count: Measures this many samples drawn at random; 0 for all.
         slots: Images that a packed row may hold; 0 for as many as its length does.
         page: Writes an HTML file with plots too (needs matplotlib).
-        workers: Processes; 0 works in this one.
     """
     import numpy as np
 
     from llava_jax.data.inspection.stats import Stats, measure_rows
     from llava_jax.data.inspection.stats_page import check_matplotlib, stats_page
 
-    recipe.check()
+    dataset.check()
     if page is not None:
         check_matplotlib()
         _make_folder(page.parent)
-    source = open_data(data, image_folder)
-    _, encode = _encode(tokenizer, recipe)
+    source = open_data(dataset.data, dataset.image_folder)
+    _, encode = _encode(tokenizer, dataset)
     chosen = np.arange(len(source))
     if 0 < count < len(source):
         chosen = np.sort(np.random.default_rng(0).choice(len(source), count, replace=False))
     work = partial(_measure_chosen, measure_rows, chosen, source=source, encode=encode)
     measured = list(_each_row(work, len(chosen), workers, "measured"))
-    result = Stats.of(measured, recipe.length, slots or max(1, recipe.length // recipe.features))
-    print("\n".join(result.lines()))
+    result = Stats.of(measured, dataset.length, slots or max(1, dataset.length // dataset.features))
+    log("\n".join(result.lines()))
     if page is not None:
-        write_whole(page, stats_page(str(data), result))
-        print(f"{page}: the same with plots")
+        write_whole(page, stats_page(str(dataset.data), result))
+        log(f"{page}: the same with plots")
 
 
 VERBS = {  # of `python -m llava_jax data`
@@ -217,12 +159,12 @@ def open_data(data: Path, image_folder: Path | None):
     return open_source(data, image_folder or "", is_strict=False)
 
 
-def _encode(tokenizer: str, recipe: Recipe):
+def _encode(tokenizer: str, dataset: DatasetFlags):
     """(the tokenizer, conversations to ids). Raises ConfigError now where the two do not go together."""
     from llava_jax.checkpoint.tokenizer import open_tokenizer  # with jax, for it reads GGUF too
 
     words = open_tokenizer(tokenizer)
-    encode = partial(encode_row, tokenizer=words, template=recipe.template, features=recipe.features)
+    encode = partial(encode_row, tokenizer=words, template=dataset.template, features=dataset.features)
     encode((("human", ""), ("gpt", "")), 0)
     return words, encode
 
@@ -258,7 +200,7 @@ def _print_table(rows: list[list[str]]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        print("  ".join(cells).rstrip())
+        log("  ".join(cells).rstrip())
 
 
 def _make_folder(folder: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from llava_jax.errors import ConfigError, DataError, harmless
+from llava_jax.errors import ConfigError, DataError
+from llava_jax.output.console import log
 from llava_jax.output.files import write_whole
 
 
@@ -50,19 +51,19 @@ def build(
     began = time.perf_counter()
     try:
         manifest = write_shards(
-            source, out, made_from=made_from, shard_rows=shard_rows, skip_bad=bad == "skip", threads=threads, say=_say
+            source, out, made_from=made_from, shard_rows=shard_rows, skip_bad=bad == "skip", threads=threads, say=log
         )
     except KeyboardInterrupt:
-        _say(f"stopped; the same command continues {out}")
+        log(f"stopped; the same command continues {out}")
         return 130
     except OSError as fault:  # a full disk, say
         raise DataError(f"{out} cannot be written ({fault.strerror or fault}); the same command continues it") from None
-    _say(
+    log(
         f"{out}: {manifest['records']:,} records in {len(manifest['shards'])} shards, {manifest['left_out']:,} samples "
         f"left out ({time.perf_counter() - began:.0f} s)"
     )
     if manifest["left_out"]:
-        _say(f"left out, with their faults: {out / 'left_out.jsonl'}")
+        log(f"left out, with their faults: {out / 'left_out.jsonl'}")
     return 0
 
 
@@ -138,7 +139,7 @@ def _write_rows(out: Path, rows: list[dict]) -> None:
 
 def _write_text(out: Path, text: str, samples: int) -> None:
     write_whole(out, text)
-    _say(f"{out}: {samples:,} samples")
+    log(f"{out}: {samples:,} samples")
 
 
 def _is_there(images, name: str) -> bool:
@@ -158,7 +159,3 @@ def _identity(path: Path) -> dict:
     )
     files = files or sorted(path.glob("*.parquet"))
     return {"path": str(path), "files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
-
-
-def _say(text: str) -> None:
-    print(harmless(text), flush=True)

@@ -1,22 +1,27 @@
 """Flags that several verbs share. tyro flattens these classes into a verb's own flags; each help text is here once.
 
-    def verb(path: Path, /, *, loading: Flat[LoadFlags] = LoadFlags()): ...
+    def verb(path: Path, /, *, loading: Flat[LoadFlags]): ...
 
-A verb that differs in a default passes another instance, e.g. `SamplingFlags(max_new_tokens=1024)`. Such a parameter is
-keyword-only: tyro makes all fields of a positional-only one positional.
+A verb with another default gives the parameter one, e.g. `= SamplingFlags(max_new_tokens=1024)`. Such a parameter must
+be keyword-only: tyro makes all fields of a positional-only one positional.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from llava_jax.errors import ConfigError
+from llava_jax.text.templates import find_template
+
 Flat = tyro.conf.OmitArgPrefixes  # Flat[LoadFlags]: --tower, not --loading.tower
 
 Tokenizer = Annotated[
     str, tyro.conf.arg(help="The model's: a tokenizer.model, tokenizer.json, .gguf, a folder, or tiny (built in).")
 ]
+CPUS = os.cpu_count() or 1
 Workers = Annotated[int, tyro.conf.arg(help="Processes; 0 works in this one.")]
 # Texts of more than one line: tyro keeps the line breaks of a field's docstring.
 TEMPLATE_HELP = (
@@ -47,9 +52,7 @@ class SourceFlags:
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `llava_jax.load`."""
-        options = dict(vars(self))
-        options["pickles_allowed"] = options.pop("allow_pickle")
-        return options
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -108,3 +111,12 @@ class DatasetFlags:
     def features(self) -> int:
         """Placeholder tokens of one image."""
         return (self.image_size // self.patch_size) ** 2
+
+    def check(self) -> None:
+        """Raises ConfigError for a template that does not exist and for numbers that cannot be."""
+        find_template(self.template)
+        if min(self.length, self.patch_size) < 1 or self.image_size < self.patch_size:
+            raise ConfigError(
+                f"--length {self.length} and --patch-size {self.patch_size} must be at least 1, "
+                f"--image-size {self.image_size} at least a patch"
+            )

@@ -16,8 +16,8 @@ compiled program; the lines behind the table say what they assume.
   --json=FILE            appends a line for each result; the table then has all that FILE holds
   --hlo=FILE             writes the compiled program (of the last result that fits)
   --decode               instead: reading prompts and a token behind them, in the compute dtype
-  --decode_batch=N       8 rows
-  --decode_cache=N       1024 slots, of which all but the last are read
+  --decode-batch=N       8 rows
+  --decode-cache=N       1024 slots, of which all but the last are read
   --help                 prints this
 
 Examples:
@@ -35,23 +35,34 @@ from absl import flags
 
 from llava_jax.cli.config_flags import read_command_line
 from llava_jax.errors import ConfigError
+from llava_jax.output.console import log
 from llava_jax.output.files import write_whole
 
 
 def plan(argv: list[str]) -> int:
-    """The verb; argv without the program's name. Raises ConfigError."""
+    """Compiles a config's train step for TPUs that need not be there: memory, time, cost.
+
+    Args:
+        argv: The command line without the program's name.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: for a wrong command line or config.
+    """
     if {"--help", "-help", "-h"} & set(argv):
-        print(__doc__)
+        log(__doc__)
         return 0
     # The compiler's library is no device: JAX must not look for a TPU, and two of these may run side by side.
     os.environ |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     # Nor may it ask a cloud who and where it is, and complain that there is none.
     silent = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
     os.environ |= silent | {"TPU_WORKER_ID": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    if "--topology=list" in argv:
+    if "--topology=list" in argv or "--topology list" in " ".join(argv):
         from llava_jax.planning import topologies
 
-        print(topologies.listing())
+        log(topologies.listing())
         return 0
     config, table, _, _ = read_command_line(["plan", *argv], _define)
     if not table.topology:
@@ -80,10 +91,10 @@ def plan(argv: list[str]) -> int:
         if table.decode:
             found = plan_step.plan_decode(config, topology, table.decode_batch, table.decode_cache)
         else:
-            search = plan_step.Search(best=table.best, tries=table.tries, say=lambda text: print(text, flush=True))
+            search = plan_step.Search(best=table.best, tries=table.tries, say=log)
             found = [plan_step.plan_stage(config, name, topology, search, table.samples) for name in stages]
         for result in found:
-            print("\n".join(plan_report.describe(result, table.price)) + "\n", flush=True)
+            log("\n".join(plan_report.describe(result, table.price)) + "\n")
             assumed = result.assumptions or assumed
             if table.hlo and result.program:
                 write_whole(Path(table.hlo), result.program)
@@ -92,9 +103,9 @@ def plan(argv: list[str]) -> int:
         results += found
     rows = plan_report.read(file) if file else results
     if len(rows) > 1:
-        print("\n".join(plan_report.table(rows, table.price)) + "\n")
+        log("\n".join(plan_report.table(rows, table.price)) + "\n")
     if assumed:
-        print("\n".join(["These are estimates. They assume:", *("  " + line for line in assumed)]))
+        log("\n".join(["These are estimates. They assume:", *("  " + line for line in assumed)]))
     return 0 if all(result.fits for result in results) else 1
 
 

@@ -1,4 +1,4 @@
-"""terminal.py: what is asked, what is written where, and what does not end a conversation."""
+"""The verb `chat`: what is asked, what is written where, and what does not end a conversation."""
 
 import io
 import os
@@ -189,19 +189,19 @@ def test_every_flag_arrives(stub, picture, capsys):
 
 def test_what_is_wrong_with_the_flags_is_said_before_anything_is_loaded(stub, tmp_path):
     for flags, fault, kind in (
-        (dict(image=(tmp_path / "none.png",)), "none.png: no such image file", DataError),
-        (dict(template="vicuna"), "'vicuna'", ConfigError),
-        (dict(temperature=-1.0), "temperature", ConfigError),
+        (["--image", str(tmp_path / "none.png")], "none.png: no such image file", DataError),
+        (["--template", "vicuna"], "'vicuna'", ConfigError),
+        (["--temperature=-1"], "temperature", ConfigError),
     ):
         with pytest.raises(kind, match=fault):
-            terminal.chat(tmp_path, **flags)
+            tyro.cli(terminal.chat, args=[str(tmp_path), *flags])
         assert stub.load is None
 
 
 def test_images_for_a_language_model_alone_are_refused(stub, picture):
     stub.vision = None
     with pytest.raises(ConfigError, match="a language model alone; leave out --image"):
-        terminal.chat(picture.parent, image=(picture,))
+        tyro.cli(terminal.chat, args=["model", "--image", str(picture)])
 
 
 def test_help_needs_no_jax():

@@ -109,9 +109,9 @@ def test_help_shows_the_flags_and_three_examples(capsys):
     for flag in ("--help", "-h"):
         code, out, err = run(capsys, flag)
         assert code == 0 and err == ""
-        for word in ("--config=FILE", "--workdir=DIR", "--config.NAME=VALUE", "--stalled_after=SECONDS", "Exit codes"):
+        for word in ("--config=FILE", "--workdir=DIR", "--config.NAME=VALUE", "--stalled-after=SECONDS", "Exit codes"):
             assert word in out
-        examples = [line.split()[3:] for line in out.splitlines() if line.startswith("  python -m llava_jax.main ")]
+        examples = [line.split()[4:] for line in out.splitlines() if line.startswith("  python -m llava_jax train ")]
         assert len(examples) == 3
     for flags in examples:  # and they are right
         sys.modules.pop("config_config", None)
