@@ -25,7 +25,6 @@ NO_JAX = ("config", "text", "images", "data", "output", "llm_client")
 # Until the splits and the new pieces are in place: (module, what it still imports against the ranks).
 TEMPORARY = {
     ("llava_jax.output.html_page", "llava_jax.images.preprocess"),
-    ("llava_jax.runtime.watchdog", "llava_jax.data.pipeline"), ("llava_jax.runtime.watchdog", "llava_jax.data.rows"),
 }  # fmt: skip
 # Names that may be defined in several modules, and why; at most 8.
 SEVERAL_MEANINGS = {

@@ -296,7 +296,7 @@ FAULTS = [
 @pytest.mark.parametrize("fault, words", FAULTS, ids=[f.__name__ for f, _ in FAULTS])
 def test_a_fault_in_the_data_is_named_and_ends_with_1(folder, fault, words, capsys, monkeypatch):
     fault(folder)
-    monkeypatch.setattr("llava_jax.train.loop.first_state", lambda *_: None, raising=False)  # saves its compilation
+    monkeypatch.setattr("llava_jax.train.stage_run.first_state", lambda *_: None)  # saves its compilation
     code, out, err = run(capsys, "--config=small.py", "--config.stages.one.data.bad=error")
     assert code == 1 and err.startswith("error: ")
     assert all(word in err for word in words), err

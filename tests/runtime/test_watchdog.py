@@ -1,16 +1,16 @@
-"""Who holds up whom, on a clock of its own. test_processes.py has it with real processes."""
+"""Who holds up whom, on a clock of its own. test_verdict.py has the pure part, test_processes.py real processes."""
 
 import json
 import time
-from types import SimpleNamespace
 
 import pytest
 
-from llava_jax.data.pipeline import FILLER
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.runtime import watchdog
 from llava_jax.runtime.distributed import Processes
-from llava_jax.runtime.watchdog import READING, SLOW, Alive
+from llava_jax.runtime.heartbeat import READING
+from llava_jax.runtime.verdict import SLOW
+from llava_jax.runtime.watchdog import Watchdog
 
 EVERY = 3  # seconds, with the default of --lost_after
 
@@ -20,18 +20,20 @@ class Cluster:
 
     def __init__(self, folder, patience=100):
         self.now, self.frozen, self.unreachable = 1000.0, set(), set()
-        # Row i of step s of process p is 100 s + 10 p + i, with one sample.
-        self.batches = SimpleNamespace(ready=2, indices=lambda s, p: [100 * (s + 1) + 10 * p + i for i in range(4)])
-        rows = SimpleNamespace(asked_for=lambda index: [f"sample {index}"])
         processes = Processes(stalled_after=patience)
-        self.all = [Alive(folder, processes, i, 3, clock=lambda: self.now) for i in range(3)]
+        self.all = [Watchdog(folder, processes, i, 3, clock=lambda: self.now) for i in range(3)]
         for one in self.all:
-            one.trains_on(self.batches, rows, 0)
+            one.watch_data(lambda: 2, self.names)
+
+    def names(self, step, process, ready):
+        """Row i of step s of process p is 100 s + 10 p + i, with one sample."""
+        index = [100 * step + 10 * process + i for i in range(4)]
+        return [f"sample {i}" for i in (index if ready is None else index[ready : ready + 1])]
 
     def at(self, what, step, slow=False, but=()):
         for i, one in enumerate(self.all):
             if i not in but:
-                one.at(what, step, slow)
+                one.begin(what, step, slow)
 
     def wait(self, seconds):
         for _ in range(int(seconds)):
@@ -49,7 +51,7 @@ class Cluster:
 def said(monkeypatch):
     """Lines, and of whom they are said to have ended."""
     lines = []
-    monkeypatch.setattr(watchdog, "_say", lines.append)
+    monkeypatch.setattr(watchdog, "_log", lines.append)
     monkeypatch.setattr(watchdog, "_end", lambda reason: lines.append(f"END {reason}"))
     return lines
 
@@ -81,7 +83,7 @@ def test_a_silent_one_is_named_with_the_first_step_in_which_it_was_missing(tmp_p
     cluster.wait(3)
     cluster.frozen = {2}  # its file says step 5 for ever; it took part in 6 and 7
     for one in cluster.all[:2]:
-        one.has_read(7)
+        one.step_is_read(7)
     cluster.at("computing", 9, but=(2,))
     cluster.wait(24)
     (line,) = said  # at a quarter of --lost_after=60, by process 0: JAX may end the run before --stalled_after
@@ -115,7 +117,7 @@ def test_where_process_0_is_silent_the_next_one_speaks(tmp_path, said):
 def test_what_one_decides_the_others_follow_also_where_they_began_to_wait_later(tmp_path, said):
     cluster = Cluster(tmp_path)
     cluster.at(READING, 7, but=(0,))
-    cluster.all[0].at("computing", 6)
+    cluster.all[0].begin("computing", 6)
     cluster.wait(60)
     cluster.at("computing", 7, but=(0,))  # long for a step
     cluster.wait(138)
@@ -129,9 +131,9 @@ def test_what_one_decides_the_others_follow_also_where_they_began_to_wait_later(
 
 def test_files_of_an_earlier_run_say_nothing_of_this_one(tmp_path, said):
     earlier = Cluster(tmp_path)
-    earlier.all[1].ends("no step for 600 s: whatever")
-    one = Alive(tmp_path, Processes(stalled_after=100), 0, 3, clock=lambda: earlier.now)
-    one.at("computing", 5)
+    earlier.all[1].leave("no step for 600 s: whatever")
+    one = Watchdog(tmp_path, Processes(stalled_after=100), 0, 3, clock=lambda: earlier.now)
+    one.begin("computing", 5)
     for _ in range(36):
         earlier.now += 3
         one.beat()
@@ -182,31 +184,41 @@ def test_behind_a_failed_computation_the_lost_one_is_named_at_once_or_with_its_l
     cluster.at("computing", 4)
     cluster.wait(3)
     monkeypatch.setattr(time, "sleep", cluster.wait)
-    assert cluster.all[0].lost() == ""
+    assert cluster.all[0].explain_lost() == ""
     cluster.frozen = {1}
-    found = cluster.all[0].lost()
+    found = cluster.all[0].explain_lost()
     assert found.startswith("process 1 of 3 has given no sign of life for") and "'sample 410'" in found
-    cluster.all[2].ends("no such file")
+    cluster.all[2].leave("no such file")
     cluster.frozen = {2}
-    assert cluster.all[0].lost().endswith("; ended: no such file")
+    assert cluster.all[0].explain_lost().endswith("; ended: no such file")
     assert said == []
 
 
-def test_fillers_have_no_names_and_many_are_cut_short(tmp_path, said):
+def test_many_names_are_cut_short(tmp_path, said):
     cluster = Cluster(tmp_path)
-    cluster.batches.indices = lambda step, process: [FILLER, *range(18)]
+    for one in cluster.all:
+        one.watch_data(lambda: 0, lambda step, process, ready: [f"sample {i}" for i in range(18)])
     cluster.at("computing", 4)
     cluster.wait(105)
     assert "with 'sample 0', " in said[0] and "'sample 15' and 2 more" in said[0]
 
 
+def test_names_that_cannot_be_read_do_not_keep_the_warning_back(tmp_path, said):
+    cluster = Cluster(tmp_path, patience=10)
+    for one in cluster.all:
+        one.watch_data(lambda: 0, lambda step, process, ready: time.sleep(1000))
+    cluster.at("computing", 4)
+    cluster.wait(12)
+    assert len(said) == 1 and "process 2 of 3 is behind, computing (step 4)" in said[0]
+
+
 def test_alone_or_turned_off_it_writes_nothing(tmp_path, said):
     for count, patience in ((1, 100), (2, 0)):
-        one = Alive(tmp_path, Processes(stalled_after=patience), 0, count)
+        one = Watchdog(tmp_path, Processes(stalled_after=patience), 0, count)
         one.start()
-        one.at("computing", 1)
-        one.ends("done")
-        assert one.lost() == ""
+        one.begin("computing", 1)
+        one.leave("done")
+        assert one.explain_lost() == ""
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="--stalled_after=-1 must be at least 1"):
         Processes(stalled_after=-1)
@@ -215,7 +227,7 @@ def test_alone_or_turned_off_it_writes_nothing(tmp_path, said):
 def test_a_workdir_that_cannot_be_written_is_an_error_at_once(tmp_path):
     (tmp_path / "alive").write_text("a file")
     with pytest.raises(DataError, match="cannot be written .* choose another --workdir"):
-        Alive(tmp_path, Processes(), 0, 2)
+        Watchdog(tmp_path, Processes(), 0, 2)
 
 
 def test_the_file_says_what_a_supervisor_may_want_to_know(tmp_path):

@@ -13,9 +13,9 @@ import jax
 from llava_jax.cli.train import main
 from llava_jax.data import rows
 from llava_jax.errors import DataError
-from llava_jax.train import bad_samples, loop
+from llava_jax.train import bad_samples, steps
 
-global_batch, record = loop.global_batch, bad_samples.BadSamples.record
+global_batch, record = steps.global_batch, bad_samples.BadSamples.record
 load_image = rows.load_image
 newest = []
 
@@ -40,5 +40,5 @@ def read(source, name):
     return load_image(source, name)
 
 
-loop.global_batch, bad_samples.BadSamples.record, rows.load_image = remember, write_down, read
+steps.global_batch, bad_samples.BadSamples.record, rows.load_image = remember, write_down, read
 sys.exit(main(sys.argv))

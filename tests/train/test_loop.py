@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import struct
+import weakref
 from pathlib import Path
 
 import jax
@@ -23,9 +24,10 @@ from llava_jax.data.rows import Rows
 from llava_jax.data.sources.scenes import SceneSource
 from llava_jax.errors import ConfigError, DataError, Diverged
 from llava_jax.runtime.sharding import global_batch
-from llava_jax.train import loop, loss
+from llava_jax.train import loop, loss, stage_run, stages, steps
 from llava_jax.train import step as train_step
 from llava_jax.train.dataset import StageData, training_batches
+from llava_jax.train.evaluations import Evaluation
 from tests.fixtures.bench_scripts import bench_script
 from tests.fixtures.file_damage import DAMAGES, files_of_at_most
 from tests.fixtures.tiny_models import LLM, VISION
@@ -86,6 +88,36 @@ def test_the_same_config_gives_the_same_files(reference, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
     for file in sorted(p for p in (reference / "samples").rglob("*") if p.is_file()):
         assert (tmp_path / file.relative_to(reference)).read_bytes() == file.read_bytes()
+
+
+def test_the_evaluations_are_handed_in(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(loop, "_say", lines.append)
+    mine = Evaluation(lambda context: {"val/mine": context.step}, lambda folder, stage: [f"{folder.name} {stage}"])
+    other = Evaluation(lambda context: {"val/other": 0})
+    c = settings()
+    c.run = ("one",)
+    loop.train(config.from_config_dict(c), tmp_path, ["test"], evaluations=(mine, other))
+    found = [r for r in records(tmp_path) if "train/loss" not in r]
+    assert found == [{"step": step, "stage": "one", "val/mine": step, "val/other": 0} for step in (2, 4)]
+    assert lines[-2] == f"{tmp_path.name} one" and not (tmp_path / "samples").exists()
+
+
+def test_the_state_of_a_finished_stage_is_freed(tmp_path, monkeypatch):
+    states, alive = [], []
+
+    def next_state(model_config, plan, state):
+        states.append(weakref.ref(state))
+        return stages.next_state(model_config, plan, state)
+
+    def say(text):
+        if text.startswith("two 1/4"):
+            alive.extend(state() for state in states)
+
+    monkeypatch.setattr(stage_run, "next_state", next_state)
+    monkeypatch.setattr(loop, "_say", say)
+    train(tmp_path)
+    assert alive == [None]
 
 
 def test_metrics_hold_every_step_and_every_evaluation_in_order(reference):
@@ -232,7 +264,7 @@ def bad_steps(monkeypatch):
     def with_bad_loss(model, params, batch, chunks):
         return token_losses(model, params, batch, chunks) + jnp.sum(batch.get("fault", 0.0))
 
-    monkeypatch.setattr(loop, "global_batch", with_fault)
+    monkeypatch.setattr(steps, "global_batch", with_fault)
     monkeypatch.setattr(train_step, "token_losses", with_bad_loss)
     return faults, index
 

@@ -1,0 +1,179 @@
+"""Which of several processes holds up the others, judged by one of them. Pure functions: no clock, file or thread.
+
+All processes do the same things in the same order, so the one that has come least far is the one that the others wait
+for. Whether they wait, each judges by what it does itself and by its own clock: clocks of hosts differ, and a shared
+folder may show what is out of date. That can make a wrong name, but not end a run that makes steps.
+
+Clock readings are seconds of this process's own monotonic clock.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from llava_jax.runtime.heartbeat import ENDED, READING, STALLED, ProcessStatus
+
+SLOW = 10  # times as long may last what is no step: compiling, evaluating, saving, opening data
+MAX_NAMES = 16  # sample ids, and processes, that a message names
+
+# (global step, process, rows that are ready; None: all rows count) -> ids of the samples in the rows that are not.
+SampleNames = Callable[[int, int, int | None], list[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchdogSettings:
+    """index: of this process, of `count`. lost_after, stalled_after: seconds, see `distributed.Processes`."""
+
+    index: int
+    count: int
+    lost_after: float
+    stalled_after: float
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two heartbeats, and between two verdicts."""
+        return min(10, self.stalled_after / 10, self.lost_after / 20)
+
+
+@dataclasses.dataclass(frozen=True)
+class PeerStatus:
+    """Another process as seen from here. alive_at: when its heartbeat was last seen to change. progress_at: the
+    earliest moment at which it may have begun what it does."""
+
+    status: ProcessStatus
+    alive_at: float
+    progress_at: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterView:
+    """What this process knows at clock reading `now`. since: when it began what it does. awake_at: when it last woke up
+    after it had been suspended. read_at: when it had last read the heartbeats of the others. read_step: the newest
+    global step whose metrics it has; all processes took part in it."""
+
+    now: float
+    own: ProcessStatus
+    since: float
+    awake_at: float
+    read_at: float
+    read_step: int
+    peers: dict[int, PeerStatus]
+
+    def silent_for(self, seconds: float) -> tuple[int, ...]:
+        """The processes whose heartbeat has not changed for so long."""
+        return tuple(sorted(p for p, peer in self.peers.items() if self.now - peer.alive_at >= seconds))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stall:
+    """No step for `seconds`, because of `stragglers`, the processes that have come least far, or of `silent` ones.
+    is_readable: the workdir answers; else there is nothing to say about the others."""
+
+    seconds: float
+    stragglers: tuple[int, ...] = ()
+    silent: tuple[int, ...] = ()
+    is_readable: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What this process has to do now.
+
+    warned: the present stall has been warned of, by this process or another; to be handed to the next call. lost, warn:
+    log a warning of it. end: end the run, because of it. follow: end the run with the reason of another process.
+    """
+
+    warned: bool
+    lost: Stall | None = None
+    warn: Stall | None = None
+    end: Stall | None = None
+    follow: str = ""
+
+
+def observe(previous: PeerStatus | None, status: ProcessStatus | None, now: float, earliest: float) -> PeerStatus:
+    """The peer after another look at its heartbeat. status: None where that cannot be read. earliest: since when it may
+    have begun what is new in it."""
+    status = status or (previous.status if previous else ProcessStatus())
+    if previous is None:
+        return PeerStatus(status, now, earliest)
+    return PeerStatus(
+        status,
+        alive_at=now if status.sign != previous.status.sign else previous.alive_at,
+        progress_at=earliest if status.count != previous.status.count else previous.progress_at,
+    )
+
+
+def judge(view: ClusterView, settings: WatchdogSettings, warned: bool, lost_warned: bool) -> Verdict:
+    """Finds who holds up the others: to warn of once, and to end the run when that has lasted twice as long.
+
+    warned: of the last verdict. lost_warned: a verdict with `lost` has been logged, which happens once.
+    """
+    patience = settings.stalled_after
+    idle = view.now - max(view.since, view.awake_at)
+    lost = None if lost_warned else _lost(view, settings, idle)
+    reasons = [peer.status.what for peer in view.peers.values() if peer.status.what.startswith(STALLED)]
+    if reasons and idle > patience / 2:
+        return Verdict(warned, lost, follow=reasons[0])
+    if idle < patience:
+        return Verdict(False, lost)
+    stall, bound = _stall(view, settings, idle)
+    if stall.seconds < bound * (2 if warned else 1):
+        return Verdict(warned, lost)
+    if warned:
+        return Verdict(True, lost, end=stall)
+    speaker = min(set(range(settings.count)) - set(stall.silent))
+    return Verdict(True, lost, warn=stall if settings.index == speaker else None)
+
+
+def _lost(view: ClusterView, settings: WatchdogSettings, idle: float) -> Stall | None:
+    """Process 0 warns of a lost process sooner than of a stall: JAX may end the run before that."""
+    silent = view.silent_for(min(settings.stalled_after / 3, settings.lost_after / 8))
+    is_due = settings.index == 0 and not view.own.slow and idle > settings.lost_after / 4
+    return Stall(idle, silent=silent) if silent and is_due else None
+
+
+def _stall(view: ClusterView, settings: WatchdogSettings, idle: float) -> tuple[Stall, float]:
+    """(who holds up the others, and for how long; how long that may last)."""
+    patience = settings.stalled_after
+    if view.now - view.read_at >= patience / 3:
+        return Stall(idle, is_readable=False), patience * (SLOW if view.own.slow else 1)
+    if silent := view.silent_for(patience / 3):
+        return Stall(idle, silent=silent), patience
+    statuses = {settings.index: view.own, **{process: peer.status for process, peer in view.peers.items()}}
+    least = min(status.count for status in statuses.values())
+    stragglers = tuple(process for process, status in sorted(statuses.items()) if status.count == least)
+    idle = min([idle, *(view.now - view.peers[p].progress_at for p in stragglers if p != settings.index)])
+    is_slow = any(statuses[process].slow for process in stragglers)
+    return Stall(idle, stragglers), patience * (SLOW if is_slow else 1)
+
+
+def explain(stall: Stall, view: ClusterView, settings: WatchdogSettings, names: SampleNames) -> str:
+    """The processes that hold up the others, what they do, and with which samples."""
+    parts = [_straggler(p, view, settings, names) for p in stall.stragglers[:MAX_NAMES]]
+    parts += [_silence(p, view, settings, names) for p in stall.silent[:MAX_NAMES]]
+    if more := len(stall.stragglers) + len(stall.silent) - len(parts):
+        parts.append(f"and {more} more")
+    if len(stall.stragglers) == settings.count:
+        parts.insert(0, "all do the same, so it is no process but a device, the network or the workdir")
+    return "; ".join(parts)
+
+
+def _straggler(process: int, view: ClusterView, settings: WatchdogSettings, names: SampleNames) -> str:
+    status = view.own if process == settings.index else view.peers[process].status
+    text = f"process {process} of {settings.count} is behind, {status.what} (step {status.step})"
+    return text + _samples(status.step, process, status.ready if status.what == READING else None, names)
+
+
+def _silence(process: int, view: ClusterView, settings: WatchdogSettings, names: SampleNames) -> str:
+    peer = view.peers[process]
+    text = f"process {process} of {settings.count} has given no sign of life for {view.now - peer.alive_at:.0f} s"
+    if peer.status.what.startswith(ENDED):
+        return f"{text}; {peer.status.what}"
+    # Its file may be some steps old. It took part in all those whose metrics are here.
+    step = max(peer.status.step, view.read_step + 1)
+    return f"{text}, last seen {peer.status.what} (step {peer.status.step})" + _samples(step, process, None, names)
+
+
+def _samples(step: int, process: int, ready: int | None, names: SampleNames) -> str:
+    ids = names(step, process, ready)
+    more = f" and {len(ids) - MAX_NAMES} more" if len(ids) > MAX_NAMES else ""
+    return f", in step {step} with {', '.join(map(repr, ids[:MAX_NAMES]))}{more}" if ids else ""

@@ -1,0 +1,91 @@
+"""The evaluations of a stage, as callables that the train loop is given: each makes values of one metrics record."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from llava_jax.train import evaluate, scene_exam, workdir
+from llava_jax.train.stages import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationContext:
+    """What is evaluated. step: of the stage. evaluator: the model with the weights after that step. eval_step: see
+    `make_eval_step`. folder: the workdir. say: prints a line, on process 0 only."""
+
+    plan: Plan
+    step: int
+    evaluator: evaluate.Speaker
+    eval_step: Callable
+    folder: Path
+    say: Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """values: makes part of a metrics record; every process calls it, and all get the same. It raises Interrupted where
+    the run has to stop. summary: (workdir, name of a stage) -> lines that the run prints at its end."""
+
+    values: Callable[[EvaluationContext], dict[str, float]]
+    summary: Callable[[Path, str], list[str]] = lambda folder, stage: []
+
+
+def run_evaluations(evaluations: tuple[Evaluation, ...], context: EvaluationContext) -> dict[str, float] | None:
+    """The values of all evaluations, in their order; None where SIGTERM cut one of them off."""
+    values = {}
+    try:
+        for evaluation in evaluations:
+            values |= evaluation.values(context)
+    except evaluate.Interrupted:
+        return None
+    return values
+
+
+def _held_out_loss(context: EvaluationContext) -> dict[str, float]:
+    values = evaluate.held_out_loss(context.eval_step, context.evaluator, context.plan.data)
+    context.say(f"held out, step {context.step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+    return values
+
+
+def _scene_accuracy(context: EvaluationContext) -> dict[str, float]:
+    """Of the stage's exam, also written to `accuracy-<stage>.json`: at step 0 as `before`, else as `after`."""
+    if not context.plan.data.exam:
+        return {}
+    table = scene_exam.accuracy(context.evaluator, context.plan.data.exam)
+    context.say("\n".join(scene_exam.format_accuracy(table, None)))
+    file = _scores_file(context.folder, context.plan.name)
+    scores = workdir.read_json(file) if context.step else {}
+    workdir.write_json(file, {**scores, "after" if context.step else "before": table})
+    with_image = {f"val/accuracy/{kind}": row["image"] for kind, row in table.items()}
+    return with_image | {f"val/accuracy_blank/{kind}": row["blank"] for kind, row in table.items()}
+
+
+def _scene_summary(folder: Path, stage: str) -> list[str]:
+    scores = workdir.read_json(_scores_file(folder, stage))
+    if not scores.get("after"):
+        return []
+    table = scene_exam.format_accuracy(scores["after"], scores.get("before"))
+    return [f"\naccuracy on held-out scenes, before and after stage {stage}:", "\n".join(table)]
+
+
+def _scores_file(folder: Path, stage: str) -> Path:
+    return folder / f"accuracy-{stage}.json"
+
+
+def _sample_answers(context: EvaluationContext) -> dict[str, float]:
+    """Answers to the first held-out samples, in `samples/<stage>-<step>` of the workdir; no values."""
+    plan, say = context.plan, context.say
+    if plan.stage.eval.answers:
+        examples = plan.data.held_out.readable(plan.stage.eval.answers)
+        texts = evaluate.answer(context.evaluator, examples, blank=False)
+        folder = context.folder / "samples" / f"{plan.name}-{context.step:06d}"
+        if jax.process_index() == 0:
+            evaluate.save_answers(folder, examples, texts)
+        say(f"answers on held-out samples, all of them in {folder}/answers.html:")
+        say("\n".join(evaluate.format_answers(examples[:3], texts)))
+    return {}
+
+
+EVALUATIONS = (Evaluation(_held_out_loss), Evaluation(_scene_accuracy, _scene_summary), Evaluation(_sample_answers))

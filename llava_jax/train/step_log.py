@@ -1,0 +1,67 @@
+"""What the run logs of each step: metrics, timing, a progress line, warnings, and the steps that were skipped."""
+
+from llava_jax.errors import Diverged
+from llava_jax.train import step_guard
+from llava_jax.train.stage_run import StageRun
+from llava_jax.train.state import all_params
+from llava_jax.train.steps import StepMetrics, StepResult
+
+
+def log_step(stage: StageRun, result: StepResult) -> None:
+    """Writes down a step that has metrics, and counts it: as read, as skipped, its replaced samples, and SIGTERM.
+
+    Of a skipped step the metrics are only that it was, and how many samples were replaced. Every process must call it.
+    Raises Diverged where too many steps in a row were skipped, DataError where too many samples were replaced.
+    """
+    run, plan, guard = stage.run, stage.plan, stage.guard
+    step, metrics, global_step = result.step, result.metrics, plan.start + result.step
+    if metrics.step_time is not None:
+        times = {"time/step": metrics.step_time, "time/data_wait": metrics.data_wait}
+        run.writer.write("timing", global_step, {"stage": plan.name, **times})
+    run.watchdog.step_is_read(global_step)
+    guard.read(step, metrics.loss, metrics.applied)
+    run.stop.agree(metrics.stop)
+    run.writer.write("metrics", global_step, {"stage": plan.name, **_record(metrics, guard.skipped)})
+    stage.bad.add(int(metrics.replaced or 0))
+    if not metrics.applied:
+        _report_skipped(stage, result)
+        return
+    if metrics.loss > guard.spike_above(step):
+        reason = guard.reason(step, _values(metrics))
+        run.say(f"WARNING: step {step} of {plan.name}: {reason}; it was applied")
+    if step == 1 or step % run.config.log_every == 0 or step == plan.data.steps:
+        run.say(stage.progress.line(step, metrics.loss))
+
+
+def _values(metrics: StepMetrics) -> dict[str, float]:
+    return {"loss": metrics.loss, "grad_norm": metrics.grad_norm, "targets": metrics.targets}
+
+
+def _record(metrics: StepMetrics, skipped: int) -> dict[str, float]:
+    """The step's values in metrics.jsonl."""
+    values = _values(metrics) if metrics.applied else {"skipped": skipped}
+    if metrics.replaced is not None:
+        values["replaced"] = metrics.replaced
+    return {f"train/{name}": value for name, value in values.items()}
+
+
+def _report_skipped(stage: StageRun, result: StepResult) -> None:
+    """Logs which step was skipped and why, and writes its file. Raises Diverged where it is one too many."""
+    run, plan, guard = stage.run, stage.plan, stage.guard
+    step, metrics = result.step, result.metrics
+    values = _values(metrics)
+    reason = guard.reason(step, values)
+    norms = {"gradient": dict(zip(sorted(result.state.trainable), metrics.norms.tolist(), strict=True))}
+    if guard.is_over():
+        norms["parameter"] = step_guard.parameter_norms(all_params(result.state), plan.layout.mesh)
+    record = {"stage": plan.name, "step": step, "reason": reason, "skipped_in_a_row": guard.in_a_row, **values}
+    samples = step_guard.sample_ids(plan.data.train, metrics.index)
+    file = step_guard.write_skipped(run.folder, record, samples, norms)
+    run.say(f"WARNING: step {step} of {plan.name} is skipped: {reason}; {file} names its samples")
+    if guard.is_over():
+        run.writer.flush()
+        raise Diverged(
+            f"{guard.in_a_row} steps in a row were skipped, the last one step {step} of stage {plan.name}: {reason}. "
+            f"The weights are those behind step {step - guard.in_a_row}. Samples, gradients and weights of these steps "
+            f"are in {file.parent}: look at the samples, or lower the learning rate."
+        )
