@@ -14,7 +14,7 @@ from llava_jax.checkpoint.external import open_source
 from llava_jax.checkpoint.native.workdir_model import save_own
 from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.errors import DataError, renamed_keywords
-from tests.models.hf_weights import random_params, small
+from tests.fixtures.tiny_models import random_params, uneven
 
 ROOT = Path(__file__).parents[2]
 LOADS = """
@@ -29,7 +29,7 @@ assert not training, training
 
 def test_loading_imports_nothing_that_only_training_needs(tmp_path):
     """From a workdir, which Orbax reads."""
-    config = small(llm=dict(vocab_size=512))
+    config = uneven(llm=dict(vocab_size=512))
     tokenizer = open_tokenizer("tiny")
     save_own(tmp_path / "own", random_params(config), config, tokenizer, None, "vicuna_v1", "crop", 500, False)
     command = [sys.executable, "-c", LOADS, tmp_path / "own"]

@@ -19,10 +19,11 @@ from llava_jax.checkpoint.open_checkpoint import open_checkpoint, open_parameter
 from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER, open_tokenizer
 from llava_jax.errors import DataError
 from tests.checkpoint.gguf_files.gguf_files import gguf, write
-from tests.models.hf_weights import hf_llama, random_params, small
+from tests.fixtures.hf_models import hf_llama
+from tests.fixtures.tiny_models import random_params, uneven
 
 TOKENIZER = open_tokenizer("tiny")  # 500 tokens
-CONFIG = small(llm=dict(vocab_size=512, max_positions=256))
+CONFIG = uneven(llm=dict(vocab_size=512, max_positions=256))
 PARAMS = random_params(CONFIG)
 _recording: list[list[str]] = []
 
@@ -111,7 +112,7 @@ def test_training_starts_from_a_module_of_a_workdir(tmp_path):
     found = load_module(str(tmp_path / "own"), "projector", like())
     assert found.keys() == {path for path in PARAMS if path.startswith("projector/")}
     assert all((found[path] == PARAMS[path]).all() for path in found)
-    linear = like(small(llm=dict(vocab_size=512), projector="linear"))
+    linear = like(uneven(llm=dict(vocab_size=512), projector="linear"))
     with pytest.raises(DataError, match=r"missing none, unexpected \['projector/linear_2/bias'"):
         load_module(str(tmp_path / "own"), "projector", linear)
 
