@@ -30,6 +30,7 @@ SIGTERM after saving, 134 another process was lost and JAX aborts this one (its 
 """
 
 import contextlib
+from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -78,7 +79,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         config, workdir, lines, processes, programs = read_config(argv)
-        with joined(processes) as index:
+        with joined(processes, partial(log, to_stderr=True)) as index:
             if index == 0:
                 log("\n".join(["config:", *("  " + line for line in lines)]))
             # jax is imported only now: a typo in a flag is reported at once.

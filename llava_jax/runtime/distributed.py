@@ -10,9 +10,9 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 
 from llava_jax.errors import ConfigError, UserError
-from llava_jax.output.console import log
 
 ALL_BEGIN_WITHIN = 300  # seconds from the first process to the last
 LAST_WORDS = 2  # seconds that the others get to say what they end of
@@ -60,8 +60,10 @@ class Processes:
 
 
 @contextlib.contextmanager
-def joined(processes: Processes):
+def joined(processes: Processes, log_error: Callable[[str], None]):
     """Inside, `jax.devices()` are those of all processes; gives which one this is. To be entered before JAX computes.
+
+    log_error: writes a line to standard error.
 
     What is raised inside ends a process of several here, after its message, with its exit code: at Python's usual end
     it would wait for the others, which wait for it. The others are then ended by JAX's service, `lost_after` seconds
@@ -70,7 +72,7 @@ def joined(processes: Processes):
     import jax  # only now: a typo in a flag is reported at once
 
     if processes.count != 1:
-        _join(processes)
+        _join(processes, log_error)
     try:
         yield jax.process_index() if jax.distributed.is_initialized() else 0  # without starting a device that is alone
     except (Exception, KeyboardInterrupt) as e:
@@ -78,21 +80,21 @@ def joined(processes: Processes):
             raise
         me = f"process {jax.process_index()} of {jax.process_count()}"
         if isinstance(e, UserError):
-            log(f"error: {me}: {e}", to_stderr=True)
+            log_error(f"error: {me}: {e}")
         else:
             if isinstance(e, jax.errors.JaxRuntimeError):  # what a computation with a lost process ends with, or not
-                log(f"error: {me}: {str(e).strip().splitlines()[0]}", to_stderr=True)
-                log(f"whether it is that another process is gone, is known in {processes.lost_after} s", to_stderr=True)
+                log_error(f"error: {me}: {str(e).strip().splitlines()[0]}")
+                log_error(f"whether it is that another process is gone, is known in {processes.lost_after} s")
                 time.sleep(2 * processes.lost_after)  # JAX's service names the lost one and ends this one
             traceback.print_exc()
-            log(f"error: {me} ends of this", to_stderr=True)
+            log_error(f"error: {me} ends of this")
         sys.stdout.flush()
         if jax.process_index() == 0:  # it has the service; without it the others end of that, not of their own reason
             time.sleep(LAST_WORDS)
         os._exit(getattr(e, "exit_code", 1))
 
 
-def _join(processes: Processes) -> None:
+def _join(processes: Processes, log_error: Callable[[str], None]) -> None:
     import jax
 
     explicit = {}
@@ -104,10 +106,10 @@ def _join(processes: Processes) -> None:
         if processes.index == 0:
             _check_port(processes.coordinator)
         # JAX ends a process that waits in vain by itself, in words that say nothing of this.
-        log(
+        log_error(
             f"process {processes.index} of {processes.count} waits for the others at {processes.coordinator}, "
-            f"{ALL_BEGIN_WITHIN} s at most", to_stderr=True,
-        )  # fmt: skip
+            f"{ALL_BEGIN_WITHIN} s at most"
+        )
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM away, which train/loop.py waits for
     try:
         jax.distributed.initialize(

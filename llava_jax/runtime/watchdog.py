@@ -7,13 +7,12 @@ Two threads: one writes this process's heartbeat and reads those of the others (
 import dataclasses
 import multiprocessing
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from llava_jax.errors import DataError, harmless
+from llava_jax.errors import DataError
 from llava_jax.runtime.distributed import Processes
 from llava_jax.runtime.heartbeat import ENDED, STALLED, Heartbeat, ProcessStatus
 from llava_jax.runtime.verdict import (
@@ -31,9 +30,12 @@ from llava_jax.runtime.verdict import (
 class Watchdog:
     """Does nothing at all in a run of one process, or with `stalled_after` 0."""
 
-    def __init__(self, folder: Path, processes: Processes, index: int, count: int, clock=time.monotonic):
-        """folder: the workdir. clock: seconds. Raises DataError where the workdir cannot be written."""
-        self._clock, now = clock, clock()
+    def __init__(self, folder: Path, processes: Processes, index: int, count: int, log, clock=time.monotonic):
+        """folder: the workdir. log: writes a line to standard error. clock: seconds.
+
+        Raises DataError where the workdir cannot be written.
+        """
+        self._clock, self._log, now = clock, log, clock()
         self._settings = WatchdogSettings(index, count, processes.lost_after, processes.stalled_after)
         self._activity = ProcessStatus(), now  # of this process, and when it began
         self._rows_ready: Callable[[], int] = lambda: 0
@@ -137,21 +139,22 @@ class Watchdog:
             if now >= self._ends_at:
                 _end(
                     f"process {settings.index} of {settings.count}: {self._reason.removeprefix(ENDED)}. The same "
-                    "command goes on from the newest checkpoint; --stalled_after says how long to wait"
+                    "command goes on from the newest checkpoint; --stalled_after says how long to wait",
+                    self._log,
                 )
             return
         verdict = judge(self._view(), settings, self._warned, self._lost_warned)
         self._warned = verdict.warned
         if verdict.lost:
             self._lost_warned = True
-            _log(f"WARNING: no step for {verdict.lost.seconds:.0f} s: {self._explain(verdict.lost)}")
+            self._log(f"WARNING: no step for {verdict.lost.seconds:.0f} s: {self._explain(verdict.lost)}")
         if verdict.follow:
             self._end_soon(verdict.follow)
         elif verdict.end:
             self._end_soon(f"{STALLED}{verdict.end.seconds:.0f} s: {self._explain(verdict.end)}")
         elif verdict.warn:
             reason = self._explain(verdict.warn)
-            _log(f"WARNING: no step for {verdict.warn.seconds:.0f} s: {reason}. In as long again the run ends")
+            self._log(f"WARNING: no step for {verdict.warn.seconds:.0f} s: {reason}. In as long again the run ends")
 
     def _end_soon(self, reason: str) -> None:
         """Not at once: the others are to read this and end of it, and not of JAX's service, which ends them where a
@@ -194,12 +197,8 @@ class Watchdog:
             action()
 
 
-def _log(text: str) -> None:
-    print(harmless(text), file=sys.stderr, flush=True)
-
-
-def _end(reason: str) -> None:
-    _log(f"error: {reason}")
+def _end(reason: str, log: Callable[[str], None]) -> None:
+    log(f"error: {reason}")
     for child in multiprocessing.active_children():  # a data worker that hangs would live on
         child.kill()
     os._exit(1)

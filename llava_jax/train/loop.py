@@ -6,6 +6,7 @@ Steps are counted twice: `step` within a stage (schedules), `global step` over a
 import contextlib
 import errno
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,8 +15,9 @@ from llava_jax import config as settings
 from llava_jax.checkpoint.native.store import Store
 from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.config.schema import Config
-from llava_jax.errors import ConfigError, DataError, UserError, harmless
+from llava_jax.errors import ConfigError, DataError, UserError
 from llava_jax.models.llava import Llava
+from llava_jax.output.console import log
 from llava_jax.runtime.accelerators import platform_of
 from llava_jax.runtime.distributed import Processes
 from llava_jax.runtime.mesh import check_processes, make_mesh
@@ -54,7 +56,9 @@ def train(
     due for it. Raises Stopped after SIGTERM, Diverged when too many steps in a row were skipped, another UserError for
     a fault.
     """
-    watchdog = Watchdog(folder, processes or Processes(), jax.process_index(), jax.process_count())
+    watchdog = Watchdog(
+        folder, processes or Processes(), jax.process_index(), jax.process_count(), partial(log, to_stderr=True)
+    )
     watchdog.start()
     try:
         _train(config, folder, argv, watchdog, evaluations)
@@ -81,7 +85,7 @@ def _train(
     config: Config, folder: Path, argv: list[str], watchdog: Watchdog, evaluations: tuple[Evaluation, ...]
 ) -> None:
     began = time.perf_counter()
-    say = _say if jax.process_index() == 0 else (lambda text: None)
+    say = log if jax.process_index() == 0 else (lambda text: None)
 
     # Everything that can fail is opened before anything is computed.
     # --- mesh
@@ -228,7 +232,3 @@ def _compare_frozen(run: Run, before: str, after: str) -> None:
     run.say(f"frozen parameters, SHA-256 before: {before}\n                           after:  {after}")
     if before != after:
         raise UserError("frozen parameters changed during the stage; this is a bug, please report it")
-
-
-def _say(text: str) -> None:
-    print(harmless(text), flush=True)

@@ -18,10 +18,12 @@ EVERY = 3  # seconds, with the default of --lost_after
 class Cluster:
     """Three processes, one second a tick; those that are not in `frozen` live."""
 
+    log = print
+
     def __init__(self, folder, patience=100):
         self.now, self.frozen, self.unreachable = 1000.0, set(), set()
         processes = Processes(stalled_after=patience)
-        self.all = [Watchdog(folder, processes, i, 3, clock=lambda: self.now) for i in range(3)]
+        self.all = [Watchdog(folder, processes, i, 3, self.log, clock=lambda: self.now) for i in range(3)]
         for one in self.all:
             one.watch_data(lambda: 2, self.names)
 
@@ -51,8 +53,8 @@ class Cluster:
 def said(monkeypatch):
     """Lines, and of whom they are said to have ended."""
     lines = []
-    monkeypatch.setattr(watchdog, "_log", lines.append)
-    monkeypatch.setattr(watchdog, "_end", lambda reason: lines.append(f"END {reason}"))
+    monkeypatch.setattr(Cluster, "log", lines.append)
+    monkeypatch.setattr(watchdog, "_end", lambda reason, log: lines.append(f"END {reason}"))
     return lines
 
 
@@ -132,7 +134,7 @@ def test_what_one_decides_the_others_follow_also_where_they_began_to_wait_later(
 def test_files_of_an_earlier_run_say_nothing_of_this_one(tmp_path, said):
     earlier = Cluster(tmp_path)
     earlier.all[1].leave("no step for 600 s: whatever")
-    one = Watchdog(tmp_path, Processes(stalled_after=100), 0, 3, clock=lambda: earlier.now)
+    one = Watchdog(tmp_path, Processes(stalled_after=100), 0, 3, print, clock=lambda: earlier.now)
     one.begin("computing", 5)
     for _ in range(36):
         earlier.now += 3
@@ -214,7 +216,7 @@ def test_names_that_cannot_be_read_do_not_keep_the_warning_back(tmp_path, said):
 
 def test_alone_or_turned_off_it_writes_nothing(tmp_path, said):
     for count, patience in ((1, 100), (2, 0)):
-        one = Watchdog(tmp_path, Processes(stalled_after=patience), 0, count)
+        one = Watchdog(tmp_path, Processes(stalled_after=patience), 0, count, print)
         one.start()
         one.begin("computing", 1)
         one.leave("done")
@@ -227,7 +229,7 @@ def test_alone_or_turned_off_it_writes_nothing(tmp_path, said):
 def test_a_workdir_that_cannot_be_written_is_an_error_at_once(tmp_path):
     (tmp_path / "alive").write_text("a file")
     with pytest.raises(DataError, match="cannot be written .* choose another --workdir"):
-        Watchdog(tmp_path, Processes(), 0, 2)
+        Watchdog(tmp_path, Processes(), 0, 2, print)
 
 
 def test_the_file_says_what_a_supervisor_may_want_to_know(tmp_path):

@@ -38,7 +38,7 @@ def train(folder: Path, **changes) -> list[str]:
         c.update_from_flattened_dict({path.replace("__", "."): value for path, value in changes.items()})
     said = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_say", said.append)
+        patch.setattr(loop, "log", said.append)
         loop.train(config.from_config_dict(c), folder, ["test"])
     return said
 

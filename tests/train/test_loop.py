@@ -92,7 +92,7 @@ def test_the_same_config_gives_the_same_files(reference, tmp_path):
 
 def test_the_evaluations_are_handed_in(tmp_path, monkeypatch):
     lines = []
-    monkeypatch.setattr(loop, "_say", lines.append)
+    monkeypatch.setattr(loop, "log", lines.append)
     mine = Evaluation(lambda context: {"val/mine": context.step}, lambda folder, stage: [f"{folder.name} {stage}"])
     other = Evaluation(lambda context: {"val/other": 0})
     c = settings()
@@ -115,7 +115,7 @@ def test_the_state_of_a_finished_stage_is_freed(tmp_path, monkeypatch):
             alive.extend(state() for state in states)
 
     monkeypatch.setattr(stage_run, "next_state", next_state)
-    monkeypatch.setattr(loop, "_say", say)
+    monkeypatch.setattr(loop, "log", say)
     train(tmp_path)
     assert alive == [None]
 
@@ -159,7 +159,7 @@ def test_sigterm_at_any_moment_saves_and_the_next_run_ends_equal(reference, tmp_
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_say", say)
+        patch.setattr(loop, "log", say)
         with pytest.raises(loop.Stopped, match=f"the same command continues {tmp_path}") as stopped:
             train(tmp_path)
     step, stage = re.search(r"behind step (\d) of (\w+)", str(stopped.value)).groups()
@@ -286,7 +286,7 @@ def test_bad_steps_are_skipped_and_counted_and_leave_no_trace_in_the_history(tmp
     faults, index = bad_steps
     faults |= dict.fromkeys((0, 3, 50), math.nan)
     said = []
-    monkeypatch.setattr(loop, "_say", said.append)
+    monkeypatch.setattr(loop, "log", said.append)
     train(tmp_path / "run", **one_stage())
     found = [record for record in records(tmp_path / "run") if "val/loss" not in record]
     skipped = {r["step"]: r["train/skipped"] for r in found if "train/skipped" in r}
@@ -309,7 +309,7 @@ def test_bad_steps_are_skipped_and_counted_and_leave_no_trace_in_the_history(tmp
         if text.startswith("one 20/"):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop, "_say", stop)
+    monkeypatch.setattr(loop, "log", stop)
     with pytest.raises(loop.Stopped):
         train(tmp_path / "again", **one_stage())
     train(tmp_path / "again", **one_stage())
@@ -345,7 +345,7 @@ def test_a_spike_is_skipped_or_told(tmp_path, bad_steps, monkeypatch, on_spike):
     faults, _ = bad_steps
     faults[10] = 1e6  # over some hundred targets
     said = []
-    monkeypatch.setattr(loop, "_say", said.append)
+    monkeypatch.setattr(loop, "log", said.append)
     train(tmp_path, **one_stage(guard__spike=3.0, guard__window=8, guard__on_spike=on_spike))
     (told,) = [line for line in said if "x the median" in line]
     assert "step 11 of one" in told and ("it was applied" in told) == (on_spike == "warn")
@@ -362,7 +362,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_the_run_ends_equal
     file = next(p for p in sorted((other / "checkpoints" / "8" / "state").rglob("d/*")))
     damage(file)
     said = []
-    monkeypatch.setattr(loop, "_say", said.append)
+    monkeypatch.setattr(loop, "log", said.append)
     train(other)
     assert (
         f"WARNING: checkpoint {other}/checkpoints/8 is DAMAGED: {file.relative_to(other / 'checkpoints' / '8')}"
@@ -392,12 +392,12 @@ def test_a_disk_that_fills_up_ends_the_run_and_costs_nothing_but_time(reference,
         if text.startswith("two 2/4"):
             limit.enter_context(files_of_at_most(size))
 
-    monkeypatch.setattr(loop, "_say", say)
+    monkeypatch.setattr(loop, "log", say)
     with limit, pytest.raises(DataError, match=message) as raised:
         train(tmp_path, checkpoint__every=7)
     assert raised.value.exit_code == 1 and "\n" not in str(raised.value)
     assert integrity.steps_in(tmp_path / "checkpoints") == [4] and not integrity.faults(tmp_path / "checkpoints" / "4")
-    monkeypatch.setattr(loop, "_say", lambda text: None)
+    monkeypatch.setattr(loop, "log", lambda text: None)
     train(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
     assert check_resume.contents(tmp_path) == check_resume.contents(reference)
