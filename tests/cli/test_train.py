@@ -40,14 +40,6 @@ ROW = {
 PAIR = ("--coordinator=localhost:1234", "--processes=2", "--process=1")
 
 
-@pytest.fixture(autouse=True)
-def fresh_config_module():
-    """ml_collections runs each config file in the names of the one before; a process reads only one."""
-    sys.modules.pop("config_config", None)
-    yield
-    sys.modules.pop("config_config", None)
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """A working directory with a config, a data file of one row and its image; the model is as small as can be."""

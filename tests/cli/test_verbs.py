@@ -17,14 +17,6 @@ ROOT = Path(__file__).parents[2]
 CONFIG = f"--config={ROOT}/configs/quickstart.py"
 
 
-@pytest.fixture(autouse=True)
-def fresh_config_module():
-    """ml_collections runs each config file in the names of the one before; a process reads only one."""
-    sys.modules.pop("config_config", None)
-    yield
-    sys.modules.pop("config_config", None)
-
-
 def paths(verbs: dict) -> list[list[str]]:
     """Each verb and each group, as the words that are typed."""
     found = []
