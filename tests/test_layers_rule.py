@@ -23,9 +23,7 @@ RANKS = {
 }  # fmt: skip
 NO_JAX = ("config", "text", "images", "data", "output", "llm_client")
 # Until the splits and the new pieces are in place: (module, what it still imports against the ranks).
-TEMPORARY = {
-    ("llava_jax.output.html_page", "llava_jax.images.preprocess"),
-}  # fmt: skip
+TEMPORARY: set[tuple[str, str]] = set()
 # Names that may be defined in several modules, and why; at most 8.
 SEVERAL_MEANINGS = {
     "main": "the usual name of the function that a program starts with",

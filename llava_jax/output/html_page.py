@@ -1,38 +1,22 @@
-"""Pages that need nothing from elsewhere: no script, no link, pictures inside, all text from data escaped."""
+"""A page in one file: no script, nothing loaded from elsewhere, pictures inside, all text from data escaped.
+
+`document` is the whole page: header, style sheet (page.css), contents, body. What goes into it is in `page_parts`.
+"""
 
 import base64
+import functools
 import html
 import io
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
 from typing import Literal
 
 from PIL import Image
 
-from llava_jax.errors import DataError
-from llava_jax.images.preprocess import load_image
-
 # Nothing is fetched and nothing runs, whatever gets through.
-_HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; color: #222 }}
-table {{ border-collapse: collapse; margin: 1em 0 }}
-th, td {{ border: 1px solid #ccc; padding: .3em .6em; text-align: left; vertical-align: top }}
-td:last-child {{ overflow-wrap: anywhere }}
-th {{ background: #f3f3f3 }}
-pre, .text {{ white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.6 ui-monospace, monospace }}
-mark {{ background: #b7ebc0; border-radius: 2px }}
-.image {{ background: #d5dcf5; border-radius: 2px }}
-.fault {{ color: #a00 }}
-article {{ border-top: 1px solid #ccc; padding: 1em 0 }}
-img {{ max-width: 100%; margin-right: .5em }}
-</style></head><body>
-<h1>{title}</h1>
-"""
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+VOID = ("img", "input", "meta")  # elements without content
+SMALL = 128  # pixels a side; a smaller picture is enlarged pixel by pixel, not blurred
 
 
 class Markup(str):
@@ -44,25 +28,72 @@ def escaped(text: str) -> Markup:
     return text if isinstance(text, Markup) else Markup(html.escape(text.encode(errors="replace").decode()))
 
 
-def document(title: str, body: Iterable[Markup]) -> str:
-    """A whole page."""
-    return _HEAD.format(title=escaped(title)) + "\n".join(escaped(part) for part in body) + "\n</body></html>\n"
+def join(*parts: str, separator: str = "") -> Markup:
+    """Parts, text escaped, one after the other."""
+    return Markup(escaped(separator).join(escaped(part) for part in parts))
 
 
 def element(name: str, content: str = "", /, **attributes: str) -> Markup:
-    """<name attribute="..">content</name>, with text escaped; `class_` is the attribute class."""
-    inside = "".join(f' {key.rstrip("_")}="{escaped(value)}"' for key, value in attributes.items())
-    return Markup(f"<{name}{inside}>" if name in ("img", "input") else f"<{name}{inside}>{escaped(content)}</{name}>")
+    """<name attribute="..">content</name>, with text escaped. `class_` is the attribute class, `aria_label` is
+    aria-label; an attribute with the value "" is left out, except `alt` and `checked` and `open`."""
+    inside = ""
+    for key, value in attributes.items():
+        if value or key in ("alt", "checked", "open"):
+            inside += f' {key.rstrip("_").replace("_", "-")}="{escaped(value)}"'
+    return Markup(f"<{name}{inside}>" if name in VOID else f"<{name}{inside}>{escaped(content)}</{name}>")
 
 
-def table(rows: Sequence[Sequence[str]]) -> Markup:
-    """Cells of text or Markup; the first row is the heading. Columns with nothing below it are left out."""
-    filled = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
-    rows = [[row[i] for i in filled] for row in rows]
-    lines = [
-        element("tr", Markup("".join(element("td" if i else "th", cell) for cell in row))) for i, row in enumerate(rows)
+def document(
+    title: str,
+    body: Iterable[str],
+    *,
+    label: str = "",
+    facts: Mapping[str, str] | None = None,
+    summary: str = "",
+    contents: Sequence[tuple[str, str, str]] = (),
+) -> str:
+    """A whole page -> its HTML, which is the same for the same arguments.
+
+    label: what kind of page it is, above the title.
+    facts: what it is about, by name: the data, the model, the settings, a date. Empty ones are left out.
+    summary: what stands across the whole page above the body, `page_parts.tiles` mostly.
+    contents: (id of an element of the body, text, count) of a list of links that stays in view.
+    """
+    known = [(name, value) for name, value in (facts or {}).items() if value]
+    head = [element("p", label, class_="eyebrow")] if label else []
+    head.append(element("h1", title))
+    if known:
+        pairs = (element("div", join(element("dt", name), element("dd", value))) for name, value in known)
+        head.append(element("dl", join(*pairs), class_="facts"))
+    main = element("main", join(*body, separator="\n"), id="main")
+    if contents:
+        links = (
+            element("li", element("a", join(text, element("span", count)), href=f"#{anchor}"))
+            for anchor, text, count in contents
+        )
+        nav = element("nav", element("ol", join(*links)), class_="contents", aria_label="Contents")
+        main = element("div", join(nav, main, separator="\n"), class_="beside")
+    parts = [
+        Markup('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        element("style", Markup(_style())),
+        Markup("</head><body>"),
+        element("a", "Skip to the content", class_="skip", href="#main"),
+        element("header", join(*head, separator="\n")),
+        summary,
+        main,
+        element("footer", "Written by llava_jax. One file: it runs no script and loads nothing."),
+        Markup("</body></html>\n"),
     ]
-    return element("table", Markup("\n".join(lines)))
+    return join(*parts, separator="\n")
+
+
+@functools.cache
+def _style() -> str:
+    return resources.files("llava_jax.output").joinpath("page.css").read_text(encoding="utf-8")
 
 
 def picture(image: Image.Image, alt: str, kind: Literal["png", "jpeg"] = "png") -> Markup:
@@ -70,16 +101,7 @@ def picture(image: Image.Image, alt: str, kind: Literal["png", "jpeg"] = "png") 
     buffer = io.BytesIO()
     image.save(buffer, kind)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return element("img", src=f"data:image/{kind};base64,{data}", alt=alt)
-
-
-def thumbnail(image: Path | bytes | None, name: str, side: int = 96, kind: Literal["png", "jpeg"] = "png") -> Markup:
-    """A small picture of a file; nothing where there is none or it does not open."""
-    if image is None:
-        return Markup()
-    try:
-        shown = load_image(image, name)
-    except DataError:
-        return Markup()
-    shown.thumbnail((side, side))
-    return picture(shown, Path(name).name, kind)
+    is_small = max(image.size) <= SMALL
+    size = {"width": str(image.width), "height": str(image.height)}
+    src = f"data:image/{kind};base64,{data}"
+    return element("img", src=src, alt=alt, class_="pixels" if is_small else "", **size)

@@ -4,10 +4,7 @@ A blanked image is CLIP's mean colour everywhere: what a model still knows then,
 """
 
 import dataclasses
-import html
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +14,7 @@ from jax.sharding import Mesh
 from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.config.schema import Stage
 from llava_jax.data.example import Example
+from llava_jax.data.inspection.answers_page import format_answers as format_answers
 from llava_jax.data.rows import Row
 from llava_jax.errors import DataError
 from llava_jax.images.preprocess import load_image, preprocess
@@ -28,6 +26,7 @@ from llava_jax.text.encode import expand_images, pad_row, stop_ids, tokenize_pro
 from llava_jax.text.templates import stop_string
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.train.dataset import StageData, in_order, round_up
+from llava_jax.train.sample_answers import save_answers as save_answers
 
 TRIES = 8  # rows that are looked at for one with other images
 BLANK = np.array((122, 116, 104), np.uint8)  # zero after CLIP's normalisation; also LLaVA's padding colour
@@ -136,35 +135,3 @@ def _cut(ids: np.ndarray, stop: tuple[int, ...], tokenizer: Tokenizer, template:
     ends = np.flatnonzero(np.isin(ids, (*stop[:1], tokenizer.eos_id) if len(stop) == 1 else (tokenizer.eos_id,)))
     text = tokenizer.decode(ids[: ends[0]] if len(ends) else ids)
     return text.split(stop_string(template))[0].strip()
-
-
-def format_answers(examples: list[Example], answers: list[str]) -> list[str]:
-    """Question, reference and answer of each example as text."""
-    lines = []
-    for e, text in zip(examples, answers, strict=False):
-        lines += [f"  {e.id}: {_question(e)}", f"    reference: {e.turns[1][1]}", f"    answer:    {text}"]
-    return lines
-
-
-def save_answers(folder: Path, examples: list[Example], answers: list[str]) -> None:
-    """Writes answers.json, answers.html and the images below `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    records, cells = [], []
-    for i, (e, text) in enumerate(zip(examples, answers, strict=True)):
-        names = []
-        for k, image in enumerate(e.images):
-            names.append(f"{i}-{k}.png")
-            load_image(image, e.id).save(folder / names[-1])
-        question, reference = _question(e), e.turns[1][1]
-        records.append({"id": e.id, "images": names, "question": question, "reference": reference, "answer": text})
-        pictures = "".join(f'<img src="{n}" alt="image of sample {html.escape(e.id)}" height="96">' for n in names)
-        cells.append(f"<tr><td>{pictures}" + "".join(f"<td>{html.escape(t)}" for t in (question, reference, text)))
-    (folder / "answers.json").write_text(json.dumps(records, indent=1, ensure_ascii=False), encoding="utf-8")
-    head = "<!doctype html><meta charset=utf-8><title>answers</title><table border=1 cellpadding=6>"
-    (folder / "answers.html").write_text(
-        head + "<tr><th>image<th>question<th>reference<th>answer" + "".join(cells) + "</table>", encoding="utf-8"
-    )
-
-
-def _question(example: Example) -> str:
-    return example.turns[0][1].replace("<image>", "").strip()

@@ -6,28 +6,38 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from llava_jax.output.html_page import Markup, document, element, escaped, picture, table, thumbnail
-from tests.data.inspection.test_check import check, opened
-from tests.fixtures.faulty_dataset import IMAGES, plant
-from tests.fixtures.images import encoded, noise
+from llava_jax.output.html_page import POLICY, VOID, Markup, document, element, escaped, join, picture
+from llava_jax.output.page_parts import table
+from tests.fixtures.images import noise
 
-VOID = {"meta", "img", "input"}
+EVIL = "<script>alert('1')</script> & \"x\" \ud83d"
+SHOWN = "<script>alert('1')</script> & \"x\" ?"
 
 
 class Page(HTMLParser):
-    """Tags, attributes and text of a page; every element closed in order."""
+    """Tags, attributes and text of a page; every element closed in order, ids unique, links to what is there."""
 
     def __init__(self, text: str):
         super().__init__()
-        self.open, self.tags, self.pictures, self.text = [], [], [], ""
+        self.open, self.tags, self.pictures, self.text, self.style = [], [], [], "", ""
+        self.ids, self.links, self.classes = [], [], []
         self.feed(text)
-        assert self.open == []
+        assert self.open == [] and len(self.ids) == len(set(self.ids))
+        assert not [link for link in self.links if link[1:] not in self.ids]
+        assert not re.search("url[(]|@import|expression|image-set", self.style)
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
         self.tags.append(tag)
-        for name in ("src", "href"):
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.classes.append((tag, *attributes.get("class", "").split()))
+        self.style += attributes.get("style", "")
+        for name in ("src", "srcset", "poster", "data", "action", "formaction", "background"):
             assert attributes.get(name, "data:").startswith("data:"), attributes
+        for name in ("href", "xlink:href"):
+            link = attributes.get(name, "data:")
+            assert link.startswith(("#", "data:")), attributes
+            self.links += [link] if name in attributes and tag == "a" else []
         assert not [name for name in attributes if name.startswith("on")], attributes
         if tag == "img":
             kind, data = attributes["src"].split(",")
@@ -40,62 +50,64 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text += data
+        if self.open and self.open[-1] == "style":
+            self.style += data
+        else:
+            self.text += data
 
 
 def test_text_stays_text_and_markup_markup():
-    evil = "<script>alert('1')</script> & \"x\" \ud83d"
-    page = Page(document(evil, [element("p", evil, title=evil), table([["a"], [evil]]), evil]))
-    assert "script" not in page.tags and page.text.count("<script>alert('1')</script> & \"x\" ?") == 5
+    body = [element("p", EVIL, title=EVIL), table([["a"], [EVIL]], EVIL), EVIL]
+    facts, contents = {EVIL: EVIL}, [("here", EVIL, EVIL)]
+    whole = document(EVIL, [*body, element("i", id="here")], label=EVIL, facts=facts, summary=EVIL, contents=contents)
+    page = Page(whole)
+    # title, label, h1, the fact twice, the summary, the link twice, p, the cell, the body's text
+    assert "script" not in page.tags and page.text.count(SHOWN) == 11
     assert escaped(Markup("<b>")) == "<b>" and element("p", Markup("<br>")) == "<p><br></p>"
+    assert join("<", Markup("<b>"), separator="&") == "&lt;&amp;<b>"
 
 
-def test_columns_without_content_are_left_out():
-    assert re.findall("<t[dh]>([^<]*)<", table([["a", "b", "c"], ["1", "", "3"], ["", "", "4"]])) == [
-        "a", "c", "1", "3", "", "4",
-    ]  # fmt: skip
+def test_attributes_are_named_as_in_html_and_empty_ones_left_out():
+    assert element("p", "x", class_="", id="a", aria_label="<b>") == '<p id="a" aria-label="&lt;b&gt;">x</p>'
+    assert element("img", alt="", src="data:") == '<img alt="" src="data:">'
+    assert element("input", checked="") == '<input checked="">' and element("details", open="") == (
+        '<details open=""></details>'
+    )
+
+
+def test_a_page_allows_no_script_and_nothing_from_elsewhere():
+    whole = document("x", [])
+    policy = re.search('<meta http-equiv="Content-Security-Policy" content="([^"]*)">', whole)[1]
+    assert policy.replace("&#x27;", "'") == POLICY == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert whole.index("Content-Security-Policy") < whole.index("<style>")
+    assert "script" not in Page(whole).tags and len(whole) < 25_000
+
+
+def test_a_page_is_light_and_dark_and_can_be_printed_and_used_by_keyboard():
+    page = Page(document("x", ["y"]))
+    for rule in ("prefers-color-scheme: dark", "@media print", ":focus-visible", "max-width: 34rem", "tabular-nums"):
+        assert rule in page.style, rule
+    dark = page.style[page.style.index("prefers-color-scheme: dark") :]
+    light = set(re.findall(r"(--[a-z-]+): #", page.style[: page.style.index("prefers-color-scheme")]))
+    assert light == set(re.findall(r"(--[a-z-]+): #", dark)), "a colour of one scheme only"
+    assert set(re.findall(r"var\((--[a-z-]+)", page.style)) <= light | {
+        "--mono", "--card", "--image", "--at", "--from", "--to", "--mark",
+    }  # fmt: skip
+    assert page.links == ["#main"] and page.classes[page.tags.index("a")] == ("a", "skip")
+
+
+def test_facts_and_contents_that_are_not_there_leave_nothing_behind():
+    page = Page(document("x", ["y"], facts={"model": ""}))
+    assert not {"dl", "nav"} & set(page.tags)
+    page = Page(document("x", [element("h2", "y", id="y")], facts={"model": "7b"}, contents=[("y", "why", "3")]))
+    assert {"dl", "nav"} <= set(page.tags) and "model7b" in page.text and page.links == ["#main", "#y"]
 
 
 def test_a_picture_is_in_the_page_pixel_for_pixel():
     (shown,) = Page(picture(noise(9, 7), 'a "b"')).pictures
     np.testing.assert_array_equal(np.asarray(shown), np.asarray(noise(9, 7)))
+    assert 'width="9" height="7"' in picture(noise(9, 7), "") and len(picture(noise(99, 99), "", "jpeg")) < 20_000
 
 
-def test_a_thumbnail_is_small_and_of_what_does_not_open_there_is_none(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(encoded(noise(300, 200), "JPEG"))
-    (tmp_path / "b.jpg").write_bytes(b"no image")
-    assert Page(thumbnail(tmp_path / "a.jpg", "a")).pictures[0].size == (96, 64)
-    assert Page(thumbnail((tmp_path / "a.jpg").read_bytes(), "a")).pictures[0].size == (96, 64)
-    assert thumbnail(tmp_path / "b.jpg", "b") == thumbnail(tmp_path / "c.jpg", "c") == thumbnail(None, "") == ""
-
-
-def test_the_report_shows_every_finding_and_the_pictures_that_open(tmp_path):
-    plant(tmp_path)
-    report = check(tmp_path)
-    page = Page(report.to_html(opened(tmp_path)))
-    for finding in report.findings:
-        assert finding.message.encode(errors="replace").decode() in page.text
-    has_picture = {
-        "no marker",
-        "human twice",
-        "says nothing",
-        "late answer",
-        "long answer",
-        "two",
-        "half an emoji",
-        "a copy",
-    }
-    has_picture |= {file for kind in ("animated", "CMYK", "16-bit", "EXIF-rotated", "tiny") for file in IMAGES[kind]}
-    has_picture |= {"two markers", "a system", "no answer", "text turns", "no turns", "good 1"}
-    assert len(page.pictures) == sum(f.id in has_picture for f in report.findings)
-    assert "script" not in page.tags and page.tags.count("h2") == len(report.counts())
-
-
-def test_the_page_of_many_findings_stays_small(tmp_path, monkeypatch):
-    monkeypatch.setattr("llava_jax.data.inspection.check_report.SHOWN", 2)
-    plant(tmp_path)
-    report = check(tmp_path)
-    page = Page(report.to_html(opened(tmp_path)))
-    shown = sum(1 + min(2, sum(by_part.values())) for by_part in report.counts().values())
-    assert page.tags.count("tr") == len(report.summary()) + shown
-    assert "1 more are in report.json" in page.text and "3 more are in report.json" in page.text
+def test_small_pictures_are_enlarged_without_blur():
+    assert 'class="pixels"' in picture(noise(128, 10), "") and "pixels" not in picture(noise(129, 10), "")

@@ -1,13 +1,16 @@
 """What a check found: in numbers, as JSON, and as one page with the pictures at fault."""
 
 import dataclasses
-import itertools
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from llava_jax.data.inspection.check import ERRORS, KINDS, Finding
 from llava_jax.data.inspection.lenient_row import read_loosely
-from llava_jax.output.html_page import document, element, table, thumbnail
+from llava_jax.images.thumbnail import thumbnail
+from llava_jax.output.html_page import Markup, document, element, join, picture
+from llava_jax.output.page_parts import badge, table, tile, tiles
 
 SHOWN = 100  # findings of a kind on the page; the JSON has all of them
 
@@ -60,20 +63,64 @@ class Report:
         about |= {"errors": self.errors, "warnings": self.warnings, "counts": self.counts(), "findings": found}
         return json.dumps(about, indent=1) + "\n"
 
-    def to_html(self, source) -> str:
+    def to_html(self, source, facts: Mapping[str, str] | None = None) -> str:
         """One page without anything from elsewhere. Opens the images of the findings it shows, again from the source:
-        the name in a finding opens nothing."""
-        settings = ", ".join(f"{key} {value}" for key, value in self.settings.items())
-        body = [element("p", self.total()), element("p", settings), table(self.summary())]
-        by_kind = itertools.groupby(sorted(self.findings, key=lambda f: list(KINDS).index(f.kind)), lambda f: f.kind)
-        for kind, group in by_kind:
-            findings = list(group)
-            body += [element("h2", kind), element("p", KINDS[kind] + ".")]
-            rows = [["image", "row", "id", "part", "what"]]
-            for f in findings[:SHOWN]:
-                image = read_loosely(source, f.row).images.get(f.image)
-                rows.append([thumbnail(image, f.image or ""), str(f.row), f.id, f.part, f.message])
-            body.append(table(rows))
+        the name in a finding opens nothing. facts: what else the header says, by name."""
+        settings = {key: str(value) for key, value in self.settings.items()}
+        summary = [
+            tile("rows", f"{self.rows:,}"),
+            tile("images", f"{self.images:,}"),
+            tile("errors", f"{self.errors:,}", "stop a run or mislead it", tone="bad" if self.errors else ""),
+            tile("warnings", f"{self.warnings:,}", "do not fail the check", tone="warn" if self.warnings else ""),
+        ]
+        by_kind = {kind: [f for f in self.findings if f.kind == kind] for kind in self.counts()}
+        body = [self._table() if by_kind else element("p", self.total())]
+        for kind, findings in by_kind.items():
+            head = [element("h2", kind, id=_anchor(kind)), element("p", KINDS[kind] + ".", class_="note")]
+            body += [*head, _findings(source, kind, findings[:SHOWN])]
             if len(findings) > SHOWN:
-                body.append(element("p", f"{len(findings) - SHOWN:,} more are in report.json."))
-        return document(f"check of {self.source}", body)
+                body.append(element("p", f"{len(findings) - SHOWN:,} more are in report.json.", class_="more"))
+        contents = [(_anchor(kind), kind, f"{len(findings):,}") for kind, findings in by_kind.items()]
+        return document(
+            f"check of {self.source}", body, label="data check", facts=settings | dict(facts or {}),
+            summary=tiles(summary), contents=contents,
+        )  # fmt: skip
+
+    def _table(self) -> Markup:
+        """`summary` with links to the findings."""
+        head, *rows = self.summary()
+        linked = [head]
+        for kind, severity, *counts in rows:
+            tone = "bad" if severity == "error" else "warn"
+            linked.append([element("a", kind, href=f"#{_anchor(kind)}"), badge(severity, tone), *counts])
+        return table(linked, "findings by kind")
+
+
+def _anchor(kind: str) -> str:
+    return "found-" + kind.replace(" ", "-")
+
+
+def _findings(source, kind: str, findings: Sequence[Finding]) -> Markup:
+    """Cards with pictures; a table where no finding has a picture that opens."""
+    pictures = [_picture(source, finding) for finding in findings]
+    if not any(pictures):
+        rows = [[str(f.row), f.id, f.part, f.message] for f in findings]
+        return table([["row", "id", "part", "what"], *rows], kind)
+    cards = []
+    for finding, shown in zip(findings, pictures, strict=True):
+        where = join(*(element("span", text) for text in (f"row {finding.row}", finding.id, finding.part) if text))
+        column = element("div", join(element("p", finding.message), element("div", where, class_="meta")))
+        if shown:
+            column = element(
+                "div",
+                join(element("div", shown, class_="images"), column),
+                class_="with-image small",
+                style="--image:5rem",
+            )
+        cards.append(element("article", column))
+    return element("div", join(*cards, separator="\n"), class_="grid")
+
+
+def _picture(source, finding: Finding) -> Markup:
+    shown = thumbnail(read_loosely(source, finding.row).images.get(finding.image), finding.image or "")
+    return picture(shown, Path(finding.image).name) if shown else Markup()

@@ -1,6 +1,7 @@
 """Samples as the model gets them: pixels after crop or pad, text with what it is to learn in colour, ids, lengths."""
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from PIL import Image
@@ -9,47 +10,119 @@ from llava_jax.data.example import Example
 from llava_jax.data.inspection.check import Encode
 from llava_jax.data.rows import Row
 from llava_jax.errors import DataError
-from llava_jax.output.html_page import Markup, document, element, picture
+from llava_jax.output.html_page import Markup, document, element, join, picture
+from llava_jax.output.page_parts import badge, share_bar, tile, tiles
 from llava_jax.text.spans import Piece, split_row
 from llava_jax.text.tokenizer import Tokenizer
 
 
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A row of the data with its lengths in tokens; `whole` is the length before it is cut off to the row's. A broken
+    row has a `fault` instead."""
+
+    index: int
+    example: Example | None = None
+    row: Row | None = None
+    whole: int = 0
+    fault: str = ""
+
+    @property
+    def tokens(self) -> int:
+        return 0 if self.row is None else int((self.row["segment_ids"] > 0).sum())
+
+    @property
+    def targets(self) -> int:
+        return 0 if self.row is None else int(np.count_nonzero(self.row["target_mask"]))
+
+    @property
+    def is_cut(self) -> bool:
+        return self.whole > self.tokens
+
+
 def samples_page(
-    title: str, source, indices: Iterable[int], to_row: Callable[[Example], Row], encode: Encode, tokenizer: Tokenizer
+    title: str,
+    source,
+    indices: Iterable[int],
+    to_row: Callable[[Example], Row],
+    encode: Encode,
+    tokenizer: Tokenizer,
+    facts: Mapping[str, str] | None = None,
 ) -> str:
     """One HTML page. A sample that cannot become a row shows its fault instead.
 
-    to_row: as in training, see `rows.build_row`. encode: see `tokenize.encode_row`; says what was cut off.
+    to_row: as in training, see `rows.build_row`. encode: see `tokenize.encode_row`; says what was cut off. facts: what
+    else the header says, by name.
     """
+    samples = [_read(source, index, to_row, encode) for index in indices]
     legend = Markup(
-        f"{element('mark', 'supervised')}: the model learns to say this. "
-        f"{element('span', 'image', class_='image')}: placeholders, their number, which the features replace."
+        f"{element('mark', 'supervised')} the model learns to say this &nbsp; "
+        f"{element('span', 'image', class_='image')} placeholders, their number, which the features replace"
     )
-    samples = []
-    for index in indices:
-        try:
-            example = source[index]
-            whole = len(encode(example.turns, len(example.images))[0])
-            body = _sample(example, to_row(example), whole, tokenizer)
-            head = element("h2", f"row {index}, id {example.id}")
-        except DataError as fault:
-            head, body = element("h2", f"row {index}"), element("p", str(fault), class_="fault")
-        samples.append(element("article", Markup(head + body)))
-    return document(title, [element("p", legend), *samples])
+    return document(
+        title,
+        [element("p", legend, class_="note"), *(_article(sample, tokenizer) for sample in samples)],
+        label="samples as the model gets them",
+        facts=facts,
+        summary=_summary(samples, len(source)),
+        contents=[
+            (f"row-{s.index}", s.example.id if s.example else f"row {s.index}", f"{s.tokens:,}" if s.row else "broken")
+            for s in samples
+        ],
+    )
 
 
-def _sample(example: Example, row: Row, whole: int, tokenizer: Tokenizer) -> Markup:
+def _read(source, index: int, to_row: Callable[[Example], Row], encode: Encode) -> Sample:
+    try:
+        example = source[index]
+        whole = len(encode(example.turns, len(example.images))[0])
+        return Sample(index, example, to_row(example), whole)
+    except DataError as fault:
+        return Sample(index, fault=str(fault))
+
+
+def _summary(samples: list[Sample], count: int) -> Markup:
+    good = [sample for sample in samples if sample.row is not None]
+    shown = [tile("samples shown", f"{len(samples):,}", f"of {count:,}")]
+    if good:
+        tokens, targets = sum(s.tokens for s in good), sum(s.targets for s in good)
+        length = len(good[0].row["tokens"])
+        shown.append(tile("tokens a sample", f"{tokens / len(good):,.0f}", f"on average, in rows of {length:,}"))
+        percent = 100 * targets / max(tokens, 1)
+        note = f"{targets:,} of {tokens:,} tokens"
+        shown.append(tile("supervised", f"{percent:.1f}%", note, bar=share_bar(percent)))
+        cut = sum(s.is_cut for s in good)
+        shown.append(tile("longer than a row", f"{cut:,}", f"of {length:,} tokens", tone="warn" if cut else ""))
+    if broken := len(samples) - len(good):
+        shown.append(tile("broken", f"{broken:,}", "cannot become a row", tone="bad"))
+    return tiles(shown)
+
+
+def _article(sample: Sample, tokenizer: Tokenizer) -> Markup:
+    anchor = f"row-{sample.index}"
+    if sample.row is None or sample.example is None:
+        head = element("h2", f"row {sample.index}")
+        broken = element("div", join(head, badge("broken", "bad")), class_="meta")
+        return element("article", join(broken, element("p", sample.fault, class_="fault")), id=anchor)
+    row, example = sample.row, sample.example
+    head = [element("h2", f"row {sample.index}, id {example.id}")]
+    head += [badge(example.kind, "accent")] if example.kind else []
+    head += [badge("cut off", "warn")] if sample.is_cut else []
     pixels = [Image.fromarray(image) for image in row["images"][: len(example.images)]]
     pictures = [picture(image, f"image {i} of sample {example.id}") for i, image in enumerate(pixels)]
     pieces = split_row(row, tokenizer)
-    real, targets = int((row["segment_ids"] > 0).sum()), int(np.count_nonzero(row["target_mask"]))
-    lengths = f"{real} tokens in a row of {len(row['tokens'])}, {targets} of them supervised; images: {len(pixels)}"
-    lengths += f"; cut off, the whole sample has {whole} tokens" if whole > real else ""
-    text = Markup("".join(_coloured(piece, piece.text) for piece in pieces))
-    ids = Markup(" ".join(_coloured(piece, _ids(piece)) for piece in pieces))
-    hidden = Markup(element("summary", "token ids") + element("div", ids, class_="text"))
-    parts = [*pictures, element("div", text, class_="text"), element("p", lengths), element("details", hidden)]
-    return Markup("\n".join(parts))
+    lengths = f"{sample.tokens} tokens in a row of {len(row['tokens'])}, {sample.targets} of them supervised; "
+    lengths += f"images: {len(pixels)}"
+    lengths += f"; cut off, the whole sample has {sample.whole} tokens" if sample.is_cut else ""
+    text = join(*(_coloured(piece, piece.text) for piece in pieces))
+    ids = join(*(_coloured(piece, _ids(piece)) for piece in pieces), separator=" ")
+    hidden = join(element("summary", "token ids"), element("div", ids, class_="code"))
+    column = [element("div", text, class_="code"), element("p", lengths, class_="note"), element("details", hidden)]
+    body = element("div", join(*column, separator="\n"))
+    if pictures:
+        shown = element("div", join(*pictures), class_="images")
+        body = element("div", join(shown, body), class_="with-image", style="--image:14rem")
+    return element("article", join(element("div", join(*head), class_="meta"), body, separator="\n"), id=anchor)
 
 
 def _coloured(piece: Piece, text: str) -> Markup:

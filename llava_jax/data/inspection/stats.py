@@ -83,29 +83,32 @@ class Stats:
         packed = efficiency(sizes, pack(sizes, self.length, self.max_images, seed), self.length)
         return 100 * float(sizes[:, 0].mean()) / self.length, 100 * packed
 
-    def lines(self) -> list[str]:
-        """The numbers as a text table."""
+    def rows(self) -> list[list[str]]:
+        """A table of text: what is measured, its mean and its percentiles; heading first."""
         columns = {"tokens": self.tokens, "supervised": self.targets, "supervised %": self.target_share}
         columns |= {"images": self.images}
         if len(self.sizes):
             width, height = self.sizes.T
             columns |= {"width": width, "height": height, "width/height": width / height}
-        lines = [
-            f"{'':14}{'mean':>10}"
-            + "".join(f"{f'{share}%' if 0 < share < 100 else ('min', 'max')[share > 0]:>10}" for share in SHARES)
-        ]
+        rows = [["", "mean", *(f"{share}%" if 0 < share < 100 else ("min", "max")[share > 0] for share in SHARES)]]
         for name, values in columns.items():
             digits = 2 if name == "width/height" else 1 if name == "supervised %" else 0
-            cells = [f"{values.mean():>10,.{max(digits, 1)}f}"]
-            cells += [f"{value:>10,.{digits}f}" for value in np.percentile(values, SHARES, method="nearest")]
-            lines.append(f"{name:14}" + "".join(cells))
+            cells = [f"{value:,.{digits}f}" for value in np.percentile(values, SHARES, method="nearest")]
+            rows.append([name, f"{values.mean():,.{max(digits, 1)}f}", *cells])
+        return rows
+
+    def notes(self) -> list[str]:
+        """The totals, a sentence each."""
         padded, packed = self.fullness()
         unread = int(self.images.sum()) - len(self.sizes)
         return [
-            *lines,
             f"{len(self.tokens):,} samples, {self.tokens.sum():,} tokens, {self.targets.sum():,} of them supervised",
             f"{self.broken:,} rows cannot be read, {unread:,} of {self.images.sum():,} images do not open",
             f"{(self.tokens > self.length).sum():,} samples are longer than {self.length} and would be cut off",
             f"rows of {self.length}: {padded:.1f}% full with one sample each, {packed:.1f}% packed first-fit "
             f"(up to {self.max_images} images a row)",
         ]
+
+    def lines(self) -> list[str]:
+        """The numbers as a text table, then the totals."""
+        return [f"{name:14}" + "".join(f"{cell:>10}" for cell in cells) for name, *cells in self.rows()] + self.notes()

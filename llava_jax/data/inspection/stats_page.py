@@ -1,14 +1,20 @@
 """The numbers of `stats`, with plots, on one page."""
 
 import io
+from collections.abc import Mapping
 
 import numpy as np
 
 from llava_jax.data.inspection.stats import Stats
 from llava_jax.errors import ConfigError
-from llava_jax.output.html_page import Markup, document, element
+from llava_jax.output.html_page import Markup, document, element, join
+from llava_jax.output.page_parts import share_bar, table, tile, tiles
 
 BINS = 60
+# matplotlib knows no variables of a style sheet: it draws in these colours, which are then replaced by the page's.
+INK, LINE, FILL, LIMIT = "#010203", "#010204", "#010205", "#010206"
+COLORS = {INK: "var(--muted)", LINE: "var(--line)", FILL: "var(--fill)", LIMIT: "var(--bad)"}
+DOTS = "#7088e0"  # of the one plot that is pixels, which no style sheet reaches; seen on light and on dark
 
 
 def check_matplotlib() -> None:
@@ -19,8 +25,8 @@ def check_matplotlib() -> None:
         raise ConfigError("plots need matplotlib: pip install 'llava_jax[plots]', or leave out --page") from None
 
 
-def stats_page(source: str, stats: Stats) -> str:
-    """One HTML page, plots as SVG inside."""
+def stats_page(source: str, stats: Stats, facts: Mapping[str, str] | None = None) -> str:
+    """One HTML page, plots as SVG inside. facts: what else the header says, by name."""
     plots = [
         _histogram(stats.tokens, "tokens of a sample, images included", stats.length),
         _histogram(stats.target_share, "supervised tokens of a sample, %"),
@@ -28,35 +34,65 @@ def stats_page(source: str, stats: Stats) -> str:
     ]
     if len(stats.sizes):
         plots.append(_sizes(stats.sizes))
+    notes = element("ul", join(*(element("li", note) for note in stats.notes())), class_="note")
+    body = [
+        element("h2", "Of a sample"),
+        table(stats.rows(), "mean and percentiles of each measure"),
+        notes,
+        element("h2", "Distributions"),
+        element("div", join(*plots, separator="\n"), class_="grid", style="--card:26rem"),
+    ]
+    return document(f"statistics of {source}", body, label="data statistics", facts=facts, summary=_summary(stats))
+
+
+def _summary(stats: Stats) -> Markup:
+    tokens, targets = int(stats.tokens.sum()), int(stats.targets.sum())
+    cut, percent = int((stats.tokens > stats.length).sum()), 100 * targets / tokens
     padded, packed = stats.fullness()
-    plots.append(_bars({"one sample a row": padded, "packed": packed}, f"tokens of a row of {stats.length} in use, %"))
-    text = element("pre", "\n".join(stats.lines()))
-    return document(f"statistics of {source}", [text, *plots])
+    made = [
+        tile("samples", f"{len(stats.tokens):,}"),
+        tile("tokens", f"{tokens:,}", f"{tokens / len(stats.tokens):,.0f} a sample"),
+        tile("images", f"{stats.images.sum():,}"),
+        tile("longer than a row", f"{cut:,}", f"cut off at {stats.length:,} tokens", tone="warn" if cut else ""),
+        tile("rows that cannot be read", f"{stats.broken:,}", tone="bad" if stats.broken else ""),
+        tile("supervised", f"{percent:.1f}%", f"{targets:,} tokens", bar=share_bar(percent)),
+        tile("rows in use, one sample each", f"{padded:.1f}%", f"of {stats.length:,} tokens", bar=share_bar(padded)),
+        tile("rows in use, packed", f"{packed:.1f}%", f"up to {stats.max_images:,} images", bar=share_bar(packed)),
+    ]
+    return tiles(made)
 
 
 def _svg(draw, title: str) -> Markup:
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
-    with matplotlib.rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):  # equal data, equal file
-        figure = Figure(figsize=(7, 3), layout="constrained")
+    style = {
+        "svg.hashsalt": title, "svg.fonttype": "none",  # equal data, equal file
+        "axes.edgecolor": LINE, "axes.labelcolor": INK, "text.color": INK, "xtick.color": LINE, "ytick.color": LINE,
+        "xtick.labelcolor": INK, "ytick.labelcolor": INK, "grid.color": LINE, "axes.spines.top": False,
+        "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
+    }  # fmt: skip
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(4.6, 2.5), layout="constrained")
         axes = figure.subplots()
         draw(axes)
-        axes.set_title(title, fontsize=10)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     svg = buffer.getvalue()
-    return Markup(svg[svg.index("<svg") :])
+    svg = svg[svg.index("<svg") :]
+    for color, variable in COLORS.items():
+        svg = svg.replace(color, variable)
+    return element("figure", join(element("h3", title), Markup(svg)), class_="plot")
 
 
 def _histogram(values: np.ndarray, title: str, limit: int | None = None) -> Markup:
     def draw(axes):
         is_count = values.dtype.kind == "i" and values.max() < BINS
-        axes.hist(values, bins=np.arange(values.max() + 2) - 0.5 if is_count else BINS, rwidth=0.9)
+        axes.hist(values, bins=np.arange(values.max() + 2) - 0.5 if is_count else BINS, rwidth=0.9, color=FILL)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("samples")
         if limit is not None and limit <= 2 * values.max():
-            axes.axvline(limit, color="tab:red", linewidth=1)
+            axes.axvline(limit, color=LIMIT, linewidth=1)
 
     return _svg(draw, title)
 
@@ -64,17 +100,9 @@ def _histogram(values: np.ndarray, title: str, limit: int | None = None) -> Mark
 def _sizes(sizes: np.ndarray) -> Markup:
     def draw(axes):
         places, counts = np.unique(sizes, axis=0, return_counts=True)
+        area = 4 + 20 * np.sqrt(counts / counts.max())
         # As a picture: a dot for each of a million sizes would be a page of a hundred megabytes.
-        axes.scatter(*places.T, s=4 + 20 * np.sqrt(counts / counts.max()), alpha=0.4, linewidths=0, rasterized=True)
+        axes.scatter(*places.T, s=area, alpha=0.4, linewidths=0, rasterized=True, color=DOTS)
         axes.set(xlabel="width", ylabel="height")
 
     return _svg(draw, "image sizes, pixels")
-
-
-def _bars(values: dict[str, float], title: str) -> Markup:
-    def draw(axes):
-        bars = axes.barh(list(values), list(values.values()))
-        axes.bar_label(bars, fmt="%.1f")
-        axes.set_xlim(0, 110)
-
-    return _svg(draw, title)

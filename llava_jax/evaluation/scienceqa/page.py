@@ -1,20 +1,23 @@
-"""Every graded answer on one page, with its image; a choice of radio buttons shows right, wrong or unparsed ones."""
+"""Every graded answer on one page, with its image; buttons show right, wrong or unparsed ones alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from llava_jax.data.sources.scienceqa import LETTERS, Problem
 from llava_jax.errors import DataError
 from llava_jax.evaluation.scienceqa.report import interval_text, percent_text
-from llava_jax.evaluation.scienceqa.score import Comparison, Graded, Share
+from llava_jax.evaluation.scienceqa.score import AVERAGE, COLUMNS, Comparison, Graded, Share
 from llava_jax.images.files import ImageFolder, ImageZip
-from llava_jax.output.html_page import Markup, document, element, table, thumbnail
+from llava_jax.images.thumbnail import thumbnail
+from llava_jax.output.html_page import Markup, document, element, join, picture
+from llava_jax.output.page_parts import badge, filters, share_bar, table, tile, tiles
 
 SIDE = 320  # of an image, at most
-KINDS = ("right", "wrong", "unparsed", "missing")
-# The page runs nothing: its style sheet hides the articles that are not of the kind that is ticked.
-HIDING = "\n".join(
-    f"body:has(#show-{kind}:checked) article:not(.{kind}) {{ display: none }}" for kind in (*KINDS, "flip")
-)
+KINDS = {"right": "good", "wrong": "bad", "unparsed": "warn", "missing": "warn"}  # with their tones
+MEANINGS = {
+    "NAT": "natural science", "SOC": "social science", "LAN": "language science", "TXT": "with a text",
+    "IMG": "with an image", "NO": "with neither", "G1-6": "grades 1 to 6", "G7-12": "grades 7 to 12",
+    AVERAGE: "all problems",
+}  # fmt: skip
 
 
 def page(
@@ -25,18 +28,58 @@ def page(
     graded: Sequence[Graded],
     images: ImageFolder | ImageZip,
     comparison: Comparison | None = None,
+    facts: Mapping[str, str] | None = None,
 ) -> str:
-    """One HTML page without anything from elsewhere. lines: what was graded and how, in words."""
+    """One HTML page without anything from elsewhere. lines: what was graded and how, in words. facts: what else the
+    header says, by name."""
     flips = {a.problem.pid: b for a, b in comparison.flips} if comparison else {}
     counts = {kind: sum(kind_of(item) == kind for item in graded) for kind in KINDS} | {"flip": len(flips)}
-    shown = [_button("all", f"all {len(graded):,}", checked="")]
-    shown += [_button(kind, f"{kind} {count:,}") for kind, count in counts.items() if count]
-    rows = [["", "right", "of", "percent", "95% interval"]]
-    for name, share in (shares | topics).items():
-        rows.append([name, str(share.correct), str(share.count), percent_text(share.percent), interval_text(share)])
-    body = [element("style", Markup(HIDING)), *(element("p", line) for line in lines), table(rows)]
-    body.append(element("p", Markup("show: " + " ".join(shown))))
-    return document(title, [*body, *(_article(item, images, flips.get(item.problem.pid)) for item in graded)])
+    choices = [(kind, kind, count) for kind, count in counts.items()]
+    by_column = _rows("", shares, {name: _chance(graded, fits) for name, fits in COLUMNS.items()}, MEANINGS)
+    by_topic = _rows("topic", topics, {t: _chance(graded, lambda p, t=t: p.topic == t) for t in topics})
+    articles = [_article(item, images, flips.get(item.problem.pid)) for item in graded]
+    body = [
+        element("ul", join(*(element("li", line.strip()) for line in lines)), class_="note"),
+        table(by_column, "accuracy by subject, context and grade"),
+        element("p", "Lines: the 95% interval; dotted: what drawing a choice gets.", class_="note"),
+        element("details", join(element("summary", f"by topic ({len(topics)})"), table(by_topic, "accuracy by topic"))),
+        element("h2", "Answers"),
+        filters([("show", "show", choices, len(graded))]),
+        element("div", join(*articles, separator="\n"), class_="grid", style="--card:30rem"),
+    ]
+    return document(title, body, label="ScienceQA", facts=facts, summary=_summary(shares, counts, comparison))
+
+
+def _summary(shares: dict[str, Share], counts: dict[str, int], comparison: Comparison | None) -> Markup:
+    share = shares[AVERAGE]
+    note = f"{share.correct:,} of {share.count:,}, 95% {interval_text(share)}"
+    made = [tile("accuracy", f"{percent_text(share.percent)}%", note, bar=share_bar(share.percent, share.interval))]
+    count = sum(counts[kind] for kind in KINDS)
+    for kind, tone in KINDS.items():
+        if counts[kind]:
+            made.append(tile(kind, f"{counts[kind]:,}", f"{100 * counts[kind] / count:.1f}%", tone=tone))
+    if comparison is not None and comparison.count:
+        points = 100 * (comparison.only_first - comparison.only_second) / comparison.count
+        note = f"{comparison.only_first:,} only here, {comparison.only_second:,} only there right; McNemar "
+        made.append(tile("against the other file", f"{points:+.2f}", f"{note}p = {comparison.p:.3g}"))
+    return tiles(made)
+
+
+def _chance(graded: Sequence[Graded], fits) -> float | None:
+    """Percent right, on average, of choices drawn at random for the problems that fit."""
+    shares = [100 / len(item.problem.choices) for item in graded if fits(item.problem)]
+    return sum(shares) / len(shares) if shares else None
+
+
+def _rows(
+    head: str, shares: dict[str, Share], chances: dict[str, float | None], meanings: Mapping[str, str] | None = None
+) -> list[list[str]]:
+    rows = [[head, "" if meanings is None else "problems", "share", "percent", "95% interval", "right", "of"]]
+    for name, share in shares.items():
+        numbers = [percent_text(share.percent), interval_text(share), f"{share.correct:,}", f"{share.count:,}"]
+        bar = share_bar(share.percent, share.interval, chances[name])
+        rows.append([name, (meanings or {}).get(name, ""), bar, *numbers])
+    return rows
 
 
 def kind_of(item: Graded) -> str:
@@ -46,39 +89,48 @@ def kind_of(item: Graded) -> str:
 
 def _article(item: Graded, images: ImageFolder | ImageZip, other: Graded | None) -> Markup:
     problem, kind = item.problem, kind_of(item)
-    parts = [element("h2", f"{problem.pid}: {kind}"), _image(problem, images)]
-    if problem.hint:
-        parts.append(element("p", problem.hint, class_="text"))
-    parts.append(element("p", problem.question, class_="text"))
-    columns = {"right": problem.answer, "answered": item.index}
-    if other is not None:
-        columns["the other file"] = other.index
-    choices = [["", "choice", *columns]]
-    for i, choice in enumerate(problem.choices):
-        choices.append([LETTERS[i], choice, *("x" if i == index else "" for index in columns.values())])
-    parts.append(table(choices))
-    about = f"{problem.subject}, {problem.topic}, {problem.grade}; letter found: {item.letter or 'none'}"
+    head = [element("h3", problem.pid), badge(kind, KINDS[kind])]
+    head += [badge("flip", "accent")] if other is not None else []
+    head.append(element("span", f"{problem.subject}, {problem.topic}, {problem.grade}"))
+    column = [element("p", problem.hint, class_="text note")] if problem.hint else []
+    column.append(element("h3", problem.question, class_="text"))
+    column.append(_choices(item, other))
+    letter = f"letter found: {item.letter or 'none'}"
     if item.status == "unparsed" and item.index >= 0:
-        about += "; the choice was drawn at random"
-    parts.append(element("p", about))
-    if item.text is not None:
-        is_open = {} if kind != "unparsed" else {"open": ""}
-        inside = Markup(element("summary", "the text") + element("div", item.text, class_="text"))
-        parts.append(element("details", inside, **is_open))
-    return element("article", Markup("\n".join(parts)), class_=kind if other is None else f"{kind} flip")
+        letter += "; the choice was drawn at random"
+    if item.text is None:
+        column.append(element("p", letter, class_="note"))
+    else:
+        inside = join(element("summary", f"the text of the answer; {letter}"), element("div", item.text, class_="text"))
+        column.append(element("details", inside, **({"open": ""} if kind == "unparsed" else {})))
+    body = element("div", join(*column, separator="\n"))
+    if shown := _image(problem, images):
+        body = element("div", join(shown, body), class_="with-image", style="--image:11rem")
+    kinds = kind if other is None else f"{kind} flip"
+    return element("article", join(element("div", join(*head), class_="meta"), body, separator="\n"), class_=kinds)
+
+
+def _choices(item: Graded, other: Graded | None) -> Markup:
+    """The choices, with the right one, the one that was answered, and the other file's."""
+    lines = []
+    for i, choice in enumerate(item.problem.choices):
+        is_right, is_answer = i == item.problem.answer, i == item.index
+        marks = [badge("right", "good")] if is_right else []
+        marks += [badge("answered", "good" if is_right else "bad")] if is_answer else []
+        marks += [badge("the other file", "accent")] if other is not None and i == other.index else []
+        tone = "good" if is_right else "bad" if is_answer else ""
+        lines.append(element("li", join(element("b", LETTERS[i]), element("span", choice), *marks), class_=tone))
+    return element("ul", join(*lines, separator="\n"), class_="choices")
 
 
 def _image(problem: Problem, images: ImageFolder | ImageZip) -> Markup:
     if problem.image is None:
         return Markup()
     try:
-        found = images.find(problem.image, f"problem {problem.pid}")
+        file = images.find(problem.image, f"problem {problem.pid}")
     except DataError as fault:
         return element("p", str(fault), class_="fault")
-    shown = thumbnail(found, problem.image, SIDE, "jpeg")
-    return shown or element("p", f"image {problem.image} is missing or does not open", class_="fault")
-
-
-def _button(kind: str, label: str, **more: str) -> Markup:
-    button = element("input", type="radio", name="show", id=f"show-{kind}", **more)
-    return element("label", Markup(button + element("span", f" {label} ")))
+    shown = thumbnail(file, problem.image, SIDE)
+    if shown is None:
+        return element("p", f"image {problem.image} is missing or does not open", class_="fault")
+    return element("div", picture(shown, f"image of problem {problem.pid}", "jpeg"), class_="images")

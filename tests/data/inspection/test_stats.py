@@ -51,10 +51,12 @@ def test_the_numbers_of_a_small_set():
 def test_the_page_has_the_table_and_the_plots_and_is_the_same_twice():
     page = stats_page("<b>x</b>", stats())
     assert page == stats_page("<b>x</b>", stats())
-    assert "<b>" not in page and page.count("<svg") == 5 and "58.3% full" in page
+    assert "<b>" not in page and page.count("<svg") == 4 and "58.3% full" in page
+    assert 'style="--at:58.33%"' in page and 'style="--at:87.50%"' in page and 'style="--at:20.00%"' in page
+    assert 'class="number">75.0<' in page and "#0102" not in page and "var(--fill)" in page
     assert not re.search(r'(href|src)="(?!data:|#)', page) and "<script" not in page
     no_images = Stats.of([Measured(50, 10, 0, ())], 100, 1)
-    assert stats_page("x", no_images).count("<svg") == 4
+    assert stats_page("x", no_images).count("<svg") == 3
 
 
 def test_packing_real_lengths_fills_rows(real_data):

@@ -1,0 +1,230 @@
+"""Sample answers of an evaluation as files: answers.json, the images, and a page that shows them beside the references.
+
+The page is one file, with small copies of the images inside, so that it can be passed on. It also shows the answers of
+an earlier evaluation, and the accuracy table of an exam, where there are any.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from llava_jax.data.example import Example
+from llava_jax.data.sources.scene_world import conclusion
+from llava_jax.data.sources.scenes import QUESTION_KINDS
+from llava_jax.images.preprocess import load_image
+from llava_jax.images.thumbnail import thumbnail
+from llava_jax.output.files import write_atomically
+from llava_jax.output.html_page import SMALL, Markup, document, element, join, picture
+from llava_jax.output.intervals import wilson
+from llava_jax.output.page_parts import badge, definitions, filters, share_bar, table, tile, tiles
+
+SIDE = 384  # of an image on the page, at most; the files beside it have all pixels
+CONCLUDED = {*QUESTION_KINDS, "conversation", "reasoning"}  # kinds of questions about scenes with one right answer
+SHORT = 4  # words; a reference of more can be said in other words
+OUTCOMES = {True: ("right", "good"), False: ("wrong", "bad"), None: ("not graded", "")}
+
+
+def format_answers(examples: list[Example], answers: list[str]) -> list[str]:
+    """Question, reference and answer of each example as text."""
+    lines = []
+    for e, text in zip(examples, answers, strict=False):
+        lines += [f"  {e.id}: {_question(e)}", f"    reference: {e.turns[1][1]}", f"    answer:    {text}"]
+    return lines
+
+
+def write_answers(
+    folder: Path,
+    examples: Sequence[Example],
+    answers: Sequence[str],
+    run: "RunSummary",
+    before: Mapping[tuple[str, str], str],
+    facts: Mapping[str, str] | None = None,
+) -> None:
+    """Writes answers.json, answers.html and the images to `folder`; the same files for the same arguments.
+
+    before: the answers of an earlier evaluation, see `read_sample_answers`. facts: what else the page's header says, by name.
+    Raises OSError where it cannot write, DataError for an image that does not open.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    records, cards = [], []
+    for i, (e, text) in enumerate(zip(examples, answers, strict=True)):
+        question, reference = _question(e), e.turns[1][1]
+        images = [load_image(image, e.id) for image in e.images]
+        names = [f"{i}-{k}.png" for k in range(len(images))]
+        for image, name in zip(images, names, strict=True):
+            image.save(folder / name)
+        records.append({"id": e.id, "images": names, "question": question, "reference": reference, "answer": text})
+        cards.append(AnswerCard(e.id, e.kind, question, reference, text, before.get((e.id, question)), images))
+    write_atomically(folder / "answers.json", json.dumps(records, indent=1, ensure_ascii=False))
+    write_atomically(folder / "answers.html", answers_page(run, cards, facts))
+
+
+def read_sample_answers(file: Path) -> dict[tuple[str, str], str]:
+    """{(id, question): answer} of an answers.json; empty where there is none, or it is damaged."""
+    try:
+        return {(r["id"], r["question"]): r["answer"] for r in json.loads(file.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerCard:
+    """One question with its answers. before: of the evaluation before the stage, None without one."""
+
+    id: str
+    kind: str
+    question: str
+    reference: str
+    answer: str
+    before: str | None
+    images: Sequence[Image.Image]
+
+    @property
+    def is_right(self) -> bool | None:
+        return is_right(self.kind, self.reference, self.answer)
+
+    @property
+    def was_right(self) -> bool | None:
+        return None if self.before is None else is_right(self.kind, self.reference, self.before)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSummary:
+    """What the page says about the run. facts: for the header, by name. accuracy: {"before" or "after": {kind:
+    {"image", "blank" and "chance": percent}}}. questions: of each kind in the exam, 0 where that is not known."""
+
+    stage: str = ""
+    step: int = 0
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    accuracy: Mapping[str, Mapping[str, Mapping[str, float]]] = dataclasses.field(default_factory=dict)
+    questions: int = 0
+
+
+def is_right(kind: str, reference: str, answer: str) -> bool | None:
+    """Whether an answer is right; None where comparing texts cannot tell.
+
+    A question about a scene is graded as in the accuracy table, by the conclusion of its answer. Of other data a
+    reference of a few words is compared with the whole answer, regardless of case and of a full stop at the end.
+    """
+    if kind in CONCLUDED:
+        return conclusion(answer) == conclusion(reference)
+    if kind or len(reference.split()) > SHORT:
+        return None
+    return _bare(answer) == _bare(reference)
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.split()).casefold().rstrip(" .")
+
+
+def answers_page(run: RunSummary, cards: Sequence[AnswerCard], facts: Mapping[str, str] | None = None) -> str:
+    """One HTML page. facts: what else the header says, by name."""
+    title = "Answers on held-out samples"
+    if run.stage:
+        title = f"Answers after step {run.step:,} of {run.stage}" if run.step else f"Answers before {run.stage}"
+    kinds = list(dict.fromkeys(card.kind for card in cards if card.kind))
+    body = _accuracy(run) if run.accuracy else []
+    body.append(_filters(cards, kinds))
+    articles = [_article(card, kinds) for card in cards]
+    body.append(element("div", join(*articles, separator="\n"), class_="grid", style="--card:30rem"))
+    return document(
+        title, body, label="sample answers", facts=dict(run.facts) | dict(facts or {}), summary=_summary(cards)
+    )
+
+
+def _summary(cards: Sequence[AnswerCard]) -> Markup:
+    graded = [card for card in cards if card.is_right is not None]
+    made = [tile("answers", f"{len(cards):,}", f"{len(cards) - len(graded):,} not graded")]
+    if len(graded) < len(cards):
+        same = sum(card.answer == card.reference for card in cards if card.is_right is None)
+        made.append(tile("word for word", f"{same:,}", "as the reference, of those not graded"))
+    marks = {"right": [bool(c.is_right) for c in graded]}
+    both = [c for c in graded if c.was_right is not None]
+    if both:
+        marks = {"right before": [bool(c.was_right) for c in both]} | marks
+    for label, values in marks.items():
+        if values:
+            correct, count = sum(values), len(values)
+            percent, interval = 100 * correct / count, wilson(correct, count)
+            note = f"{correct:,} of {count:,}" + (f", 95% {interval[0]:.0f} to {interval[1]:.0f}" if interval else "")
+            made.append(tile(label, f"{percent:.0f}%", note, bar=share_bar(percent, interval)))
+    return tiles(made)
+
+
+def _accuracy(run: RunSummary) -> list[Markup]:
+    """The accuracy table of the exam. Where the run's config says how many questions there were, with intervals."""
+    modes = [(name, run.accuracy[key], column) for name, key, column in (
+        ("before", "before", "image"), ("after", "after", "image"), ("image blanked", "after", "blank"),
+    ) if key in run.accuracy]  # fmt: skip
+    rows = [["question", *(cell for name, *_ in modes for cell in (name, "%"))]]
+    kinds = next(iter(run.accuracy.values()))
+    for kind in kinds:
+        row = [kind]
+        for _, scores, column in modes:
+            percent, chance = scores[kind][column], scores[kind]["chance"]
+            count = run.questions if kind in QUESTION_KINDS else 0
+            interval = wilson(round(percent * count / 100), count)
+            row += [share_bar(percent, interval, chance), f"{percent:.1f}"]
+        rows.append(row)
+    note = "Questions about held-out scenes. Dotted: by chance, without looking."
+    note += f" Lines: 95% intervals, {run.questions:,} questions of each kind." if run.questions else ""
+    return [
+        element("h2", "Accuracy by kind of question"),
+        table(rows, "accuracy by kind of question"),
+        element("p", note, class_="note"),
+        element("h2", "Sample answers"),
+    ]
+
+
+def _filters(cards: Sequence[AnswerCard], kinds: Sequence[str]) -> Markup:
+    classes = [_classes(card, kinds) for card in cards]
+    by_kind = [(f"kind-{i}", kind, sum(card.kind == kind for card in cards)) for i, kind in enumerate(kinds)]
+    outcomes = {"right": "right", "wrong": "wrong", "ungraded": "not graded", "better": "became right"}
+    outcomes |= {"worse": "became wrong"}
+    by_outcome = [(name, label, sum(name in c for c in classes)) for name, label in outcomes.items()]
+    return filters([("kind", "kind", by_kind, len(cards)), ("outcome", "answer", by_outcome, len(cards))])
+
+
+def _classes(card: AnswerCard, kinds: Sequence[str]) -> list[str]:
+    names = [{True: "right", False: "wrong", None: "ungraded"}[card.is_right]]
+    names += [f"kind-{kinds.index(card.kind)}"] if card.kind else []
+    names += ["better"] if card.is_right and card.was_right is False else []
+    names += ["worse"] if card.is_right is False and card.was_right else []
+    return names
+
+
+def _article(card: AnswerCard, kinds: Sequence[str]) -> Markup:
+    head = [badge(card.kind, "accent")] if card.kind else []
+    head += [element("span", card.id)]
+    answers = [_answer("answer" if card.before is None else "after", card.answer, card.is_right, card.reference)]
+    if card.before is not None:
+        answers.insert(0, _answer("before", card.before, card.was_right, card.reference))
+    answers.append(("reference", card.reference, ""))
+    column = [element("h3", card.question, class_="text"), definitions(answers, "answers")]
+    body = element("div", join(*column, separator="\n"))
+    if card.images:
+        pictures = (_picture(image, f"image of sample {card.id}") for image in card.images)
+        body = element("div", join(element("div", join(*pictures), class_="images"), body), class_="with-image")
+    meta = element("div", join(*head), class_="meta")
+    return element("article", join(meta, body, separator="\n"), class_=" ".join(_classes(card, kinds)))
+
+
+def _answer(term: str, text: str, outcome: bool | None, reference: str) -> tuple[str, str, str]:
+    """(what it is, the answer, how it is coloured)."""
+    label, tone = OUTCOMES[outcome]
+    label = "word for word" if outcome is None and text == reference else label
+    return join(term, badge(label, tone), separator=" "), text or element("em", "nothing"), tone
+
+
+def _picture(image: Image.Image, alt: str) -> Markup:
+    shown = thumbnail(image, alt, SIDE)
+    if shown is None:
+        return Markup()
+    return picture(shown, alt, "png" if max(shown.size) <= SMALL else "jpeg")
+
+
+def _question(example: Example) -> str:
+    return example.turns[0][1].replace("<image>", "").strip()
