@@ -156,9 +156,9 @@ def test_scienceqa_teaches_its_format(name, asked, taught, tmp_path):
     stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, split="test", template="vicuna_v1"))
     data = open_stage("scienceqa", stage, 0, open_tokenizer("tiny"), model_config(load(name).model).vision)
     rows = [data.train.row(i) for i in range(len(data.train))]
-    replaced = {record["sample"]: record["substitute"] for row in rows for record in row["replaced"]}
+    replaced = {record["sample"]: record["substitute"] for row in rows for record in row.replaced}
     assert replaced.keys() == {"0", "1", "2"} and set(replaced.values()) <= {"3", "4", "5"}
-    text = open_tokenizer("tiny").decode(rows[0]["tokens"][rows[0]["target_mask"]].tolist())
+    text = open_tokenizer("tiny").decode(rows[0].arrays.tokens[rows[0].arrays.target_mask].tolist())
     assert text.startswith(f"{taught} is A.")
 
 

@@ -50,6 +50,7 @@ from llava_jax.models.matmul import dot  # noqa: E402
 from llava_jax.models.params import abstract_model  # noqa: E402
 from llava_jax.runtime.mesh import make_mesh  # noqa: E402
 from llava_jax.runtime.sharding import global_batch  # noqa: E402
+from llava_jax.text.token_row import Batch  # noqa: E402
 from llava_jax.train.optimizer import make_optimizer, rates  # noqa: E402
 from llava_jax.train.state import abstract_state, enter_stage  # noqa: E402
 from llava_jax.train.step import make_train_step  # noqa: E402
@@ -70,19 +71,19 @@ def shapes_of(name: str, dtype: str, args) -> ModelConfig:
     return model_config(Model(vision, llm, "mlp2x_gelu", **how))
 
 
-def make_batch(c: ModelConfig, rows: int, length: int) -> dict[str, np.ndarray]:
+def make_batch(c: ModelConfig, rows: int, length: int) -> Batch:
     """Rows of one sample each, an image behind the first token; the second half is learned."""
     rng = np.random.default_rng(0)
     size = c.vision.image_size
     tokens = rng.integers(3, c.llm.vocab_size - 1, (rows, length), dtype=np.int32)
     tokens[:, 1 : 1 + c.features] = IMAGE_TOKEN_ID
-    return {
-        "tokens": tokens,
-        "target_mask": np.broadcast_to(np.arange(length) >= max(length // 2, 1 + c.features), tokens.shape).copy(),
-        "positions": np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape).copy(),
-        "segment_ids": np.ones_like(tokens),
-        "images": rng.integers(0, 256, (rows, 1, size, size, 3), dtype=np.uint8),
-    }
+    return Batch(
+        tokens=tokens,
+        target_mask=np.broadcast_to(np.arange(length) >= max(length // 2, 1 + c.features), tokens.shape).copy(),
+        positions=np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape).copy(),
+        segment_ids=np.ones_like(tokens),
+        images=rng.integers(0, 256, (rows, 1, size, size, 3), dtype=np.uint8),
+    )
 
 
 class OurStep:
@@ -101,7 +102,7 @@ class OurStep:
         sizes = {path: math.prod(x.shape) for path, x in shapes.items()}
         self.flops = lambda rows, length: model_flops(c, sizes, set(trained), rows, length, 1)
 
-    def set_batch(self, batch: dict[str, np.ndarray]) -> None:
+    def set_batch(self, batch: Batch) -> None:
         self.batch = global_batch(batch, self.mesh)
 
     def __call__(self) -> float:

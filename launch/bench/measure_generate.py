@@ -35,11 +35,12 @@ from transformers import (  # noqa: E402
 from llava_jax.checkpoint.external import open_source  # noqa: E402
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, LLM  # noqa: E402
 from llava_jax.inference.decode import decode, decode_view, prefill  # noqa: E402
-from llava_jax.inference.engine import padded_rows  # noqa: E402
+from llava_jax.inference.engine import BatchShape, Prompt, padded_rows, prompt_batch  # noqa: E402
 from llava_jax.inference.sampling import Sampling  # noqa: E402
 from llava_jax.models.llava import Llava  # noqa: E402
 from llava_jax.models.params import abstract_model, nested  # noqa: E402
 from llava_jax.runtime.mesh import make_mesh  # noqa: E402
+from llava_jax.text.token_row import Batch  # noqa: E402
 from llava_jax.train.state import abstract_state  # noqa: E402
 
 SIZE, PATCH = 112, 14
@@ -101,7 +102,7 @@ def run_theirs(model, ids, pixels, new: int) -> tuple[float, float, np.ndarray]:
     return times[0] - start, times[-1] - times[0], out[:, ids.shape[1] :].numpy()
 
 
-def run_ours(model, view, batch: dict, rows: int, new: int) -> tuple[float, float, np.ndarray]:
+def run_ours(model, view, batch: Batch, rows: int, new: int) -> tuple[float, float, np.ndarray]:
     zeros = np.zeros(rows, np.uint32)
     sampling = Sampling(zeros.astype(np.float32), zeros.astype(np.int32), np.ones(rows, np.float32), zeros, zeros)
     start = time.perf_counter()
@@ -113,15 +114,12 @@ def run_ours(model, view, batch: dict, rows: int, new: int) -> tuple[float, floa
     return middle - start, time.perf_counter() - middle, answer
 
 
-def ours_batch(ids, pixels, rows: int) -> dict:
+def ours_batch(ids, pixels, rows: int) -> Batch:
     """The same prompts, filled up to `rows` with rows of nothing, as `generate` does it."""
-    b, length = ids.shape
-    batch = {name: np.zeros((rows, length), np.int32) for name in ("tokens", "positions", "segment_ids")}
-    batch["tokens"][:b] = np.where(ids == IMAGE_TOKEN, IMAGE_TOKEN_ID, ids)
-    batch["positions"][:b], batch["segment_ids"][:b] = np.arange(length), 1
-    batch["images"] = np.zeros((rows, 1, SIZE, SIZE, 3), np.float32)
-    batch["images"][:b, 0] = pixels.transpose(0, 2, 3, 1)
-    return batch
+    tokens = np.where(ids == IMAGE_TOKEN, IMAGE_TOKEN_ID, ids)
+    images = np.asarray(pixels.transpose(0, 2, 3, 1), np.float32)
+    prompts = [Prompt(row, image[None]) for row, image in zip(tokens, images, strict=True)]
+    return prompt_batch(prompts, BatchShape(rows, ids.shape[1], 1), SIZE)
 
 
 def measure(folder: Path, theirs, dtype: str, batch: int, args) -> str:

@@ -7,6 +7,7 @@ from transformers.utils import logging
 
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig
 from llava_jax.models.clip import normalize
+from llava_jax.text.token_row import Batch
 
 logging.disable_progress_bar()
 
@@ -58,12 +59,12 @@ class TorchStep:
         self.dtype, self.trained = getattr(torch, dtype), trained
         self.optimizer = torch.optim.AdamW(trained, rate, (0.9, 0.999), 1e-8, weight_decay=0.0, fused=True)
 
-    def set_batch(self, batch: dict[str, np.ndarray]) -> None:
+    def set_batch(self, batch: Batch) -> None:
         """batch: as ours, see `bench_step.make_batch`."""
         c = self.model.config
-        ids, mask = batch["tokens"], batch["target_mask"]
+        ids, mask = batch.tokens, batch.target_mask
         ids = torch.tensor(np.where(ids == IMAGE_TOKEN_ID, c.image_token_id, ids)).long()
-        pixels = np.asarray(normalize(batch["images"][:, 0])).transpose(0, 3, 1, 2)
+        pixels = np.asarray(normalize(batch.images[:, 0])).transpose(0, 3, 1, 2)
         self.inputs = {
             "input_ids": ids,
             "labels": torch.where(torch.tensor(mask), ids, -100),

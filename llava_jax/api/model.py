@@ -24,12 +24,13 @@ from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig
 from llava_jax.errors import DataError, renamed_keywords
 from llava_jax.images.preprocess import load_image, preprocess
 from llava_jax.inference.decode import decode_view
-from llava_jax.inference.engine import Answer, Prompt, Settings, generate, stream
+from llava_jax.inference.engine import Answer, BatchShape, Prompt, Settings, generate, prompt_batch, stream
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import Params, nested
 from llava_jax.runtime.sharding import logical_rules
-from llava_jax.text.encode import expand_images, stop_ids, tokenize_prompt, wrap_images
-from llava_jax.text.templates import IMAGE_MARKER, find_template, stop_string
+from llava_jax.text.encode import encode_prompt, expand_image_tokens, stop_ids
+from llava_jax.text.templates import IMAGE_MARKER
+from llava_jax.text.token_row import Batch
 from llava_jax.text.tokenizer import Tokenizer
 
 ROLES = {"user": "human", "assistant": "gpt"}
@@ -54,23 +55,27 @@ class Loaded:
         """float32[B, T, V] of what transformers' LlavaProcessor returns: input_ids int[B, T] with one image token per
         feature, pixel_values float[N, 3, H, W] of all images in order, attention_mask int[B, T] (padding on either
         side; its positions mean nothing). Raises DataError where images and image tokens disagree."""
-        batch = self._batch(input_ids, pixel_values, attention_mask)
+        prompts, visible = self._prompts(input_ids, pixel_values, attention_mask)
+        shape = BatchShape(*visible.shape, max((len(prompt.images) for prompt in prompts), default=0))
+        batch = prompt_batch(prompts, shape, self.config.image_size)
         with jax.set_mesh(self.mesh):
-            return np.asarray(_logits(Llava(self.config), nested(self.params), batch))
+            logits = np.asarray(_logits(Llava(self.config), nested(self.params), batch))
+        if np.array_equal(visible, batch.segment_ids > 0):  # padded on the right, as the batch is
+            return logits
+        in_place = np.zeros_like(logits)
+        in_place[visible] = logits[batch.segment_ids > 0]
+        return in_place
 
     def generate(
         self, input_ids, pixel_values=None, attention_mask=None, *, max_new_tokens: int = 512,
         temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0,
     ) -> np.ndarray:  # fmt: skip
         """New ids int32[B, n], n the longest answer, shorter ones filled up with the pad token; inputs as `logits`."""
-        batch = self._batch(input_ids, pixel_values, attention_mask)
-        prompts = []
-        for i, (tokens, seen) in enumerate(zip(batch["tokens"], batch["segment_ids"] > 0, strict=True)):
-            count = int((tokens[seen] == IMAGE_TOKEN_ID).sum()) // max(self.config.features, 1)
-            prompts.append(Prompt(tokens[seen], batch["images"][i, :count], row=i))
+        prompts, _ = self._prompts(input_ids, pixel_values, attention_mask)
         settings = Settings(
-            self._stop_ids, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
-        )
+            stop_ids(self.tokenizer, self.template), max_new_tokens=max_new_tokens, temperature=temperature,
+            top_p=top_p, top_k=top_k, seed=seed,
+        )  # fmt: skip
         answers = generate(Llava(self.config), self._view, prompts, settings, mesh=self.mesh)
         new = np.full((len(answers), max(len(a.ids) for a in answers)), self.tokenizer.pad_id, np.int32)
         for row, answer in zip(new, answers, strict=True):
@@ -101,7 +106,7 @@ class Loaded:
     def settings(self, *stop: str, **drawn) -> Settings:
         """How this model is to answer: its answers end where its template says, or at one of `stop`. drawn: what else
         `Settings` has."""
-        return Settings(self._stop_ids, (*stop, *self._stop_strings), **drawn)
+        return Settings.of_template(self.tokenizer, self.template, *stop, **drawn)
 
     def answers(self, prompts: Sequence[Prompt], settings: Settings) -> list[Answer]:
         """The answers to prompts of ids (see `place_images`) and pixels as one batch, spread over the mesh."""
@@ -109,9 +114,7 @@ class Loaded:
 
     def place_images(self, ids: np.ndarray) -> np.ndarray:
         """ids int32[T] with one IMAGE_TOKEN_ID an image -> int32[L] with what this model wants in its place."""
-        if self.wraps_images:
-            ids = wrap_images(self.tokenizer, ids)
-        return expand_images(ids, np.zeros(len(ids), bool), self.config.features)[0]
+        return expand_image_tokens(self.tokenizer, ids, self.config.features, self.wraps_images)
 
     def save(self, path: str | Path, format: str = "hf", dtype: str | None = None) -> None:
         """Writes a new folder: `hf`, which transformers loads; `llava`, the original's; `orbax`, our own, laid out as a
@@ -147,16 +150,6 @@ class Loaded:
     def _view(self) -> dict:
         return decode_view(nested(self.params))
 
-    @property
-    def _stop_ids(self) -> tuple[int, ...]:
-        return stop_ids(self.tokenizer, self.template)
-
-    @property
-    def _stop_strings(self) -> tuple[str, ...]:
-        """What ends an answer where the template writes no special token there."""
-        has_token = any(segment.kind == "special" for segment in find_template(self.template).train.tail)
-        return () if has_token else (stop_string(self.template),)
-
     def _pieces(self, prompt: Prompt, settings: Settings) -> Iterator[str]:
         is_first = True
         for (piece,) in stream(Llava(self.config), self._view, [prompt], settings, self.tokenizer, self.mesh):
@@ -174,19 +167,23 @@ class Loaded:
             turns[0] = (role, f"{IMAGE_MARKER}\n" * len(images) + text)
         if images and not self.config.vision:
             raise DataError("this is a language model alone, it takes no images")
-        ids = self.place_images(tokenize_prompt(self.tokenizer, self.template, turns, len(images)))
+        ids = encode_prompt(
+            turns, len(images), tokenizer=self.tokenizer, template=self.template, features=self.config.features,
+            wraps_images=self.wraps_images,
+        )  # fmt: skip
         pixels = [
             preprocess(load_image(image, _name(i, image)), self.config.image_size, self.aspect)
             for i, image in enumerate(images)
         ]
         return Prompt(ids, pixels)
 
-    def _batch(self, input_ids, pixel_values, attention_mask) -> dict[str, np.ndarray]:
+    def _prompts(self, input_ids, pixel_values, attention_mask) -> tuple[list[Prompt], np.ndarray]:
+        """(a prompt for each row of what `logits` takes, bool[B, T]: where its tokens are)."""
         ids = np.asarray(input_ids)
         if ids.ndim != 2:
             raise DataError(f"input_ids has shape {ids.shape}; it must be [rows, tokens]")
-        seen = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask) > 0
-        tokens = np.where((ids == self.image_token_id) & seen, IMAGE_TOKEN_ID, ids).astype(np.int32)
+        visible = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask) > 0
+        tokens = np.where((ids == self.image_token_id) & visible, IMAGE_TOKEN_ID, ids).astype(np.int32)
         features, size = self.config.features, self.config.image_size
         counts = (tokens == IMAGE_TOKEN_ID).sum(axis=1)
         given = 0 if pixel_values is None else len(pixel_values)
@@ -197,26 +194,20 @@ class Loaded:
                 f"{given} image(s) of {features} features, but {counts.tolist()} image tokens in the rows of "
                 f"input_ids; every image needs one token ({self.image_token_id}) per feature"
             )
-        per_row = counts // max(features, 1)
-        images = np.zeros((len(ids), per_row.max(initial=0), size, size, 3), np.float32)
+        pixels = np.zeros((0, size, size, 3), np.float32)
         if given:
             pixels = np.asarray(pixel_values, np.float32).transpose(0, 2, 3, 1)
-            if pixels.shape[1:] != images.shape[2:]:
-                raise DataError(
-                    f"pixel_values has images of shape {pixels.shape[1:3]}, the tower takes {images.shape[2:4]}"
-                )
-            row = np.repeat(np.arange(len(ids)), per_row)
-            images[row, np.arange(given) - np.repeat(np.cumsum(per_row) - per_row, per_row)] = pixels
-        positions = np.maximum(np.cumsum(seen, axis=1) - 1, 0).astype(np.int32)
-        return dict(tokens=tokens, images=images, positions=positions, segment_ids=seen.astype(np.int32))
+            if pixels.shape[1:] != (size, size, 3):
+                raise DataError(f"pixel_values has images of shape {pixels.shape[1:3]}, the tower takes {(size, size)}")
+        images = np.split(pixels, np.cumsum(counts // max(features, 1))[:-1])
+        rows = enumerate(zip(tokens, visible, images, strict=True))
+        return [Prompt(row[mask], images, i) for i, (row, mask, images) in rows], visible
 
 
 @jax.jit(static_argnums=0)
-def _logits(model: Llava, params: dict, batch: dict):
+def _logits(model: Llava, params: dict, batch: Batch):
     with logical_rules():
-        return model.apply(
-            {"params": params}, batch["tokens"], batch["images"], batch["positions"], batch["segment_ids"]
-        )
+        return model.apply({"params": params}, batch.tokens, batch.images, batch.positions, batch.segment_ids)
 
 
 def _name(number: int, image: Image.Image | str | Path) -> str:

@@ -8,6 +8,7 @@ process p its slice [k*B + p*b, k*B + (p+1)*b).
 import dataclasses
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -16,6 +17,7 @@ from llava_jax.data.packing import Bucketed, digest
 from llava_jax.data.rows import Row
 from llava_jax.data.workers import WorkerRows
 from llava_jax.errors import ConfigError, DataError
+from llava_jax.text.token_row import Batch, TokenRow, stack_rows
 
 MAX_EXAMPLES = 2**32  # what grain's index shuffle can count
 FILLER = -1  # the `index` of a row that is no example
@@ -30,6 +32,13 @@ def steps_per_run(examples: int, batch_size: int, epochs: int) -> int:
     5
     """
     return -(-examples * epochs // batch_size)
+
+
+class BatchInfo(NamedTuple):
+    """What the host knows of the rows of a batch, and the model does not read."""
+
+    index: np.ndarray  # int64[b]: which example of the source each row is, FILLER for none
+    replaced: list[dict]  # the records of what was replaced in these rows, see `data.rows.Row`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +58,12 @@ class _Rows:
     def __len__(self) -> int:
         return self.steps * self.rows
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> tuple[int, Row]:
+        """(index of the example or FILLER, the row)."""
         step, slot = divmod(index, self.rows)
         example, real, length = self.place(step, self.first + slot)
         row = self.row_fn(self.source[example], *length)
-        return (row if real else _filler(row)) | {"index": np.int64(example if real else FILLER)}
+        return (example, row) if real else (FILLER, _filler(row))
 
     def place(self, step: int, at: int) -> tuple[int, bool, tuple[int, ...]]:
         """(index, whether it is no filler, (the row's length,) where they differ) of row `at` of a global batch."""
@@ -67,34 +77,36 @@ class _Rows:
 
 
 class Batches:
-    """Iterator of batches (dicts of arrays with b rows) whose place in the run is a small dict fit for JSON.
+    """Iterator of (Batch, BatchInfo) of b rows, whose place in the run is a small dict fit for JSON.
 
     `get_state` counts batches handed out, not rows read ahead, so `set_state` continues with exactly the next one. The
     state is that of the global batch: every process has the same, and another number of processes, threads or workers
     may take it up.
 
-    Where rows say what was replaced in them (`data.rows.Rows`), `replaced` has the records of the newest batch's rows,
-    and the batch has their number in each row, `replaced` int32[b]. `ready`: rows that `__next__` has of the
-    batch it makes, for another thread that wants to know which one it waits for.
+    Where rows list what was replaced in them (`data.rows.Row`), the batch counts it, `replaced` int32[b]. `ready`: rows
+    that `__next__` has of the batch it makes, for another thread that wants to know which one it waits for.
     """
 
     def __init__(self, rows: _Rows, run: dict, threads: int, prefetch: int, workers: int):
         self._rows, self._run = rows, run
         self._threads, self._prefetch, self._workers = threads, prefetch, workers
         self._step, self._iterator = 0, None
-        self.replaced: list[dict] = []
         self.ready = 0
 
     def __iter__(self) -> "Batches":
         return self
 
-    def __next__(self) -> Row:
+    def __next__(self) -> tuple[Batch, BatchInfo]:
         if self._iterator is None:
-            self._iterator = self._open()
-        rows, self.ready = [], 0
+            b = self._rows.rows
+            self._iterator = read_rows(
+                self._rows, self._step * b, threads=self._threads, ahead=self._prefetch * b, workers=self._workers
+            )
+        pairs: list[tuple[int, Row]] = []
+        self.ready = 0
         try:
             while self.ready < self._rows.rows:
-                rows.append(next(self._iterator))
+                pairs.append(next(self._iterator))
                 self.ready += 1
         except StopIteration:
             raise
@@ -102,11 +114,11 @@ class Batches:
             self.close()  # grain would go on behind the row that failed, and lose it
             raise
         self._step += 1
-        batch = {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "replaced"}
-        if "replaced" in rows[0]:
-            self.replaced = [record for row in rows for record in row["replaced"]]
-            batch["replaced"] = np.array([len(row["replaced"]) for row in rows], np.int32)
-        return batch
+        index, rows = zip(*pairs, strict=True)
+        batch = stack_rows([row.arrays for row in rows])
+        if rows[0].replaced is not None:
+            batch = batch._replace(replaced=np.array([len(row.replaced) for row in rows], np.int32))
+        return batch, BatchInfo(np.array(index, np.int64), [record for row in rows for record in row.replaced or ()])
 
     def indices(self, step: int, process: int) -> list[int]:
         """The `index` of each row that a process, this one or another, has in batch `step` of the run, 0 for the first.
@@ -138,13 +150,17 @@ class Batches:
             self._iterator.close()
             self._iterator = None
 
-    def _open(self) -> grain.DatasetIterator | WorkerRows:
-        b, ahead = self._rows.rows, self._prefetch * self._rows.rows
-        if self._workers:
-            return WorkerRows(self._rows, self._step * b, self._workers, self._threads, -(-ahead // self._workers))
-        rows = grain.MapDataset.source(self._rows)[self._step * b :]
-        read = grain.ReadOptions(num_threads=min(self._threads, ahead), prefetch_buffer_size=ahead)
-        return iter(rows.to_iter_dataset(read))
+
+def read_rows(rows, start: int, *, threads: int, ahead: int, workers: int) -> grain.DatasetIterator | WorkerRows:
+    """Iterator over `rows[start:]`, in order, up to `ahead` rows ahead of the caller; `close` ends it.
+
+    rows: has `__len__` and `__getitem__`; with `workers` > 0 processes it is pickled to them. Both `threads` and
+    `ahead` 0 read in the caller's thread. Raises what `rows[i]` raises; UserError where a worker process has died.
+    """
+    if workers:
+        return WorkerRows(rows, start, workers, threads, -(-ahead // workers))
+    read = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
+    return iter(grain.MapDataset.source(rows)[start:].to_iter_dataset(read))
 
 
 def make_batches(
@@ -163,8 +179,7 @@ def make_batches(
     buckets: np.ndarray | None = None,
     about: dict | None = None,
 ) -> Batches:
-    """Batches of `row_fn(source[i])` for `epochs` passes (None: without end), this process's rows of each, and their
-    `index` int64[b]: which example of the source a row is, -1 for filler.
+    """Batches of the rows `row_fn(source[i])` for `epochs` passes (None: without end), this process's rows of each.
 
     - Every epoch shows each example once, in an order of its own drawn from `seed` over the whole source. No
       permutation is stored, so a source may claim billions of examples.
@@ -243,4 +258,4 @@ def evaluation_batches(
 
 def _filler(row: Row) -> Row:
     """A row of the same shape in which there is nothing."""
-    return {name: [] if name == "replaced" else np.zeros_like(array) for name, array in row.items()}
+    return Row(TokenRow(*map(np.zeros_like, row.arrays)), None if row.replaced is None else [])

@@ -1,12 +1,13 @@
 """From examples to the rows of a batch: one or several to a row, and a substitute where one cannot be read.
 
-Legend: T tokens of a row, N its image slots, H = W = the side of an image. A segment is what one example puts in a row.
+Legend: T tokens of a row, N its image slots, H = W = the side of an image.
 """
 
 import dataclasses
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,19 +16,18 @@ from llava_jax.data.example import Example
 from llava_jax.errors import DataError
 from llava_jax.images.preprocess import load_image, preprocess
 from llava_jax.text.encode import encode_row, fit
+from llava_jax.text.token_row import EncodedExample, TokenRow, token_row
 from llava_jax.text.tokenizer import Tokenizer
 
-Row = dict[str, np.ndarray]
 TRIES = 100  # substitutes that are tried for one example
 
 
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """`ids` int32[n], each image a run of placeholders, `mask` bool[n] (True: learned), `images` uint8[m, H, W, 3]."""
+class Row(NamedTuple):
+    """A row of a batch and what was replaced in it: a list of {"index", "sample", "reason", "substitute"}, or None
+    where a sample that cannot be read is an error."""
 
-    ids: np.ndarray
-    mask: np.ndarray
-    images: np.ndarray
+    arrays: TokenRow
+    replaced: list[dict] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RowFormat:
         """Images that are left in a segment: `fit` may have cut the last ones off."""
         return int((ids == IMAGE_TOKEN_ID).sum()) // self.features
 
-    def segment(self, example: Example) -> Segment:
+    def segment(self, example: Example) -> EncodedExample:
         """Tokens and pixels. Raises DataError that names the sample."""
         ids, mask = self.tokens(example)
         # Images whose placeholders were cut off take no slot: the slots of a row are counted through all its segments.
@@ -78,42 +78,20 @@ class RowFormat:
                 images[slot] = preprocess(load_image(image, name), self.image_size, self.aspect)
         except DataError as fault:
             raise DataError(f"sample {example.id!r}: {fault}", fault.kind) from fault
-        return Segment(ids, mask, images)
+        return EncodedExample(ids, mask, images)
 
-    def row(self, segments: Sequence[Segment], length: int | None = None) -> Row:
-        """Segments one behind the other: `tokens` int32[T], `target_mask` bool[T], `positions` int32[T] (each segment
-        counts from 0), `segment_ids` int32[T] (1, 2, ..; padding 0) and `images` uint8[N, H, W, 3], the images of all
-        segments in the first slots, in order, which is the order in which the model takes them.
-
-            ids [5 6 7] and [8 9], T = 6:    tokens 5 6 7 8 9 .   positions 0 1 2 0 1 0   segment_ids 1 1 1 2 2 0
-
-        length: T where it is not the format's. Raises DataError where the segments do not go in.
-        """
-        length = self.length if length is None else length
-        ids, images = sum(len(s.ids) for s in segments), sum(len(s.images) for s in segments)
-        if ids > length or images > self.max_images:
-            raise DataError(
-                f"{len(segments)} samples of {ids} tokens and {images} images do not go into a row of {length} and "
-                f"{self.max_images}. Did the data change after it was measured? Start again."
-            )
-        row = {
-            "tokens": np.full(length, self.tokenizer.pad_id, np.int32),
-            "target_mask": np.zeros(length, bool),
-            "positions": np.zeros(length, np.int32),
-            "segment_ids": np.zeros(length, np.int32),
-            "images": np.zeros((self.max_images, self.image_size, self.image_size, 3), np.uint8),
-        }
-        at = slot = 0
-        for number, s in enumerate(segments, 1):
-            here = slice(at, at + len(s.ids))
-            row["tokens"][here], row["target_mask"][here] = s.ids, s.mask
-            row["positions"][here], row["segment_ids"][here] = np.arange(len(s.ids)), number
-            row["images"][slot : slot + len(s.images)] = s.images
-            at, slot = here.stop, slot + len(s.images)
-        return row
+    def row(self, segments: Sequence[EncodedExample], length: int | None = None) -> TokenRow:
+        """One row of several examples, T or `length` tokens long. Raises DataError where they do not fit."""
+        return token_row(
+            segments,
+            length=self.length if length is None else length,
+            image_slots=self.max_images,
+            image_size=self.image_size,
+            pad_id=self.tokenizer.pad_id,
+        )
 
 
-def build_row(example: Example, **settings) -> Row:
+def build_row(example: Example, **settings) -> TokenRow:
     """The row of one example alone; `settings` are those of RowFormat. Raises DataError that names the sample."""
     row_format = RowFormat(**settings)
     return row_format.row([row_format.segment(example)])
@@ -128,9 +106,9 @@ class Rows:
     substitute may take up; without it, a substitute has a whole row.
 
     `replace`: an example that raises DataError is replaced by another one, drawn from `seed` and its index, so that
-    every run replaces it by the same; a row then also has `replaced`, a list of {"index", "sample", "reason",
-    "substitute"}. Nothing is left out: rows stay equally many on every host. Where not even `TRIES` others can be read,
-    the place stays empty and `substitute` is None. Otherwise the DataError reaches the caller.
+    every run replaces it by the same, and the row lists it. Nothing is left out: rows stay equally many on every host.
+    Where not even `TRIES` others can be read, the place stays empty and `substitute` is None. Otherwise the DataError
+    reaches the caller.
     """
 
     source: object
@@ -151,8 +129,7 @@ class Rows:
             segments += [] if segment is None else [segment]
             if fault:
                 replaced.append({"index": example, "sample": self._name(example), "reason": fault, "substitute": name})
-        row = self.format.row(segments, length)
-        return row | {"replaced": replaced} if self.replace else row
+        return Row(self.format.row(segments, length), replaced if self.replace else None)
 
     def names(self, index: int) -> list[str]:
         """The ids of the examples that are in row `index`, substitutes by their own; `?` for a place that stayed empty.
@@ -180,24 +157,24 @@ class Rows:
                     raise
         return found
 
-    def size(self, index: int) -> Row:
-        """{"size": int32[2]}: tokens and images of example `index`; 0, 0 where it cannot be read and is replaced."""
+    def size(self, index: int) -> np.ndarray:
+        """int32[2]: tokens and images of example `index`; 0, 0 where it cannot be read and is replaced."""
         try:
             ids, _ = self.format.tokens(self.source[index])
         except DataError:
             if not self.replace:
                 raise
-            return {"size": np.zeros(2, np.int32)}
-        return {"size": np.array((len(ids), self.format.images_of(ids)), np.int32)}
+            return np.zeros(2, np.int32)
+        return np.array((len(ids), self.format.images_of(ids)), np.int32)
 
     def _members(self, index: int) -> list[int]:
         found = index if self.groups is None else self.groups[index]
         return [found] if isinstance(found, int) else found
 
-    def _segment(self, index: int) -> Segment:
+    def _segment(self, index: int) -> EncodedExample:
         return self.format.segment(self.source[index])
 
-    def _used(self, index: int) -> tuple[str | None, Segment | None, str]:
+    def _used(self, index: int) -> tuple[str | None, EncodedExample | None, str]:
         """(id, segment, "") of example `index`, or of its substitute and why it has one."""
         try:
             example = self.source[index]
@@ -207,7 +184,7 @@ class Rows:
                 raise
             return *self._substitute(index), str(fault)
 
-    def _substitute(self, index: int) -> tuple[str | None, Segment | None]:
+    def _substitute(self, index: int) -> tuple[str | None, EncodedExample | None]:
         """(id, segment) of an example that can be read and takes up no more than `index` was given."""
         fits = range(len(self.source))
         if self.sizes is not None:
@@ -226,3 +203,17 @@ class Rows:
             return self.source[index].id
         except DataError:  # not even the example could be read
             return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The sizes of some examples: item i is `rows.size(indices[i])`. Picklable, for data workers."""
+
+    rows: Rows
+    indices: range
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.rows.size(self.indices[i])

@@ -10,13 +10,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from llava_jax.inference.sampling import Sampling, choose
 from llava_jax.models.cache import Cache, unstack
 from llava_jax.models.llava import Llava
 from llava_jax.runtime.sharding import logical_rules
+from llava_jax.text.token_row import Batch
 
 
 class State(struct.PyTreeNode):
@@ -62,7 +62,7 @@ def _logits(model: Llava, params: dict, hidden: jax.Array) -> jax.Array:
 def prefill(
     model: Llava,
     params: dict,
-    prompt: dict[str, jax.Array],
+    prompt: Batch,
     sampling: Sampling,
     stop_ids: jax.Array,
     limit: jax.Array,
@@ -70,14 +70,14 @@ def prefill(
 ) -> State:
     """Reads the prompts, encodes their images, chooses the first token of every answer.
 
-    params: a decode_view. prompt: `tokens`, `positions`, `segment_ids` int32[B, T] right-padded (segment 0), `images`
-    [B, N, H, W, 3]. stop_ids: int32[k], k >= 1, end an answer and are part of it. limit: int32[B], each at most `new`,
-    for which there is room. Rows of padding alone (a batch's filler) are done before they start.
+    params: a decode_view. prompt: one segment a row; targets are not read. stop_ids: int32[k], k >= 1, end an answer
+    and are part of it. limit: int32[B], each at most `new`, for which there is room. Rows of padding alone (a batch's
+    filler) are done before they start.
     """
-    b, t = prompt["tokens"].shape
-    lengths = prompt["segment_ids"].sum(axis=1)
+    b, t = prompt.tokens.shape
+    lengths = prompt.segment_ids.sum(axis=1)
     cache = Cache.empty(model.config.llm, b, t, model.config.dtype)
-    arrays = (prompt[name] for name in ("tokens", "images", "positions", "segment_ids"))
+    arrays = prompt.tokens, prompt.images, prompt.positions, prompt.segment_ids
     hidden, cache = _hidden(model, params, *arrays, cache)
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     with logical_rules():
@@ -136,18 +136,3 @@ def decode(model: Llava, params: dict, state: State, steps: jax.Array, finished:
 def decode_one(model: Llava, params: dict, state: State, finished: jax.Array) -> State:
     """`decode` with one step. Not that one with steps=1: before its loop it does what pays off over many steps only."""
     return _step(model, params, state.replace(done=state.done | finished))
-
-
-def greedy(
-    model: Llava, params: dict, prompt: dict[str, jax.Array], stop_ids: jax.Array, max_new_tokens: int
-) -> jax.Array:
-    """Most likely continuation of every prompt: int32[B, max_new_tokens], filled with stop_ids[0] behind a stop.
-
-    params: nested tree, or its decode_view. prompt, stop_ids: see `prefill`.
-    """
-    view, b = decode_view(params), prompt["tokens"].shape[0]
-    zeros = np.zeros(b, np.uint32)
-    sampling = Sampling(zeros.astype(np.float32), zeros.astype(np.int32), np.ones(b, np.float32), zeros, zeros)
-    limit = np.full(b, max_new_tokens, np.int32)
-    state = prefill(model, view, prompt, sampling, stop_ids, limit, max_new_tokens)
-    return decode(model, view, state, np.int32(max_new_tokens), np.zeros(b, bool)).answer

@@ -15,8 +15,10 @@ from llava_jax.errors import ConfigError, DataError, TooLong
 from llava_jax.inference.decode import State, decode, decode_one, decode_view, prefill
 from llava_jax.inference.sampling import Sampling
 from llava_jax.models.llava import Llava
-from llava_jax.runtime.sharding import global_batch
+from llava_jax.runtime.sharding import gathered, split_batch
 from llava_jax.text.detokenize import Detokenizer, StopStrings
+from llava_jax.text.encode import stop_ids, stop_strings
+from llava_jax.text.token_row import Batch, EncodedExample, stack_rows, token_row
 from llava_jax.text.tokenizer import Tokenizer
 
 ROUND = 16  # steps between two looks at the text, where stop strings are looked for
@@ -42,6 +44,11 @@ class Settings:
     top_p: float = 1.0
     seed: int = 0
 
+    @classmethod
+    def of_template(cls, tokenizer: Tokenizer, template: str, *stop: str, **options) -> "Settings":
+        """Settings of answers that end where `template` ends them, or at one of `stop`. options: the other fields."""
+        return cls(stop_ids(tokenizer, template), (*stop, *stop_strings(template)), **options)
+
     def __post_init__(self):
         """Raises ConfigError for a value out of range."""
         in_range = {
@@ -57,6 +64,14 @@ class Settings:
             if not good:
                 ranges = "max_new_tokens >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1, 0 <= seed < 2**32"
                 raise ConfigError(f"{name}={getattr(self, name)!r} is out of range: {ranges}, nothing empty to stop at")
+
+
+class BatchShape(NamedTuple):
+    """What a batch of prompts is padded to. Batches of one shape share their compiled programs."""
+
+    rows: int
+    length: int  # T
+    image_slots: int  # N, per row
 
 
 @dataclasses.dataclass
@@ -83,17 +98,20 @@ def generate(
     settings: Settings,
     tokenizer: Tokenizer | None = None,
     mesh: Mesh | None = None,
+    shape: BatchShape | None = None,
 ) -> list[Answer]:
     """The answers to all prompts as one batch, each what it would be alone. Without a tokenizer they have no text.
 
-    params: a decode_view (or the nested tree, of which one is made each time). mesh: the one that holds params.
+    params: a decode_view (or the nested tree, of which one is made each time). mesh: the one that holds params; of
+    several processes each calls this with all prompts, computes its rows of them, and gets all answers. shape: what the
+    batch is padded to, with rows that split evenly over the mesh; None: the next of few shapes that holds the prompts.
 
     Raises DataError for a prompt that is empty or whose image runs and images disagree, TooLong for one too long for
     the model; ConfigError for stop strings without a tokenizer.
     """
     answers = [Answer() for _ in prompts]
     steps = ROUND if settings.stop_strings else settings.max_new_tokens
-    for pieces in _rounds(model, params, prompts, settings, tokenizer, mesh, steps):
+    for pieces in _rounds(model, params, prompts, settings, tokenizer, mesh, shape, steps):
         for answer, new in zip(answers, pieces, strict=True):
             for piece in new:
                 answer.ids.append(piece.id)
@@ -111,24 +129,24 @@ def stream(
     mesh: Mesh | None = None,
 ) -> Iterator[list[Piece | None]]:
     """`generate` step by step: for every prompt a Piece, or None where its answer has ended. Raises as `generate`."""
-    for pieces in _rounds(model, params, prompts, settings, tokenizer, mesh, steps=1):
+    for pieces in _rounds(model, params, prompts, settings, tokenizer, mesh, None, steps=1):
         yield [new[0] if new else None for new in pieces]
 
 
-def _rounds(model, params, prompts, settings, tokenizer, mesh, steps) -> Iterator[list[list[Piece]]]:
+def _rounds(model, params, prompts, settings, tokenizer, mesh, shape, steps) -> Iterator[list[list[Piece]]]:
     """The new pieces of every prompt after the prefill, and after each `steps` steps more."""
     if not prompts:
         return
     params = decode_view(params)
     limits = [_limit(model.config, i, prompt, settings) for i, prompt in enumerate(prompts)]
     writers = [_Writer(settings, tokenizer, limit) for limit in limits]
-    rows = padded_rows(len(prompts), model.config.dtype, mesh)
-    finished = np.zeros(rows, bool)
+    shape = shape or batch_shape(prompts, model.config.dtype, mesh)
+    finished = np.zeros(shape.rows, bool)
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
-        state = _start(model, params, prompts, settings, limits, rows, mesh)
+        state = _start(model, params, prompts, settings, limits, shape, mesh)
     seen = 0
     while True:
-        answer, count = np.asarray(state.answer), int(state.count)
+        answer, count = gathered(state.answer), int(state.count)
         new = answer[: len(writers), seen:count]
         yield [writer.pieces(row) for writer, row in zip(writers, new.tolist(), strict=True)]
         seen = count
@@ -180,6 +198,17 @@ def bucket(n: int) -> int:
     return -(-n // step) * step
 
 
+def batch_shape(prompts: Sequence[Prompt], dtype: str, mesh: Mesh | None) -> BatchShape:
+    """The next of few shapes that holds the prompts: `padded_rows`, the `bucket` of the longest, images to a power of
+    two of the most."""
+    most = max(len(prompt.images) for prompt in prompts)
+    return BatchShape(
+        padded_rows(len(prompts), dtype, mesh),
+        bucket(max(len(prompt.tokens) for prompt in prompts)),
+        most and 1 << (most - 1).bit_length(),
+    )
+
+
 def padded_rows(count: int, dtype: str, mesh: Mesh | None) -> int:
     """Rows that a batch of `count` is filled up to: a power of two, and what splits evenly over the mesh.
 
@@ -214,10 +243,10 @@ def _limit(config: ModelConfig, number: int, prompt: Prompt, settings: Settings)
     return min(settings.max_new_tokens, longest - length)
 
 
-def _start(model, params, prompts, settings, limits, rows, mesh) -> State:
+def _start(model, params, prompts, settings, limits, shape, mesh) -> State:
     """Everything that reaches the device is made here in numpy, with shapes that depend on buckets only."""
-    batch = _batch(model.config, prompts, rows)
-    full = lambda value, dtype: np.full(rows, value, dtype)  # noqa: E731
+    batch = prompt_batch(prompts, shape, model.config.image_size)
+    full = lambda value, dtype: np.full(shape.rows, value, dtype)  # noqa: E731
     limit, row = full(0, np.int32), full(0, np.uint32)
     limit[: len(prompts)] = limits
     row[: len(prompts)] = [prompt.row for prompt in prompts]
@@ -231,26 +260,21 @@ def _start(model, params, prompts, settings, limits, rows, mesh) -> State:
     width = -(-max(len(settings.stop_ids), 1) // 8) * 8
     stop_ids = np.full(width, -1, np.int32)  # no token is -1
     stop_ids[: len(settings.stop_ids)] = settings.stop_ids
-    arrays = global_batch(batch, mesh) if mesh else batch
+    arrays = split_batch(batch, mesh) if mesh else batch
     return prefill(model, params, arrays, sampling, stop_ids, limit, bucket(settings.max_new_tokens))
 
 
-def _batch(config: ModelConfig, prompts: Sequence[Prompt], rows: int) -> dict[str, np.ndarray]:
-    """Right padded to the bucket of the longest; images to a power of two of the most; the last rows empty."""
-    length = bucket(max(len(prompt.tokens) for prompt in prompts))
-    most, size = max(len(prompt.images) for prompt in prompts), config.image_size
+def prompt_batch(prompts: Sequence[Prompt], shape: BatchShape, image_size: int) -> Batch:
+    """The prompts as the first rows of a batch, the others of padding. Raises DataError for prompts that do not fit
+    into `shape`, images of another size than `image_size`, or of several dtypes."""
     images = [np.asarray(image) for prompt in prompts for image in prompt.images]
+    dtype, size = images[0].dtype if images else np.dtype(np.uint8), [image_size, image_size, 3]
     for image in images:
-        if image.shape != (size, size, 3) or image.dtype != images[0].dtype:
-            raise DataError(
-                f"an image is {image.dtype}{list(image.shape)}; the model takes {images[0].dtype}{[size, size, 3]}"
-            )
-    dtype = images[0].dtype if images else np.uint8
-    batch = {name: np.zeros((rows, length), np.int32) for name in ("tokens", "positions", "segment_ids")}
-    batch["images"] = np.zeros((rows, most and 1 << (most - 1).bit_length(), size, size, 3), dtype)
-    for i, prompt in enumerate(prompts):
-        n = len(prompt.tokens)
-        batch["tokens"][i, :n], batch["positions"][i, :n], batch["segment_ids"][i, :n] = prompt.tokens, range(n), 1
-        if len(prompt.images):
-            batch["images"][i, : len(prompt.images)] = prompt.images
-    return batch
+        if [*image.shape] != size or image.dtype != dtype:
+            raise DataError(f"an image is {image.dtype}{[*image.shape]}; the model takes {dtype}{size}")
+    examples = [[EncodedExample(p.tokens, np.zeros(len(p.tokens), bool), p.images)] for p in prompts]
+    filler = [[]] * (shape.rows - len(prompts))
+    return stack_rows([
+        token_row(e, length=shape.length, image_slots=shape.image_slots, image_size=image_size, image_dtype=dtype)
+        for e in examples + filler
+    ])  # fmt: skip

@@ -14,26 +14,23 @@ from llava_jax.inference.sampling import Sampling
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import abstract_model, nested
 from llava_jax.runtime.sharding import batch_spec, param_sharding
+from llava_jax.text.token_row import Batch, token_row
 from llava_jax.train.stages import Layout
 from llava_jax.train.step import make_train_step
 
 
-def abstract_batch(stage: Stage, model_config: ModelConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the step gets of the rows (`data.rows`), by the name of each array; with several hosts `stop` too, see
-    train/loop.py."""
-    d, size = stage.data, model_config.image_size
-    row = {name: ((d.length,), jnp.int32) for name in ("tokens", "positions", "segment_ids")}
-    row |= {"target_mask": ((d.length,), jnp.bool_), "images": ((d.max_images, size, size, 3), jnp.uint8)}
-    hosts = {device.process_index for device in mesh.devices.flat}
-    if d.bad == "replace":
-        row["replaced"] = ((), jnp.int32)
-    if len(hosts) > 1:
-        row["stop"] = ((), jnp.int32)
+def abstract_batch(stage: Stage, model_config: ModelConfig, mesh: Mesh) -> Batch:
+    """What the step gets: the counts that `Rows` and, with several hosts, train/loop.py add included."""
+    d, hosts = stage.data, {device.process_index for device in mesh.devices.flat}
+    batch = _abstract_rows(stage.batch, d.length, d.max_images, model_config.image_size, mesh)
+    count = jax.ShapeDtypeStruct((stage.batch,), jnp.int32, sharding=batch.tokens.sharding)
+    return batch._replace(replaced=count if d.bad == "replace" else None, stop=count if len(hosts) > 1 else None)
+
+
+def _abstract_rows(rows: int, length: int, image_slots: int, image_size: int, mesh: Mesh) -> Batch:
     sharding = NamedSharding(mesh, batch_spec())
-    return {
-        name: jax.ShapeDtypeStruct((stage.batch, *shape), dtype, sharding=sharding)
-        for name, (shape, dtype) in row.items()
-    }
+    row = token_row((), length=length, image_slots=image_slots, image_size=image_size)
+    return Batch(*(jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=sharding) for x in row))
 
 
 def lower_step(stage: Stage, model_config: ModelConfig, layout: Layout) -> jax.stages.Lowered:
@@ -58,9 +55,8 @@ def lower_decode(
     def array(shape, dtype, sharding=by_row) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    model, size = Llava(model_config), model_config.image_size
-    prompt = {name: array((batch, length), jnp.int32) for name in ("tokens", "positions", "segment_ids")}
-    prompt["images"] = array((batch, 1, size, size, 3), jnp.uint8)
+    model = Llava(model_config)
+    prompt = _abstract_rows(batch, length, 1, model_config.image_size, mesh)
     numbers = (jnp.float32, jnp.int32, jnp.float32, jnp.uint32, jnp.uint32)
     sampling = Sampling(*(array((batch,), dtype) for dtype in numbers))
     view = _abstract_view(model_config, mesh)

@@ -9,6 +9,7 @@ import math
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llava_jax.errors import ConfigError
@@ -69,8 +70,19 @@ def batch_spec() -> PartitionSpec:
     return PartitionSpec(("data", "fsdp"))
 
 
-def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows -> global device arrays split along the first axis; `index`, which the host alone needs
-    (int64 of which sample a row is), is left out."""
+def global_batch(batch, mesh: Mesh):
+    """This process's rows -> global device arrays split along the first axis. batch: a pytree of numpy arrays."""
     sharding = NamedSharding(mesh, batch_spec())
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items() if k != "index"}
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def split_batch(batch, mesh: Mesh):
+    """All rows, the same on every process -> global device arrays split along the first axis. batch: a pytree of numpy
+    arrays."""
+    sharding = NamedSharding(mesh, batch_spec())
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), batch)
+
+
+def gathered(x: jax.Array) -> np.ndarray:
+    """All of a global array, on every process. Every process must call it."""
+    return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))

@@ -10,7 +10,7 @@ import numpy as np
 
 from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.text.templates import Segment, find_template, render
+from llava_jax.text.templates import Segment, find_template, render, stop_string
 from llava_jax.text.tokenizer import Tokenizer
 
 IMAGE_ENDS = "<im_start>", "<im_end>"
@@ -46,6 +46,12 @@ def stop_ids(tokenizer: Tokenizer, template: str) -> tuple[int, ...]:
     tail = find_template(template).train.tail
     specials = [_special_id(tokenizer, template, segment.text) for segment in tail if segment.kind == "special"]
     return tuple(dict.fromkeys([tokenizer.eos_id, *specials]))
+
+
+def stop_strings(template: str) -> tuple[str, ...]:
+    """Texts that end an answer where the template writes no special token there (`stop_ids` has those)."""
+    has_token = any(segment.kind == "special" for segment in find_template(template).train.tail)
+    return () if has_token else (stop_string(template),)
 
 
 def encode_segments(
@@ -104,6 +110,31 @@ def encode_row(
     return expand_images(*tokenize(tokenizer, template, turns, images), features)
 
 
+def encode_prompt(
+    turns: Sequence[tuple[str, str]],
+    images: int,
+    *,
+    tokenizer: Tokenizer,
+    template: str,
+    features: int,
+    wraps_images: bool = False,
+) -> np.ndarray:
+    """A conversation that ends with a human turn as ids int32[L], up to the open assistant cue: what a model reads.
+
+    wraps_images: see `wrap_images`. Raises as `tokenize`.
+    """
+    ids = tokenize_prompt(tokenizer, template, turns, images)
+    return expand_image_tokens(tokenizer, ids, features, wraps_images)
+
+
+def expand_image_tokens(tokenizer: Tokenizer, ids: np.ndarray, features: int, wraps_images: bool) -> np.ndarray:
+    """ids int32[T] of a prompt, one IMAGE_TOKEN_ID for each image -> int32[L] with `features` of them for each image,
+    wrapped where the model wants that."""
+    if wraps_images:
+        ids = wrap_images(tokenizer, ids)
+    return expand_images(ids, np.zeros(len(ids), bool), features)[0]
+
+
 def wrap_images(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
     """ids int32[T] with `<im_start>` before and `<im_end>` after each IMAGE_TOKEN_ID, for the models whose config.json
     says `mm_use_im_start_end` (LLaVA v0 and the first of v1). Raises as `image_ends`."""
@@ -153,28 +184,3 @@ def fit(ids: np.ndarray, mask: np.ndarray, length: int, overlong: str) -> tuple[
             "no supervised tokens",
         )
     return ids, mask
-
-
-def pad_row(ids: np.ndarray, mask: np.ndarray, length: int, pad_id: int) -> dict[str, np.ndarray]:
-    """One row of a batch, padded on the right to `length`.
-
-    tokens int32[length], target_mask bool[length], positions int32[length] (0, 1, ..; 0 at padding), segment_ids
-    int32[length] (1; 0 at padding).
-
-        pad_row([1, 263], [False, True], 3, pad_id=0) == dict(
-            tokens=[1, 263, 0], target_mask=[False, True, False], positions=[0, 1, 0], segment_ids=[1, 1, 0])
-
-    Raises DataError where the row is longer than `length`.
-    """
-    count = len(ids)
-    if count > length:
-        raise DataError(f"a row of {count} tokens does not go into {length}; pass it through fit() first")
-    row = {
-        "tokens": np.full(length, pad_id, np.int32),
-        "target_mask": np.zeros(length, bool),
-        "positions": np.zeros(length, np.int32),
-        "segment_ids": np.zeros(length, np.int32),
-    }
-    for name, values in zip(row, (ids, mask, np.arange(count), 1), strict=True):
-        row[name][:count] = values
-    return row

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llava_jax.config.architectures import IMAGE_TOKEN_ID
+from llava_jax.text.token_row import TokenRow
 from llava_jax.text.tokenizer import Tokenizer
 
 
@@ -17,14 +18,11 @@ class Piece(NamedTuple):
     ids: tuple[int, ...]
 
 
-def split_row(row: dict[str, np.ndarray], tokenizer: Tokenizer) -> list[Piece]:
-    """The tokens of a row without its padding; special tokens by name.
-
-    row: `tokens` int32[T], `target_mask` bool[T], `segment_ids` int32[T].
-    """
-    real = row["segment_ids"] > 0
-    tokens = row["tokens"][real]
-    kinds = np.where(tokens == IMAGE_TOKEN_ID, 2, row["target_mask"][real].astype(int))
+def split_row(row: TokenRow, tokenizer: Tokenizer) -> list[Piece]:
+    """The tokens of a row without its padding; special tokens by name."""
+    real = row.segment_ids > 0
+    tokens = row.tokens[real]
+    kinds = np.where(tokens == IMAGE_TOKEN_ID, 2, row.target_mask[real].astype(int))
     edges = np.flatnonzero(np.diff(kinds, prepend=-1, append=-1))
     pieces = []
     for start, end in zip(edges, edges[1:], strict=False):

@@ -14,8 +14,8 @@ from llava_jax.config.schema import Data, Stage
 from llava_jax.data.example import Example
 from llava_jax.data.mixture import Mixture, Part
 from llava_jax.data.packing import Groups, buckets, digest, lend_sizes, pack
-from llava_jax.data.pipeline import Batches, evaluation_batches, make_batches, steps_per_run
-from llava_jax.data.rows import RowFormat, Rows
+from llava_jax.data.pipeline import Batches, make_batches, read_rows, steps_per_run
+from llava_jax.data.rows import RowFormat, Rows, Sizes
 from llava_jax.data.sources.combine import Joined, Subset, held_out_split
 from llava_jax.data.sources.open_source import open_source
 from llava_jax.data.sources.scenes import SceneSource, exam
@@ -27,6 +27,7 @@ from llava_jax.text.tokenizer import Tokenizer
 
 HELD_OUT_MINIMUM = 64  # examples; a smaller held-out set says little
 FEW = 10_000  # samples that are measured sooner than worker processes start
+AHEAD = 512  # samples that are measured ahead of their turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,7 @@ def check_room(name: str, d: Data, vision: VisionConfig) -> None:
 
 def _as_short_as_needed(rows: Rows, count: int, multiple: int) -> Rows:
     """Rows that hold each of the first `count` samples alone: packed rows are far longer than that."""
-    longest = max(int(rows.size(i)["size"][0]) for i in range(min(count, len(rows))))
+    longest = max(int(rows.size(i)[0]) for i in range(min(count, len(rows))))
     length = min(rows.format.length, round_up(max(longest, 1), multiple))
     return dataclasses.replace(rows, format=dataclasses.replace(rows.format, length=length))
 
@@ -194,14 +195,16 @@ def measure(rows: Rows, threads: int, workers: int) -> np.ndarray:
     """
     replaced = dataclasses.replace(rows, replace=True)  # raising here would leave the other processes waiting
     count, processes = len(rows.source), jax.process_count()
-    share = evaluation_batches(
-        range(count), replaced.size, 256 * processes, process_index=jax.process_index(), process_count=processes,
-        threads=threads, workers=workers if count > FEW else 0,
-    )  # fmt: skip
-    mine = np.stack([batch["size"] for batch in share])  # [batches, 256, 2]
-    share.close()
-    every = np.asarray(multihost_utils.process_allgather(mine)) if processes > 1 else mine[None]
-    sizes = every.swapaxes(0, 1).reshape(-1, 2)[:count]  # in the order of the batches, then of the processes
+    share = -(-count // processes)
+    first = min(jax.process_index() * share, count)
+    mine = Sizes(replaced, range(first, min(first + share, count)))
+    sizes = np.zeros((share, 2), np.int32)  # equally many on every process
+    found = read_rows(mine, 0, threads=threads, ahead=AHEAD, workers=workers if count > FEW else 0)
+    for i, size in enumerate(found):
+        sizes[i] = size
+    found.close()
+    if processes > 1:
+        sizes = np.asarray(multihost_utils.process_allgather(sizes, tiled=True))[:count]
     if not rows.replace and not sizes[:, 0].all():
         rows.size(int(np.argmin(sizes[:, 0])))
     return sizes
@@ -234,13 +237,6 @@ def continued(data: StageData, place: dict) -> StageData:
         return data
     groups = groups.resumed(place["mixture"], place["step"] * place["batch_size"])
     return dataclasses.replace(data, train=dataclasses.replace(data.train, groups=groups))
-
-
-def in_order(rows, to_row, batch_size: int) -> Batches:
-    """`rows` once, in order, for evaluation; the last batch is filled up with empty rows."""
-    return evaluation_batches(
-        rows, to_row, batch_size, process_index=jax.process_index(), process_count=jax.process_count(), threads=2
-    )
 
 
 def round_up(n: int, multiple: int) -> int:

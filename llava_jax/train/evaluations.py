@@ -6,7 +6,9 @@ from pathlib import Path
 
 import jax
 
+from llava_jax.data.inspection.answers_page import format_answers
 from llava_jax.train import evaluate, scene_exam, workdir
+from llava_jax.train.sample_answers import save_answers
 from llava_jax.train.stages import Plan
 
 
@@ -44,7 +46,7 @@ def run_evaluations(evaluations: tuple[Evaluation, ...], context: EvaluationCont
 
 
 def _held_out_loss(context: EvaluationContext) -> dict[str, float]:
-    values = evaluate.held_out_loss(context.eval_step, context.evaluator, context.plan.data)
+    values = evaluate.held_out_loss(context.eval_step, context.evaluator, context.plan.data.held_out)
     context.say(f"held out, step {context.step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
     return values
 
@@ -82,9 +84,9 @@ def _sample_answers(context: EvaluationContext) -> dict[str, float]:
         texts = evaluate.answer(context.evaluator, examples, blank=False)
         folder = context.folder / "samples" / f"{plan.name}-{context.step:06d}"
         if jax.process_index() == 0:
-            evaluate.save_answers(folder, examples, texts)
+            save_answers(folder, examples, texts)
         say(f"answers on held-out samples, all of them in {folder}/answers.html:")
-        say("\n".join(evaluate.format_answers(examples[:3], texts)))
+        say("\n".join(format_answers(examples[:3], texts)))
     return {}
 
 

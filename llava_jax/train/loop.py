@@ -181,7 +181,7 @@ def _introduce(run: Run, plan: Plan) -> None:
     run.say(f"  optimizer state: {state_bytes(plan.layout.abstract.opt_state):,} bytes")
     run.say(f"  attention: {run.model.config.attention}")
     run.say(f"sample {', '.join(plan.data.train.names(0))}, supervised text in [[ ]]:")
-    run.say(summary.render_sample(plan.data.train.row(0), run.tokenizer))
+    run.say(summary.render_sample(plan.data.train.row(0).arrays, run.tokenizer))
 
 
 def _evaluate(run: Run, plan: Plan, state: TrainState, eval_step, step: int) -> bool:

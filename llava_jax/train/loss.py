@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from llava_jax.models.llava import Llava
-
-Batch = dict[str, jax.Array]
+from llava_jax.text.token_row import Batch
 
 
 def token_losses(model: Llava, params: dict, batch: Batch, chunks: int) -> jax.Array:
@@ -16,11 +15,10 @@ def token_losses(model: Llava, params: dict, batch: Batch, chunks: int) -> jax.A
     logits exist only for T / chunks positions at a time, and are made again in the backward pass.
     """
     hidden, _ = model.apply(
-        {"params": params}, batch["tokens"], batch["images"], batch["positions"], batch["segment_ids"],
-        method=Llava.hidden,
-    )  # fmt: skip
+        {"params": params}, batch.tokens, batch.images, batch.positions, batch.segment_ids, method=Llava.hidden
+    )
     # Shifting the targets, not the states, keeps T (and so the chunks and the sharding) as it is.
-    targets, mask = jnp.roll(batch["tokens"], -1, axis=1), predicts_target(batch)
+    targets, mask = jnp.roll(batch.tokens, -1, axis=1), predicts_target(batch)
 
     def chunk_loss(args):
         hidden, targets, mask = args
@@ -46,8 +44,8 @@ def predicts_target(batch: Batch) -> jax.Array:
     The first token of a segment is predicted by nobody, wherever the segment lies: what is before it in a packed row is
     another sample.
     """
-    after = {name: jnp.roll(batch[name], -1, axis=1) for name in ("target_mask", "segment_ids")}
-    return (after["target_mask"] & (after["segment_ids"] == batch["segment_ids"])).at[:, -1].set(False)
+    is_target, segment_ids = (jnp.roll(x, -1, axis=1) for x in (batch.target_mask, batch.segment_ids))
+    return (is_target & (segment_ids == batch.segment_ids)).at[:, -1].set(False)
 
 
 def count_targets(batch: Batch) -> jax.Array:

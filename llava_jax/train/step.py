@@ -13,7 +13,8 @@ from llava_jax.models.llava import Llava
 from llava_jax.models.params import nested
 from llava_jax.runtime.compilation import compiler_options
 from llava_jax.runtime.sharding import constrain, logical_rules
-from llava_jax.train.loss import Batch, count_targets, token_losses
+from llava_jax.text.token_row import Batch
+from llava_jax.train.loss import count_targets, token_losses
 from llava_jax.train.state import TrainState, shardings_of
 
 
@@ -87,11 +88,11 @@ def make_train_step(
         )
         norms = jnp.stack([optax.global_norm(grads[path]) for path in sorted(grads)])
         metrics = {"loss": loss, "grad_norm": grad_norm, "targets": targets, "applied": applied, "norms": norms}
-        # Summed here, so that every process knows it of all of them. Not in the order of a set, which every process has
-        # another of: they must compile the same program.
+        # Summed here, so that every process knows it of all of them. In a fixed order, not that of a set, which differs
+        # between processes: they must compile the same program.
         for name in ("replaced", "stop"):
-            if name in batch:
-                metrics[name] = jnp.sum(batch[name], dtype=jnp.float32)
+            if (counts := getattr(batch, name)) is not None:
+                metrics[name] = jnp.sum(counts, dtype=jnp.float32)
         return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
 
     # Without out_shardings the state may come back laid out differently, and the second step compiles again; the

@@ -9,6 +9,7 @@ import numpy as np
 
 from llava_jax.runtime.heartbeat import READING
 from llava_jax.runtime.sharding import global_batch
+from llava_jax.text.token_row import Batch
 from llava_jax.train.stage_run import StageRun
 from llava_jax.train.state import TrainState
 
@@ -81,11 +82,11 @@ def training_steps(
         step += 1
         if pending:
             yield _result(pending.step, pending, state, is_due=False)
-        step_time = stage.progress.tick(data_wait, batch["tokens"].size)
+        step_time = stage.progress.tick(data_wait, batch.tokens.size)
         pending = _Dispatched(step, metrics, index, step_time, data_wait)
 
 
-def _next_batch(stage: StageRun, step: int, compiled: set[int]) -> tuple[dict, np.ndarray, float]:
+def _next_batch(stage: StageRun, step: int, compiled: set[int]) -> tuple[Batch, np.ndarray, float]:
     """(the global batch of `step`, index int64[b] of this process's rows, seconds that it took).
 
     compiled: the lengths of rows for which there is a program; the batch's is added.
@@ -93,16 +94,16 @@ def _next_batch(stage: StageRun, step: int, compiled: set[int]) -> tuple[dict, n
     run, global_step = stage.run, stage.plan.start + step
     began = time.perf_counter()
     run.watchdog.begin(READING, global_step)
-    rows = next(stage.batches)
+    rows, info = next(stage.batches)
     if not run.stop.is_single_process:
-        rows["stop"] = np.full(len(rows["index"]), run.stop.signalled, np.int32)
-    length = rows["tokens"].shape[1]
+        rows = rows._replace(stop=np.full(len(info.index), run.stop.signalled, np.int32))
+    length = rows.tokens.shape[1]
     run.watchdog.begin("computing" if length in compiled else "compiling", slow=length not in compiled)
     compiled.add(length)
     batch = global_batch(rows, stage.plan.layout.mesh)
     data_wait = time.perf_counter() - began
-    stage.bad.record(global_step, stage.batches.replaced)
-    return batch, rows["index"], data_wait
+    stage.bad.record(global_step, info.replaced)
+    return batch, info.index, data_wait
 
 
 def _result(step: int, pending: _Dispatched | None, state: TrainState, is_due: bool) -> StepResult:

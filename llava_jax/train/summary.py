@@ -2,10 +2,10 @@
 
 import math
 
-import numpy as np
 from jax.sharding import PartitionSpec
 
 from llava_jax.text.spans import split_row
+from llava_jax.text.token_row import TokenRow
 from llava_jax.train.state import TrainState
 
 
@@ -31,11 +31,8 @@ def _layout(spec: PartitionSpec) -> str:
     return ", ".join(names) if any(spec) else "replicated"
 
 
-def render_sample(row: dict[str, np.ndarray], tokenizer) -> str:
-    """A row as text, what the model is trained to say between [[ and ]], runs of image placeholders as <image x N>.
-
-    row: `tokens` int32[T], `target_mask` bool[T], `segment_ids` int32[T].
-    """
+def render_sample(row: TokenRow, tokenizer) -> str:
+    """A row as text, what the model is trained to say between [[ and ]], runs of image placeholders as <image x N>."""
     text = "".join(f"[[{piece.text}]]" if piece.is_target else piece.text for piece in split_row(row, tokenizer))
-    real, targets = int((row["segment_ids"] > 0).sum()), int(row["target_mask"].sum())
-    return f"{text}\n({real} tokens, {targets} of them supervised, in a row of {len(row['tokens'])})"
+    real, targets = int((row.segment_ids > 0).sum()), int(row.target_mask.sum())
+    return f"{text}\n({real} tokens, {targets} of them supervised, in a row of {len(row.tokens)})"

@@ -230,4 +230,4 @@ def test_an_answer_ends_with_what_the_template_writes_behind_it(ours):
         assert template in TEMPLATES
         model = dataclasses.replace(ours, template=template)
         whole = model.chat(asked, max_new_tokens=30, stop=[" "])
-        assert [*model._stop_strings] == ends and " " not in whole.strip()
+        assert [*model.settings().stop_strings] == ends and " " not in whole.strip()

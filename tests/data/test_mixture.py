@@ -13,8 +13,9 @@ import pytest
 from llava_jax.config import Data, Stage
 from llava_jax.data.mixture import BLOCK, Mixture, Part
 from llava_jax.data.pipeline import Batches
-from llava_jax.data.rows import Rows
+from llava_jax.data.rows import Row, Rows
 from llava_jax.errors import ConfigError
+from llava_jax.text.token_row import TokenRow
 from llava_jax.train.dataset import StageData, continued, place_in, training_batches
 
 
@@ -184,9 +185,9 @@ def test_mixtures_that_cannot_be(parts, message):
 
 
 class Numbers(Rows):
-    def row(self, index, length=None) -> dict:
+    def row(self, index, length=None) -> Row:
         name, i = self.groups[index] if self.groups else self.source[index]
-        return {"tokens": np.array([ord(name) * 10_000 + i])}
+        return Row(TokenRow(np.array([ord(name) * 10_000 + i]), *[np.zeros(1)] * 4))
 
 
 STAGE = Stage(data=Data(threads=2), batch=8, steps=99)
@@ -206,7 +207,7 @@ def batches(parts, place=None) -> tuple[Batches, StageData]:
 
 
 def drawn(stream, count: int) -> list[list[int]]:
-    out = [next(stream)["tokens"][:, 0].tolist() for _ in range(count)]
+    out = [next(stream)[0].tokens[:, 0].tolist() for _ in range(count)]
     stream.close()
     return out
 
@@ -221,7 +222,7 @@ def test_batches_of_a_mixture_go_on_exactly_and_after_a_change_miss_nothing():
     assert drawn(batches([A, B], place)[0], 25) == whole[15:]
 
     changed, data = batches([A, B, C], place)
-    more = [next(changed)["tokens"][:, 0].tolist() for _ in range(12)]
+    more = [next(changed)[0].tokens[:, 0].tolist() for _ in range(12)]
     flat = [t for batch in whole[:15] + more for t in batch if t // 10_000 == ord("a")]
     assert [t % 10_000 for t in flat] == alone("a")[: len(flat)] and len(flat) > 120
     assert any(t // 10_000 == ord("c") for batch in more for t in batch)

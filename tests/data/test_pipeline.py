@@ -14,12 +14,13 @@ from PIL import Image
 
 from llava_jax.data.example import Example
 from llava_jax.data.packing import buckets, digest, lend_sizes, pack
-from llava_jax.data.pipeline import evaluation_batches, make_batches, steps_per_run
-from llava_jax.data.rows import RowFormat, Rows, build_row
+from llava_jax.data.pipeline import BatchInfo, evaluation_batches, make_batches, steps_per_run
+from llava_jax.data.rows import Row, RowFormat, Rows, build_row
 from llava_jax.data.sources.combine import Subset
 from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.images.preprocess import preprocess
+from llava_jax.text.token_row import Batch, TokenRow
 
 DEFAULTS = dict(batch_size=8, seed=3, shuffle=True, epochs=2, process_index=0, process_count=1, threads=4, prefetch=2)
 
@@ -38,12 +39,12 @@ class Numbers:
         return index
 
 
-def number_row(number: int) -> dict:
-    pixels = np.ones((0, 2), np.uint8)
-    return {"tokens": np.array([number + 1], np.int64), "target_mask": np.array([True]), "images": pixels}
+def number_row(number: int) -> Row:
+    at, pixels = np.zeros(1, np.int32), np.ones((0, 2), np.uint8)
+    return Row(TokenRow(np.array([number + 1], np.int64), np.array([True]), at, at + 1, pixels))
 
 
-def jittery_row(number: int) -> dict:
+def jittery_row(number: int) -> Row:
     time.sleep(number % 3 / 500)  # threads finish out of order
     return number_row(number)
 
@@ -51,7 +52,7 @@ def jittery_row(number: int) -> dict:
 SLOW_NUMBER = 3
 
 
-def slow_row(number: int) -> dict:
+def slow_row(number: int) -> Row:
     time.sleep(0.5 * (number == SLOW_NUMBER))
     return number_row(number)
 
@@ -60,9 +61,10 @@ def batches(length=30, row_fn=number_row, **changes):
     return make_batches(Numbers(length), row_fn, **(DEFAULTS | changes))
 
 
-def numbers(batch: dict) -> list[int]:
+def numbers(pair: tuple[Batch, BatchInfo]) -> list[int]:
     """Example numbers of a batch; None for filler."""
-    tokens, real = batch["tokens"][:, 0].tolist(), batch["target_mask"][:, 0]
+    batch, _ = pair
+    tokens, real = batch.tokens[:, 0].tolist(), batch.target_mask[:, 0]
     return [token - 1 if ok else None for token, ok in zip(tokens, real, strict=True)]
 
 
@@ -116,16 +118,17 @@ def test_llavas_step_counts():
 
 
 def test_the_last_batch_is_filled_with_zero_rows_of_the_same_shape():
-    *_, last = batches(length=10, epochs=1)
-    assert numbers(last)[2:] == [None] * 6 and None not in numbers(last)[:2]
-    assert last["tokens"].shape == (8, 1) and last["images"].shape == (8, 0, 2)
-    assert not last["tokens"][2:].any() and not last["target_mask"][2:].any()
+    *_, pair = batches(length=10, epochs=1)
+    assert numbers(pair)[2:] == [None] * 6 and None not in numbers(pair)[:2]
+    last, _ = pair
+    assert last.tokens.shape == (8, 1) and last.images.shape == (8, 0, 2)
+    assert not last.tokens[2:].any() and not last.target_mask[2:].any()
 
 
 def test_each_row_says_which_example_it_is_and_filler_that_it_is_none():
-    for batch in batches(epochs=1):
-        assert batch["index"].dtype == np.int64
-        assert [None if i < 0 else i for i in batch["index"].tolist()] == numbers(batch)
+    for batch, info in batches(epochs=1):
+        assert info.index.dtype == np.int64
+        assert [None if i < 0 else i for i in info.index.tolist()] == numbers((batch, info))
 
 
 def test_an_endless_source_and_endless_epochs_cost_nothing():
@@ -196,7 +199,7 @@ def test_closing_ends_the_threads_and_loses_nothing():
 # --- faults -----------------------------------------------------------
 
 
-def picky_row(number: int) -> dict:
+def picky_row(number: int) -> Row:
     if number == 9:
         raise DataError("sample '9': image.jpg: it is damaged. Replace the file.")
     return number_row(number)
@@ -276,14 +279,14 @@ def shown(*images, text="<image>", answer="bus") -> Example:
 def test_a_row_has_static_shapes_and_its_images_in_their_slots():
     image = Image.effect_noise((9, 5), 90).convert("RGB")
     row = build_row(shown(image), **ROW)
-    assert row["tokens"].tolist() == [1, -200, -200, -200, *b"bus\n", 0, 0, 0, 0]
-    assert row["target_mask"].tolist() == [False] * 4 + [True] * 4 + [False] * 4
-    assert row["positions"].tolist() == [*range(8), 0, 0, 0, 0]
-    assert row["segment_ids"].tolist() == [1] * 8 + [0] * 4
-    assert row["images"].dtype == np.uint8 and row["images"].shape == (2, 8, 8, 3)
-    np.testing.assert_array_equal(row["images"][0], preprocess(image, 8, "pad"))
-    assert not row["images"][1].any()
-    assert build_row(shown(text="", answer="bus"), **(ROW | {"max_images": 0}))["images"].shape == (0, 8, 8, 3)
+    assert row.tokens.tolist() == [1, -200, -200, -200, *b"bus\n", 0, 0, 0, 0]
+    assert row.target_mask.tolist() == [False] * 4 + [True] * 4 + [False] * 4
+    assert row.positions.tolist() == [*range(8), 0, 0, 0, 0]
+    assert row.segment_ids.tolist() == [1] * 8 + [0] * 4
+    assert row.images.dtype == np.uint8 and row.images.shape == (2, 8, 8, 3)
+    np.testing.assert_array_equal(row.images[0], preprocess(image, 8, "pad"))
+    assert not row.images[1].any()
+    assert build_row(shown(text="", answer="bus"), **(ROW | {"max_images": 0})).images.shape == (0, 8, 8, 3)
 
 
 def test_row_faults_name_the_sample_and_the_file(tmp_path):
@@ -316,7 +319,7 @@ def sentences(tmp_path) -> Rows:
     named = [dataclasses.replace(example, id=str(i)) for i, example in enumerate(examples)]
     row_format = RowFormat(**(ROW | dict(length=48, max_images=3, image_size=8)))
     rows = Rows(named, row_format, replace=True, seed=2)
-    return dataclasses.replace(rows, sizes=lend_sizes(np.stack([rows.size(i)["size"] for i in range(64)])))
+    return dataclasses.replace(rows, sizes=lend_sizes(np.stack([rows.size(i) for i in range(64)])))
 
 
 def packed(tmp_path, **changes):
@@ -332,40 +335,40 @@ def bucketed(tmp_path, **changes):
     return make_batches(range(len(rows)), rows.row, buckets=needs, **(DEFAULTS | dict(batch_size=4) | changes))
 
 
-def equal(a: list[dict], b: list[dict]) -> bool:
-    return len(a) == len(b) and all(
-        x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) for k in x) for x, y in zip(a, b, strict=True)
-    )
+def equal(a: list[Batch], b: list[Batch]) -> bool:
+    """stop: which no batch has yet."""
+    pairs = [pair for x, y in zip(a, b, strict=True) for pair in zip(x[:-1], y[:-1], strict=True)]
+    return all(np.array_equal(x, y) for x, y in pairs) and {x.stop for x in (*a, *b)} == {None}
 
 
 @pytest.mark.parametrize("make", [packed, bucketed])
 def test_every_example_is_shown_once_an_epoch_and_bad_ones_are_counted(tmp_path, make):
     stream, told = make(tmp_path), []
     got = []
-    for batch in stream:
-        assert batch["replaced"].sum() == len(stream.replaced)
+    for batch, info in stream:
+        assert batch.replaced.dtype == np.int32 and batch.replaced.sum() == len(info.replaced)
         got.append(batch)
-        told += [record["index"] for record in stream.replaced]
+        told += [record["index"] for record in info.replaced]
     assert sorted(told) == sorted([*BAD, *BAD])
-    letters = np.concatenate([batch["tokens"][batch["target_mask"]] for batch in got])
+    letters = np.concatenate([batch.tokens[batch.target_mask] for batch in got])
     for i in set(range(64)) - BAD:
         assert (letters == 65 + i).sum() >= 2 * (1 + i * 7 % 23)  # more where it stands in for another
-    assert sum(batch["segment_ids"].max(axis=1).sum() for batch in got) == 128
+    assert sum(batch.segment_ids.max(axis=1).sum() for batch in got) == 128
 
 
 @pytest.mark.parametrize("make", [packed, bucketed])
 def test_a_run_goes_on_with_other_processes_and_workers(tmp_path, make):
     """2 -> 4 -> 1 processes, without and with worker processes, from the state of the one before."""
-    whole = list(make(tmp_path))
+    whole = [batch for batch, _ in make(tmp_path)]
     got, state = [], None
     for processes, workers, steps in ((2, 0, 3), (4, 0, 2), (1, 2, None)):
         streams = [make(tmp_path, process_count=processes, process_index=p, workers=workers) for p in range(processes)]
         for stream in streams if state else ():
             stream.set_state(json.loads(json.dumps(state)))
         for _ in range(steps or len(whole) - len(got)):
-            parts = [next(stream) for stream in streams]
-            assert len({part["tokens"].shape for part in parts}) == 1, "all hosts compile the same step"
-            got.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+            parts = [next(stream)[0] for stream in streams]
+            assert len({part.tokens.shape for part in parts}) == 1, "all hosts compile the same step"
+            got.append(Batch(*(np.concatenate(arrays) for arrays in zip(*(part[:-1] for part in parts), strict=True))))
         (state,) = {json.dumps(stream.get_state()) for stream in streams}
         state = json.loads(state)
         for stream in streams:
@@ -378,7 +381,7 @@ def test_every_process_knows_what_every_other_one_has_in_a_batch(several_lengths
     make = partial(bucketed, tmp_path, epochs=1) if several_lengths else batches
     streams = [make(process_index=process, process_count=2) for process in range(2)]
     for step, parts in enumerate(zip(*streams, strict=True)):
-        expected = [part["index"].tolist() for part in parts]
+        expected = [info.index.tolist() for _, info in parts]
         assert [[stream.indices(step, process) for process in range(2)] for stream in streams] == [expected] * 2
     assert several_lengths or -1 in expected[1], "the last batch is not full"
 
@@ -410,10 +413,10 @@ def test_rows_of_several_lengths_cannot_become_rows_of_one(tmp_path):
 
 
 def test_lengths_are_few_and_the_shapes_of_images_always_the_same(tmp_path):
-    got = list(bucketed(tmp_path))
-    assert {batch["tokens"].shape for batch in got} == {(4, 16), (4, 48)}
-    assert {batch["images"].shape for batch in got} == {(4, 3, 8, 8, 3)}
-    assert all((batch["segment_ids"].sum(axis=1) > 16).any() for batch in got if batch["tokens"].shape[1] == 48)
+    got = [batch for batch, _ in bucketed(tmp_path)]
+    assert {batch.tokens.shape for batch in got} == {(4, 16), (4, 48)}
+    assert {batch.images.shape for batch in got} == {(4, 3, 8, 8, 3)}
+    assert all((batch.segment_ids.sum(axis=1) > 16).any() for batch in got if batch.tokens.shape[1] == 48)
 
 
 def test_more_epochs_are_other_batches_at_the_end_of_buckets(tmp_path):
@@ -441,8 +444,8 @@ def test_real_captioned_images_become_batches(tmp_path, aspect):
     (tmp_path / "chat.json").write_text(json.dumps(rows))
     source = LlavaJson(tmp_path / "chat.json", root / "captioned_images" / "images")
     row_fn = partial(build_row, **(ROW | dict(length=128, max_images=1, image_size=224, aspect=aspect)))
-    got = list(evaluation_batches(source, row_fn, 4))
-    assert [batch["images"].shape for batch in got] == [(4, 1, 224, 224, 3)] * 3
-    assert all(image.std() > 5 for batch in got for image in batch["images"][:, 0] if image.any())
-    said = ["".join(map(chr, t[m])) for b in got for t, m in zip(b["tokens"], b["target_mask"], strict=True)]
+    got = [batch for batch, _ in evaluation_batches(source, lambda example: Row(row_fn(example)), 4)]
+    assert [batch.images.shape for batch in got] == [(4, 1, 224, 224, 3)] * 3
+    assert all(image.std() > 5 for batch in got for image in batch.images[:, 0] if image.any())
+    said = ["".join(map(chr, t[m])) for b in got for t, m in zip(b.tokens, b.target_mask, strict=True)]
     assert said == [row["conversations"][1]["value"] + "\n" for row in rows] + ["", ""]

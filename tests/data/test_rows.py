@@ -39,16 +39,16 @@ def example(name: str, answer: str, *images) -> Example:
 def test_a_packed_row_is_a_picture():
     parts = [example("a", "x", picture(7)), example("b", "yz"), example("c", "w", picture(8), picture(9))]
     row = FORMAT.row([FORMAT.segment(e) for e in parts])
-    assert row["tokens"].tolist() == [
+    assert row.tokens.tolist() == [
         1, -200, -200, *b"x\n",   1, *b"yz\n",   1, -200, -200, -200, -200, *b"w\n",   0, 0, 0, 0,
     ]  # fmt: skip
-    assert row["target_mask"].tolist() == [
+    assert row.target_mask.tolist() == [
         *[False] * 3, True, True,   False, *[True] * 3,   *[False] * 5, True, True,   *[False] * 4,
     ]  # fmt: skip
-    assert row["positions"].tolist() == [*range(5), *range(4), *range(7), 0, 0, 0, 0]
-    assert row["segment_ids"].tolist() == [1] * 5 + [2] * 4 + [3] * 7 + [0] * 4
-    assert row["images"][:, 0, 0, 0].tolist() == [7, 8, 9]
-    np.testing.assert_array_equal(row["images"][1], preprocess(picture(8), 4, "pad"))
+    assert row.positions.tolist() == [*range(5), *range(4), *range(7), 0, 0, 0, 0]
+    assert row.segment_ids.tolist() == [1] * 5 + [2] * 4 + [3] * 7 + [0] * 4
+    assert row.images[:, 0, 0, 0].tolist() == [7, 8, 9]
+    np.testing.assert_array_equal(row.images[1], preprocess(picture(8), 4, "pad"))
 
 
 def test_an_image_that_was_cut_off_takes_no_slot_from_the_next_sample():
@@ -60,21 +60,21 @@ def test_an_image_that_was_cut_off_takes_no_slot_from_the_next_sample():
     first = dataclasses.replace(chat, length=int(second) + 1).segment(two)
     assert len(first.ids) == second and len(first.images) == 1
     row = chat.row([first, FORMAT.segment(example("b", "v", picture(9)))])
-    assert row["images"][:, 0, 0, 0].tolist() == [7, 9, 0]
+    assert row.images[:, 0, 0, 0].tolist() == [7, 9, 0]
 
 
 def test_a_row_of_another_length_and_of_nothing():
-    assert FORMAT.row([FORMAT.segment(example("a", "x"))], 6)["tokens"].tolist() == [1, *b"x\n", 0, 0, 0]
+    assert FORMAT.row([FORMAT.segment(example("a", "x"))], 6).tokens.tolist() == [1, *b"x\n", 0, 0, 0]
     empty = FORMAT.row([])
-    assert not empty["segment_ids"].any() and not empty["target_mask"].any() and empty["images"].shape == (3, 4, 4, 3)
+    assert not empty.segment_ids.any() and not empty.target_mask.any() and empty.images.shape == (3, 4, 4, 3)
 
 
 def test_what_does_not_go_in_is_refused():
     one = FORMAT.segment(example("a", "x" * 10))
     two = FORMAT.segment(example("a", "x", picture(1), picture(2)))
-    with pytest.raises(DataError, match="2 samples of 24 tokens and 0 images do not go into a row of 20 and 3"):
+    with pytest.raises(DataError, match=r"2 sample\(s\) of 24 tokens and 0 images do not fit into a row of 20 and 3"):
         FORMAT.row([one, one])
-    with pytest.raises(DataError, match="2 samples of 14 tokens and 4 images"):
+    with pytest.raises(DataError, match=r"2 sample\(s\) of 14 tokens and 4 images"):
         FORMAT.row([two, two])
 
 
@@ -92,18 +92,18 @@ def source(tmp_path, bad=(3, 11)) -> list[Example]:
 
 def test_what_cannot_be_read_is_replaced_by_the_same_in_every_run_and_told(tmp_path):
     rows = Rows(source(tmp_path), FORMAT, replace=True, seed=1)
-    (record,) = rows.row(3)["replaced"]
+    (record,) = rows.row(3).replaced
     assert (record["index"], record["sample"]) == (3, "3")
     assert record["reason"].startswith(f"sample '3': {tmp_path}/3.jpg: no such file")
     other = int(record["substitute"])
     assert other not in (3, 5, 11)
-    np.testing.assert_array_equal(rows.row(3)["tokens"], rows.row(other)["tokens"])
-    np.testing.assert_array_equal(rows.row(3)["images"], rows.row(other)["images"])
+    np.testing.assert_array_equal(rows.row(3).arrays.tokens, rows.row(other).arrays.tokens)
+    np.testing.assert_array_equal(rows.row(3).arrays.images, rows.row(other).arrays.images)
     again = pickle.loads(pickle.dumps(rows)).row(3)
-    assert again["replaced"] == [record]
-    assert rows.row(4)["replaced"] == []
+    assert again.replaced == [record]
+    assert rows.row(4).replaced == []
     assert rows.names(3) == [record["substitute"]] and rows.names(4) == ["4"], "what is in the row"
-    drawn = {Rows(source(tmp_path), FORMAT, True, seed).row(3)["replaced"][0]["substitute"] for seed in range(8)}
+    drawn = {Rows(source(tmp_path), FORMAT, True, seed).row(3).replaced[0]["substitute"] for seed in range(8)}
     assert len(drawn) > 1, "not always the neighbour"
 
 
@@ -117,7 +117,7 @@ def test_what_a_row_is_to_hold_is_known_without_its_images(tmp_path, monkeypatch
 
 def test_without_replace_the_fault_reaches_the_caller(tmp_path):
     rows = Rows(source(tmp_path), FORMAT)
-    assert "replaced" not in rows.row(4)
+    assert rows.row(4).replaced is None
     for do in (lambda: rows.row(5), lambda: rows.size(5), lambda: rows.readable(9)):
         with pytest.raises(DataError, match="sample '[35]'"):
             do()
@@ -128,18 +128,18 @@ def test_a_substitute_takes_up_no_more_than_what_it_replaces(tmp_path):
     for i in range(0, 30, 2):
         examples[i] = example(str(i), "x", picture(1), picture(2))  # short enough for many, but two images
     rows = Rows(examples, FORMAT, replace=True)
-    sizes = np.stack([rows.size(i)["size"] for i in range(30)])
+    sizes = np.stack([rows.size(i) for i in range(30)])
     assert sizes[5].tolist() == [0, 0] and sizes[3].tolist() == [3 + 5, 1]
     sizes = lend_sizes(sizes)
     packed = dataclasses.replace(rows, sizes=sizes, groups=pack(sizes, 20, 3, 0))
     replaced = []
     for i in range(len(packed)):
         row = packed.row(i)
-        assert row["segment_ids"].max() == len(packed.groups[i])
-        taken = {record["index"]: record["substitute"] for record in row["replaced"]}
+        assert row.arrays.segment_ids.max() == len(packed.groups[i])
+        taken = {record["index"]: record["substitute"] for record in row.replaced}
         assert packed.names(i) == [taken.get(k, str(k)) for k in packed.groups[i]]
-        replaced += row["replaced"]
-        for record in row["replaced"]:
+        replaced += row.replaced
+        for record in row.replaced:
             assert (sizes[int(record["substitute"])] <= sizes[record["index"]]).all()
     assert sorted(record["index"] for record in replaced) == list(range(1, 29, 4))
 
@@ -147,8 +147,8 @@ def test_a_substitute_takes_up_no_more_than_what_it_replaces(tmp_path):
 def test_where_nothing_can_be_read_the_place_stays_empty(tmp_path):
     rows = Rows([example(str(i), "x", tmp_path / "none.jpg") for i in range(4)], FORMAT, replace=True)
     row = rows.row(2)
-    assert row["replaced"][0]["substitute"] is None and not row["segment_ids"].any()
-    assert row["tokens"].shape == (20,) and rows.names(2) == ["?"]
+    assert row.replaced[0]["substitute"] is None and not row.arrays.segment_ids.any()
+    assert row.arrays.tokens.shape == (20,) and rows.names(2) == ["?"]
 
 
 def test_a_source_that_raises_is_replaced_too(tmp_path):
@@ -159,7 +159,7 @@ def test_a_source_that_raises_is_replaced_too(tmp_path):
             return super().__getitem__(index)
 
     rows = Rows(Source(source(tmp_path, bad=())), FORMAT, replace=True)
-    (record,) = rows.row(2)["replaced"]
+    (record,) = rows.row(2).replaced
     assert record["sample"] is None and "leads out" in record["reason"]
     assert rows.names(2) == [record["substitute"]] and rows.names(1) == ["1"]
     assert [e.id for e in rows.readable(6)] == ["0", "1", "3", "4", "6", "7"]

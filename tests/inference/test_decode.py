@@ -10,13 +10,14 @@ import optax
 import pytest
 
 from llava_jax.inference.decode import decode as decode_loop
-from llava_jax.inference.decode import decode_one, decode_view, greedy, prefill
+from llava_jax.inference.decode import decode_one, decode_view, prefill
 from llava_jax.inference.sampling import Sampling
 from llava_jax.models.cache import Cache
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import abstract_model, nested
 from llava_jax.runtime.mesh import make_mesh
 from llava_jax.runtime.sharding import global_batch
+from llava_jax.text.token_row import Batch, EncodedExample, stack_rows, token_row
 from llava_jax.train.state import abstract_state
 from tests.fixtures.decoding import IMAGE, MODEL, UNUSED, compilations, decoding_params, variant
 
@@ -30,20 +31,27 @@ def params():
     return decoding_params(MODEL)
 
 
-def padded(rows, length) -> dict[str, np.ndarray]:
+def padded(rows, length, images=PIXELS) -> Batch:
     """Right padded; what stands in the padding must not matter."""
-    batch = {name: np.zeros((len(rows), length), np.int32) for name in ("tokens", "positions", "segment_ids")}
-    batch["tokens"] += 17
-    for i, row in enumerate(rows):
-        n = len(row)
-        batch["tokens"][i, :n], batch["positions"][i, :n], batch["segment_ids"][i, :n] = row, range(n), 1
-    return batch
+    size = images.shape[2]
+    layout = dict(length=length, image_slots=images.shape[1], image_size=size, pad_id=17)
+    examples = [EncodedExample(row, np.zeros(len(row), bool), pixels) for row, pixels in zip(rows, images, strict=True)]
+    return stack_rows([token_row([example], **layout) for example in examples])
+
+
+def greedy(model: Llava, params: dict, prompt: Batch, stop_ids, new: int) -> jax.Array:
+    """The likeliest continuation of every prompt: int32[B, new], filled with stop_ids[0] behind a stop."""
+    view, b = decode_view(params), len(prompt.tokens)
+    zeros = np.zeros(b, np.uint32)
+    sampling = Sampling(zeros.astype(np.float32), zeros.astype(np.int32), np.ones(b, np.float32), zeros, zeros)
+    state = prefill(model, view, prompt, sampling, stop_ids, np.full(b, new, np.int32), new)
+    return decode_loop(model, view, state, np.int32(new), np.zeros(b, bool)).answer
 
 
 @functools.cache
 def forward():
     def logits(params, batch):
-        arrays = (batch[k] for k in ("tokens", "images", "positions", "segment_ids"))
+        arrays = batch.tokens, batch.images, batch.positions, batch.segment_ids
         return MODEL.apply({"params": params}, *arrays)
 
     return jax.jit(logits)
@@ -53,7 +61,7 @@ def one_pass_per_token(params, stops, n=NEW) -> np.ndarray:
     """The definition: append the likeliest token, run everything again."""
     rows, done = [list(p) for p in PROMPTS], [False] * len(PROMPTS)
     for _ in range(n):
-        batch = padded(rows, 16 + NEW) | {"images": PIXELS}
+        batch = padded(rows, 16 + NEW)
         scores = np.asarray(forward()(params, batch))
         for i, row in enumerate(rows):
             token = stops[0] if done[i] else int(np.argmax(scores[i, len(row) - 1]))
@@ -63,7 +71,7 @@ def one_pass_per_token(params, stops, n=NEW) -> np.ndarray:
 
 
 def decode(params, stops, n=NEW, length=16, mesh=None, prompts=PROMPTS, images=PIXELS):
-    prompt = padded(prompts, length) | {"images": images}
+    prompt = padded(prompts, length, images)
     if mesh:
         prompt = global_batch(prompt, mesh)
     stops = np.resize(stops, 16)  # one shape, one compilation; a stop may come twice
@@ -125,7 +133,7 @@ def test_logits_of_prefill_and_steps_equal_those_of_one_pass(params):
     """The rows of one batch, with images and without, each fed its own greedy answer."""
     answers = decode(params, [UNUSED])
     rows = [[*prompt, *answer] for prompt, answer in zip(PROMPTS, answers.tolist(), strict=True)]
-    expected = np.asarray(forward()(params, padded(rows, 16 + NEW) | {"images": PIXELS}))
+    expected = np.asarray(forward()(params, padded(rows, 16 + NEW)))
     lengths = np.array([len(prompt) for prompt in PROMPTS])
     view, prompt = decode_view(params), padded(PROMPTS, 16)
 
@@ -138,7 +146,7 @@ def test_logits_of_prefill_and_steps_equal_those_of_one_pass(params):
         return MODEL.apply({"params": view}, method=both)
 
     cache = Cache.empty(MODEL.config.llm, 4, 16, "float32")
-    ours, cache = run(view, cache, prompt["tokens"], PIXELS, prompt["positions"], prompt["segment_ids"])
+    ours, cache = run(view, cache, prompt.tokens, PIXELS, prompt.positions, prompt.segment_ids)
     cache = cache.longer(NEW)
     for i, n in enumerate(lengths):
         np.testing.assert_allclose(ours[i, :n], expected[i, :n], atol=1e-5)
@@ -152,12 +160,12 @@ def test_logits_of_prefill_and_steps_equal_those_of_one_pass(params):
 def started(model: Llava, view, b: int, prompt=None, new: int = 37):
     zeros = np.zeros(b, np.uint32)
     sampling = Sampling(zeros.astype(np.float32), zeros.astype(np.int32), np.ones(b, np.float32), zeros, zeros)
-    prompt = prompt or padded([[1, 2, 3]] * b, 16) | {"images": PIXELS[:1, :0].repeat(b, axis=0)}
+    prompt = prompt or padded([[1, 2, 3]] * b, 16, PIXELS[:1, :0].repeat(b, axis=0))
     return prefill(model, view, prompt, sampling, np.array([UNUSED], np.int32), np.full(b, new, np.int32), new)
 
 
 def test_one_step_and_several_are_the_same_program_step_by_step(params):
-    view, prompt, none = decode_view(params), padded(PROMPTS, 16) | {"images": PIXELS}, np.zeros(4, bool)
+    view, prompt, none = decode_view(params), padded(PROMPTS, 16), np.zeros(4, bool)
     several = started(MODEL, view, 4, prompt)
     for steps in (1, 3, 5):
         several = decode_loop(MODEL, view, several, np.int32(steps), none)
@@ -169,7 +177,7 @@ def test_one_step_and_several_are_the_same_program_step_by_step(params):
 
 
 def test_rows_that_the_caller_has_finished_stay_as_they_are(params):
-    view, prompt = decode_view(params), padded(PROMPTS, 16) | {"images": PIXELS}
+    view, prompt = decode_view(params), padded(PROMPTS, 16)
     state = decode_loop(MODEL, view, started(MODEL, view, 4, prompt), np.int32(9), np.array([True, False, True, False]))
     answer = np.asarray(state.answer)
     np.testing.assert_array_equal(answer[[1, 3], :NEW], decode(params, [UNUSED])[[1, 3]])
@@ -232,7 +240,7 @@ def test_a_compiled_step_moves_neither_the_cache_nor_a_weight(dtype, b, kv_heads
 def test_all_answers_of_a_shape_compile_three_programs(params):
     """The view's, the prefill's and the loop's."""
     model = variant(norm_eps=3e-5)
-    prompt = padded(PROMPTS, 16) | {"images": PIXELS}
+    prompt = padded(PROMPTS, 16)
     with compilations() as found:
         for stop in (UNUSED, 5, 6):
             greedy(model, params, prompt, np.array([stop], np.int32), NEW)

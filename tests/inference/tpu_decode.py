@@ -23,6 +23,7 @@ from llava_jax.inference.decode import decode, decode_one, decode_view, prefill 
 from llava_jax.inference.sampling import Sampling  # noqa: E402
 from llava_jax.models.llava import Llava  # noqa: E402
 from llava_jax.models.params import abstract_model, nested  # noqa: E402
+from llava_jax.text.token_row import Batch, token_row  # noqa: E402
 
 LENGTH, NEW = 3584, 512  # slots: the cache of a long conversation
 
@@ -37,8 +38,8 @@ def main(folder: Path, kind: str, b: int, kv_heads: int) -> None:
 
     model = Llava(config)
     weights = nested({path: array(x.shape, jnp.bfloat16) for path, x in abstract_model(config)[0].items()})
-    prompt = {name: array((b, LENGTH), jnp.int32) for name in ("tokens", "positions", "segment_ids")}
-    prompt["images"] = array((b, 1, 336, 336, 3), jnp.uint8)
+    row = token_row((), length=LENGTH, image_slots=1, image_size=336)
+    prompt = Batch(*(array((b, *x.shape), x.dtype) for x in row))
     numbers = (jnp.float32, jnp.int32, jnp.float32, jnp.uint32, jnp.uint32)
     sampling = Sampling(*(array((b,), dtype) for dtype in numbers))
     start = jax.eval_shape(

@@ -11,13 +11,14 @@ from flax import linen as nn
 
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, REMAT, LlamaConfig, ModelConfig, VisionConfig
 from llava_jax.data.packing import pack
-from llava_jax.data.rows import RowFormat, Segment
+from llava_jax.data.rows import RowFormat
 from llava_jax.errors import ConfigError
 from llava_jax.models import attention
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import abstract_params
 from llava_jax.runtime.mesh import make_mesh
 from llava_jax.runtime.sharding import global_batch
+from llava_jax.text.token_row import EncodedExample
 from tests.models.products import equations, inner_jaxprs, products
 
 # Tokens of the samples of each row, below 0 of padding between them; the rest of a row is padding too.
@@ -140,9 +141,9 @@ def test_packed_rows_are_causal_by_index():
     sizes = np.stack([rng.integers(2, 60, 40), np.zeros(40, int)], axis=1)
     form = RowFormat(Tokenizer(), "plain", 128, 1, 4, 24, "pad", "error")
     ids = [np.arange(n, dtype=np.int32) for n in sizes[:, 0]]
-    samples = [Segment(one, one > 0, np.zeros((0, 24, 24, 3), np.uint8)) for one in ids]
+    samples = [EncodedExample(one, one > 0, np.zeros((0, 24, 24, 3), np.uint8)) for one in ids]
     made = [form.row([samples[i] for i in members]) for members in pack(sizes, 128, 1, 0)]
-    positions, segments = (np.stack([row[name] for row in made]) for name in ("positions", "segment_ids"))
+    positions, segments = (np.stack([getattr(row, name) for row in made]) for name in ("positions", "segment_ids"))
     assert max(segments.max(axis=1)) > 2 and (segments == 0).any()
     same = segments[:, :, None] == segments[:, None, :]
     causal = np.arange(128)[None, :] <= np.arange(128)[:, None]

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.text.encode import IMAGE_TOKEN_ID, expand_images, fit, pad_row, stop_ids, tokenize, tokenize_prompt
+from llava_jax.text.encode import IMAGE_TOKEN_ID, expand_images, fit, stop_ids, tokenize, tokenize_prompt
 from llava_jax.text.templates import TEMPLATES
 from llava_jax.text.tokenizer import load_tokenizer, train_tokenizer
 
@@ -253,17 +253,3 @@ def test_overlong_rows_may_be_an_error():
     assert fit(IDS, MASK, 7, "error")[0].tolist() == IDS.tolist()
     with pytest.raises(ConfigError, match="'drop'"):
         fit(IDS, MASK, 7, "drop")
-
-
-def test_padding():
-    row = pad_row(np.array([1, 263], np.int32), np.array([F, T]), 3, pad_id=9)
-    assert {name: values.tolist() for name, values in row.items()} == {
-        "tokens": [1, 263, 9],
-        "target_mask": [F, T, F],
-        "positions": [0, 1, 0],
-        "segment_ids": [1, 1, 0],
-    }
-    assert {values.dtype for name, values in row.items() if name != "target_mask"} == {np.dtype(np.int32)}
-    assert row["target_mask"].dtype == bool
-    with pytest.raises(DataError, match="7 tokens does not go into 6"):
-        pad_row(IDS, MASK, 6, pad_id=0)

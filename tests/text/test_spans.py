@@ -18,10 +18,10 @@ def test_pieces_are_the_row_and_split_where_its_mask_does(template):
         aspect="crop", overlong="error",
     )  # fmt: skip
     pieces = split_row(row, TINY)
-    real = row["segment_ids"] > 0
-    assert [id for piece in pieces for id in piece.ids] == row["tokens"][real].tolist()
+    real = row.segment_ids > 0
+    assert [id for piece in pieces for id in piece.ids] == row.tokens[real].tolist()
     mask = np.concatenate([[piece.is_target] * len(piece.ids) for piece in pieces])
-    assert mask.tolist() == row["target_mask"][real].tolist()
+    assert mask.tolist() == row.target_mask[real].tolist()
     assert [piece.text for piece in pieces if piece.is_image] == ["<image x 4>"] * 2
     standing = [(piece.is_target, piece.is_image) for piece in pieces]
     assert all(a != b for a, b in zip(standing, standing[1:], strict=False))

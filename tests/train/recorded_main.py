@@ -12,16 +12,22 @@ import jax
 
 from llava_jax.cli.train import main
 from llava_jax.data import rows
+from llava_jax.data.pipeline import Batches
 from llava_jax.errors import DataError
 from llava_jax.train import bad_samples, steps
 
-global_batch, record = steps.global_batch, bad_samples.BadSamples.record
+next_batch, global_batch, record = Batches.__next__, steps.global_batch, bad_samples.BadSamples.record
 load_image = rows.load_image
 newest = []
 
 
-def remember(batch, mesh):
-    newest[:] = batch["index"].tolist()
+def remember(self):
+    batch, info = next_batch(self)
+    newest[:] = info.index.tolist()
+    return batch, info
+
+
+def pause(batch, mesh):
     time.sleep(float(os.environ["PAUSE"]))
     return global_batch(batch, mesh)
 
@@ -40,5 +46,6 @@ def read(source, name):
     return load_image(source, name)
 
 
-steps.global_batch, bad_samples.BadSamples.record, rows.load_image = remember, write_down, read
+Batches.__next__, steps.global_batch = remember, pause
+bad_samples.BadSamples.record, rows.load_image = write_down, read
 sys.exit(main(sys.argv))

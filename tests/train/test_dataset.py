@@ -36,16 +36,16 @@ def test_sizes_are_those_of_the_rows_and_open_no_image():
     sizes = dataset.measure(rows(40), threads=2, workers=0)
     assert sizes.shape == (40, 2) and sizes[7].tolist() == [0, 0]
     for i in set(range(40)) - {7}:
-        assert sizes[i].tolist() == [(made.row(i)["segment_ids"] > 0).sum(), 1]
+        assert sizes[i].tolist() == [(made.row(i).arrays.segment_ids > 0).sum(), 1]
 
 
 def test_two_processes_measure_a_half_each_and_know_everything(monkeypatch):
     whole, shares = dataset.measure(rows(), 2, 0), {}
     assert (whole[:, 0] == 0).sum() == 2
 
-    def gather(mine):
+    def gather(mine, tiled):
         shares[jax.process_index()] = mine
-        return np.stack([shares.get(p, mine) for p in range(2)])
+        return np.concatenate([shares.get(p, mine) for p in range(2)])
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(dataset.multihost_utils, "process_allgather", gather)
@@ -53,7 +53,7 @@ def test_two_processes_measure_a_half_each_and_know_everything(monkeypatch):
     dataset.measure(rows(), 2, 0)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     np.testing.assert_array_equal(dataset.measure(rows(), 2, 0), whole)
-    assert shares[0].shape == shares[1].shape == (2, 256, 2), "a share each, not everything twice"
+    assert shares[0].shape == shares[1].shape == (350, 2), "a share each, not everything twice"
 
 
 def test_a_sample_that_cannot_be_measured_and_stays_is_an_error():
@@ -83,7 +83,7 @@ def test_the_steps_of_packed_epochs_are_counted_exactly(tmp_path, capsys):
     assert "one: measured 100 samples in" in capsys.readouterr().out
     batches = list(dataset.training_batches(stage, found, 0))
     assert len(batches) == found.steps < 3 * 100 / 4 / 2
-    assert found.samples == 300 == sum(int(b["segment_ids"].max(axis=1).sum()) for b in batches)
+    assert found.samples == 300 == sum(int(b.segment_ids.max(axis=1).sum()) for b, _ in batches)
     by_steps = dataclasses.replace(stage, steps=10)
     found = opened(by_steps)
     assert found.samples == round(40 * 100 / len(found.train))
@@ -106,7 +106,7 @@ def names_of(stage: Stage, data: dataset.StageData, place: dict | None, steps: i
     batches = dataset.training_batches(stage, data, 0)
     if place is not None:
         batches.set_state({name: value for name, value in place.items() if name != "mixture"})
-    taken = [next(batches)["index"] for _ in range(steps)]
+    taken = [next(batches)[1].index for _ in range(steps)]
     batches.close()
     return [data.train.names(int(i)) for index in taken for i in index], dataset.place_in(data, batches)
 
@@ -141,10 +141,10 @@ def test_what_is_held_out_of_packed_samples_is_measured_in_rows_of_its_own_lengt
     write_json(tmp_path / "chat.json", "", [1 + i % 5 for i in range(300)])
     data = Data(path=str(tmp_path / "chat.json"), image_folder=str(tmp_path), held_out=0.3, **(PACKED | {"length": 64}))
     found = opened(Stage(data=data, batch=4, epochs=1, loss_chunks=4))
-    rows = [found.held_out.row(i) for i in range(len(found.held_out))]
-    longest = max((row["segment_ids"] > 0).sum() for row in rows)
-    assert {row["tokens"].shape for row in rows} == {(16,)} and 8 < longest <= 16
-    assert all(row["tokens"].shape == (64,) for row in (found.train.row(0), found.train.row(1)))
+    rows = [found.held_out.row(i).arrays for i in range(len(found.held_out))]
+    longest = max((row.segment_ids > 0).sum() for row in rows)
+    assert {row.tokens.shape for row in rows} == {(16,)} and 8 < longest <= 16
+    assert all(row.arrays.tokens.shape == (64,) for row in (found.train.row(0), found.train.row(1)))
 
 
 def test_a_stage_takes_its_split_and_prompt_format_of_scienceqa_alone_and_in_a_mixture(tmp_path):

@@ -1,19 +1,30 @@
-"""evaluate.py: whose images a held-out text is read with."""
+"""evaluate.py: whose images a held-out text is read with, and what a model is asked."""
 
-from types import SimpleNamespace
+import itertools
 
 import jax
 import numpy as np
+import optax
 import pytest
+from PIL import Image
 
 from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.config import Data, Eval, Stage
-from llava_jax.config.architectures import IMAGE_TOKEN_ID, VISION
+from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.data.example import Example
+from llava_jax.data.rows import Row
 from llava_jax.errors import DataError
+from llava_jax.images.preprocess import preprocess
+from llava_jax.inference.engine import Answer, Prompt, Settings, generate
+from llava_jax.models.llava import Llava
+from llava_jax.models.params import nested
 from llava_jax.runtime.mesh import make_mesh
+from llava_jax.text.encode import encode_prompt
+from llava_jax.text.token_row import TokenRow
 from llava_jax.train import evaluate
-from llava_jax.train.evaluate import BLANK, Speaker, held_out_loss
+from llava_jax.train.evaluate import BLANK, Interrupted, Speaker, held_out_loss
+from llava_jax.train.state import abstract_state
+from tests.fixtures.tiny_models import changed, random_params
 
 
 class Held:
@@ -28,12 +39,10 @@ class Held:
     def row(self, i):
         self.asked.append(i)
         tokens = [10 + i, IMAGE_TOKEN_ID if self.colours[i] else 3, 7]
-        return {
-            "tokens": np.array(tokens, np.int32),
-            "target_mask": np.array([False, False, self.readable]),
-            "images": np.full((1, 2, 2, 3), self.colours[i], np.uint8),
-            "replaced": [{"reason": "sample 'x': gone"}] * (i == 1 or not self.readable),
-        }
+        at = np.arange(3, dtype=np.int32)
+        pixels = np.full((1, 2, 2, 3), self.colours[i], np.uint8)
+        row = TokenRow(np.array(tokens, np.int32), np.array([False, False, self.readable]), at, at, pixels)
+        return Row(row, [{"reason": "sample 'x': gone"}] * (i == 1 or not self.readable))
 
 
 def measure(held_out: Held, shuffled: bool, samples: int = 99) -> tuple[dict[str, float], list[tuple[int, int]]]:
@@ -41,14 +50,14 @@ def measure(held_out: Held, shuffled: bool, samples: int = 99) -> tuple[dict[str
     pairs = []
 
     def eval_step(params, batch):
-        rows = zip(batch["tokens"][:, 0], batch["images"][:, 0, 0, 0, 0], batch["target_mask"].any(1), strict=True)
+        rows = zip(batch.tokens[:, 0], batch.images[:, 0, 0, 0, 0], batch.target_mask.any(1), strict=True)
         found = [(int(t), int(c)) for t, c, counts in rows if counts]
         pairs.extend(found)
         return sum(t * c for t, c in found), len(found)
 
     stage = Stage(batch=4, accumulation=2, eval=Eval(samples=samples, shuffled=shuffled))
-    speaker = Speaker(None, {}, stage, None, make_mesh(1, 1, 1, jax.devices()[:1]), lambda: False)
-    return held_out_loss(eval_step, speaker, SimpleNamespace(held_out=held_out)), pairs
+    speaker = Speaker(None, {}, stage, None, MESH, lambda: False)
+    return held_out_loss(eval_step, speaker, held_out), pairs
 
 
 def test_shuffled_is_every_text_once_with_an_image_that_is_not_its_own():
@@ -77,16 +86,103 @@ def test_without_it_no_row_is_read_again():
     assert len(held_out.asked) == 8, "one more for the shape of the filler"
 
 
-def test_samples_that_share_an_id_are_asked_their_own_questions(monkeypatch):
-    monkeypatch.setattr(evaluate, "decode_view", lambda params: None)
-    monkeypatch.setattr(evaluate, "greedy", lambda model, view, batch, stops, count: batch["tokens"])  # an echo
-    stage = Stage(batch=2, data=Data(template="vicuna_v1", max_images=0))
-    model = SimpleNamespace(config=SimpleNamespace(vision=VISION["tiny"]))
-    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-    speaker = Speaker(model, {}, stage, open_tokenizer("tiny"), mesh, lambda: False)
-    questions = ("where is the red circle ?", "how many objects are there ?")
-    asked = evaluate.answer(speaker, [Example("1", (("human", q), ("gpt", "x")), ()) for q in questions], blank=False)
-    assert all(q in text for q, text in zip(questions, asked, strict=True))
+# --- answers ----------------------------------------------------------
+
+WIDE = changed(llm=dict(max_positions=512))
+MESH = make_mesh(1, 1, 1, jax.devices()[:1])
+
+
+def question(text: str, *images: Image.Image) -> Example:
+    return Example("1", (("human", "<image>" * len(images) + text), ("gpt", "x")), images)
+
+
+def colour(value: int) -> Image.Image:
+    return Image.new("RGB", (30, 24), (value, 0, 0))
+
+
+def speaker(template: str, batch: int, mesh=MESH, stop=lambda: False, **params) -> Speaker:
+    stage = Stage(batch=2 * batch, accumulation=2, data=Data(template=template, max_images=2), eval=Eval())
+    params = params or random_params(WIDE)
+    return Speaker(Llava(WIDE), params, stage, open_tokenizer("tiny"), mesh, stop)
+
+
+@pytest.fixture
+def echoes(monkeypatch) -> list[tuple]:
+    """(prompts, shape) of every batch; its answers are the prompts."""
+    batches = []
+
+    def generate(model, view, prompts, settings, tokenizer, mesh, shape):
+        batches.append((prompts, shape))
+        return [Answer(text=f" {tokenizer.decode([i for i in p.tokens if i >= 0])} ") for p in prompts]
+
+    monkeypatch.setattr(evaluate, "generate", generate)
+    return batches
+
+
+def test_samples_that_share_an_id_are_asked_their_own_questions(echoes):
+    questions = ("where is the red circle ?", "how many objects are there ?", "is it blue ?")
+    texts = evaluate.answer(speaker("vicuna_v1", 2), [question(q) for q in questions], blank=False)
+    assert all(q in text and text == text.strip() for q, text in zip(questions, texts, strict=True))
+
+
+def test_all_batches_of_questions_have_one_shape_and_their_own_images(echoes):
+    examples = [question("what is it ?", *map(colour, range(i))) for i in (0, 2, 1, 0, 1)]
+    evaluate.answer(speaker("plain", 2), examples, blank=False)
+    assert [len(prompts) for prompts, _ in echoes] == [2, 2, 1]
+    assert {shape for _, shape in echoes} == {(2, 16, 2)}
+    colours = [[int(image[0, 0, 0]) for image in prompt.images] for prompts, _ in echoes for prompt in prompts]
+    assert colours == [[], [0, 1], [0], [], [0]]
+
+
+def test_a_blanked_image_keeps_its_place(echoes):
+    evaluate.answer(speaker("plain", 2), [question("what ?", colour(9))], blank=True)
+    (((prompt,), _),) = echoes
+    assert len(prompt.images) == 1 and (prompt.images[0] == BLANK).all() and prompt.images[0].shape == (24, 24, 3)
+    assert (prompt.tokens == IMAGE_TOKEN_ID).sum() == WIDE.features
+
+
+def test_a_question_longer_than_the_model_s_positions_is_not_asked(echoes):
+    texts = evaluate.answer(speaker("vicuna_v1", 2), [question("red " * 600), question("red ?")], blank=False)
+    assert texts[0] == "" and texts[1].endswith("red ? ASSISTANT:") and len(echoes) == 1
+    assert evaluate.answer(speaker("vicuna_v1", 2), [question("red " * 600)], blank=False) == [""]
+
+
+def test_a_stop_is_noticed_before_every_batch(echoes):
+    requests = iter([False, True])
+    asked = speaker("plain", 1, stop=lambda: next(requests))
+    with pytest.raises(Interrupted):
+        evaluate.answer(asked, [question("red ?"), question("blue ?")], blank=False)
+    assert len(echoes) == 1
+
+
+def whole_answer(asked: Speaker, example: Example) -> list[int]:
+    """The definition: all tokens that may be, whatever they are."""
+    template, aspect = asked.stage.data.template, asked.stage.data.aspect
+    ids = encode_prompt(example.turns[:1], 1, tokenizer=asked.tokenizer, template=template, features=WIDE.features)
+    prompt = Prompt(ids, [preprocess(image, 24, aspect) for image in example.images])
+    settings = Settings((), max_new_tokens=asked.stage.eval.max_new_tokens)
+    return generate(asked.model, nested(asked.params), [prompt], settings)[0].ids
+
+
+@pytest.mark.parametrize("template, end", [("plain", "\n"), ("vicuna_v1", "</s>")])
+def test_answers_are_cut_where_the_template_ends_them_on_any_mesh(template, end):
+    asked = speaker(template, 4)
+    tokenizer = asked.tokenizer
+    end_id = tokenizer.eos_id if end == "</s>" else tokenizer.encode(end, dummy_prefix=False)[-1]
+    images = [Image.effect_noise((24, 24), 99).convert("RGB") for _ in range(3)]
+    examples = [question("what is it ?", image) for image in images]
+    fifth, head = whole_answer(asked, examples[0])[4], asked.params["llm/head/kernel"]
+    head[:, [fifth, end_id]] = head[:, [end_id, fifth]]  # now the model ends an answer
+    wholes = [whole_answer(asked, e) for e in examples]
+    assert any(end_id in ids for ids in wholes)
+    cut = [itertools.takewhile(lambda i: i not in (end_id, tokenizer.eos_id), ids) for ids in wholes]
+    expected = [tokenizer.decode(ids).strip() for ids in cut]
+    assert len(set(expected)) > 1
+    assert evaluate.answer(asked, examples, blank=False) == expected
+    with jax.set_mesh(mesh := make_mesh(2, 2, 2)):
+        laid_out = abstract_state(WIDE, dict.fromkeys(asked.params), optax.identity(), mesh).frozen
+        params = {path: jax.device_put(x, laid_out[path].sharding) for path, x in asked.params.items()}
+        assert evaluate.answer(speaker(template, 4, mesh, **params), examples, blank=False) == expected
 
 
 def test_held_out_samples_of_which_none_can_be_read_are_an_error():

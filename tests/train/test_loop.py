@@ -8,6 +8,7 @@ import shutil
 import signal
 import struct
 import weakref
+from collections import namedtuple
 from pathlib import Path
 
 import jax
@@ -20,11 +21,12 @@ from llava_jax import config
 from llava_jax.checkpoint.native import integrity
 from llava_jax.checkpoint.native.store import Store
 from llava_jax.config import architectures
-from llava_jax.data.rows import Rows
+from llava_jax.data.pipeline import Batches
+from llava_jax.data.rows import Row, Rows
 from llava_jax.data.sources.scenes import SceneSource
 from llava_jax.errors import ConfigError, DataError, Diverged
-from llava_jax.runtime.sharding import global_batch
-from llava_jax.train import loop, loss, stage_run, stages, steps
+from llava_jax.text.token_row import Batch, TokenRow
+from llava_jax.train import loop, loss, stage_run, stages
 from llava_jax.train import step as train_step
 from llava_jax.train.dataset import StageData, training_batches
 from llava_jax.train.evaluations import Evaluation
@@ -241,9 +243,12 @@ def one_stage(**changes) -> dict:
     return dict(run=("one",), stages__one__steps=52, stages__one__eval__every=0, checkpoint__every=5, **changes)
 
 
+FaultyBatch = namedtuple("FaultyBatch", (*Batch._fields, "fault"))
+
+
 class Nothing(Rows):
-    def row(self, index, length=None) -> dict:
-        return {}
+    def row(self, index, length=None) -> Row:
+        return Row(TokenRow(*[np.zeros(1)] * 5))
 
 
 @pytest.fixture
@@ -253,18 +258,20 @@ def bad_steps(monkeypatch):
     faults, token_losses = {}, loss.token_losses
     stage = config.from_config_dict(settings()).stages["one"]
     order = training_batches(stage, StageData(Nothing(SceneSource("caption", 0, False, 24), None), None, [], 99, 99), 0)
-    index = [next(order)["index"].tolist() for _ in range(60)]
+    index = [next(order)[1].index.tolist() for _ in range(60)]
     order.close()
     assert len({tuple(rows) for rows in index}) == 60
 
-    def with_fault(rows, mesh):
-        fault = [faults[step] for step in faults if index[step] == rows["index"].tolist()]
-        return global_batch(rows | {"fault": np.full(8, sum(fault), np.float32)}, mesh)
+    def with_fault(self):
+        batch, info = next_batch(self)
+        fault = [faults[step] for step in faults if index[step] == info.index.tolist()]
+        return FaultyBatch(*batch, np.full(8, sum(fault), np.float32)), info
 
     def with_bad_loss(model, params, batch, chunks):
-        return token_losses(model, params, batch, chunks) + jnp.sum(batch.get("fault", 0.0))
+        return token_losses(model, params, batch, chunks) + jnp.sum(batch.fault)
 
-    monkeypatch.setattr(steps, "global_batch", with_fault)
+    next_batch = Batches.__next__
+    monkeypatch.setattr(Batches, "__next__", with_fault)
     monkeypatch.setattr(train_step, "token_losses", with_bad_loss)
     return faults, index
 

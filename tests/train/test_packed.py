@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from llava_jax.config.architectures import IMAGE_TOKEN_ID
-from llava_jax.data.rows import RowFormat, Segment
+from llava_jax.data.rows import RowFormat
 from llava_jax.models.clip import normalize
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import nested
+from llava_jax.text.token_row import Batch, EncodedExample, stack_rows
 from llava_jax.train.loss import count_targets, predicts_target, token_losses
 from tests.fixtures.tiny_models import EVEN, random_params
 
@@ -28,23 +29,22 @@ MODEL = Llava(EVEN)
 PARAMS = nested(random_params(EVEN))
 
 
-def segment(rng, images: int) -> Segment:
+def segment(rng, images: int) -> EncodedExample:
     """3 to 9 words with the images among them; every token but the placeholders is a target, the first one too."""
     words = int(rng.integers(3, 10))
     at = np.sort(rng.integers(0, words + 1, images))
     ids = np.insert(rng.integers(3, 512, words), np.repeat(at, FEATURES), IMAGE_TOKEN_ID).astype(np.int32)
-    return Segment(ids, ids != IMAGE_TOKEN_ID, rng.integers(0, 256, (images, 24, 24, 3), dtype=np.uint8))
+    return EncodedExample(ids, ids != IMAGE_TOKEN_ID, rng.integers(0, 256, (images, 24, 24, 3), dtype=np.uint8))
 
 
-def batch_of(*rows: list[Segment]) -> dict[str, np.ndarray]:
-    made = [FORMAT.row(segments) for segments in rows]
-    return {name: np.stack([row[name] for row in made]) for name in made[0]}
+def batch_of(*rows: list[EncodedExample]) -> Batch:
+    return stack_rows([FORMAT.row(segments) for segments in rows])
 
 
 @jax.jit
 def logits(batch):
     return MODEL.apply(
-        {"params": PARAMS}, batch["tokens"], batch["images"], batch["positions"], batch["segment_ids"]
+        {"params": PARAMS}, batch.tokens, batch.images, batch.positions, batch.segment_ids
     )  # fmt: skip
 
 
@@ -73,10 +73,10 @@ def test_each_sample_sees_its_own_images_and_no_other_s():
     rng = np.random.default_rng(1)
     segments = [segment(rng, 1), segment(rng, 2), segment(rng, 1)]
     plain = np.asarray(logits(batch_of(segments)))[0]
-    owner = batch_of(segments)["segment_ids"][0]
+    owner = batch_of(segments).segment_ids[0]
     for slot, who in enumerate((1, 2, 2, 3)):
         batch = batch_of(segments)
-        batch["images"][0, slot] ^= 255
+        batch.images[0, slot] ^= 255
         changed = np.abs(np.asarray(logits(batch))[0] - plain).max(axis=-1) > 0
         assert changed[owner == who].any() and not changed[(owner != who) & (owner > 0)].any()
 
@@ -84,18 +84,18 @@ def test_each_sample_sees_its_own_images_and_no_other_s():
 def test_the_gradient_of_one_sample_s_loss_by_the_others_inputs_is_exactly_zero():
     segments = list(cases())[6]
     batch = batch_of(segments)
-    images = np.asarray(normalize(jnp.asarray(batch["images"])))
-    owner, slots = batch["segment_ids"][0], np.repeat(np.arange(1, 7), [len(s.images) for s in segments])
+    images = np.asarray(normalize(jnp.asarray(batch.images)))
+    owner, slots = batch.segment_ids[0], np.repeat(np.arange(1, 7), [len(s.images) for s in segments])
 
     def loss(text, images, who):
         def run(model):
             # what the language model reads, with a knob at every position and every pixel
-            merged = model.embed(batch["tokens"], images) + text
-            hidden, _ = model.llm.hidden(merged, batch["positions"], batch["segment_ids"])
+            merged = model.embed(batch.tokens, images) + text
+            hidden, _ = model.llm.hidden(merged, batch.positions, batch.segment_ids)
             return model.logits(hidden)
 
-        targets = jnp.roll(batch["tokens"], -1, axis=1)
-        mine = predicts_target(batch) & (batch["segment_ids"] == who)
+        targets = jnp.roll(batch.tokens, -1, axis=1)
+        mine = predicts_target(batch) & (batch.segment_ids == who)
         scores = jax.nn.log_softmax(MODEL.apply({"params": PARAMS}, method=run))
         picked = jnp.take_along_axis(scores, jnp.where(mine, targets, 0)[..., None], axis=-1)[..., 0]
         return -jnp.sum(jnp.where(mine, picked, 0))
@@ -111,10 +111,11 @@ def test_the_gradient_of_one_sample_s_loss_by_the_others_inputs_is_exactly_zero(
 
 
 def test_no_sample_is_asked_for_the_first_token_of_the_next():
-    batch = {
-        "target_mask": np.array([[0, 1, 1, 1, 1, 0, 1, 1]], bool),
-        "segment_ids": np.array([[1, 1, 1, 2, 2, 3, 3, 0]]),
-    }
+    batch = Batch(
+        tokens=None, positions=None, images=None,
+        target_mask=np.array([[0, 1, 1, 1, 1, 0, 1, 1]], bool),
+        segment_ids=np.array([[1, 1, 1, 2, 2, 3, 3, 0]]),
+    )  # fmt: skip
     #            t:  0  1  2  3  4  5  6  7      position 2 would be asked for the first token of segment 2
     expected = [[1, 1, 0, 1, 0, 1, 0, 0]]
     np.testing.assert_array_equal(predicts_target(batch), np.array(expected, bool))

@@ -32,7 +32,7 @@ def same_layout(x: jax.Array, spec: PartitionSpec) -> bool:
 @functools.cache
 def logits_of(rows: int) -> np.ndarray:
     batch = make_batch(rows)
-    arrays = (batch[k] for k in ("tokens", "images", "positions", "segment_ids"))
+    arrays = batch.tokens, batch.images, batch.positions, batch.segment_ids
     apply = jax.jit(Llava(EVEN).apply)
     return np.asarray(apply({"params": nested(random_params(EVEN))}, *arrays))
 
@@ -40,11 +40,11 @@ def logits_of(rows: int) -> np.ndarray:
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_the_loss_is_the_cross_entropy_of_each_target_given_what_is_before_it(chunks):
     batch = make_batch(4)
-    batch["target_mask"][0, 0] = True  # nothing is before the first token: it is no target
+    batch.target_mask[0, 0] = True  # nothing is before the first token: it is no target
     expected, count = 0.0, 0
-    for row, tokens in enumerate(batch["tokens"]):
+    for row, tokens in enumerate(batch.tokens):
         for at in range(1, len(tokens)):
-            if batch["target_mask"][row, at]:
+            if batch.target_mask[row, at]:
                 z = logits_of(4)[row, at - 1].astype(np.float64)
                 expected += np.log(np.exp(z - z.max()).sum()) + z.max() - z[tokens[at]]
                 count += 1
@@ -100,7 +100,7 @@ def test_accumulation_and_chunks_change_nothing_but_memory(at_once, mesh, accumu
 def test_micro_batches_have_unequal_numbers_of_targets_so_a_mean_of_means_is_another_loss(at_once):
     batch = make_batch(16)
     step = make_eval_step(Llava(EVEN), 1)
-    parts = [step(random_params(EVEN), {k: x[i::4] for k, x in batch.items()}) for i in range(4)]
+    parts = [step(random_params(EVEN), jax.tree.map(lambda x, i=i: x[i::4], batch)) for i in range(4)]
     assert len({float(n) for _, n in parts}) > 1
     assert abs(np.mean([float(loss / n) for loss, n in parts]) / at_once[0] - 1) > 1e-4
 
@@ -180,7 +180,7 @@ def test_frozen_parameters_are_bit_identical_after_50_steps_and_all_others_are_n
 
 
 def test_rows_of_filler_alone_give_no_loss_and_no_gradient(stage_1):
-    filler = {k: np.zeros_like(x) for k, x in make_batch(4).items()}
+    filler = jax.tree.map(np.zeros_like, make_batch(4))
     with jax.set_mesh(stage_1.mesh):
         _, metrics = stage_1.step(fresh_state(stage_1), global_batch(filler, stage_1.mesh))
     assert metrics.pop("applied") and not np.any(metrics.pop("norms"))
@@ -229,7 +229,7 @@ def test_metrics_are_of_the_global_batch_before_clipping(at_once):
     np.testing.assert_allclose(metrics["norms"], norms, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], at_once[0], rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
-    assert float(metrics["targets"]) == make_batch(16)["target_mask"][:, 1:].sum()
+    assert float(metrics["targets"]) == make_batch(16).target_mask[:, 1:].sum()
 
 
 def test_token_losses_sums_in_float32_whatever_the_compute_dtype():

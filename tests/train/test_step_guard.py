@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections import namedtuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from llava_jax import config
 from llava_jax.config.architectures import MEAN, STD
 from llava_jax.runtime.mesh import make_mesh
 from llava_jax.runtime.sharding import global_batch
+from llava_jax.text.token_row import Batch
 from llava_jax.train import step
 from llava_jax.train.step_guard import Guard, parameter_norms, sample_ids, write_skipped
 from tests.fixtures.tiny_models import EVEN, random_params
@@ -32,12 +34,12 @@ def faults_in_batches():
     token_losses, gradients = step.token_losses, step.gradients
 
     def with_bad_loss(model, params, batch, chunks):
-        return token_losses(model, params, batch, chunks) + jnp.sum(batch["bad_loss"])
+        return token_losses(model, params, batch, chunks) + jnp.sum(batch.bad_loss)
 
     def with_bad_leaf(model, trainable, frozen, batch, *rest):
         loss, grads, total = gradients(model, trainable, frozen, batch, *rest)
         leaf = grads[LEAF]
-        return loss, {**grads, LEAF: leaf.at[(0,) * leaf.ndim].add(jnp.sum(batch["bad_leaf"]))}, total
+        return loss, {**grads, LEAF: leaf.at[(0,) * leaf.ndim].add(jnp.sum(batch.bad_leaf))}, total
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step, "token_losses", with_bad_loss)
@@ -69,14 +71,17 @@ def prepared(faults_in_batches):
     return prepare()
 
 
-def batch_with(fault: str | None, seed: int, value: float = math.nan) -> dict[str, np.ndarray]:
+FaultyBatch = namedtuple("FaultyBatch", (*Batch._fields, "bad_loss", "bad_leaf"))
+
+
+def batch_with(fault: str | None, seed: int, value: float = math.nan) -> FaultyBatch:
     batch = make_batch(8, seed=seed)
-    batch["images"] = ((batch["images"] / 255 - MEAN) / STD).astype(np.float32)
-    batch |= {name: np.zeros(8, np.float32) for name in ("bad_loss", "bad_leaf")}
+    images = ((batch.images / 255 - MEAN) / STD).astype(np.float32)
+    batch = FaultyBatch(*batch._replace(images=images), np.zeros(8, np.float32), np.zeros(8, np.float32))
     if fault == "pixel":
-        batch["images"][5, 0, 3, 4, 1] = value
+        batch.images[5, 0, 3, 4, 1] = value
     elif fault:
-        batch[fault][5] = value
+        getattr(batch, fault)[5] = value
     return batch
 
 

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from llava_jax.data.pipeline import FILLER
+from llava_jax.data.pipeline import FILLER, BatchInfo
+from llava_jax.text.token_row import Batch
 from llava_jax.train import steps
 from llava_jax.train.stage_run import sample_names
 from llava_jax.train.steps import training_steps
@@ -40,23 +41,23 @@ class Stage:
         layout = SimpleNamespace(mesh=None)
         self.plan = SimpleNamespace(start=100, data=SimpleNamespace(steps=6), layout=layout)
         self.batches = self
-        self.replaced = []
         self.bad = SimpleNamespace(record=note("record"))
         self.guard = SimpleNamespace(limit=lambda step: step)
         self.progress = SimpleNamespace(pause=note("pause"), tick=lambda *args: 0.5)
 
-    def __next__(self) -> dict:
+    def __next__(self) -> tuple[Batch, BatchInfo]:
         self.read += 1
         length = 8 if self.read == 3 else 16
-        return {"tokens": np.zeros((4, length)), "index": np.full(4, self.read)}
+        batch = Batch(np.full((4, length), self.read), None, None, None, None)
+        return batch, BatchInfo(np.full(4, self.read), [self.read])
 
     def step(self, state: State, batch: dict, limit: float):
         step = state.step + 1
-        assert limit == step and list(batch["index"]) == [step] * 4
+        assert limit == step and (batch.tokens == step).all()
         self.events.append(f"dispatch {step}")
         metrics = dict(loss=Value(self.events, f"read {step}"), grad_norm=1.0, targets=4.0, applied=True, norms=None)
-        if "stop" in batch:
-            metrics["stop"] = batch["stop"].sum()
+        if batch.stop is not None:
+            metrics["stop"] = batch.stop.sum()
         return State(step), metrics
 
 
@@ -106,7 +107,7 @@ def test_the_watchdog_knows_the_global_step_and_which_step_compiles(events):
     begun = [event for event in events if event.startswith("begin")]
     kinds = ["compiling", "computing", "compiling", "computing", "computing", "computing"]
     assert begun == [f"begin {x}" for i, kind in enumerate(kinds) for x in (f"reading rows {101 + i}", kind)]
-    assert "record 101 []" in events and events.index("record 101 []") < events.index("dispatch 1")
+    assert "record 101 [1]" in events and events.index("record 101 [1]") < events.index("dispatch 1")
 
 
 def test_several_processes_report_a_signal_to_each_other_in_the_step(events):

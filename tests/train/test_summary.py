@@ -39,10 +39,10 @@ def test_a_sample_shows_in_double_brackets_exactly_what_is_supervised(name):
     text, totals = render_sample(sample, TOKENIZER).rsplit("\n", 1)
 
     marked = re.findall(r"\[\[(.*?)\]\]", text, re.DOTALL)
-    real = sample["segment_ids"] > 0
-    spans = np.split(np.arange(len(real)), np.flatnonzero(np.diff(sample["target_mask"].astype(int))) + 1)
+    real = sample.segment_ids > 0
+    spans = np.split(np.arange(len(real)), np.flatnonzero(np.diff(sample.target_mask.astype(int))) + 1)
     expected = [
-        TOKENIZER.decode(sample["tokens"][span], skip_special=False) for span in spans if sample["target_mask"][span[0]]
+        TOKENIZER.decode(sample.tokens[span], skip_special=False) for span in spans if sample.target_mask[span[0]]
     ]
     assert marked == expected
     for (_, answer), shown in zip(turns[1::2], marked, strict=True):
@@ -52,7 +52,7 @@ def test_a_sample_shows_in_double_brackets_exactly_what_is_supervised(name):
     assert shown.count("<image x 4>") == images and shown.count("<image") == images
     for _, said in turns:
         assert said.replace("<image>", "").strip() in shown
-    assert totals == f"({real.sum()} tokens, {sample['target_mask'].sum()} of them supervised, in a row of 120)"
+    assert totals == f"({real.sum()} tokens, {sample.target_mask.sum()} of them supervised, in a row of 120)"
 
 
 def test_padding_is_not_shown_and_special_tokens_are():

@@ -8,11 +8,11 @@ from PIL import Image
 
 from llava_jax.data.example import Example
 from llava_jax.data.inspection.check import Encode
-from llava_jax.data.rows import Row
 from llava_jax.errors import DataError
 from llava_jax.output.html_page import Markup, document, element, join, picture
 from llava_jax.output.page_parts import badge, share_bar, tile, tiles
 from llava_jax.text.spans import Piece, split_row
+from llava_jax.text.token_row import TokenRow
 from llava_jax.text.tokenizer import Tokenizer
 
 
@@ -23,17 +23,17 @@ class Sample:
 
     index: int
     example: Example | None = None
-    row: Row | None = None
+    row: TokenRow | None = None
     whole: int = 0
     fault: str = ""
 
     @property
     def tokens(self) -> int:
-        return 0 if self.row is None else int((self.row["segment_ids"] > 0).sum())
+        return 0 if self.row is None else int((self.row.segment_ids > 0).sum())
 
     @property
     def targets(self) -> int:
-        return 0 if self.row is None else int(np.count_nonzero(self.row["target_mask"]))
+        return 0 if self.row is None else int(np.count_nonzero(self.row.target_mask))
 
     @property
     def is_cut(self) -> bool:
@@ -44,7 +44,7 @@ def samples_page(
     title: str,
     source,
     indices: Iterable[int],
-    to_row: Callable[[Example], Row],
+    to_row: Callable[[Example], TokenRow],
     encode: Encode,
     tokenizer: Tokenizer,
     facts: Mapping[str, str] | None = None,
@@ -72,7 +72,7 @@ def samples_page(
     )
 
 
-def _read(source, index: int, to_row: Callable[[Example], Row], encode: Encode) -> Sample:
+def _read(source, index: int, to_row: Callable[[Example], TokenRow], encode: Encode) -> Sample:
     try:
         example = source[index]
         whole = len(encode(example.turns, len(example.images))[0])
@@ -86,7 +86,7 @@ def _summary(samples: list[Sample], count: int) -> Markup:
     shown = [tile("samples shown", f"{len(samples):,}", f"of {count:,}")]
     if good:
         tokens, targets = sum(s.tokens for s in good), sum(s.targets for s in good)
-        length = len(good[0].row["tokens"])
+        length = len(good[0].row.tokens)
         shown.append(tile("tokens a sample", f"{tokens / len(good):,.0f}", f"on average, in rows of {length:,}"))
         percent = 100 * targets / max(tokens, 1)
         note = f"{targets:,} of {tokens:,} tokens"
@@ -108,7 +108,7 @@ def _article(sample: Sample, tokenizer: Tokenizer) -> Markup:
     head = [element("h2", f"row {sample.index}, id {example.id}")]
     head += [badge(example.kind, "accent")] if example.kind else []
     head += [badge("cut off", "warn")] if sample.is_cut else []
-    pixels = [Image.fromarray(image) for image in row["images"][: len(example.images)]]
+    pixels = [Image.fromarray(image) for image in row.images[: len(example.images)]]
     pictures = [picture(image, f"image {i} of sample {example.id}") for i, image in enumerate(pixels)]
     pieces = split_row(row, tokenizer)
     lengths = f"{sample.tokens} tokens in a row of {len(row['tokens'])}, {sample.targets} of them supervised; "

@@ -173,10 +173,10 @@ def test_every_row_fits_its_length(config, name, tokenizer):
     assert longest > stage.data.length / 2  # half of a row that is always padding would be wasted
     for rows in (data.train, data.held_out):  # and through the real path
         for i in range(30):
-            row = rows.row(i)
-            assert row["tokens"].shape == (stage.data.length,) and row["target_mask"].any()
-            assert row["images"].shape == (stage.data.max_images, vision.image_size, vision.image_size, 3)
-            assert (row["tokens"] == -200).sum() == stage.data.max_images * vision.features
+            row = rows.row(i).arrays
+            assert row.tokens.shape == (stage.data.length,) and row.target_mask.any()
+            assert row.images.shape == (stage.data.max_images, vision.image_size, vision.image_size, 3)
+            assert (row.tokens == -200).sum() == stage.data.max_images * vision.features
 
 
 @pytest.mark.parametrize("config, name", stages())
@@ -204,4 +204,4 @@ def test_the_pictures_of_a_row_are_the_scene_s_pixels(tokenizer):
     vision = VISION["tiny"]
     data = open_stage("stage1", config.stages["stage1"], config.seed, tokenizer, vision)
     example = data.train.source[3]
-    assert np.array_equal(data.train.row(3)["images"][0], np.asarray(example.images[0]))
+    assert np.array_equal(data.train.row(3).arrays.images[0], np.asarray(example.images[0]))

@@ -138,7 +138,9 @@ def test_the_second_step_goes_on_behind_the_reasoning(model, folder, monkeypatch
     ]
     (first, one), (second, two) = seen
     assert second == [f"{first[0]} north is up ###\nANSWER:", f"{first[1]} ###\nANSWER:"]
-    assert one.stop_strings == two.stop_strings == ("###",) and one.stop_ids == two.stop_ids == model._stop_ids
+    assert (
+        one.stop_strings == two.stop_strings == ("###",) and one.stop_ids == two.stop_ids == model.settings().stop_ids
+    )
     assert (one.max_new_tokens, two.max_new_tokens) == (99, 64)
     assert (one.temperature, two.temperature, one.seed, two.seed) == (0.5, 0.5, 7, 7)
 
