@@ -1,19 +1,17 @@
 """python -m llava_jax eval scienceqa ask and judge: what a chat model behind an API is asked for the ensembles."""
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from llava_jax.errors import harmless
+from llava_jax.cli.flags import Flat
 from llava_jax.llm_client.settings import Terms
-from llava_jax.output.console import progress
+from llava_jax.output.console import log, progress
 from llava_jax.output.files import write_whole
 
-TERMS = tyro.conf.OmitArgPrefixes[Terms]
 LISTED = 20  # of the requests that failed
 
 
@@ -21,7 +19,7 @@ def ask(
     *,
     problems: Path,
     out: Path,
-    terms: TERMS,
+    terms: Flat[Terms],
     split: str = "test",
     shots: int = 2,
     seed: int = 3,
@@ -59,7 +57,7 @@ def ask(
     told |= {"refused": [pid for pid, reply in asked.replies.items() if reply.is_refused], "failed": asked.failed}
     told["outputs"] = {pid: reply.text for pid, reply in asked.replies.items()}
     write_whole(out, json.dumps(told, indent=1) + "\n")
-    print(f"{out}: {len(asked.replies):,} answers")
+    log(f"{out}: {len(asked.replies):,} answers")
     return 1 if asked.failed else 0
 
 
@@ -70,7 +68,7 @@ def judge(
     *,
     problems: Path,
     out: Path,
-    terms: TERMS,
+    terms: Flat[Terms],
     split: str = "test",
     cache: Path | None = None,
     dry_run: bool = False,
@@ -98,9 +96,9 @@ def judge(
     ours, theirs = read_answers(answers), read_answers(other)
     known = {problem.pid: problem for problem in read_problems(problems, split)}
     differing = combine(list(known.values()), ours, theirs, judge=Answers("no judge yet", {})).differing
-    print(f"the two differ on {len(differing):,} of {len(known):,} problems of split {split}")
+    log(f"the two differ on {len(differing):,} of {len(known):,} problems of split {split}")
     if not differing:
-        print("no judge is needed, and nothing is written")
+        log("no judge is needed, and nothing is written")
         return 0
     requests = {pid: judge_messages(known[pid], ours.texts[pid], theirs.texts[pid]) for pid in differing}
     asked = _ask(requests, terms, cache or _beside(out), dry_run)
@@ -108,7 +106,7 @@ def judge(
         return asked
     rows = [{"question_id": p, "text": reply.text, "model": reply.model} for p, reply in asked.replies.items()]
     write_whole(out, "".join(json.dumps(row) + "\n" for row in rows))
-    print(f"{out}: {len(rows):,} answers")
+    log(f"{out}: {len(rows):,} answers")
     return 1 if asked.failed else 0
 
 
@@ -126,32 +124,32 @@ def _ask(requests: dict[str, list[dict[str, str]]], terms: Terms, cache: Path, d
 
     if dry_run:
         name, key = next(iter(by_key(requests, terms)[0].items()))
-        _say("\n".join(estimate(requests, terms, read_replies(cache)[0])))
-        _say(f"the request of {name}, with {json.dumps(terms.parameters)}:")
+        log("\n".join(estimate(requests, terms, read_replies(cache)[0])))
+        log(f"the request of {name}, with {json.dumps(terms.parameters)}:")
         for turn in by_key(requests, terms)[1][key]:
-            _say(f"\n[{turn['role']}]\n{turn['content']}")
-        _say("\nnothing was sent")
+            log(f"\n[{turn['role']}]\n{turn['content']}")
+        log("\nnothing was sent")
         return 0
     try:
         with progress("answered") as each:
-            asked = ask_api(requests, terms, cache, say=_say, each=each)
+            asked = ask_api(requests, terms, cache, say=log, each=each)
     except Unfinished as e:
-        print(f"error: {harmless(e)}", file=sys.stderr)
+        log(f"error: {e}", to_stderr=True)
         return 1
     replies = asked.replies.values()
     refused, cut = sum(r.is_refused for r in replies), sum(r.finish == "length" for r in replies)
-    _say(
+    log(
         f"{len(replies):,} answered, {asked.sent:,} of them now; {refused:,} refused or empty, {cut:,} cut at "
         f"{terms.max_tokens:,} tokens; {len(asked.failed):,} failed"
     )
     counts = [sum(getattr(r, name) or 0 for r in replies) for name in ("input_tokens", "output_tokens")]
-    _say(f"{counts[0]:,} input and {counts[1]:,} output tokens" + _cost(asked, terms))
+    log(f"{counts[0]:,} input and {counts[1]:,} output tokens" + _cost(asked, terms))
     for name, why in list(asked.failed.items())[:LISTED]:
-        _say(f"  {name}: {why}")
+        log(f"  {name}: {why}")
     if len(asked.failed) > LISTED:
-        _say(f"  and {len(asked.failed) - LISTED:,} more")
+        log(f"  and {len(asked.failed) - LISTED:,} more")
     if asked.failed:
-        _say("the same command asks these again, and nothing else")
+        log("the same command asks these again, and nothing else")
     return asked if asked.replies else 1
 
 
@@ -160,7 +158,3 @@ def _cost(asked, terms: Terms) -> str:
         return ""
     lost = f", and at most ${asked.lost:.4f} for tries without a reply" if asked.lost else ""
     return f": ${asked.spent:.4f}{lost}"
-
-
-def _say(text: str) -> None:
-    print(harmless(text), flush=True)

@@ -8,12 +8,12 @@ import tyro
 
 from llava_jax.cli import eval_llm
 from llava_jax.cli.eval_predict import predict
-from llava_jax.errors import ConfigError, harmless
+from llava_jax.errors import ConfigError
+from llava_jax.output.console import log
 from llava_jax.output.files import write_whole
 
 ANSWERS = Annotated[Path, tyro.conf.arg(metavar="ANSWERS")]
 OTHER = Annotated[Path, tyro.conf.arg(metavar="OTHER")]
-DIFFERING = 20  # results that are named beside their texts
 
 
 def score(
@@ -55,63 +55,35 @@ def score(
     """
     from llava_jax.evaluation.scienceqa import report
     from llava_jax.evaluation.scienceqa import score as scoring
-    from llava_jax.evaluation.scienceqa.files import read_answers, result_json
     from llava_jax.evaluation.scienceqa.page import page as make_page
     from llava_jax.images.files import ImageFolder, open_images
 
-    found, known = read_answers(answers), scoring.read_problems(problems, split)
-    how = dict(parser=parser, unparsed=unparsed, seed=seed)
-    graded = scoring.grade(known, found, **how)
-    answered = {item.problem.pid for item in graded if item.status != "missing"}
-    if not answered:
-        raise ConfigError(f"{answers}: no answer to a problem of split {split!r} of {problems}")
+    grading = dict(parser=parser, unparsed=unparsed, seed=seed)
+    known = scoring.read_problems(problems, split)
+    scores = scoring.score_split(known, *_graded(answers, known, split, problems, grading))
     comparison = None
     if against is not None:
-        others = scoring.grade(known, read_answers(against), **how)
-        if all(item.status == "missing" for item in others):
-            raise ConfigError(f"{against}: no answer to a problem of split {split!r} of {problems}")
-        comparison = scoring.compare(graded, others)
+        comparison = scoring.compare(scores.graded, _graded(against, known, split, problems, grading)[1])
     images = open_images(image_folder, problems) if image_folder else ImageFolder(problems / "images")
-
-    marks = scoring.marks_of(graded)
-    shares, topics = scoring.shares(marks), scoring.topic_shares(marks)
-    missing = [problem.pid for problem in known if problem.pid not in answered]
-    lines = _about(found, graded, missing, split, parser, unparsed, seed)
-    side, differing = scoring.differing_results(found, known)
-    if side:
-        agree = f"{side - len(differing):,} of {side:,} are the index that the strict parser finds in their text"
-        lines += [f"results in the file: {agree}", *(f"  {pid}: {why}" for pid, why in differing[:DIFFERING])]
-    if len(differing) > DIFFERING:
-        lines.append(f"  and {len(differing) - DIFFERING:,} more; --json has all")
-    shown = scoring.shown_share(graded, found)
-    if found.prompts:
-        lines.append(report.shown_line(shown))
-    without = scoring.baselines([item.problem for item in graded])
-    lines.append(report.baseline_line(*without))
+    lines = report.summary_lines(scores, split, **grading)
+    shares, topics, graded = scores.shares, scores.topics, scores.graded
     if json_file is not None:
-        told = {"answers": str(answers), "problems": str(problems), "split": split, **how, "missing": missing}
-        told["unparsed_answers"] = [item.problem.pid for item in graded if item.status == "unparsed"]
-        told["differing_results"] = dict(differing)
-        told["columns"] = {name: report.share_json(share) for name, share in shares.items()}
-        told["shown"] = report.share_json(shown) if found.prompts else None
-        told["baselines"] = report.baseline_json(*without)
-        told["topics"] = {name: report.share_json(share) for name, share in topics.items()}
-        told["against"] = comparison and report.comparison_json(comparison, str(against))
-        told["items"] = [report.item_json(item) for item in graded]
-        write_whole(json_file, json.dumps(told, indent=1) + "\n")
+        record = {"answers": str(answers), "problems": str(problems), "split": split, **grading}
+        record |= report.scores_json(scores)
+        record["against"] = comparison and report.comparison_json(comparison, str(against))
+        record["items"] = [report.item_json(item) for item in graded]
+        write_whole(json_file, json.dumps(record, indent=1) + "\n")
     if page is not None:
         write_whole(page, make_page(f"ScienceQA: {answers.name}", lines, shares, topics, graded, images, comparison))
     if result is not None:
-        indices = {item.problem.pid: item.index for item in graded}
-        texts = {item.problem.pid: "FAILED" if item.text is None else item.text for item in graded if found.texts}
-        write_whole(result, result_json(indices, texts, shares[scoring.AVERAGE].correct))
+        write_whole(result, report.split_result_json(scores))
     if analysis is not None:
-        write_whole(analysis, report.analysis_json(graded, found))
+        write_whole(analysis, report.analysis_json(graded, scores.answers))
     lines += ["", *report.table({answers.name[: report.NAME - 2]: shares}), "", *report.topic_table(topics)]
     if comparison:
         lines += ["", *report.comparison_lines(comparison, answers.name, against.name)]
-    print(harmless("\n".join(lines)))
-    return 1 if missing else 0
+    log("\n".join(lines))
+    return 1 if scores.missing else 0
 
 
 def ensemble(
@@ -178,7 +150,7 @@ def ensemble(
         name = "complement" if judge is None else "judge"
         indices = dict(zip((p.pid for p in joined.problems), joined.indices[name], strict=True))
         write_whole(result, result_json(indices, {}, rows[name][AVERAGE].correct))
-    print(harmless("\n".join([*lines, "", *report.table(rows)])))
+    log("\n".join([*lines, "", *report.table(rows)]))
     return 0
 
 
@@ -191,20 +163,13 @@ SCIENCEQA = {  # of `python -m llava_jax eval scienceqa`
 }
 
 
-def _about(found, graded, missing: list[str], split: str, parser: str, unparsed: str, seed: int) -> list[str]:
-    answered = [item for item in graded if item.status != "missing"]
-    count = len(found.results if parser == "results" else found.texts)
-    lines = [f"{found.name}: {count:,} answers; {len(answered):,} to problems of split {split}, which are scored"]
-    if count > len(answered):
-        lines[-1] += f"; {count - len(answered):,} to others, which are left out"
-    failed = [item for item in answered if item.status == "unparsed"]
-    none = sum(item.letter is None for item in failed)
-    way = f"drawn at random (seed {seed})" if unparsed == "random" else "wrong"
-    lines.append(
-        f"parser {parser}: {len(failed):,} of {len(answered):,} unparsed ({100 * len(failed) / len(answered):.2f}%), "
-        f"{none:,} without a letter, {len(failed) - none:,} with one of no choice; they count as {way}"
-    )
-    if missing:
-        counts = "they count as wrong" if unparsed == "wrong" else "they do not count"
-        lines.append(f"{len(missing):,} problems have no answer, {counts}; the first: {missing[0]}")
-    return lines
+def _graded(file: Path, known: list, split: str, problems: Path, grading: dict):
+    """(the answers of a file, each problem's graded answer). Raises ConfigError where it answers none of them."""
+    from llava_jax.evaluation.scienceqa.files import read_answers
+    from llava_jax.evaluation.scienceqa.score import grade
+
+    answers = read_answers(file)
+    graded = grade(known, answers, **grading)
+    if all(item.status == "missing" for item in graded):
+        raise ConfigError(f"{file}: no answer to a problem of split {split!r} of {problems}")
+    return answers, graded

@@ -101,3 +101,53 @@ def continued(path: Path) -> Iterator[AnswersFile]:
     finally:
         with contextlib.suppress(OSError):  # what could not be written was said
             handle.close()
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """The texts of an answers file by question id, in its order. Raises DataError that names the file, and the line at
+    fault."""
+    return answers_by_id(path, parse_json_lines(path, read_answers_text(path)))[0]
+
+
+def read_answers_text(path: Path) -> str:
+    """Raises DataError where the file cannot be read or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as fault:
+        raise DataError(f"{path}: cannot be read ({fault.strerror}).") from None
+    except UnicodeDecodeError as fault:
+        raise DataError(f"{path}: not UTF-8 ({fault}). Is this a file of answers?") from None
+
+
+def parse_json_lines(path: Path, text: str) -> list[tuple[str, object]]:
+    """(where it is, for error messages; the value) of every line. Raises DataError for a broken line or none."""
+    records = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                records.append((f"{path}: line {number}", json.loads(line)))
+            except (ValueError, RecursionError):
+                message = f"{path}: line {number} is broken JSON. Was it cut off? Remove it, and answer it again."
+                raise DataError(message) from None
+    if not records:
+        raise DataError(f"{path}: empty. Is this a file of answers?")
+    return records
+
+
+def answers_by_id(
+    path: Path, records: Sequence[tuple[str, object]], text_key: str = "text", prompt_key: str = "prompt"
+) -> tuple[dict[str, str], dict[str, str]]:
+    """(texts, prompts) by question id, prompts as far as the records have them. records: as `parse_json_lines`. Raises
+    DataError for a record without id or text, and for an id that occurs twice."""
+    texts, prompts, places = {}, {}, {}
+    for where, record in records:
+        pid = record.get("question_id") if isinstance(record, dict) else None
+        if isinstance(pid, bool) or not isinstance(pid, str | int) or not isinstance(record.get(text_key), str):
+            raise DataError(f'{where}: needs the keys "question_id" and "{text_key}" with a text.')
+        pid = str(pid)
+        if pid in texts:
+            raise DataError(f"{where}: question {pid} again, after {places[pid]}. Keep one of them.")
+        texts[pid], places[pid] = record[text_key], where.removeprefix(f"{path}: ")
+        if isinstance(record.get(prompt_key), str):
+            prompts[pid] = record[prompt_key]
+    return texts, prompts

@@ -19,8 +19,8 @@ from llava_jax.api import load as loading
 from llava_jax.api.model import Loaded
 from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER
 from llava_jax.errors import ConfigError
+from llava_jax.evaluation import runner
 from llava_jax.evaluation.answers_file import continued
-from llava_jax.evaluation.scienceqa import predict
 from llava_jax.evaluation.scienceqa.files import read_answers
 from tests.fixtures.file_damage import files_of_at_most
 from tests.fixtures.hf_models import hf_llama
@@ -122,7 +122,6 @@ def test_cut_at_any_byte_it_goes_on_and_ends_with_the_same_file(whole, call, pla
 
 SLOWLY = """
 import sys, time
-from llava_jax.evaluation.scienceqa import predict
 from llava_jax.evaluation.answers_file import AnswersFile
 from llava_jax.__main__ import main
 write, limit = AnswersFile.write, int(sys.argv[1])
@@ -189,7 +188,7 @@ def test_a_file_of_other_settings_is_not_continued(two, call, capsys):
 
 def test_a_file_of_other_weights_or_problems_is_not_continued(two, call, place, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(predict, "fingerprint", lambda params: "others")
+        patch.setattr(runner, "fingerprint", lambda params: "others")
         refused(capsys, call(two, "--limit", "2"), "its 2 answers were made with weights '")
     problems = place / "sqa" / "problems.json"
     before = problems.read_text()

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from llava_jax.errors import DataError
+from llava_jax.evaluation.answers_file import answers_by_id, parse_json_lines, read_answers_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +28,11 @@ class Answers:
 def read_answers(path: str | Path) -> Answers:
     """Reads any of the three. Raises DataError that names the file, and the line or id at fault."""
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as fault:
-        raise DataError(f"{path}: cannot be read ({fault.strerror}).") from None
-    except UnicodeDecodeError as fault:
-        raise DataError(f"{path}: not UTF-8 ({fault}). Is this a file of answers?") from None
+    text = read_answers_text(path)
     try:
         value = json.loads(text, object_pairs_hook=lambda pairs: _each_once(path, pairs))
     except (ValueError, RecursionError):
-        return _of_records(path, _lines(path, text))
+        return _of_records(path, parse_json_lines(path, text))
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected JSON Lines or one object, found {type(value).__name__}.")
     if isinstance(value.get("correct"), list) and isinstance(value.get("incorrect"), list):
@@ -62,32 +58,8 @@ def _each_once(path: Path, pairs: list[tuple[str, object]]) -> dict:
     return value
 
 
-def _lines(path: Path, text: str) -> list[tuple[str, object]]:
-    records = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                records.append((f"{path}: line {number}", json.loads(line)))
-            except (ValueError, RecursionError):
-                message = f"{path}: line {number} is broken JSON. Was it cut off? Remove it, and answer it again."
-                raise DataError(message) from None
-    if not records:
-        raise DataError(f"{path}: empty. Is this a file of answers?")
-    return records
-
-
-def _of_records(path: Path, records: list, text_key: str = "text", prompt_key: str = "prompt") -> Answers:
-    texts, prompts, places = {}, {}, {}
-    for where, record in records:
-        pid = record.get("question_id") if isinstance(record, dict) else None
-        if isinstance(pid, bool) or not isinstance(pid, str | int) or not isinstance(record.get(text_key), str):
-            raise DataError(f'{where}: needs the keys "question_id" and "{text_key}" with a text.')
-        pid = str(pid)
-        if pid in texts:
-            raise DataError(f"{where}: question {pid} again, after {places[pid]}. Keep one of them.")
-        texts[pid], places[pid] = record[text_key], where.removeprefix(f"{path}: ")
-        if isinstance(record.get(prompt_key), str):
-            prompts[pid] = record[prompt_key]
+def _of_records(path: Path, records: list, **keys: str) -> Answers:
+    texts, prompts = answers_by_id(path, records, **keys)
     return Answers(str(path), texts, {}, prompts)
 
 

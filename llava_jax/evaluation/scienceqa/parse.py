@@ -19,6 +19,11 @@ ALONE = re.compile(r"\(?([A-Za-z])\)?[.:]?")  # the whole text
 LEADING = re.compile(r"(?:\(([A-Za-z])\)|([A-Z])[.):])\s")  # what a text begins with
 
 
+def read_letter(text: str, choices: tuple[str, ...], parser: str) -> str | None:
+    """The letter that the strict or the lenient parser reads in a text."""
+    return strict(text) if parser == "strict" else lenient(text, choices)
+
+
 def strict(text: str) -> str | None:
     """A letter alone; else a letter, a full stop and a space in front; else exactly one "The answer is X" with one more
     character behind. The letter may be of no choice. None for everything else."""

@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterable, Sequence
 
 from llava_jax.data.sources.scienceqa import LETTERS
-from llava_jax.evaluation.scienceqa.files import Answers
-from llava_jax.evaluation.scienceqa.score import COLUMNS, Comparison, Graded, Share
+from llava_jax.evaluation.metrics import Share, interval_text, percent_text
+from llava_jax.evaluation.scienceqa.files import Answers, result_json
+from llava_jax.evaluation.scienceqa.score import AVERAGE, COLUMNS, Comparison, Graded, SplitScores
 from llava_jax.text.templates import IMAGE_MARKER
 
 TEST = 4241  # problems of the whole test split, which all published rows are of
@@ -21,6 +22,7 @@ PUBLISHED = {
     "  + GPT-4 judge": (91.56, 96.74, 91.09, 90.62, 88.99, 93.52, 92.73, 92.16, 92.53),
 }
 NAME, CELL, FLIPS = 22, 9, 20
+DIFFERING = 20  # results that are listed beside their texts
 
 
 def table(rows: dict[str, dict[str, Share]]) -> list[str]:
@@ -44,6 +46,34 @@ def topic_table(topics: dict[str, Share]) -> list[str]:
     return lines
 
 
+def summary_lines(scores: SplitScores, split: str, parser: str, unparsed: str, seed: int) -> list[str]:
+    """What was scored and how, and what needs no table."""
+    answers, graded, differing = scores.answers, scores.graded, scores.differing
+    answered = [item for item in graded if item.status != "missing"]
+    count = len(answers.results if parser == "results" else answers.texts)
+    lines = [f"{answers.name}: {count:,} answers; {len(answered):,} to problems of split {split}, which are scored"]
+    if count > len(answered):
+        lines[-1] += f"; {count - len(answered):,} to others, which are left out"
+    failed = [item for item in answered if item.status == "unparsed"]
+    none = sum(item.letter is None for item in failed)
+    way = f"drawn at random (seed {seed})" if unparsed == "random" else "wrong"
+    lines.append(
+        f"parser {parser}: {len(failed):,} of {len(answered):,} unparsed ({100 * len(failed) / len(answered):.2f}%), "
+        f"{none:,} without a letter, {len(failed) - none:,} with one of no choice; they count as {way}"
+    )
+    if scores.missing:
+        counts = "they count as wrong" if unparsed == "wrong" else "they do not count"
+        lines.append(f"{len(scores.missing):,} problems have no answer, {counts}; the first: {scores.missing[0]}")
+    if checked := scores.results_checked:
+        agree = f"{checked - len(differing):,} of {checked:,} are the index that the strict parser finds in their text"
+        lines += [f"results in the file: {agree}", *(f"  {pid}: {why}" for pid, why in differing[:DIFFERING])]
+    if len(differing) > DIFFERING:
+        lines.append(f"  and {len(differing) - DIFFERING:,} more; --json has all")
+    if scores.shown is not None:
+        lines.append(shown_line(scores.shown))
+    return [*lines, baseline_line(*scores.baselines)]
+
+
 def comparison_lines(comparison: Comparison, first: str, second: str) -> list[str]:
     c = comparison
     points = 100 * (c.only_first - c.only_second) / c.count if c.count else 0.0
@@ -59,14 +89,6 @@ def comparison_lines(comparison: Comparison, first: str, second: str) -> list[st
     if len(c.flips) > FLIPS:
         lines.append(f"  and {len(c.flips) - FLIPS:,} more flips; --json has all")
     return lines
-
-
-def percent_text(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def interval_text(share: Share) -> str:
-    return "-" if share.interval is None else f"{share.interval[0]:.2f} to {share.interval[1]:.2f}"
 
 
 def baseline_line(chance: float, letter: str, share: Share) -> str:
@@ -91,6 +113,19 @@ def share_json(share: Share) -> dict:
     return {"correct": share.correct, "count": share.count, "percent": share.percent, "interval": share.interval}
 
 
+def scores_json(scores: SplitScores) -> dict:
+    """Everything but the answers themselves and the comparison."""
+    return {
+        "missing": scores.missing,
+        "unparsed_answers": [item.problem.pid for item in scores.graded if item.status == "unparsed"],
+        "differing_results": dict(scores.differing),
+        "columns": {name: share_json(share) for name, share in scores.shares.items()},
+        "shown": scores.shown and share_json(scores.shown),
+        "baselines": baseline_json(*scores.baselines),
+        "topics": {name: share_json(share) for name, share in scores.topics.items()},
+    }
+
+
 def item_json(item: Graded) -> dict:
     return {
         "id": item.problem.pid,
@@ -109,6 +144,13 @@ def comparison_json(comparison: Comparison, second: str) -> dict:
     about |= {"only_second": c.only_second, "neither": c.neither, "second_missing": c.missing}
     about["p"] = c.p
     return about | {"flips": [{"first": item_json(a), "second": item_json(b)} for a, b in c.flips]}
+
+
+def split_result_json(scores: SplitScores) -> str:
+    """The original's result file of `scores`; without texts where the answers have none."""
+    texts = {item.problem.pid: "FAILED" if item.text is None else item.text for item in scores.graded}
+    indices = {item.problem.pid: item.index for item in scores.graded}
+    return result_json(indices, texts if scores.answers.texts else {}, scores.shares[AVERAGE].correct)
 
 
 def analysis_json(graded: Iterable[Graded], answers: Answers) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from llava_jax.data.sources.scienceqa import LETTERS, Problem, ScienceQA
 from llava_jax.errors import ConfigError, DataError
+from llava_jax.evaluation.metrics import Share
 from llava_jax.evaluation.scienceqa.files import Answers
-from llava_jax.evaluation.scienceqa.parse import index_of, lenient, strict
-from llava_jax.output.intervals import mcnemar, wilson
+from llava_jax.evaluation.scienceqa.parse import index_of, read_letter, strict
+from llava_jax.output.intervals import mcnemar
 from llava_jax.text.templates import IMAGE_MARKER
 
 SUBJECTS = {"NAT": "natural science", "SOC": "social science", "LAN": "language science"}
@@ -48,18 +49,23 @@ class Graded:
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
-    correct: int
-    count: int
+class SplitScores:
+    """Everything that is reported of one answers file.
 
-    @property
-    def percent(self) -> float | None:
-        return 100 * self.correct / self.count if self.count else None
+    missing: ids of problems without an answer. results_checked: texts that have an index beside them, and differing:
+    those whose index does not follow from the text, see `differing_results`. shown: see `shown_share`, None where the
+    file has no prompts. baselines: see `baselines`.
+    """
 
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """95%, in percent."""
-        return wilson(self.correct, self.count)
+    answers: Answers
+    graded: list[Graded]
+    missing: list[str]
+    shares: dict[str, Share]
+    topics: dict[str, Share]
+    results_checked: int
+    differing: list[tuple[str, str]]
+    shown: Share | None
+    baselines: tuple[float, str, Share]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,13 +141,29 @@ def grade(
         if parser == "results":
             letter = LETTERS[answers.results[pid]] if 0 <= answers.results[pid] < len(LETTERS) else None
         else:
-            letter = strict(text) if parser == "strict" else lenient(text, problem.choices)
+            letter = read_letter(text, problem.choices, parser)
         index = index_of(letter, choices)
         status = "unparsed" if index < 0 else "parsed"
         if status == "unparsed" and unparsed == "random":
             index = draw(choices, seed, pid)
         graded.append(Graded(problem, text, letter, index, status))
     return graded
+
+
+def score_split(problems: Sequence[Problem], answers: Answers, graded: list[Graded]) -> SplitScores:
+    """The scores of `graded`, which `grade` made of `answers` to `problems`."""
+    answered = {item.problem.pid for item in graded if item.status != "missing"}
+    marks = marks_of(graded)
+    return SplitScores(
+        answers,
+        graded,
+        [problem.pid for problem in problems if problem.pid not in answered],
+        shares(marks),
+        topic_shares(marks),
+        *differing_results(answers, problems),
+        shown_share(graded, answers) if answers.prompts else None,
+        baselines([item.problem for item in graded]),
+    )
 
 
 def draw(choices: int, seed: int, *of: str) -> int:

@@ -1,0 +1,32 @@
+"""Fingerprints that decide whether an answers file may be continued: of the weights, and of all prompts."""
+
+import hashlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llava_jax.evaluation.questions import Question
+
+
+def fingerprint(params: dict[str, jax.Array]) -> str:
+    """Of weights: 16 hex digits that hardly any other weights share, the same on any mesh. (Of each parameter, the sum
+    of its bits as integers modulo 2**32, which no order of adding changes; of these sums the SHA-256.)"""
+    sums = {path: int(value) for path, value in _sums(params).items()}
+    return hashlib.sha256(repr(sorted(sums.items())).encode()).hexdigest()[:16]
+
+
+def digest(rows: Sequence[tuple[Question, np.ndarray]]) -> str:
+    """Of all questions with their ids int32[L], in their order."""
+    state = hashlib.sha256()
+    for question, ids in rows:
+        state.update(repr((question.pid, question.image)).encode() + ids.astype("<i4").tobytes())
+    return state.hexdigest()[:16]
+
+
+@jax.jit
+def _sums(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    unsigned = {2: jnp.uint16, 4: jnp.uint32}
+    bits = {path: jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize]) for path, x in params.items()}
+    return {path: x.astype(jnp.uint32).sum(dtype=jnp.uint32) for path, x in bits.items()}

@@ -1,0 +1,178 @@
+"""Asks a model all questions of a task and writes its answers file, resumable after a kill at any point.
+
+A task whose answers take more than one generation gives its own `encode` and `generate`; see scienceqa/two_steps.py.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from llava_jax.api.model import Loaded
+from llava_jax.errors import ConfigError, DataError, TooLong
+from llava_jax.evaluation.answers_file import AnswersFile, continued
+from llava_jax.evaluation.fingerprint import digest, fingerprint
+from llava_jax.evaluation.questions import PredictOptions, Question, build_questions
+from llava_jax.evaluation.task import ImageStore, Task
+from llava_jax.images.preprocess import load_image, preprocess
+from llava_jax.inference.engine import Prompt, Settings
+from llava_jax.output.console import log, progress
+from llava_jax.text.encode import encode_segments
+from llava_jax.text.templates import Segment, render
+
+Row = tuple[Question, np.ndarray]  # a question and the ids int32[L] of its prompt, images expanded
+Encode = Callable[[Loaded, Question], np.ndarray]
+Generate = Callable[[Loaded, Sequence[Question], Sequence[Prompt], Settings], list[str]]
+
+
+def encode_question(model: Loaded, question: Question) -> np.ndarray:
+    """The ids int32[L] of a question's prompt, images expanded."""
+    return encode_prompt(model, question, render_question(model, question))
+
+
+def render_question(model: Loaded, question: Question) -> list[Segment]:
+    """The question as one turn of the model's template, up to the open assistant cue. An image stays where it is."""
+    return render(model.template, [("human", question.prompt)], open_answer=True, images_stay=True)
+
+
+def encode_prompt(model: Loaded, question: Question, segments: Sequence[Segment]) -> np.ndarray:
+    """The ids int32[L] of rendered segments, images expanded. Raises DataError for text that is not valid Unicode."""
+    ids, _ = encode_segments(model.tokenizer, model.template, segments, int(question.image is not None))
+    return model.place_images(ids)
+
+
+def generate_answers(
+    model: Loaded, questions: Sequence[Question], prompts: Sequence[Prompt], settings: Settings
+) -> list[str]:
+    """The texts that the model answers to a batch of prompts, one for each of `questions`."""
+    return [answer.text.strip() for answer in model.answers(prompts, settings)]
+
+
+def predict_answers(
+    task: Task,
+    out: Path,
+    load_model: Callable[[], Loaded],
+    settings: Mapping[str, Any],
+    options: PredictOptions,
+    generation: Mapping[str, Any],
+    *,
+    encode: Encode = encode_question,
+    generate: Generate = generate_answers,
+) -> None:
+    """Writes the answers file `out` of a task, or what a process that was stopped left of it.
+
+    The longest prompts are answered first, and the lines are in that order. OUT.settings.json beside OUT holds what
+    decides the answers: `settings`, the template, the image aspect, and fingerprints of weights and prompts.
+
+    Args:
+        load_model: called after the settings of an existing file are checked, because it takes long.
+        settings: of the file, JSON values by name; needs "model_id", and every option that changes an answer.
+        generation: the keyword arguments of `Loaded.settings`.
+        encode: a question to the ids int32[L] of its prompt.
+        generate: a batch of prompts to the texts of its answers.
+
+    Raises ConfigError for a file that other settings, weights or prompts made, and for images without a vision tower;
+    DataError as `build_questions` and for an image that does not open; KeyboardInterrupt, after it is logged.
+    """
+    if jax.process_count() > 1:
+        raise ConfigError(f"predict runs in one process, on all its devices; this is one of {jax.process_count()}")
+    questions, missing = build_questions(task, options)
+    with continued(out) as answers:
+        answers.check(settings)
+        model = load_model()
+        if not model.config.vision and any(question.image for question in questions):
+            raise ConfigError(f"{settings['model_id']} is a language model alone; ask it with --without-images")
+        rows = longest_first(model, questions, encode)
+        settings = {**settings, "template": model.template, "aspect": model.aspect}
+        settings |= {"weights": fingerprint(model.params), "prompts": digest(rows)}
+        answers.begin(settings, [question.pid for question, _ in rows])
+        log(_summary(questions, missing, options.missing_images, answers.count))
+        done, begun = answers.count, time.monotonic()
+        batches = answer_batches(model, rows, task.images, model.settings(**generation), options.batch, done, generate)
+        try:
+            _write(answers, batches, settings, len(rows))
+        except KeyboardInterrupt:
+            log(f"stopped after {answers.count:,} of {len(rows):,}; the same command continues {out}")
+            raise
+    seconds = time.monotonic() - begun
+    log(f"{out}: {answers.count:,} answers, {answers.count - done:,} of them new ({seconds:.0f} s)")
+
+
+def longest_first(model: Loaded, questions: Sequence[Question], encode: Encode = encode_question) -> list[Row]:
+    """The questions in the order in which they are answered. Prompts of a batch have similar lengths, so that few
+    programs are compiled and there is little padding; and what does not fit in memory shows at once.
+
+    Raises TooLong for prompts that leave the model no room, DataError for text that the tokenizer does not take.
+    """
+    rows = []
+    for question in questions:
+        try:
+            rows.append((question, encode(model, question)))
+        except DataError as fault:  # a lone surrogate, for example
+            raise DataError(f"problem {question.pid}: {fault}", fault.kind) from None
+    rows.sort(key=lambda row: -len(row[1]))  # equal lengths stay in the order of the split
+    longest = model.config.llm.max_positions
+    if too_long := [question.pid for question, ids in rows if len(ids) >= longest]:
+        raise TooLong(
+            f"{len(too_long):,} prompts leave the model no room: it takes {longest:,} tokens, that of problem "
+            f"{too_long[0]} has {len(rows[0][1]):,}. Choose a shorter prompt format."
+        )
+    return rows
+
+
+def answer_batches(
+    model: Loaded, rows: Sequence[Row], images: ImageStore, settings: Settings, batch: int, done: int = 0,
+    generate: Generate = generate_answers,
+) -> Iterator[list[tuple[Question, str]]]:  # fmt: skip
+    """The answers to `rows` batch by batch, without the first `done`.
+
+    Where `done` lies within a batch, the whole batch is computed again, so that each answer comes from the same
+    arithmetic whenever it is computed. Raises DataError for an image that does not open.
+    """
+    for start in range(done // batch * batch, len(rows) if done < len(rows) else 0, batch):
+        part = rows[start : start + batch]
+        questions = [question for question, _ in part]
+        prompts = [Prompt(ids, _pixels(model, question, images), row=question.number) for question, ids in part]
+        texts = generate(model, questions, prompts, settings)
+        yield list(zip(questions, texts, strict=True))[max(0, done - start) :]
+
+
+def _pixels(model: Loaded, question: Question, images: ImageStore) -> list[np.ndarray]:
+    if question.image is None:
+        return []
+    where = f"problem {question.pid}"
+    image = load_image(images.find(question.image, where), f"{where}: image {question.image}")
+    return [preprocess(image, model.config.image_size, model.aspect)]
+
+
+def _write(answers: AnswersFile, batches: Iterator[list[tuple[Question, str]]], settings: dict, total: int) -> None:
+    with progress("answered", total=total, begun=answers.count) as report_progress:
+        for batch in batches:
+            answers.write([_record(question, text, settings) for question, text in batch])
+            report_progress(answers.count)
+
+
+def _record(question: Question, text: str, settings: dict) -> dict:
+    """A line of the answers file, as LLaVA's inference scripts write it."""
+    identity = f"{sorted(settings.items())} {question.pid}"
+    return {
+        "question_id": question.pid,
+        "prompt": question.prompt,
+        "text": text,
+        "answer_id": hashlib.sha256(identity.encode()).hexdigest()[:22],
+        "model_id": settings["model_id"],
+        "metadata": {},
+    }
+
+
+def _summary(questions: Sequence[Question], missing: Sequence[str], policy: str, done: int) -> str:
+    with_image = sum(question.image is not None for question in questions)
+    text = f"{len(questions):,} problems, {with_image:,} with their image"
+    if missing:
+        treatment = "not asked" if policy == "skip" else "asked without"
+        text += f"; the images of {len(missing):,} are missing, they are {treatment}; the first: {missing[0]}"
+    return text + (f"; {done:,} are answered already" if done else "")

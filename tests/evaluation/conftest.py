@@ -1,0 +1,19 @@
+"""A tiny LLaVA of random weights and a folder of ScienceQA problems for it."""
+
+from pathlib import Path
+
+import pytest
+
+import llava_jax
+from llava_jax.api.model import Loaded
+from tests.evaluation.scienceqa.tiny_llava import write_model, write_problems
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Loaded:
+    return llava_jax.load(write_model(tmp_path_factory.mktemp("model") / "tiny"), dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    return write_problems(tmp_path_factory.mktemp("sqa"))

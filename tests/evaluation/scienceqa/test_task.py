@@ -1,0 +1,43 @@
+"""scienceqa/task.py: the prompts, the letters and the metrics of ScienceQA."""
+
+from llava_jax.data.sources.scienceqa import ScienceQA
+from llava_jax.evaluation.metrics import score_answers
+from llava_jax.evaluation.questions import PredictOptions, Question, build_questions
+from llava_jax.evaluation.scienceqa.files import Answers
+from llava_jax.evaluation.scienceqa.score import grade, marks_of, read_problems, shares, topic_shares
+from llava_jax.evaluation.scienceqa.task import ScienceQATask
+from tests.evaluation.scienceqa.scienceqa_folder import write_folder
+
+
+def questions(source: ScienceQA, **options) -> dict[str, Question]:
+    built, _ = build_questions(ScienceQATask(source, **options), PredictOptions(missing_images="text"))
+    return {question.pid: question for question in built}
+
+
+def test_a_prompt_has_the_image_where_it_is_wanted(folder):
+    source = ScienceQA(folder, "test")
+    front = questions(source)
+    text = "Which is 1 , or so?\nContext: Look.\nOptions: (A) one (B) two (C) three"
+    assert front["1"] == Question(1, "1", f"<image>\n{text}", "test/1/image.png")
+    assert front["0"] == Question(0, "0", "Which is 0?\nContext: N/A\nOptions: (A) one (B) two (C) three", None)
+    single = questions(source, image_place="back", single_prediction=True)["1"].prompt
+    assert single == f"{text}\nAnswer with the option's letter from the given choices directly.\n<image>"
+    zero_shot = questions(ScienceQA(folder, "test", None, "CQM-A_v1.5"))
+    assert zero_shot["1"].prompt == "<image>\nContext: Look. \nWhich is 1 , or so?\nA. one\nB. two\nC. three"
+    assert zero_shot["0"].prompt == "Which is 0?\nA. one\nB. two\nC. three"
+
+
+def test_a_marker_in_a_question_is_no_image(tmp_path):
+    source = ScienceQA(write_folder(tmp_path, {"1": {"question": "Is <image> a tag?"}}), "test")
+    assert questions(source)["1"].prompt.startswith("Is  a tag?\n")
+
+
+def test_metrics_are_those_of_the_score_verb(tmp_path):
+    write_folder(tmp_path, {str(i): {"answer": i % 3, "topic": f"topic {i % 2}"} for i in range(7)})
+    texts = {"0": "The answer is A.", "1": "B", "2": "The answer is E.", "3": "I do not know", "4": "(b)", "9": "A"}
+    problems = read_problems(tmp_path, "test")
+    for parser, unparsed in (("strict", ["2", "3", "4"]), ("lenient", ["2", "3"])):
+        scores = score_answers(ScienceQATask(ScienceQA(tmp_path, "test"), parser=parser), texts)
+        marks = marks_of(grade(problems, Answers("a", texts), parser))
+        assert scores.metrics == shares(marks) | topic_shares(marks)
+        assert (scores.missing, scores.unparsed) == (["5", "6"], unparsed)

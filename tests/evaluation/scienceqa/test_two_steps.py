@@ -1,0 +1,99 @@
+"""scienceqa/two_steps.py: the ids of both prompts, and what becomes of reasoning and answer."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_jax.api.model import Loaded
+from llava_jax.config.architectures import IMAGE_TOKEN_ID
+from llava_jax.data.sources.scienceqa import ScienceQA
+from llava_jax.evaluation.questions import PredictOptions, Question, build_questions
+from llava_jax.evaluation.runner import answer_batches, encode_question, longest_first
+from llava_jax.evaluation.scienceqa.task import ScienceQATask
+from llava_jax.evaluation.scienceqa.two_steps import encode_step, generate_two_steps
+from llava_jax.inference.engine import Answer
+from tests.evaluation.scienceqa.tiny_llava import CONFIG
+
+SYSTEM = "A chat between a curious human and an artificial intelligence assistant. "
+SYSTEM += "The assistant gives helpful, detailed, and polite answers to the human's questions."
+
+
+def decoded(model: Loaded, ids: np.ndarray) -> str:
+    """A prompt as text, the run of placeholder tokens of an image as <image>."""
+    places = np.flatnonzero(ids == IMAGE_TOKEN_ID)
+    if not len(places):
+        return model.tokenizer.decode(ids.tolist())
+    assert len(places) == CONFIG.features and places[-1] - places[0] == CONFIG.features - 1
+    text = [model.tokenizer.decode(part.tolist()) for part in (ids[: places[0]], ids[places[-1] + 1 :])]
+    return "<image>".join(text)
+
+
+def rows_of(model: Loaded, source: ScienceQA, options: PredictOptions, count: int):
+    questions, _ = build_questions(ScienceQATask(source), options)
+    return longest_first(model, questions, encode_step)[:count]
+
+
+@pytest.mark.parametrize("template", ["vicuna_v1", "llava_v0", "llava_llama_2"])
+def test_a_prompt_is_the_one_that_chat_makes(model, template):
+    model = dataclasses.replace(model, template=template)
+    for images in (0, 1):
+        question = Question(0, "1", "<image>\n" * images + "what is it ?", "x.png" if images else None)
+        messages = [{"role": "user", "content": "what is it ?"}]
+        wanted = model._prompt(messages, [Image.new("RGB", (9, 9))] * images).tokens.tolist()
+        assert encode_question(model, question).tolist() == wanted
+        assert (encode_step(model, question).tolist() == wanted) == (template != "llava_v0")
+
+
+def test_an_image_after_the_text_stays_there_and_v0_ends_with_its_separator(model):
+    v0 = dataclasses.replace(model, template="llava_v0")
+    question = Question(0, "1", "what is it ?\n<image>", "x.png")
+    assert decoded(v0, encode_question(v0, question)) == f"{SYSTEM}###Human: what is it ?\n<image>###Assistant:"
+    assert decoded(v0, encode_step(v0, question)) == f"{SYSTEM}###Human: what is it ?\n<image>###"
+    second = decoded(v0, encode_step(v0, question, " Assistant: LECTURE: north .\n"))
+    assert second == f"{SYSTEM}###Human: what is it ?\n<image>### Assistant: LECTURE: north . ###\nANSWER:"
+    v1 = dataclasses.replace(model, template="llava_v1")
+    assert decoded(v1, encode_step(v1, question)).endswith("what is it ?\n<image> ASSISTANT:")
+    assert decoded(v1, encode_step(v1, question, " LECTURE: x")).endswith(" ASSISTANT: LECTURE: x ###\nANSWER:")
+    plain = dataclasses.replace(model, template="plain")  # it ends with the image, not with text
+    assert decoded(plain, encode_step(plain, question, "x")) == "<image>x ###\nANSWER:"
+
+
+def test_the_second_step_continues_after_the_reasoning(model, folder, monkeypatch):
+    """The model answers the first batch with reasoning; in the last row it leaves no room for an answer."""
+    rows = rows_of(model, ScienceQA(folder, "test"), PredictOptions(limit=3, without_images=True), 3)
+    calls = []
+
+    def answers(self, prompts, settings):
+        calls.append(([decoded(model, np.asarray(p.tokens)) for p in prompts], settings))
+        texts = [" north is up \n", "", " up" * 900] if len(calls) == 1 else [" B.", " A. "]
+        return [Answer(text=text) for text in texts]
+
+    monkeypatch.setattr(Loaded, "answers", answers)
+    settings = model.settings(max_new_tokens=99, temperature=0.5, seed=7)
+    (batch,) = answer_batches(model, rows, None, settings, 8, generate=generate_two_steps)
+    assert [text for _, text in batch] == [
+        "north is up\n The answer is B.",
+        "\n The answer is A.",
+        ("up " * 900).strip() + "\n The answer is ",
+    ]
+    (first, one), (second, two) = calls
+    assert second == [f"{first[0]} north is up ###\nANSWER:", f"{first[1]} ###\nANSWER:"]
+    assert one.stop_strings == two.stop_strings == ("###",) and one.stop_ids == two.stop_ids == model.settings().stop_ids
+    assert (one.max_new_tokens, two.max_new_tokens) == (99, 64)
+    assert (one.temperature, two.temperature, one.seed, two.seed) == (0.5, 0.5, 7, 7)
+
+
+def test_two_steps_in_a_batch_answer_as_alone(model, folder):
+    """No row of the batch gets another's reasoning or image."""
+    source = ScienceQA(folder, "test")
+    rows = rows_of(model, source, PredictOptions(missing_images="skip"), 5)
+    settings = model.settings(max_new_tokens=5)
+
+    def texts(rows, batch):
+        batches = answer_batches(model, rows, source.images, settings, batch, generate=generate_two_steps)
+        return [text for part in batches for _, text in part]
+
+    together = texts(rows, 8)
+    assert together == [text for row in rows for text in texts([row], 1)] and len(set(together)) == 5

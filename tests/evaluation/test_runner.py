@@ -1,0 +1,80 @@
+"""runner.py and fingerprint.py: the order of the questions, their batches, and what decides an answer."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from llava_jax.api.model import Loaded
+from llava_jax.data.sources.scienceqa import ScienceQA
+from llava_jax.errors import DataError, TooLong
+from llava_jax.evaluation.fingerprint import digest, fingerprint
+from llava_jax.evaluation.questions import PredictOptions, Question, build_questions
+from llava_jax.evaluation.runner import answer_batches, longest_first
+from llava_jax.evaluation.scienceqa.task import ScienceQATask
+from tests.evaluation.scienceqa.scienceqa_folder import write_folder
+
+
+def questions_of(source: ScienceQA, missing_images: str = "text") -> list[Question]:
+    return build_questions(ScienceQATask(source), PredictOptions(missing_images=missing_images))[0]
+
+
+def test_the_longest_come_first_and_a_begun_batch_is_computed_whole(model, folder, monkeypatch):
+    source = ScienceQA(folder, "test")
+    rows = longest_first(model, questions_of(source))
+    assert [len(ids) for _, ids in rows] == sorted((len(ids) for _, ids in rows), reverse=True)
+    same = [question.number for question, ids in rows if len(ids) == len(rows[6][1])]
+    assert len(same) > 1 and same == sorted(same)
+    sizes, answer = [], Loaded.answers
+    monkeypatch.setattr(Loaded, "answers", lambda *args: sizes.append(len(args[1])) or answer(*args))
+    settings = model.settings(max_new_tokens=2)
+    every = [pair for part in answer_batches(model, rows, source.images, settings, 4) for pair in part]
+    assert sizes == [4, 4, 4, 1]
+    for done, batches in ((5, [4, 4, 1]), (8, [4, 1]), (12, [1]), (13, [])):
+        sizes.clear()
+        rest = [pair for part in answer_batches(model, rows, source.images, settings, 4, done) for pair in part]
+        assert rest == every[done:] and sizes == batches
+
+
+def test_a_draw_depends_on_seed_and_problem_not_on_the_batch(model, folder):
+    source = ScienceQA(folder, "test")
+    rows = longest_first(model, questions_of(source, "skip"))
+    draws = {}
+    for seed, batch in ((1, 3), (1, 8), (2, 8)):
+        settings = model.settings(max_new_tokens=6, temperature=1.0, seed=seed)
+        parts = answer_batches(model, rows, source.images, settings, batch)
+        draws[seed, batch] = [text for part in parts for _, text in part]
+    assert draws[1, 3] == draws[1, 8] and sum(a != b for a, b in zip(draws[1, 8], draws[2, 8], strict=True)) > 6
+
+
+def test_prompts_without_room_for_an_answer_are_refused(model):
+    long = Question(0, "7", "what " * 800, None)
+    with pytest.raises(TooLong, match="1 prompts leave the model no room: it takes 640 tokens, that of problem 7 has"):
+        longest_first(model, [Question(0, "1", "what?", None), long])
+
+
+def test_a_damaged_image_is_named(model, tmp_path):
+    write_folder(tmp_path, {"1": {"image": "image.png"}})
+    (tmp_path / "images" / "test" / "1").mkdir(parents=True)
+    (tmp_path / "images" / "test" / "1" / "image.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    source = ScienceQA(tmp_path, "test")
+    rows = longest_first(model, questions_of(source))
+    with pytest.raises(DataError, match="problem 1: image test/1/image.png"):
+        list(answer_batches(model, rows, source.images, model.settings(), 1))
+
+
+def test_fingerprints_tell_what_differs(model, folder):
+    """One bit of one weight; not the mesh, nor the order of the weights."""
+    params = dict(model.params)
+    expected = fingerprint(params)
+    device = jax.devices()[0]
+    assert fingerprint({path: jax.device_put(x, device) for path, x in reversed(params.items())}) == expected
+    path = max(params, key=lambda path: params[path].size)
+    changed = np.asarray(params[path]).copy()
+    changed.flat[5] = np.nextafter(changed.flat[5], np.float32(9))
+    assert fingerprint(params | {path: jax.numpy.asarray(changed)}) != expected
+    assert fingerprint({path: x.astype("bfloat16") for path, x in params.items()}) != expected
+    rows = longest_first(model, questions_of(ScienceQA(folder, "test")))
+    moved = [(dataclasses.replace(rows[0][0], image="test/2/image.png"), rows[0][1]), *rows[1:]]
+    assert len({digest(rows), digest(rows[1:]), digest(moved)}) == 3
