@@ -7,7 +7,7 @@
 
 Not run on a pod yet. Meant for 16 accelerators of 16 GB (a v5e-16) or more: weights, gradients and Adam's two moments
 of 6.7 billion parameters are 108 GB in float32, 6.7 GB a chip. 13B: --config.model.llm=vicuna_13b_v1.3 and twice the
-chips. `python -m llava_jax plan` says what it takes of which TPU slice; launch/README.md has a table of them.
+chips. `python -m llava_jax plan` says what it takes of which TPU slice; docs/planning.md has a table of them.
 
 On disk, all yours to bring:
     data/llava_instruct/llava_instruct_150k.json    LLaVA-Instruct-158K

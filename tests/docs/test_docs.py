@@ -1,0 +1,357 @@
+"""The documentation: its examples run, and its flags, settings, paths, links and error texts exist."""
+
+import ast
+import contextlib
+import functools
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llava_jax import config
+from llava_jax.__main__ import VERBS, main
+from tests.docs.pages import PAGES, ROOT, anchors, blocks, commands, inline_code, links, prose
+
+PACKAGE = ROOT / "llava_jax"
+README = ROOT / "README.md"
+LONGEST = {README: 120}  # lines; other pages 250
+TOP = ("llava_jax/", "configs/", "launch/", "tests/", "docs/")
+ids = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+# --- examples run
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A folder that looks like a checkout and can be written to."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("llava_jax", "configs", "docs", "launch"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def run(arguments: list[str], folder: Path) -> str:
+    """Runs a command in `folder`; its output. It compiles as the tests do: fast, to slow programs."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true", "PYTHONPATH": str(ROOT)}
+    env |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    done = subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{' '.join(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def test_marked_readme_blocks_run(checkout):
+    marked = [block for block in blocks(read(README)) if block.marker]
+    assert [block.language for block in marked] == ["bash", "python", "bash"]
+    for marker, language, code in marked:
+        flags = marker.removeprefix("run").removeprefix(" with")
+        printed = run(
+            [sys.executable, "-c", code] if language == "python" else ["bash", "-c", code.strip() + flags], checkout
+        )
+        assert printed
+    assert (checkout / "quickstart-hf" / "config.json").is_file()
+
+
+EXAMPLES = [block.code for block in blocks(read(ROOT / "docs" / "architecture.md")) if block.marker]
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_architecture_example_runs_in_a_fresh_process(number, checkout):
+    code = EXAMPLES[number]
+    assert 10 <= len(code.splitlines()) <= 40
+    run([sys.executable, "-c", code], checkout)
+
+
+def test_architecture_has_an_example_of_each_extension():
+    sections = re.findall(r"^## Add an? (\w+)\n(.*?)(?=^## |\Z)", read(ROOT / "docs" / "architecture.md"), re.M | re.S)
+    assert [name for name, _ in sections] == ["template", "source", "task", "architecture"]
+    assert all(any(block.marker for block in blocks(text)) for _, text in sections)
+
+
+# --- flags and verbs
+
+
+@functools.cache
+def flags_of(*verb: str) -> frozenset[str]:
+    """The flags in `--help` of a verb, with dashes; empty where there is no such verb."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            code = main([*verb, "--help"])
+        except SystemExit as e:
+            code = e.code
+    return frozenset() if code else flags_in(out.getvalue())
+
+
+def flags_in(text: str) -> frozenset[str]:
+    return frozenset(flag.replace("_", "-") for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", text))
+
+
+def verb_of(words: list[str]) -> tuple[str, ...]:
+    """("eval", "scienceqa", "score") of the words after `python -m llava_jax`: as many as there are verbs."""
+    verb, inner = (), VERBS
+    for word in words:
+        if not isinstance(inner, dict) or word not in inner:
+            break
+        verb, inner = (*verb, word), inner[word]
+        inner = inner[1] if isinstance(inner, tuple) else inner  # a group is (description, verbs)
+    return verb
+
+
+def leaves(verbs: dict, before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """All verbs without the groups."""
+    found = []
+    for name, verb in verbs.items():
+        found += leaves(verb[1], (*before, name)) if isinstance(verb, tuple) else [(*before, name)]
+    return found
+
+
+def flags_of_program(words: list[str]) -> frozenset[str] | None:
+    """The flags of the program of ours that a command runs; None for another program's command."""
+    if words[:3] == ["python", "-m", "llava_jax"]:
+        verb = verb_of(words[3:])
+        assert verb, f"no such verb: {' '.join(words)}"
+        return flags_of(*verb)
+    if words[:3] == ["python", "-m", "llava_jax.main"]:
+        return flags_of("train")
+    file = words[1] if words[0] == "python" and len(words) > 1 else words[0]
+    if not file.startswith("launch/"):
+        return None
+    text = read(ROOT / file)  # FileNotFoundError: no such script
+    switches = re.findall(r'^\s*flags "([^"]*)" "([^"]*)"', text, re.M)  # launch/common.sh
+    named = {f"--{name}" for pair in switches for names in pair for name in names.split()}
+    passed_on = flags_of("train") if "llava_jax" in text else frozenset()
+    return flags_in(text) | named | passed_on | {"--dry-run", "--help"}
+
+
+def is_ours(flag: str) -> bool:
+    return not re.match(r"--config($|\.)", flag)
+
+
+@ids
+def test_flags_of_each_command_exist(page):
+    for words in commands(read(page)):
+        known = None if "VERB" in words else flags_of_program(words)
+        if known is not None:
+            given = {word.split("=")[0].replace("_", "-") for word in words if re.match(r"--[a-z]", word)}
+            unknown = {flag for flag in given if is_ours(flag)} - known
+            assert not unknown, f"{' '.join(words)}: {sorted(unknown)}"
+
+
+# Programs of others whose flags the pages name.
+FOREIGN = {"--gpus-per-task", "--time"}
+
+
+@ids
+def test_flags_in_the_text_exist(page):
+    ours = frozenset().union(*(flags_of(*verb) for verb in leaves(VERBS)))
+    scripts = frozenset().union(
+        *(flags_of_program([str(p.relative_to(ROOT))]) for p in (ROOT / "launch").rglob("*.sh"))
+    )
+    named = {
+        flag.replace("_", "-") for code in inline_code(read(page)) for flag in re.findall(r"(?<!\S)--[a-z][\w-]*", code)
+    }
+    assert {flag for flag in named if is_ours(flag)} - ours - scripts - FOREIGN == set()
+
+
+def our_commands() -> list[list[str]]:
+    return [words for page in PAGES for words in commands(read(page)) if words[:3] == ["python", "-m", "llava_jax"]]
+
+
+def test_pages_show_every_verb():
+    assert set(leaves(VERBS)) - {verb_of(words[3:]) for words in our_commands()} == set()
+
+
+# --- settings
+
+
+PLACEHOLDERS = {"NAME", "name", "a.b"}
+
+
+@functools.cache
+def settings() -> frozenset[str]:
+    """Every path and group of a config, those of a stage as they are called within it."""
+    paths = {*config.flatten(config.Config()), *config.flatten(config.Stage()), "stages", "config"}
+    return frozenset(".".join(path.split(".")[:n]) for path in paths for n in (1, 2, 3))
+
+
+def setting_of(name: str) -> str:
+    """`config.stages.NAME.data.path` -> `data.path`."""
+    name = re.sub(r"^-*(config\.)?", "", name)
+    return re.sub(r"^stages\.\w+\.?", "", name) or "stages"
+
+
+def test_settings_in_commands_exist():
+    flags = [word for page in PAGES for words in commands(read(page)) for word in words if word.startswith("--config.")]
+    assert len(flags) > 10
+    assert {flag for flag in flags if setting_of(flag.split("=")[0]) not in settings() | PLACEHOLDERS} == set()
+
+
+@ids
+def test_settings_in_the_text_exist(page):
+    groups = "|".join(sorted({name.split(".")[0] for name in settings() if "." in name} - {"config"}))
+    pattern = re.compile(rf"(?<![\w./-])(?:--)?(?:config\.\w[\w.]*|(?:{groups})\.\w[\w.]*)")
+    named = {name for code in inline_code(read(page)) for name in pattern.findall(code)}
+    files = {name for name in named if name.endswith((".json", ".py"))}
+    assert {name for name in named - files if setting_of(name) not in settings() | PLACEHOLDERS} == set()
+
+
+# --- paths, links, lengths
+
+
+@ids
+def test_links_and_anchors_exist(page):
+    for target in links(read(page)):
+        file, _, anchor = target.partition("#")
+        path = (page.parent / file).resolve() if file else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(read(path)), target
+
+
+@ids
+def test_files_named_in_the_text_exist(page):
+    text = read(page)
+    words = {word for code in inline_code(text) for word in code.split()}
+    words |= {word for command in commands(text) for word in command}
+    for word in words:
+        word = re.sub(r"^--config=", "", word).rstrip(",;")
+        in_launch = page.parent.name == "launch" and re.fullmatch(r"[\w-]+/[\w.-]+\.(sh|py|yaml)", word)
+        if (word.startswith(TOP) or in_launch) and not re.search(r"[*<>{}]|\.\.\.", word):
+            assert (ROOT / word).exists() or (page.parent / word).exists(), word
+
+
+@ids
+def test_modules_named_in_the_text_exist(page):
+    for name in re.findall(r"(?<![\w.])llava_jax(?!\.git)(?:\.\w+)+", read(page)):
+        path, *rest = resolve(name.split("."))
+        assert not rest or rest[0] in names_in(path), name
+
+
+def resolve(parts: list[str]) -> list:
+    """[the deepest module file, the names that are left]."""
+    path = ROOT
+    for i, part in enumerate(parts):
+        if (path / part).is_dir():
+            path = path / part
+        elif (path / f"{part}.py").is_file():
+            return [path / f"{part}.py", *parts[i + 1 :]]
+        else:
+            return [path / "__init__.py", *parts[i:]]
+    return [path / "__init__.py"]
+
+
+def names_in(path: Path) -> set[str]:
+    """What a module defines or imports; `load` is imported on demand."""
+    names = {"load"} if path == PACKAGE / "__init__.py" else set()
+    for node in ast.parse(read(path)).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+@ids
+def test_pages_are_short(page):
+    lines = read(page).splitlines()
+    assert len(lines) <= LONGEST.get(page, 250)
+    assert [line for line in lines if len(line) > 120 and (page == README or not line.startswith(("|", "stage")))] == []
+
+
+@ids
+def test_numbers_of_lines_in_tables_agree(page):
+    for table in re.findall(r"(?:^\|.*\n)+", read(page), re.M):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+
+
+def test_every_page_is_linked_from_the_readme():
+    linked = {(ROOT / target.split("#")[0]).resolve() for target in links(read(README))}
+    assert set(PAGES) - {README} <= linked
+
+
+# --- error texts
+
+
+@functools.cache
+def messages() -> str:
+    """All strings of the package, with `...` for what is filled in."""
+    found = []
+    for path in sorted([*PACKAGE.rglob("*.py")]):
+        tree = ast.parse(read(path))
+        inside = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "..." for part in node.values]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in inside:
+                found.append(node.value)
+    return "\n".join(found)
+
+
+FROM_JAX = {"RESOURCE_EXHAUSTED", "Out of memory", "The following tasks are unhealthy"}
+FROM_JAX |= {"the leader task was preempted/died"}
+
+
+def test_troubleshooting_has_the_texts_of_the_code():
+    headings = re.findall(r"^### (.+)$", read(ROOT / "docs" / "troubleshooting.md"), re.M)
+    texts = [text for heading in headings for text in re.findall("`([^`]+)`", heading)]
+    assert len(texts) > 40
+    missing = [t for t in texts if t not in FROM_JAX and not re.search(pattern_of(t), messages())]
+    assert missing == []
+
+
+def pattern_of(text: str) -> str:
+    """A regular expression: `...` matches anything within one message."""
+    return ".{0,60}?".join(re.escape(part.strip()) for part in text.split("...") if part.strip())
+
+
+# --- the tests see what they look for
+
+
+def test_prose_has_no_code():
+    text = "a `b`\n\n<!-- run -->\n```bash\nc --flag\n```\n\n    d --flag\n\ne\n"
+    assert prose(text) == "a `b`\n\n\n\n\ne\n" and inline_code(text) == ["b"]
+    assert commands(text) == [["c", "--flag"], ["d", "--flag"]]
+
+
+def test_commands_are_split_as_a_shell_does():
+    text = "```bash\necho 'a | b' | x --c > out  # not --this\ny \\\n    --d && z\n```\n"
+    assert commands(text) == [["echo", "a | b"], ["x", "--c", ">", "out"], ["y", "--d"], ["z"]]
+
+
+PLANTED = {
+    "a flag": (test_flags_of_each_command_exist, "```bash\npython -m llava_jax chat x --imagge y\n```"),
+    "a verb": (test_flags_of_each_command_exist, "```bash\npython -m llava_jax chatt x\n```"),
+    "a script": (test_flags_of_each_command_exist, "```bash\npython launch/bench/nothing.py\n```"),
+    "a flag in the text": (test_flags_in_the_text_exist, "use `--stalled_aftr`"),
+    "a setting in the text": (test_settings_in_the_text_exist, "set `data.pathh`"),
+    "a link": (test_links_and_anchors_exist, "[x](nothing.md)"),
+    "an anchor": (test_links_and_anchors_exist, "[x](training.md#nothing)"),
+    "a file": (test_files_named_in_the_text_exist, "see `llava_jax/nothing.py`"),
+    "a module": (test_modules_named_in_the_text_exist, "`llava_jax.config.nothing`"),
+    "a long page": (test_pages_are_short, "x\n" * 251),
+    "a ragged table": (test_numbers_of_lines_in_tables_agree, "| a | b |\n|---|---|\n| c |\n"),
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_planted_fault_is_found(fault, tmp_path):
+    check, text = PLANTED[fault]
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "page.md"
+    page.write_text(text, encoding="utf-8")
+    shutil.copy(ROOT / "docs" / "training.md", page.parent)
+    with pytest.raises((AssertionError, FileNotFoundError)):
+        check(page)
