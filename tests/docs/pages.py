@@ -33,29 +33,29 @@ def inline_code(text: str) -> list[str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of every shell command in blocks and inline code, continued lines joined and comments left out."""
+    """Every shell command in blocks and inline code as its words, continued lines joined and comments left out."""
     shell = [block.code for block in blocks(text) if block.language == "bash"]
     indented = [re.sub("^    ", "", block, flags=re.M) for block in _INDENTED.findall(_FENCE.sub("", text))]
     lines = "\n".join(shell + indented).replace("\\\n", " ").splitlines()
     lines += [code for code in inline_code(text) if " " in code]
-    return [words for line in lines for words in _split(line) if words]
+    return [command for line in lines for command in _split(line) if command]
 
 
 def _split(line: str) -> list[list[str]]:
-    """One list of words per command of a line: `a | b`, `a && b` and `a; b` are two."""
+    """The commands of a line, each as its words: `a | b`, `a && b` and `a; b` are two."""
     try:
         lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
         lexer.whitespace_split, lexer.commenters = True, "#"
         tokens = list(lexer)
     except ValueError:  # inline code that is no shell
         return []
-    found: list[list[str]] = [[]]
+    parts: list[list[str]] = [[]]
     for token in tokens:
         if set(token) <= set("|&;"):
-            found.append([])
+            parts.append([])
         else:
-            found[-1].append(token)
-    return found
+            parts[-1].append(token)
+    return parts
 
 
 def anchors(text: str) -> set[str]:

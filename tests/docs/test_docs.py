@@ -50,15 +50,21 @@ def run(arguments: list[str], folder: Path) -> str:
     return done.stdout
 
 
+# What `<!-- run with few steps -->` adds to a training command.
+FEW_STEPS = "--config.stages.stage2.eval.questions=0 --config.checkpoint.keep=1" + "".join(
+    f" --config.stages.{stage}.{setting}"
+    for stage in ("stage1", "stage2")
+    for setting in ("steps=2", "eval.samples=32")
+)
+
+
 def test_marked_readme_blocks_run(checkout):
     marked = [block for block in blocks(read(README)) if block.marker]
     assert [block.language for block in marked] == ["bash", "python", "bash"]
     for marker, language, code in marked:
-        flags = marker.removeprefix("run").removeprefix(" with")
-        printed = run(
-            [sys.executable, "-c", code] if language == "python" else ["bash", "-c", code.strip() + flags], checkout
-        )
-        assert printed
+        flags = {"run": "", "run with few steps": f" {FEW_STEPS}"}[marker]
+        command = [sys.executable, "-c", code] if language == "python" else ["bash", "-c", code.strip() + flags]
+        assert run(command, checkout)
     assert (checkout / "quickstart-hf" / "config.json").is_file()
 
 
@@ -97,10 +103,10 @@ def flags_in(text: str) -> frozenset[str]:
     return frozenset(flag.replace("_", "-") for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", text))
 
 
-def verb_of(words: list[str]) -> tuple[str, ...]:
-    """("eval", "scienceqa", "score") of the words after `python -m llava_jax`: as many as there are verbs."""
+def verb_of(tokens: list[str]) -> tuple[str, ...]:
+    """("eval", "scienceqa", "score") of what follows `python -m llava_jax`: as many as there are verbs."""
     verb, inner = (), VERBS
-    for word in words:
+    for word in tokens:
         if not isinstance(inner, dict) or word not in inner:
             break
         verb, inner = (*verb, word), inner[word]
@@ -110,21 +116,21 @@ def verb_of(words: list[str]) -> tuple[str, ...]:
 
 def leaves(verbs: dict, before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """All verbs without the groups."""
-    found = []
+    verb_paths = []
     for name, verb in verbs.items():
-        found += leaves(verb[1], (*before, name)) if isinstance(verb, tuple) else [(*before, name)]
-    return found
+        verb_paths += leaves(verb[1], (*before, name)) if isinstance(verb, tuple) else [(*before, name)]
+    return verb_paths
 
 
-def flags_of_program(words: list[str]) -> frozenset[str] | None:
+def flags_of_program(command: list[str]) -> frozenset[str] | None:
     """The flags of the program of ours that a command runs; None for another program's command."""
-    if words[:3] == ["python", "-m", "llava_jax"]:
-        verb = verb_of(words[3:])
-        assert verb, f"no such verb: {' '.join(words)}"
+    if command[:3] == ["python", "-m", "llava_jax"]:
+        verb = verb_of(command[3:])
+        assert verb, f"no such verb: {' '.join(command)}"
         return flags_of(*verb)
-    if words[:3] == ["python", "-m", "llava_jax.main"]:
+    if command[:3] == ["python", "-m", "llava_jax.main"]:
         return flags_of("train")
-    file = words[1] if words[0] == "python" and len(words) > 1 else words[0]
+    file = command[1] if command[0] == "python" and len(command) > 1 else command[0]
     if not file.startswith("launch/"):
         return None
     text = read(ROOT / file)  # FileNotFoundError: no such script
@@ -140,12 +146,12 @@ def is_ours(flag: str) -> bool:
 
 @ids
 def test_flags_of_each_command_exist(page):
-    for words in commands(read(page)):
-        known = None if "VERB" in words else flags_of_program(words)
+    for command in commands(read(page)):
+        known = None if "VERB" in command else flags_of_program(command)
         if known is not None:
-            given = {word.split("=")[0].replace("_", "-") for word in words if re.match(r"--[a-z]", word)}
+            given = {word.split("=")[0].replace("_", "-") for word in command if re.match(r"--[a-z]", word)}
             unknown = {flag for flag in given if is_ours(flag)} - known
-            assert not unknown, f"{' '.join(words)}: {sorted(unknown)}"
+            assert not unknown, f"{' '.join(command)}: {sorted(unknown)}"
 
 
 # Programs of others whose flags the pages name.
@@ -165,11 +171,13 @@ def test_flags_in_the_text_exist(page):
 
 
 def our_commands() -> list[list[str]]:
-    return [words for page in PAGES for words in commands(read(page)) if words[:3] == ["python", "-m", "llava_jax"]]
+    return [
+        command for page in PAGES for command in commands(read(page)) if command[:3] == ["python", "-m", "llava_jax"]
+    ]
 
 
 def test_pages_show_every_verb():
-    assert set(leaves(VERBS)) - {verb_of(words[3:]) for words in our_commands()} == set()
+    assert set(leaves(VERBS)) - {verb_of(command[3:]) for command in our_commands()} == set()
 
 
 # --- settings
@@ -192,7 +200,9 @@ def setting_of(name: str) -> str:
 
 
 def test_settings_in_commands_exist():
-    flags = [word for page in PAGES for words in commands(read(page)) for word in words if word.startswith("--config.")]
+    flags = [
+        word for page in PAGES for command in commands(read(page)) for word in command if word.startswith("--config.")
+    ]
     assert len(flags) > 10
     assert {flag for flag in flags if setting_of(flag.split("=")[0]) not in settings() | PLACEHOLDERS} == set()
 
@@ -221,9 +231,9 @@ def test_links_and_anchors_exist(page):
 @ids
 def test_files_named_in_the_text_exist(page):
     text = read(page)
-    words = {word for code in inline_code(text) for word in code.split()}
-    words |= {word for command in commands(text) for word in command}
-    for word in words:
+    tokens = {token for code in inline_code(text) for token in code.split()}
+    tokens |= {token for command in commands(text) for token in command}
+    for word in tokens:
         word = re.sub(r"^--config=", "", word).rstrip(",;")
         in_launch = page.parent.name == "launch" and re.fullmatch(r"[\w-]+/[\w.-]+\.(sh|py|yaml)", word)
         if (word.startswith(TOP) or in_launch) and not re.search(r"[*<>{}]|\.\.\.", word):
@@ -271,9 +281,14 @@ def test_pages_are_short(page):
 
 
 @ids
-def test_numbers_of_lines_in_tables_agree(page):
+def test_rows_of_a_table_have_equally_many_cells(page):
     for table in re.findall(r"(?:^\|.*\n)+", read(page), re.M):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+
+
+def test_images_are_small():
+    images = [ROOT / target for target in links(read(README)) if target.endswith(".png")]
+    assert images and all(image.stat().st_size < 300_000 for image in images)
 
 
 def test_every_page_is_linked_from_the_readme():
@@ -287,17 +302,17 @@ def test_every_page_is_linked_from_the_readme():
 @functools.cache
 def messages() -> str:
     """All strings of the package, with `...` for what is filled in."""
-    found = []
+    texts = []
     for path in sorted([*PACKAGE.rglob("*.py")]):
         tree = ast.parse(read(path))
         inside = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
         for node in ast.walk(tree):
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else "..." for part in node.values]
-                found.append("".join(map(str, parts)))
+                texts.append("".join(map(str, parts)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in inside:
-                found.append(node.value)
-    return "\n".join(found)
+                texts.append(node.value)
+    return "\n".join(texts)
 
 
 FROM_JAX = {"RESOURCE_EXHAUSTED", "Out of memory", "The following tasks are unhealthy"}
@@ -342,7 +357,7 @@ PLANTED = {
     "a file": (test_files_named_in_the_text_exist, "see `llava_jax/nothing.py`"),
     "a module": (test_modules_named_in_the_text_exist, "`llava_jax.config.nothing`"),
     "a long page": (test_pages_are_short, "x\n" * 251),
-    "a ragged table": (test_numbers_of_lines_in_tables_agree, "| a | b |\n|---|---|\n| c |\n"),
+    "a ragged table": (test_rows_of_a_table_have_equally_many_cells, "| a | b |\n|---|---|\n| c |\n"),
 }
 
 
