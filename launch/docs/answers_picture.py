@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, help="of a finished quickstart run")
     parser.add_argument("--browser", default="chromium", help="a Chromium or Chrome")
     parser.add_argument("--width", type=int, default=1280, help="of the window, pixels")
-    parser.add_argument("--height", type=int, default=900, help="of the window, pixels")
+    parser.add_argument("--height", type=int, default=1340, help="of the window, pixels")
     args = parser.parse_args()
     IMAGES.mkdir(parents=True, exist_ok=True)
     write_scene(IMAGES / "scene.png")
