@@ -6,7 +6,7 @@ import pytest
 
 import llava_jax
 from llava_jax.api.model import Loaded
-from tests.evaluation.scienceqa.tiny_llava import write_model, write_problems
+from tests.fixtures.scienceqa import write_model, write_problems
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from llava_jax.data.sources.scienceqa import ScienceQA
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.evaluation.questions import PredictOptions, build_questions
 from llava_jax.evaluation.scienceqa.task import ScienceQATask
-from tests.evaluation.scienceqa.scienceqa_folder import write_folder
+from tests.fixtures.scienceqa import write_folder
 
 
 def build(source: ScienceQA, **options):

@@ -13,7 +13,7 @@ from llava_jax.evaluation.fingerprint import digest, fingerprint
 from llava_jax.evaluation.questions import PredictOptions, Question, build_questions
 from llava_jax.evaluation.runner import answer_batches, longest_first
 from llava_jax.evaluation.scienceqa.task import ScienceQATask
-from tests.evaluation.scienceqa.scienceqa_folder import write_folder
+from tests.fixtures.scienceqa import write_folder
 
 
 def questions_of(source: ScienceQA, missing_images: str = "text") -> list[Question]:

@@ -6,7 +6,7 @@ from llava_jax.evaluation.questions import PredictOptions, Question, build_quest
 from llava_jax.evaluation.scienceqa.files import Answers
 from llava_jax.evaluation.scienceqa.score import grade, marks_of, read_problems, shares, topic_shares
 from llava_jax.evaluation.scienceqa.task import ScienceQATask
-from tests.evaluation.scienceqa.scienceqa_folder import write_folder
+from tests.fixtures.scienceqa import write_folder
 
 
 def questions(source: ScienceQA, **options) -> dict[str, Question]:

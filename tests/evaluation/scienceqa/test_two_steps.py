@@ -14,7 +14,7 @@ from llava_jax.evaluation.runner import answer_batches, encode_question, longest
 from llava_jax.evaluation.scienceqa.task import ScienceQATask
 from llava_jax.evaluation.scienceqa.two_steps import encode_step, generate_two_steps
 from llava_jax.inference.engine import Answer
-from tests.evaluation.scienceqa.tiny_llava import CONFIG
+from tests.fixtures.scienceqa import CONFIG
 
 SYSTEM = "A chat between a curious human and an artificial intelligence assistant. "
 SYSTEM += "The assistant gives helpful, detailed, and polite answers to the human's questions."
@@ -80,7 +80,9 @@ def test_the_second_step_continues_after_the_reasoning(model, folder, monkeypatc
     ]
     (first, one), (second, two) = calls
     assert second == [f"{first[0]} north is up ###\nANSWER:", f"{first[1]} ###\nANSWER:"]
-    assert one.stop_strings == two.stop_strings == ("###",) and one.stop_ids == two.stop_ids == model.settings().stop_ids
+    assert (
+        one.stop_strings == two.stop_strings == ("###",) and one.stop_ids == two.stop_ids == model.settings().stop_ids
+    )
     assert (one.max_new_tokens, two.max_new_tokens) == (99, 64)
     assert (one.temperature, two.temperature, one.seed, two.seed) == (0.5, 0.5, 7, 7)
 
