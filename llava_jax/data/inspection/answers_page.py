@@ -45,8 +45,9 @@ def write_answers(
 ) -> None:
     """Writes answers.json, answers.html and the images to `folder`; the same files for the same arguments.
 
-    before: the answers of an earlier evaluation, see `read_sample_answers`. facts: what else the page's header says, by
-    name. Raises OSError where it cannot write, DataError for an image that does not open.
+    before: the answers of an earlier evaluation, see `read_sample_answers`.
+    facts: what else the page's header says, by name.
+    Raises OSError where it cannot write, DataError for an image that does not open.
     """
     folder.mkdir(parents=True, exist_ok=True)
     records, cards = [], []
