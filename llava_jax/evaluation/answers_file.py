@@ -16,7 +16,7 @@ from llava_jax.output.files import write_whole
 
 
 class AnswersFile:
-    """One process at a time writes it; see `continued`. `count`: the lines that are there."""
+    """One process at a time writes it; see `open_answers_file`. `count`: the lines that are there."""
 
     def __init__(self, path: Path, handle):
         self.path, self._handle, self.count = path, handle, 0
@@ -78,7 +78,7 @@ class AnswersFile:
 
 
 @contextlib.contextmanager
-def continued(path: Path) -> Iterator[AnswersFile]:
+def open_answers_file(path: Path) -> Iterator[AnswersFile]:
     """A file that is new, or goes on. Raises ConfigError where it cannot be written or another process writes it, and
     for what is no file."""
     if path.exists() and not path.is_file():  # /dev/null, say: it could not go on, and must not be removed

@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llava_jax.evaluation.questions import Question
+from llava_jax.evaluation.questions import TaskQuestion
 
 
-def fingerprint(params: dict[str, jax.Array]) -> str:
+def weights_fingerprint(params: dict[str, jax.Array]) -> str:
     """Of weights: 16 hex digits that hardly any other weights share, the same on any mesh. (Of each parameter, the sum
     of its bits as integers modulo 2**32, which no order of adding changes; of these sums the SHA-256.)"""
     sums = {path: int(value) for path, value in _sums(params).items()}
     return hashlib.sha256(repr(sorted(sums.items())).encode()).hexdigest()[:16]
 
 
-def digest(rows: Sequence[tuple[Question, np.ndarray]]) -> str:
+def prompts_fingerprint(rows: Sequence[tuple[TaskQuestion, np.ndarray]]) -> str:
     """Of all questions with their ids int32[L], in their order."""
     state = hashlib.sha256()
     for question, ids in rows:

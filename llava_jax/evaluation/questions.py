@@ -31,7 +31,7 @@ class PredictOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class TaskQuestion:
     """A problem as it is put to the model.
 
     number: its position in the split, which seeds its sampling. prompt: the user's turn, with `<image>` where the image
@@ -44,7 +44,7 @@ class Question:
     image: str | None
 
 
-def build_questions(task: Task, options: PredictOptions) -> tuple[list[Question], list[str]]:
+def build_questions(task: Task, options: PredictOptions) -> tuple[list[TaskQuestion], list[str]]:
     """(the questions in the order of the split, each problem once; the ids of problems whose image is missing).
 
     Raises DataError as `Task.problems` does, and for missing images under `missing_images="error"`.
@@ -56,7 +56,7 @@ def build_questions(task: Task, options: PredictOptions) -> tuple[list[Question]
             missing[problem.pid], image = True, None
             if options.missing_images == "skip":
                 continue
-        question = Question(number, problem.pid, task.prompt(problem, image is not None), image)
+        question = TaskQuestion(number, problem.pid, task.prompt(problem, image is not None), image)
         questions.setdefault(problem.pid, question)
     if missing and options.missing_images == "error":
         listed = ", ".join(list(missing)[:LISTED]) + (" ..." if len(missing) > LISTED else "")

@@ -14,9 +14,9 @@ import numpy as np
 
 from llava_jax.api.model import Loaded
 from llava_jax.errors import ConfigError, DataError, TooLong
-from llava_jax.evaluation.answers_file import AnswersFile, continued
-from llava_jax.evaluation.fingerprint import digest, fingerprint
-from llava_jax.evaluation.questions import PredictOptions, Question, build_questions
+from llava_jax.evaluation.answers_file import AnswersFile, open_answers_file
+from llava_jax.evaluation.fingerprint import prompts_fingerprint, weights_fingerprint
+from llava_jax.evaluation.questions import PredictOptions, TaskQuestion, build_questions
 from llava_jax.evaluation.task import ImageStore, Task
 from llava_jax.images.preprocess import load_image, preprocess
 from llava_jax.inference.engine import Prompt, Settings
@@ -24,29 +24,29 @@ from llava_jax.output.console import log, progress
 from llava_jax.text.encode import encode_segments
 from llava_jax.text.templates import Segment, render
 
-Row = tuple[Question, np.ndarray]  # a question and the ids int32[L] of its prompt, images expanded
-Encode = Callable[[Loaded, Question], np.ndarray]
-Generate = Callable[[Loaded, Sequence[Question], Sequence[Prompt], Settings], list[str]]
+Row = tuple[TaskQuestion, np.ndarray]  # a question and the ids int32[L] of its prompt, images expanded
+Encode = Callable[[Loaded, TaskQuestion], np.ndarray]
+Generate = Callable[[Loaded, Sequence[TaskQuestion], Sequence[Prompt], Settings], list[str]]
 
 
-def encode_question(model: Loaded, question: Question) -> np.ndarray:
+def encode_question(model: Loaded, question: TaskQuestion) -> np.ndarray:
     """The ids int32[L] of a question's prompt, images expanded."""
     return encode_prompt(model, question, render_question(model, question))
 
 
-def render_question(model: Loaded, question: Question) -> list[Segment]:
+def render_question(model: Loaded, question: TaskQuestion) -> list[Segment]:
     """The question as one turn of the model's template, up to the open assistant cue. An image stays where it is."""
     return render(model.template, [("human", question.prompt)], open_answer=True, images_stay=True)
 
 
-def encode_prompt(model: Loaded, question: Question, segments: Sequence[Segment]) -> np.ndarray:
+def encode_prompt(model: Loaded, question: TaskQuestion, segments: Sequence[Segment]) -> np.ndarray:
     """The ids int32[L] of rendered segments, images expanded. Raises DataError for text that is not valid Unicode."""
     ids, _ = encode_segments(model.tokenizer, model.template, segments, int(question.image is not None))
     return model.place_images(ids)
 
 
 def generate_answers(
-    model: Loaded, questions: Sequence[Question], prompts: Sequence[Prompt], settings: Settings
+    model: Loaded, questions: Sequence[TaskQuestion], prompts: Sequence[Prompt], settings: Settings
 ) -> list[str]:
     """The texts that the model answers to a batch of prompts, one for each of `questions`."""
     return [answer.text.strip() for answer in model.answers(prompts, settings)]
@@ -81,14 +81,14 @@ def predict_answers(
     if jax.process_count() > 1:
         raise ConfigError(f"predict runs in one process, on all its devices; this is one of {jax.process_count()}")
     questions, missing = build_questions(task, options)
-    with continued(out) as answers:
+    with open_answers_file(out) as answers:
         answers.check(settings)
         model = load_model()
         if not model.config.vision and any(question.image for question in questions):
             raise ConfigError(f"{settings['model_id']} is a language model alone; ask it with --without-images")
         rows = longest_first(model, questions, encode)
         settings = {**settings, "template": model.template, "aspect": model.aspect}
-        settings |= {"weights": fingerprint(model.params), "prompts": digest(rows)}
+        settings |= {"weights": weights_fingerprint(model.params), "prompts": prompts_fingerprint(rows)}
         answers.begin(settings, [question.pid for question, _ in rows])
         log(_summary(questions, missing, options.missing_images, answers.count))
         done, begun = answers.count, time.monotonic()
@@ -102,7 +102,7 @@ def predict_answers(
     log(f"{out}: {answers.count:,} answers, {answers.count - done:,} of them new ({seconds:.0f} s)")
 
 
-def longest_first(model: Loaded, questions: Sequence[Question], encode: Encode = encode_question) -> list[Row]:
+def longest_first(model: Loaded, questions: Sequence[TaskQuestion], encode: Encode = encode_question) -> list[Row]:
     """The questions in the order in which they are answered. Prompts of a batch have similar lengths, so that few
     programs are compiled and there is little padding; and what does not fit in memory shows at once.
 
@@ -127,7 +127,7 @@ def longest_first(model: Loaded, questions: Sequence[Question], encode: Encode =
 def answer_batches(
     model: Loaded, rows: Sequence[Row], images: ImageStore, settings: Settings, batch: int, done: int = 0,
     generate: Generate = generate_answers,
-) -> Iterator[list[tuple[Question, str]]]:  # fmt: skip
+) -> Iterator[list[tuple[TaskQuestion, str]]]:  # fmt: skip
     """The answers to `rows` batch by batch, without the first `done`.
 
     Where `done` lies within a batch, the whole batch is computed again, so that each answer comes from the same
@@ -141,7 +141,7 @@ def answer_batches(
         yield list(zip(questions, texts, strict=True))[max(0, done - start) :]
 
 
-def _pixels(model: Loaded, question: Question, images: ImageStore) -> list[np.ndarray]:
+def _pixels(model: Loaded, question: TaskQuestion, images: ImageStore) -> list[np.ndarray]:
     if question.image is None:
         return []
     where = f"problem {question.pid}"
@@ -149,14 +149,14 @@ def _pixels(model: Loaded, question: Question, images: ImageStore) -> list[np.nd
     return [preprocess(image, model.config.image_size, model.aspect)]
 
 
-def _write(answers: AnswersFile, batches: Iterator[list[tuple[Question, str]]], settings: dict, total: int) -> None:
+def _write(answers: AnswersFile, batches: Iterator[list[tuple[TaskQuestion, str]]], settings: dict, total: int) -> None:
     with progress("answered", total=total, begun=answers.count) as report_progress:
         for batch in batches:
             answers.write([_record(question, text, settings) for question, text in batch])
             report_progress(answers.count)
 
 
-def _record(question: Question, text: str, settings: dict) -> dict:
+def _record(question: TaskQuestion, text: str, settings: dict) -> dict:
     """A line of the answers file, as LLaVA's inference scripts write it."""
     identity = f"{sorted(settings.items())} {question.pid}"
     return {
@@ -169,7 +169,7 @@ def _record(question: Question, text: str, settings: dict) -> dict:
     }
 
 
-def _summary(questions: Sequence[Question], missing: Sequence[str], policy: str, done: int) -> str:
+def _summary(questions: Sequence[TaskQuestion], missing: Sequence[str], policy: str, done: int) -> str:
     with_image = sum(question.image is not None for question in questions)
     text = f"{len(questions):,} problems, {with_image:,} with their image"
     if missing:

@@ -20,7 +20,7 @@ from llava_jax.api.model import Loaded
 from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER
 from llava_jax.errors import ConfigError
 from llava_jax.evaluation import runner
-from llava_jax.evaluation.answers_file import continued
+from llava_jax.evaluation.answers_file import open_answers_file
 from llava_jax.evaluation.scienceqa.files import read_answers
 from tests.fixtures.file_damage import files_of_at_most
 from tests.fixtures.hf_models import hf_llama
@@ -188,7 +188,7 @@ def test_a_file_of_other_settings_is_not_continued(two, call, capsys):
 
 def test_a_file_of_other_weights_or_problems_is_not_continued(two, call, place, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "fingerprint", lambda params: "others")
+        patch.setattr(runner, "weights_fingerprint", lambda params: "others")
         refused(capsys, call(two, "--limit", "2"), "its 2 answers were made with weights '")
     problems = place / "sqa" / "problems.json"
     before = problems.read_text()
@@ -313,8 +313,8 @@ def test_text_that_is_no_text_is_named(call, tmp_path, capsys):
 
 
 def test_a_file_is_closed_and_an_empty_one_gone(tmp_path):
-    with continued(tmp_path / "new" / "a.jsonl") as answers:
+    with open_answers_file(tmp_path / "new" / "a.jsonl") as answers:
         answers.begin({"a": 1}, ["1", "2"])
-        with pytest.raises(ConfigError, match="another process is writing it"), continued(answers.path):
+        with pytest.raises(ConfigError, match="another process is writing it"), open_answers_file(answers.path):
             pass
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.jsonl.settings.json"]

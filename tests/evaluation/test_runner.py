@@ -9,14 +9,14 @@ import pytest
 from llava_jax.api.model import Loaded
 from llava_jax.data.sources.scienceqa import ScienceQA
 from llava_jax.errors import DataError, TooLong
-from llava_jax.evaluation.fingerprint import digest, fingerprint
-from llava_jax.evaluation.questions import PredictOptions, Question, build_questions
+from llava_jax.evaluation.fingerprint import prompts_fingerprint, weights_fingerprint
+from llava_jax.evaluation.questions import PredictOptions, TaskQuestion, build_questions
 from llava_jax.evaluation.runner import answer_batches, longest_first
 from llava_jax.evaluation.scienceqa.task import ScienceQATask
 from tests.fixtures.scienceqa import write_folder
 
 
-def questions_of(source: ScienceQA, missing_images: str = "text") -> list[Question]:
+def questions_of(source: ScienceQA, missing_images: str = "text") -> list[TaskQuestion]:
     return build_questions(ScienceQATask(source), PredictOptions(missing_images=missing_images))[0]
 
 
@@ -49,9 +49,9 @@ def test_a_draw_depends_on_seed_and_problem_not_on_the_batch(model, folder):
 
 
 def test_prompts_without_room_for_an_answer_are_refused(model):
-    long = Question(0, "7", "what " * 800, None)
+    long = TaskQuestion(0, "7", "what " * 800, None)
     with pytest.raises(TooLong, match="1 prompts leave the model no room: it takes 640 tokens, that of problem 7 has"):
-        longest_first(model, [Question(0, "1", "what?", None), long])
+        longest_first(model, [TaskQuestion(0, "1", "what?", None), long])
 
 
 def test_a_damaged_image_is_named(model, tmp_path):
@@ -67,14 +67,14 @@ def test_a_damaged_image_is_named(model, tmp_path):
 def test_fingerprints_tell_what_differs(model, folder):
     """One bit of one weight; not the mesh, nor the order of the weights."""
     params = dict(model.params)
-    expected = fingerprint(params)
+    expected = weights_fingerprint(params)
     device = jax.devices()[0]
-    assert fingerprint({path: jax.device_put(x, device) for path, x in reversed(params.items())}) == expected
+    assert weights_fingerprint({path: jax.device_put(x, device) for path, x in reversed(params.items())}) == expected
     path = max(params, key=lambda path: params[path].size)
     changed = np.asarray(params[path]).copy()
     changed.flat[5] = np.nextafter(changed.flat[5], np.float32(9))
-    assert fingerprint(params | {path: jax.numpy.asarray(changed)}) != expected
-    assert fingerprint({path: x.astype("bfloat16") for path, x in params.items()}) != expected
+    assert weights_fingerprint(params | {path: jax.numpy.asarray(changed)}) != expected
+    assert weights_fingerprint({path: x.astype("bfloat16") for path, x in params.items()}) != expected
     rows = longest_first(model, questions_of(ScienceQA(folder, "test")))
     moved = [(dataclasses.replace(rows[0][0], image="test/2/image.png"), rows[0][1]), *rows[1:]]
-    assert len({digest(rows), digest(rows[1:]), digest(moved)}) == 3
+    assert len({prompts_fingerprint(rows), prompts_fingerprint(rows[1:]), prompts_fingerprint(moved)}) == 3

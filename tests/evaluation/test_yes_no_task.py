@@ -24,9 +24,9 @@ def task(tmp_path) -> YesNoTask:
     for color in ("red", "blue"):
         Image.new("RGB", (20, 30), color).save(tmp_path / "images" / f"{color}.png")
     problems = [
-        {"pid": f"{color}-{asked}", "question": f"Is it {asked}?", "is_yes": color == asked, "image": f"{color}.png"}
+        {"pid": f"{color}-{shade}", "question": f"Is it {shade}?", "is_yes": color == shade, "image": f"{color}.png"}
         for color in ("red", "blue")
-        for asked in ("red", "blue")
+        for shade in ("red", "blue")
     ]
     problems.append({"pid": "sky", "question": "Is the sky above us?", "is_yes": True})
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))

@@ -2,14 +2,14 @@
 
 from llava_jax.data.sources.scienceqa import ScienceQA
 from llava_jax.evaluation.metrics import score_answers
-from llava_jax.evaluation.questions import PredictOptions, Question, build_questions
+from llava_jax.evaluation.questions import PredictOptions, TaskQuestion, build_questions
 from llava_jax.evaluation.scienceqa.files import Answers
 from llava_jax.evaluation.scienceqa.score import grade, marks_of, read_problems, shares, topic_shares
 from llava_jax.evaluation.scienceqa.task import ScienceQATask
 from tests.fixtures.scienceqa import write_folder
 
 
-def questions(source: ScienceQA, **options) -> dict[str, Question]:
+def questions(source: ScienceQA, **options) -> dict[str, TaskQuestion]:
     built, _ = build_questions(ScienceQATask(source, **options), PredictOptions(missing_images="text"))
     return {question.pid: question for question in built}
 
@@ -18,8 +18,8 @@ def test_a_prompt_has_the_image_where_it_is_wanted(folder):
     source = ScienceQA(folder, "test")
     front = questions(source)
     text = "Which is 1 , or so?\nContext: Look.\nOptions: (A) one (B) two (C) three"
-    assert front["1"] == Question(1, "1", f"<image>\n{text}", "test/1/image.png")
-    assert front["0"] == Question(0, "0", "Which is 0?\nContext: N/A\nOptions: (A) one (B) two (C) three", None)
+    assert front["1"] == TaskQuestion(1, "1", f"<image>\n{text}", "test/1/image.png")
+    assert front["0"] == TaskQuestion(0, "0", "Which is 0?\nContext: N/A\nOptions: (A) one (B) two (C) three", None)
     single = questions(source, image_place="back", single_prediction=True)["1"].prompt
     assert single == f"{text}\nAnswer with the option's letter from the given choices directly.\n<image>"
     zero_shot = questions(ScienceQA(folder, "test", None, "CQM-A_v1.5"))

@@ -9,11 +9,11 @@ from PIL import Image
 from llava_jax.api.model import Loaded
 from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.data.sources.scienceqa import ScienceQA
-from llava_jax.evaluation.questions import PredictOptions, Question, build_questions
+from llava_jax.evaluation.questions import PredictOptions, TaskQuestion, build_questions
 from llava_jax.evaluation.runner import answer_batches, encode_question, longest_first
 from llava_jax.evaluation.scienceqa.task import ScienceQATask
 from llava_jax.evaluation.scienceqa.two_steps import encode_step, generate_two_steps
-from llava_jax.inference.engine import Answer
+from llava_jax.inference.engine import Answer, Settings
 from tests.fixtures.scienceqa import CONFIG
 
 SYSTEM = "A chat between a curious human and an artificial intelligence assistant. "
@@ -39,7 +39,7 @@ def rows_of(model: Loaded, source: ScienceQA, options: PredictOptions, count: in
 def test_a_prompt_is_the_one_that_chat_makes(model, template):
     model = dataclasses.replace(model, template=template)
     for images in (0, 1):
-        question = Question(0, "1", "<image>\n" * images + "what is it ?", "x.png" if images else None)
+        question = TaskQuestion(0, "1", "<image>\n" * images + "what is it ?", "x.png" if images else None)
         messages = [{"role": "user", "content": "what is it ?"}]
         wanted = model._prompt(messages, [Image.new("RGB", (9, 9))] * images).tokens.tolist()
         assert encode_question(model, question).tolist() == wanted
@@ -48,7 +48,7 @@ def test_a_prompt_is_the_one_that_chat_makes(model, template):
 
 def test_an_image_after_the_text_stays_there_and_v0_ends_with_its_separator(model):
     v0 = dataclasses.replace(model, template="llava_v0")
-    question = Question(0, "1", "what is it ?\n<image>", "x.png")
+    question = TaskQuestion(0, "1", "what is it ?\n<image>", "x.png")
     assert decoded(v0, encode_question(v0, question)) == f"{SYSTEM}###Human: what is it ?\n<image>###Assistant:"
     assert decoded(v0, encode_step(v0, question)) == f"{SYSTEM}###Human: what is it ?\n<image>###"
     second = decoded(v0, encode_step(v0, question, " Assistant: LECTURE: north .\n"))
@@ -78,13 +78,10 @@ def test_the_second_step_continues_after_the_reasoning(model, folder, monkeypatc
         "\n The answer is A.",
         ("up " * 900).strip() + "\n The answer is ",
     ]
-    (first, one), (second, two) = calls
+    (first, first_settings), (second, second_settings) = calls
     assert second == [f"{first[0]} north is up ###\nANSWER:", f"{first[1]} ###\nANSWER:"]
-    assert (
-        one.stop_strings == two.stop_strings == ("###",) and one.stop_ids == two.stop_ids == model.settings().stop_ids
-    )
-    assert (one.max_new_tokens, two.max_new_tokens) == (99, 64)
-    assert (one.temperature, two.temperature, one.seed, two.seed) == (0.5, 0.5, 7, 7)
+    assert first_settings == dataclasses.replace(second_settings, max_new_tokens=99)
+    assert second_settings == Settings(model.settings().stop_ids, ("###",), 64, temperature=0.5, seed=7)
 
 
 def test_two_steps_in_a_batch_answer_as_alone(model, folder):
