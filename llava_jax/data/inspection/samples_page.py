@@ -66,7 +66,11 @@ def samples_page(
         facts=facts,
         summary=_summary(samples, len(source)),
         contents=[
-            (f"row-{s.index}", s.example.id if s.example else f"row {s.index}", f"{s.tokens:,}" if s.row else "broken")
+            (
+                f"row-{s.index}",
+                s.example.id if s.example else f"row {s.index}",
+                f"{s.tokens:,}" if s.row is not None else "broken",
+            )
             for s in samples
         ],
     )
@@ -111,7 +115,7 @@ def _article(sample: Sample, tokenizer: Tokenizer) -> Markup:
     pixels = [Image.fromarray(image) for image in row.images[: len(example.images)]]
     pictures = [picture(image, f"image {i} of sample {example.id}") for i, image in enumerate(pixels)]
     pieces = split_row(row, tokenizer)
-    lengths = f"{sample.tokens} tokens in a row of {len(row['tokens'])}, {sample.targets} of them supervised; "
+    lengths = f"{sample.tokens} tokens in a row of {len(row.tokens)}, {sample.targets} of them supervised; "
     lengths += f"images: {len(pixels)}"
     lengths += f"; cut off, the whole sample has {sample.whole} tokens" if sample.is_cut else ""
     text = join(*(_coloured(piece, piece.text) for piece in pieces))
