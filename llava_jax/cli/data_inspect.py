@@ -13,7 +13,7 @@ from llava_jax.cli.data_prepare import build, captions, scienceqa
 from llava_jax.cli.flags import CPUS, DatasetFlags, Flat, Tokenizer, Workers
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.output.console import log, progress
-from llava_jax.output.files import write_whole
+from llava_jax.output.files import date_of, write_whole
 from llava_jax.text.encode import encode_row
 
 
@@ -51,7 +51,7 @@ def check(
         report.images += len(checked.images)
         report.findings += [*checked.findings, *duplicates.findings(checked)]
     write_whole(report_folder / "report.json", report.to_json())
-    write_whole(report_folder / "report.html", report.to_html(source))
+    write_whole(report_folder / "report.html", report.to_html(source, {"data of": date_of(dataset.data)}))
     if report.findings:
         _print_table(report.summary())
     log(report.total())
@@ -96,7 +96,8 @@ def show(
         aspect=dataset.aspect,
     )  # fmt: skip
     _make_folder(page.parent)
-    write_whole(page, samples_page(f"samples of {dataset.data}", source, indices, to_row, encode, words))
+    title, facts = f"samples of {dataset.data}", _facts(tokenizer, dataset)
+    write_whole(page, samples_page(title, source, indices, to_row, encode, words, facts))
     log(f"{page}: {len(indices)} samples of {len(source):,}")
 
 
@@ -135,7 +136,7 @@ def stats(
     result = Stats.of(measured, dataset.length, slots or max(1, dataset.length // dataset.features))
     log("\n".join(result.lines()))
     if page is not None:
-        write_whole(page, stats_page(str(dataset.data), result))
+        write_whole(page, stats_page(str(dataset.data), result, _facts(tokenizer, dataset)))
         log(f"{page}: the same with plots")
 
 
@@ -167,6 +168,13 @@ def _encode(tokenizer: str, dataset: DatasetFlags):
     encode = partial(encode_row, tokenizer=words, template=dataset.template, features=dataset.features)
     encode((("human", ""), ("gpt", "")), 0)
     return words, encode
+
+
+def _facts(tokenizer: str, dataset: DatasetFlags) -> dict[str, str]:
+    """What the header of a page says."""
+    facts = {"tokenizer": tokenizer, "template": dataset.template, "length": f"{dataset.length:,}"}
+    facts |= {"image size": str(dataset.image_size), "patch size": str(dataset.patch_size), "aspect": dataset.aspect}
+    return facts | {"data of": date_of(dataset.data)}
 
 
 def _measure_chosen(measure_rows: Callable, chosen, places: range, **how) -> list:

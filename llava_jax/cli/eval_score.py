@@ -10,7 +10,7 @@ from llava_jax.cli import eval_llm
 from llava_jax.cli.eval_predict import predict
 from llava_jax.errors import ConfigError
 from llava_jax.output.console import log
-from llava_jax.output.files import write_whole
+from llava_jax.output.files import date_of, write_whole
 
 ANSWERS = Annotated[Path, tyro.conf.arg(metavar="ANSWERS")]
 OTHER = Annotated[Path, tyro.conf.arg(metavar="OTHER")]
@@ -74,7 +74,10 @@ def score(
         record["items"] = [report.item_json(item) for item in graded]
         write_whole(json_file, json.dumps(record, indent=1) + "\n")
     if page is not None:
-        write_whole(page, make_page(f"ScienceQA: {answers.name}", lines, shares, topics, graded, images, comparison))
+        title = f"ScienceQA: {answers.name}"
+        facts = {"problems": str(problems), "split": split, "parser": parser, "answers of": date_of(answers)}
+        facts |= {"other file": against.name} if against else {}
+        write_whole(page, make_page(title, lines, shares, topics, graded, images, comparison, facts))
     if result is not None:
         write_whole(result, report.split_result_json(scores))
     if analysis is not None:

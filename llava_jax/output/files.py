@@ -1,6 +1,7 @@
 """The one writer of files that must be complete or absent: write to a partial file, then rename."""
 
 import contextlib
+import datetime
 import json
 import os
 import shutil
@@ -64,6 +65,15 @@ def write_whole(path: Path, text: str) -> None:
         raise DataError(f"{path}: not written, there is half a character (a lone surrogate) behind {near!r}.") from None
     except OSError as fault:
         raise ConfigError(f"{path}: cannot be written ({fault.strerror or fault}). Name another place.") from None
+
+
+def date_of(path: Path) -> str:
+    """The day, in UTC, on which a file or a folder last changed, as YYYY-MM-DD; "" where there is none."""
+    try:
+        changed = path.stat().st_mtime
+    except OSError:
+        return ""
+    return datetime.datetime.fromtimestamp(changed, datetime.UTC).date().isoformat()
 
 
 def read_object(file: Path, purpose: str) -> dict:

@@ -106,6 +106,7 @@ def test_show_shows_the_pixels_and_the_text_of_a_row(clean, tmp_path, capsys):
     command = ["data", "show", *clean, *TINY, "--aspect", "pad", "--page", str(page)]
     assert main([*command, "--id", "r3", "--id", "text"]) in (0, None)
     shown = Page(page.read_text())
+    assert "<dt>template</dt><dd>vicuna_v1</dd>" in page.read_text() and "<dt>data of</dt><dd>20" in page.read_text()
     assert re.findall(r"row (\d), id (\w+)", shown.text) == [("3", "r3"), ("5", "text")]
     np.testing.assert_array_equal(np.asarray(shown.pictures[0]), preprocess(noise(64, 60, 3), 56, "pad"))
     assert len(shown.pictures) == 1 and "<image x 16>" in shown.text

@@ -158,6 +158,7 @@ def test_the_page_shows_every_answer_and_runs_nothing(folder, answers, tmp_path)
     assert ["the other file" in article for article in articles] == ["flip" in kind for kind in kinds]
     marks = [re.findall(r'class="badge[^>]*>([^<]+)<', choice) for choice in re.findall("<li.*?</li>", articles[4])]
     assert marks == [["the other file"], [], ["right", "answered"]]
+    assert "<dt>split</dt><dd>test</dd>" in text and "<dt>other file</dt><dd>b.jsonl</dd>" in text
     assert "chance" not in shown.text and "the dotted line is at 33.3" in text  # three choices
 
 

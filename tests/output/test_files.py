@@ -5,7 +5,7 @@ import os
 import pytest
 
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.output.files import atomic_path, write_atomically, write_whole
+from llava_jax.output.files import atomic_path, date_of, write_atomically, write_whole
 
 
 def test_folders_are_made_and_a_file_is_replaced(tmp_path):
@@ -78,3 +78,9 @@ def test_writers_with_partial_files_of_their_own_do_not_meet(tmp_path):
         first.write_text("one")
         second.write_text("two")
     assert out.read_text() == "one" and list(tmp_path.iterdir()) == [out]
+
+
+def test_the_date_of_a_file_is_of_its_last_change_in_utc(tmp_path):
+    (tmp_path / "x").touch()
+    os.utime(tmp_path / "x", (0, 86_400 * 365 - 1))
+    assert date_of(tmp_path / "x") == "1970-12-31" and date_of(tmp_path / "y") == ""
