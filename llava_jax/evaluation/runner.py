@@ -24,14 +24,14 @@ from llava_jax.output.console import log, progress
 from llava_jax.text.encode import encode_segments
 from llava_jax.text.templates import Segment, render
 
-Row = tuple[TaskQuestion, np.ndarray]  # a question and the ids int32[L] of its prompt, images expanded
+EncodedQuestion = tuple[TaskQuestion, np.ndarray]  # a question and the ids int32[L] of its prompt, images expanded
 Encode = Callable[[Loaded, TaskQuestion], np.ndarray]
 Generate = Callable[[Loaded, Sequence[TaskQuestion], Sequence[Prompt], Settings], list[str]]
 
 
 def encode_question(model: Loaded, question: TaskQuestion) -> np.ndarray:
     """The ids int32[L] of a question's prompt, images expanded."""
-    return encode_prompt(model, question, render_question(model, question))
+    return encode_rendered(model, question, render_question(model, question))
 
 
 def render_question(model: Loaded, question: TaskQuestion) -> list[Segment]:
@@ -39,7 +39,7 @@ def render_question(model: Loaded, question: TaskQuestion) -> list[Segment]:
     return render(model.template, [("human", question.prompt)], open_answer=True, images_stay=True)
 
 
-def encode_prompt(model: Loaded, question: TaskQuestion, segments: Sequence[Segment]) -> np.ndarray:
+def encode_rendered(model: Loaded, question: TaskQuestion, segments: Sequence[Segment]) -> np.ndarray:
     """The ids int32[L] of rendered segments, images expanded. Raises DataError for text that is not valid Unicode."""
     ids, _ = encode_segments(model.tokenizer, model.template, segments, int(question.image is not None))
     return model.place_images(ids)
@@ -102,7 +102,9 @@ def predict_answers(
     log(f"{out}: {answers.count:,} answers, {answers.count - done:,} of them new ({seconds:.0f} s)")
 
 
-def longest_first(model: Loaded, questions: Sequence[TaskQuestion], encode: Encode = encode_question) -> list[Row]:
+def longest_first(
+    model: Loaded, questions: Sequence[TaskQuestion], encode: Encode = encode_question
+) -> list[EncodedQuestion]:
     """The questions in the order in which they are answered. Prompts of a batch have similar lengths, so that few
     programs are compiled and there is little padding; and what does not fit in memory shows at once.
 
@@ -125,7 +127,7 @@ def longest_first(model: Loaded, questions: Sequence[TaskQuestion], encode: Enco
 
 
 def answer_batches(
-    model: Loaded, rows: Sequence[Row], images: ImageStore, settings: Settings, batch: int, done: int = 0,
+    model: Loaded, rows: Sequence[EncodedQuestion], images: ImageStore, settings: Settings, batch: int, done: int = 0,
     generate: Generate = generate_answers,
 ) -> Iterator[list[tuple[TaskQuestion, str]]]:  # fmt: skip
     """The answers to `rows` batch by batch, without the first `done`.

@@ -10,7 +10,7 @@ import numpy as np
 
 from llava_jax.api.model import Loaded
 from llava_jax.evaluation.questions import TaskQuestion
-from llava_jax.evaluation.runner import encode_prompt, render_question
+from llava_jax.evaluation.runner import encode_rendered, render_question
 from llava_jax.inference.engine import Prompt, Settings
 from llava_jax.text.templates import Segment
 
@@ -30,7 +30,7 @@ def encode_step(model: Loaded, question: TaskQuestion, reasoning: str | None = N
             segments[-1] = last._replace(text=last.text + more)
         else:
             segments.append(Segment(more))
-    return encode_prompt(model, question, segments)
+    return encode_rendered(model, question, segments)
 
 
 def generate_two_steps(
