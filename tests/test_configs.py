@@ -16,7 +16,7 @@ from llava_jax.data.pipeline import steps_per_run
 from llava_jax.models.params import abstract_model
 from llava_jax.text.templates import find_template
 from llava_jax.train.dataset import open_stage
-from llava_jax.train.optimizer import rates
+from llava_jax.train.optimizer import learning_rates_per_parameter
 from tests.fixtures.scienceqa import write_folder
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +45,7 @@ def test_it_builds_and_its_tables_cover_its_model(name):
     vision = model_config(config.model).vision
     assert config.run and list(config.stages) == list(config.run)
     for stage in config.stages.values():
-        assert len(rates(paths, stage.learning_rates)) == len(paths)
+        assert len(learning_rates_per_parameter(paths, stage.learning_rates)) == len(paths)
         find_template(stage.data.template)
         assert stage.data.max_images * vision.features < stage.data.length
 
@@ -130,7 +130,9 @@ def test_what_the_published_runs_train(name, size):
     total = {module: sum(n for path, n in count.items() if path.startswith(f"{module}/")) for module in MODULES}
     assert total == {"vision": VISION[config.model.vision], "projector": projector, "llm": DECODER[size]}
     (stage,) = config.stages.values()
-    trained = {path for path, rate in rates(count, stage.learning_rates).items() if rate is not None}
+    trained = {
+        path for path, rate in learning_rates_per_parameter(count, stage.learning_rates).items() if rate is not None
+    }
     assert sum(count[path] for path in trained) == projector + (DECODER[size] if name in WHOLE else 0)
 
 

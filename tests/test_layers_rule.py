@@ -28,11 +28,6 @@ TEMPORARY: set[tuple[str, str]] = set()
 SEVERAL_MEANINGS = {
     "main": "the usual name of the function that a program starts with",
 }
-# To be renamed; then this is empty.
-TEMPORARY_NAMES = set(
-    """Asked Block Guard Joined Layout Part Piece Segment ask build check compare continued describe digest estimate
-    fingerprint load open_source parse predict read read_config render table""".split()
-)
 BEFORE_JAX = ("main", "__main__", "cli")  # they answer --help at once
 THEIRS = "llava_jax.api.parity_transformers"  # the only one that computes with torch, to compare
 
@@ -137,7 +132,7 @@ def test_no_public_name_stands_for_two_things():
     several = {name: homes for name, homes in definitions(modules()).items() if len(homes) > 1}
     print("\n" + "\n".join(f"{name}: {', '.join(homes)}" for name, homes in sorted(several.items())))
     assert len(SEVERAL_MEANINGS) <= 8 and SEVERAL_MEANINGS.keys() <= several.keys()
-    assert several.keys() - SEVERAL_MEANINGS.keys() - TEMPORARY_NAMES == set()
+    assert several.keys() - SEVERAL_MEANINGS.keys() == set()
 
 
 def test_a_name_of_two_things_is_found():

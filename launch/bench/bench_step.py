@@ -41,7 +41,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch_step import TorchStep, make_model  # noqa: E402
 
-from llava_jax.checkpoint.external import open_source  # noqa: E402
+from llava_jax.checkpoint.external import open_external  # noqa: E402
 from llava_jax.config import Model, Optimizer, model_config  # noqa: E402
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig  # noqa: E402
 from llava_jax.models.flops import model_flops  # noqa: E402
@@ -51,8 +51,8 @@ from llava_jax.models.params import abstract_model  # noqa: E402
 from llava_jax.runtime.mesh import make_mesh  # noqa: E402
 from llava_jax.runtime.sharding import global_batch  # noqa: E402
 from llava_jax.text.token_row import Batch  # noqa: E402
-from llava_jax.train.optimizer import make_optimizer, rates  # noqa: E402
-from llava_jax.train.state import abstract_state, enter_stage  # noqa: E402
+from llava_jax.train.optimizer import learning_rates_per_parameter, make_optimizer  # noqa: E402
+from llava_jax.train.state import abstract_state, init_stage_state  # noqa: E402
 from llava_jax.train.step import make_train_step  # noqa: E402
 
 RATE = 1e-4
@@ -92,12 +92,12 @@ class OurStep:
     def __init__(self, c: ModelConfig, folder: Path, stage: int, chunks: int):
         self.mesh = make_mesh(1, 1, 1, jax.devices()[:1])
         shapes, _ = abstract_model(c)
-        peak = rates(shapes, TABLES[stage])
+        peak = learning_rates_per_parameter(shapes, TABLES[stage])
         trained = {path: rate for path, rate in peak.items() if rate is not None}
         tx = make_optimizer(OPTIMIZER, trained, 1000)
         abstract = abstract_state(c, peak, tx, self.mesh)
-        params = open_source(folder).load({**abstract.frozen, **abstract.trainable})
-        self.state = enter_stage(params, jax.random.PRNGKey(0), abstract, tx)
+        params = open_external(folder).load({**abstract.frozen, **abstract.trainable})
+        self.state = init_stage_state(params, jax.random.PRNGKey(0), abstract, tx)
         self.step = make_train_step(Llava(c), tx, abstract, 1, chunks)
         sizes = {path: math.prod(x.shape) for path, x in shapes.items()}
         self.flops = lambda rows, length: model_flops(c, sizes, set(trained), rows, length, 1)

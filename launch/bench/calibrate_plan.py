@@ -28,7 +28,7 @@ from llava_jax.planning.estimate import estimate  # noqa: E402
 from llava_jax.planning.lower import lower_step  # noqa: E402
 from llava_jax.runtime.compilation import compiler_options  # noqa: E402
 from llava_jax.runtime.mesh import make_mesh  # noqa: E402
-from llava_jax.train.stages import make_layout  # noqa: E402
+from llava_jax.train.stages import make_stage_layout  # noqa: E402
 
 ALLOWED = 0.20
 # 98304 of its 131072 KiB of vector memory for a kernel, in place of 16384: larger tiles of a product.
@@ -86,7 +86,7 @@ def compiled(run: Run, mesh) -> str:
         learning_rates=(("vision/.*", None), (".*", 1e-4)), weights="sharded",
         loss_chunks=8 if run.llm.vocab_size > 100_000 else 1,  # whole logits would not fit
     )  # fmt: skip
-    lowered = lower_step(stage, model, make_layout("calibrate", stage, model, mesh, steps=1000))
+    lowered = lower_step(stage, model, make_stage_layout("calibrate", stage, model, mesh, steps=1000))
     return lowered.compile(compiler_options=compiler_options("tpu", 1) | run.options).as_text()
 
 
@@ -97,7 +97,7 @@ def main() -> None:
     args = parser.parse_args()
     print(f"{'run':8}  {'slice':10} published   estimated          ratio        within {ALLOWED:.0%}")
     for name in args.only.split(",") if args.only else RUNS:
-        run, topology = RUNS[name], topologies.parse(RUNS[name].topology)
+        run, topology = RUNS[name], topologies.parse_topology(RUNS[name].topology)
         mesh = make_mesh(1, -1, 1, topologies.devices(topology))
         file = args.hlo / f"{name}.txt" if args.hlo else None
         if file and file.exists():

@@ -32,11 +32,11 @@ from transformers import (  # noqa: E402
     LlavaForConditionalGeneration,
 )
 
-from llava_jax.checkpoint.external import open_source  # noqa: E402
+from llava_jax.checkpoint.external import open_external  # noqa: E402
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, LLM  # noqa: E402
 from llava_jax.inference.decode import decode, decode_view, prefill  # noqa: E402
 from llava_jax.inference.engine import BatchShape, Prompt, padded_rows, prompt_batch  # noqa: E402
-from llava_jax.inference.sampling import Sampling  # noqa: E402
+from llava_jax.inference.sampling import SamplingParams  # noqa: E402
 from llava_jax.models.llava import Llava  # noqa: E402
 from llava_jax.models.params import abstract_model, nested  # noqa: E402
 from llava_jax.runtime.mesh import make_mesh  # noqa: E402
@@ -69,7 +69,7 @@ def make_theirs() -> LlavaForConditionalGeneration:
 
 def make_ours(folder: Path, dtype: str):
     """(model, decode view) of what is in the folder."""
-    source = open_source(folder)
+    source = open_external(folder)
     config, mesh = source.model(dtype), make_mesh(1, 1, 1)
     frozen = dict.fromkeys(abstract_model(config)[0])
     params = source.load(abstract_state(config, frozen, optax.identity(), mesh).frozen)
@@ -104,7 +104,7 @@ def run_theirs(model, ids, pixels, new: int) -> tuple[float, float, np.ndarray]:
 
 def run_ours(model, view, batch: Batch, rows: int, new: int) -> tuple[float, float, np.ndarray]:
     zeros = np.zeros(rows, np.uint32)
-    sampling = Sampling(zeros.astype(np.float32), zeros.astype(np.int32), np.ones(rows, np.float32), zeros, zeros)
+    sampling = SamplingParams(zeros.astype(np.float32), zeros.astype(np.int32), np.ones(rows, np.float32), zeros, zeros)
     start = time.perf_counter()
     state = prefill(model, view, batch, sampling, NO_STOP, np.full(rows, new + 1, np.int32), new + 1)
     jax.block_until_ready(state)

@@ -37,14 +37,14 @@ def write(path: Path, rows: int) -> None:
 
 def measure(path: Path) -> None:
     """In a process of its own: opens, splits, reads."""
-    from llava_jax.data.sources.combine import held_out_split
+    from llava_jax.data.sources.combine import train_eval_split
     from llava_jax.data.sources.llava_json import LlavaJson
 
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
     source = LlavaJson(path, path.parent)
     opened = time.perf_counter()
-    train, held_out = held_out_split(source, 0.01, 64)
+    train, held_out = train_eval_split(source, 0.01, 64)
     split = time.perf_counter()
     places = random.Random(1).sample(range(len(train)), min(2000, len(train)))
     started = time.perf_counter()

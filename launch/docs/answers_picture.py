@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from llava_jax.data.sources.scene_world import caption, draw_scene, render
+from llava_jax.data.sources.scene_world import caption, draw_scene, render_scene
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "docs" / "images"
@@ -75,7 +75,7 @@ def screenshot(page: Path, out: Path, browser: str, width: int, height: int) -> 
 
 def write_scene(out: Path) -> None:
     scene = draw_scene(seed=0, index=SCENE_INDEX, held_out=True)
-    render(scene, 48).save(out)
+    render_scene(scene, 48).save(out)
     print(f"{out}: {caption(scene, random.Random(0))}")
 
 

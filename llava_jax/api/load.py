@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from llava_jax.api.model import Loaded
-from llava_jax.checkpoint.open_checkpoint import DTYPES, Checkpoint, one_of, open_checkpoint
+from llava_jax.api.model import LlavaModel
+from llava_jax.checkpoint.open_checkpoint import DTYPES, Checkpoint, check_option, open_checkpoint
 from llava_jax.config.architectures import ModelConfig
 from llava_jax.errors import renamed_keywords
 from llava_jax.models.params import Params, abstract_model
@@ -22,7 +22,7 @@ def load(
     path: str | Path, *, dtype: str | None = "bfloat16", tower: str | Path | None = None,
     base: str | Path | None = None, tokenizer: str | Path | None = None, template: str | None = None,
     aspect: str | None = None, allow_pickle: bool = False, mesh: Mesh | None = None,
-) -> Loaded:  # fmt: skip
+) -> LlavaModel:  # fmt: skip
     """A model from a folder of Hugging Face's LLaVA or of the original's, the workdir of a run (its newest checkpoint),
     or what `save` wrote; or a language model alone, from a folder or a GGUF file. Its content decides.
 
@@ -33,12 +33,12 @@ def load(
     devices. Raises DataError or ConfigError that name what is missing or does not fit.
     """
     mesh = mesh or make_mesh(1, -1, 1)
-    one_of(dtype, (None, *DTYPES), "dtype")
-    one_of(aspect, (None, "crop", "pad"), "aspect")
+    check_option(dtype, (None, *DTYPES), "dtype")
+    check_option(aspect, (None, "crop", "pad"), "aspect")
     find_template(template or "vicuna_v1")
     checkpoint = open_checkpoint(path, tower=tower, base=base, tokenizer=tokenizer, allow_pickle=allow_pickle)
     params, config = _read(checkpoint, dtype, mesh)
-    return Loaded(
+    return LlavaModel(
         config, params, mesh, checkpoint.tokenizer, template or checkpoint.template, aspect or checkpoint.aspect,
         checkpoint.image_token_id, checkpoint.source_info, checkpoint.wraps_images,
     )  # fmt: skip

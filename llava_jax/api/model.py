@@ -18,13 +18,13 @@ from PIL import Image
 
 from llava_jax.checkpoint.huggingface.export import save_hf
 from llava_jax.checkpoint.llava.export import save_original
-from llava_jax.checkpoint.native.workdir_model import save_own
-from llava_jax.checkpoint.open_checkpoint import DTYPES, SourceInfo, one_of
+from llava_jax.checkpoint.native.workdir_model import save_workdir_model
+from llava_jax.checkpoint.open_checkpoint import DTYPES, SourceInfo, check_option
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig
 from llava_jax.errors import DataError, renamed_keywords
 from llava_jax.images.preprocess import load_image, preprocess
 from llava_jax.inference.decode import decode_view
-from llava_jax.inference.engine import Answer, BatchShape, Prompt, Settings, generate, prompt_batch, stream
+from llava_jax.inference.engine import BatchShape, Generation, GenerationConfig, Prompt, generate, prompt_batch, stream
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import Params, nested
 from llava_jax.runtime.sharding import logical_rules
@@ -38,7 +38,7 @@ FORMATS = ("hf", "llava", "orbax")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Loaded:
+class LlavaModel:
     """A model with its weights. `template` and `aspect` are those it was trained with."""
 
     config: ModelConfig
@@ -72,7 +72,7 @@ class Loaded:
     ) -> np.ndarray:  # fmt: skip
         """New ids int32[B, n], n the longest answer, shorter ones filled up with the pad token; inputs as `logits`."""
         prompts, _ = self._prompts(input_ids, pixel_values, attention_mask)
-        settings = Settings(
+        settings = GenerationConfig(
             stop_ids(self.tokenizer, self.template), max_new_tokens=max_new_tokens, temperature=temperature,
             top_p=top_p, top_k=top_k, seed=seed,
         )  # fmt: skip
@@ -103,16 +103,16 @@ class Loaded:
             return self._pieces(prompt, settings)
         return self.answers([prompt], settings)[0].text.strip()
 
-    def settings(self, *stop: str, **drawn) -> Settings:
+    def settings(self, *stop: str, **drawn) -> GenerationConfig:
         """How this model is to answer: its answers end where its template says, or at one of `stop`. drawn: what else
-        `Settings` has."""
-        return Settings.of_template(self.tokenizer, self.template, *stop, **drawn)
+        `GenerationConfig` has."""
+        return GenerationConfig.of_template(self.tokenizer, self.template, *stop, **drawn)
 
-    def answers(self, prompts: Sequence[Prompt], settings: Settings) -> list[Answer]:
+    def answers(self, prompts: Sequence[Prompt], settings: GenerationConfig) -> list[Generation]:
         """The answers to prompts of ids (see `place_images`) and pixels as one batch, spread over the mesh."""
         return generate(Llava(self.config), self._view, prompts, settings, self.tokenizer, self.mesh)
 
-    def place_images(self, ids: np.ndarray) -> np.ndarray:
+    def expand_image_tokens(self, ids: np.ndarray) -> np.ndarray:
         """ids int32[T] with one IMAGE_TOKEN_ID an image -> int32[L] with what this model wants in its place."""
         return expand_image_tokens(self.tokenizer, ids, self.config.features, self.wraps_images)
 
@@ -125,8 +125,8 @@ class Loaded:
         """
         if not self.config.vision:
             raise DataError("a language model alone is not written; a run starts from it with --config.load.llm=FOLDER")
-        one_of(format, FORMATS, "format")
-        one_of(dtype, (None, *DTYPES), "dtype")
+        check_option(format, FORMATS, "format")
+        check_option(dtype, (None, *DTYPES), "dtype")
         path, c, source, tokens = Path(path), self.config, self.source_info, self.tokenizer
         if format == "hf":
             known = self.image_token_id if self.image_token_id < c.llm.vocab_size else None
@@ -142,7 +142,7 @@ class Loaded:
         else:
             params = {p: x.astype(dtype) for p, x in self.params.items()} if dtype else self.params
             about = self.template, self.aspect, self.image_token_id, self.wraps_images
-            save_own(path, params, c, tokens, source.tokenizer, *about)
+            save_workdir_model(path, params, c, tokens, source.tokenizer, *about)
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ class Loaded:
     def _view(self) -> dict:
         return decode_view(nested(self.params))
 
-    def _pieces(self, prompt: Prompt, settings: Settings) -> Iterator[str]:
+    def _pieces(self, prompt: Prompt, settings: GenerationConfig) -> Iterator[str]:
         is_first = True
         for (piece,) in stream(Llava(self.config), self._view, [prompt], settings, self.tokenizer, self.mesh):
             text = piece.text.lstrip() if is_first else piece.text  # `ASSISTANT:` is followed by a space

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from llava_jax.api.model import Loaded
+from llava_jax.api.model import LlavaModel
 from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.images.preprocess import preprocess
 from llava_jax.models.clip import normalize
@@ -46,7 +46,7 @@ def probe_image() -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def trace(model: Loaded) -> Trace:
+def trace(model: LlavaModel) -> Trace:
     """What the model makes of the probe, with its own tokenizer and image preparation."""
     config = dataclasses.replace(model.config, dtype="float32", feature_dtype="float32")
     words = model.tokenizer
@@ -79,7 +79,7 @@ def _points(model: Llava, params: dict, ids, images) -> dict:
     return dict(zip(POINTS, values, strict=True))
 
 
-def compare(wanted: Trace, again: Loaded, hf_folder: Path | None, rounded_to: str) -> int:
+def compare_traces(wanted: Trace, again: LlavaModel, hf_folder: Path | None, rounded_to: str) -> int:
     """Prints a table of differences; 0 where all are within their bounds, else 1.
 
     wanted: of the source. again: what was written, loaded. hf_folder: where transformers reads the same. rounded_to:

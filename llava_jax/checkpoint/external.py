@@ -16,26 +16,38 @@ from llava_jax.checkpoint.gguf_files.config import architecture
 from llava_jax.checkpoint.gguf_files.file import GgufFile, is_gguf
 from llava_jax.checkpoint.huggingface import config as hf_config
 from llava_jax.checkpoint.llava.config import read_original
-from llava_jax.checkpoint.torch_tensors.dialects import PATCHES, check, find_dialect, load, torch_rows
-from llava_jax.checkpoint.torch_tensors.name_map import Row, names
-from llava_jax.checkpoint.torch_tensors.overlays import Reader, read_lora_config, with_delta, with_extra, with_lora
+from llava_jax.checkpoint.torch_tensors.dialects import (
+    PATCHES,
+    check_tensors,
+    find_dialect,
+    load_parameters,
+    torch_mappings,
+)
+from llava_jax.checkpoint.torch_tensors.name_map import TensorMapping, tensor_names
+from llava_jax.checkpoint.torch_tensors.overlays import (
+    TensorReader,
+    read_lora_config,
+    with_delta,
+    with_extra,
+    with_lora,
+)
 from llava_jax.checkpoint.torch_tensors.pickle_reader import find_weights, open_weights
 from llava_jax.config.architectures import LlamaConfig, ModelConfig, VisionConfig, projector_depth
 from llava_jax.errors import ConfigError, DataError, renamed_keywords
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class TensorGroup:
     """Modules whose tensors one reader holds. `unused`: regexes of names that say nothing the config does not."""
 
     modules: tuple[str, ...]
-    files: Reader
-    rows: dict[str, Row]
+    files: TensorReader
+    rows: dict[str, TensorMapping]
     unused: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ExternalCheckpoint:
     """`vision`, `llm` and `projector` are None where the source does not have that module. `about`: its config.json."""
 
     path: Path
@@ -44,7 +56,7 @@ class Source:
     vision: VisionConfig | None
     llm: LlamaConfig | None
     projector: str | None
-    parts: tuple[Part, ...]
+    parts: tuple[TensorGroup, ...]
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -79,7 +91,9 @@ class Source:
         found = {}
         for path, spec in shapes.items():
             part = next(part for part in self.parts if path.split("/")[0] in part.modules)
-            stored = {part.files.dtype(name) for name in names(part.rows[path], spec.shape) if name in part.files}
+            stored = {
+                part.files.dtype(name) for name in tensor_names(part.rows[path], spec.shape) if name in part.files
+            }
             found[path] = stored.pop() if len(stored) == 1 and stored <= {"bfloat16", "float16"} else "float32"
         return found
 
@@ -103,16 +117,20 @@ class Source:
         for part, here in zip(self.parts, wanted, strict=True):
             others = [row for path, row in part.rows.items() if path.split("/")[0] not in asked]
             unused = [re.escape(row.name).replace(r"\{\}", r"\d+") for row in others]
-            check(part.files, part.rows, {p: spec.shape for p, spec in here.items()}, tied, (*part.unused, *unused))
+            check_tensors(
+                part.files, part.rows, {p: spec.shape for p, spec in here.items()}, tied, (*part.unused, *unused)
+            )
         return {
             path: x
             for part, here in zip(self.parts, wanted, strict=True)
-            for path, x in load(part.files, part.rows, here).items()
+            for path, x in load_parameters(part.files, part.rows, here).items()
         }
 
 
 @renamed_keywords(pickles_allowed="allow_pickle")
-def open_source(path: Path, tower: Path | None = None, base: Path | None = None, allow_pickle: bool = False) -> Source:
+def open_external(
+    path: Path, tower: Path | None = None, base: Path | None = None, allow_pickle: bool = False
+) -> ExternalCheckpoint:
     """Opens a folder of weights with its config.json, one file beside its own, or a GGUF, by content. Reads no weights
     yet.
 
@@ -124,33 +142,35 @@ def open_source(path: Path, tower: Path | None = None, base: Path | None = None,
         if tower or base:
             raise ConfigError(f"{path} is a whole language model; it takes no tower and no base")
         files = GgufFile(path)
-        rows = torch_rows(find_dialect(files), files, 0)
-        return Source(path, "gguf", {}, None, architecture(files), None, (Part(("llm",), files, rows),))
+        rows = torch_mappings(find_dialect(files), files, 0)
+        return ExternalCheckpoint(
+            path, "gguf", {}, None, architecture(files), None, (TensorGroup(("llm",), files, rows),)
+        )
     files = _files(path, base, allow_pickle)
     dialect, folder = find_dialect(files), folder_of(path)
     if base and not (folder / "config.json").exists():
         folder = folder_of(base)  # PEFT writes none
-    config, where = hf_config.read_config(folder), str(folder / "config.json")
+    config, where = hf_config.read_hf_config(folder), str(folder / "config.json")
     if tower and dialect.name != "original":
         raise ConfigError(f"{path} needs no separate tower")
     if dialect.name == "clip":
         vision = hf_config.vision_tower(config.get("vision_config", config), where, -2, "patch")
-        part = Part(("vision",), files, torch_rows(dialect, files, 0))
-        return Source(path, dialect.name, config, vision, None, None, (part,))
+        part = TensorGroup(("vision",), files, torch_mappings(dialect, files, 0))
+        return ExternalCheckpoint(path, dialect.name, config, vision, None, None, (part,))
     if dialect.name == "llm":
         llm = hf_config.language_model(config, where)
-        part = Part(("llm",), files, torch_rows(dialect, files, 0))
-        return Source(path, dialect.name, config, None, llm, None, (part,))
+        part = TensorGroup(("llm",), files, torch_mappings(dialect, files, 0))
+        return ExternalCheckpoint(path, dialect.name, config, None, llm, None, (part,))
     if dialect.name == "original":
         other = open_weights(tower, allow_pickle) if tower else None
         return _original(path, files, config, where, other)
     vision, llm, act = hf_config.hf_llava(config, where)
-    rows = torch_rows(dialect, files, depth=2)
+    rows = torch_mappings(dialect, files, depth=2)
     projector, unused = "mlp2x_gelu", ()
     if act == "linear":
         projector, unused = "linear", _identity(files, rows)
-    part = Part(("vision", "projector", "llm"), files, rows, unused)
-    return Source(path, dialect.name, config, vision, llm, projector, (part,))
+    part = TensorGroup(("vision", "projector", "llm"), files, rows, unused)
+    return ExternalCheckpoint(path, dialect.name, config, vision, llm, projector, (part,))
 
 
 def folder_of(path: Path) -> Path:
@@ -158,7 +178,7 @@ def folder_of(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def _files(path: Path, base: Path | None, allow_pickle: bool) -> Reader:
+def _files(path: Path, base: Path | None, allow_pickle: bool) -> TensorReader:
     """The tensors of `path`, joined with those of `base` where there is one."""
     if not path.exists():
         raise DataError(f"{path} does not exist")
@@ -179,12 +199,12 @@ def _files(path: Path, base: Path | None, allow_pickle: bool) -> Reader:
     return with_extra(files, added) if _is_projector(added) else with_delta(files, added)
 
 
-def _is_projector(files: Reader) -> bool:
+def _is_projector(files: TensorReader) -> bool:
     names = files.names()
     return bool(names) and all("mm_projector" in name for name in names)
 
 
-def _identity(files: Reader, rows: dict[str, Row]) -> tuple[str, ...]:
+def _identity(files: TensorReader, rows: dict[str, TensorMapping]) -> tuple[str, ...]:
     """Regexes of the names of a second projector layer that changes nothing. Raises DataError where it does: two linear
     layers without an activation between them are not a projector of ours."""
     kernel, bias = rows["projector/linear_2/kernel"].name, rows["projector/linear_2/bias"].name
@@ -198,10 +218,12 @@ def _identity(files: Reader, rows: dict[str, Row]) -> tuple[str, ...]:
     raise DataError(f"{files.path}: projector_hidden_act is linear, but {kernel} is not the identity")
 
 
-def _original(path: Path, files: Reader, config: dict, where: str, tower: Reader | None) -> Source:
+def _original(
+    path: Path, files: TensorReader, config: dict, where: str, tower: TensorReader | None
+) -> ExternalCheckpoint:
     dialect = find_dialect(files)
     name, llm, projector, layer, feature = read_original(config, where)
-    rows = torch_rows(dialect, files, projector_depth(projector))
+    rows = torch_mappings(dialect, files, projector_depth(projector))
     own = any(prefix + PATCHES in files for prefix in dialect.vision)
     if tower:
         if own:
@@ -209,20 +231,22 @@ def _original(path: Path, files: Reader, config: dict, where: str, tower: Reader
         clip = find_dialect(tower)
         if clip.name != "clip":
             raise DataError(f"{tower.path} holds no CLIP tower")
-        about = hf_config.read_config(folder_of(tower.path))
+        about = hf_config.read_hf_config(folder_of(tower.path))
         vision = hf_config.vision_tower(about.get("vision_config", about), str(tower.path), layer, feature)
         parts = (
-            Part(("vision",), tower, torch_rows(clip, tower, 0)),
-            Part(("projector", "llm"), files, rows),
+            TensorGroup(("vision",), tower, torch_mappings(clip, tower, 0)),
+            TensorGroup(("projector", "llm"), files, rows),
         )
-        return Source(path, dialect.name, config, vision, llm, projector, parts)
+        return ExternalCheckpoint(path, dialect.name, config, vision, llm, projector, parts)
     if not own:
-        return Source(path, dialect.name, config, None, llm, projector, (Part(("projector", "llm"), files, rows),))
-    part = Part(("vision", "projector", "llm"), files, rows)
+        return ExternalCheckpoint(
+            path, dialect.name, config, None, llm, projector, (TensorGroup(("projector", "llm"), files, rows),)
+        )
+    part = TensorGroup(("vision", "projector", "llm"), files, rows)
     if "vision_config" in config:  # ours, see original_export: the tower is none that has a name
         vision = hf_config.vision_tower(config["vision_config"], where, layer, feature)
     elif name in hf_config.TOWERS:
         vision = dataclasses.replace(hf_config.TOWERS[name], select_layer=layer, select_feature=feature)
     else:
         raise DataError(f"{where}: mm_vision_tower={name!r} is not one of {', '.join(hf_config.TOWERS)}")
-    return Source(path, dialect.name, config, vision, llm, projector, (part,))
+    return ExternalCheckpoint(path, dialect.name, config, vision, llm, projector, (part,))

@@ -11,11 +11,11 @@ once, and reads no weights.
 import dataclasses
 from pathlib import Path
 
-from llava_jax.checkpoint.external import Source, folder_of, open_source
+from llava_jax.checkpoint.external import ExternalCheckpoint, folder_of, open_external
 from llava_jax.checkpoint.gguf_files.file import GgufFile
 from llava_jax.checkpoint.gguf_files.tokenizer import read_tokenizer
 from llava_jax.checkpoint.huggingface.processor import WRAPPED
-from llava_jax.checkpoint.native.workdir_model import Own, is_own, open_own
+from llava_jax.checkpoint.native.workdir_model import WorkdirModel, is_workdir_model, open_workdir_model
 from llava_jax.checkpoint.tokenizer import open_tokenizer, tokenizer_location
 from llava_jax.config.architectures import ModelConfig
 from llava_jax.errors import ConfigError, DataError
@@ -46,7 +46,7 @@ class SourceInfo:
 class Checkpoint:
     """A model whose weights are not read yet; all fields are those it was trained with."""
 
-    parameters: Source | Own  # `load` reads them, `dtypes` says in what they are stored
+    parameters: ExternalCheckpoint | WorkdirModel  # `load` reads them, `dtypes` says in what they are stored
     config: ModelConfig  # computing in float32
     tokenizer: Tokenizer
     template: str
@@ -68,7 +68,7 @@ def open_checkpoint(
     parameters = open_parameters(path, tower=tower, base=base, allow_pickle=allow_pickle)
     parameters.model("float32")  # a missing module is reported before a missing tokenizer
     tokenizer_path = str(tokenizer) if tokenizer else None
-    if isinstance(parameters, Own):
+    if isinstance(parameters, WorkdirModel):
         return _open_workdir(parameters, tokenizer_path)
     if parameters.gguf:
         return _open_gguf(parameters, parameters.gguf, tokenizer_path)
@@ -77,7 +77,7 @@ def open_checkpoint(
 
 def open_parameters(
     path: str | Path, *, tower: str | Path | None = None, base: str | Path | None = None, allow_pickle: bool = False
-) -> Source | Own:
+) -> ExternalCheckpoint | WorkdirModel:
     """Opens the weights alone, of a whole model or of some modules (a CLIP tower, a language model).
 
     tower: a CLIP folder, for a LLaVA that lacks its own. base: the model that a LoRA folder, a projector or delta
@@ -85,33 +85,33 @@ def open_parameters(
     missing, broken or unknown, and ConfigError for a `tower` or `base` that is not needed.
     """
     path = Path(path)
-    if is_own(path):
+    if is_workdir_model(path):
         if tower or base:
             raise ConfigError(f"{path} is a whole model of ours; it takes no tower and no base")
-        return open_own(path)
-    return open_source(path, tower and Path(tower), base and Path(base), allow_pickle=allow_pickle)
+        return open_workdir_model(path)
+    return open_external(path, tower and Path(tower), base and Path(base), allow_pickle=allow_pickle)
 
 
-def one_of(value: str | None, allowed: tuple, name: str) -> None:
+def check_option(value: str | None, allowed: tuple, name: str) -> None:
     """Raises ConfigError where an option called `name` has another value than those `allowed`."""
     if value not in allowed:
         raise ConfigError(f"{name}={value!r} is not one of {', '.join(x for x in allowed if x)}")
 
 
-def _open_workdir(own: Own, tokenizer_path: str | None) -> Checkpoint:
+def _open_workdir(own: WorkdirModel, tokenizer_path: str | None) -> Checkpoint:
     tokenizer_path = tokenizer_path or own.tokenizer
     tokenizer, info = open_tokenizer(tokenizer_path), SourceInfo(tokenizer_location(tokenizer_path))
     return _checkpoint(own, tokenizer, own.template, own.aspect, own.image_token_id, own.wraps_images, info)
 
 
-def _open_gguf(source: Source, file: GgufFile, tokenizer_path: str | None) -> Checkpoint:
+def _open_gguf(source: ExternalCheckpoint, file: GgufFile, tokenizer_path: str | None) -> Checkpoint:
     tokenizer = open_tokenizer(tokenizer_path) if tokenizer_path else read_tokenizer(file)
     template, wraps_images = _read_chat_template(file.chat_template or "")
     info = SourceInfo(tokenizer_location(tokenizer_path or str(file.path)))
     return _checkpoint(source, tokenizer, template, "crop", None, wraps_images, info)
 
 
-def _open_folder(source: Source, tokenizer_path: str | None, base: Path | None) -> Checkpoint:
+def _open_folder(source: ExternalCheckpoint, tokenizer_path: str | None, base: Path | None) -> Checkpoint:
     aspect, image_token_id = _image_settings(source)
     folder = folder_of(source.path)
     if base and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
@@ -123,7 +123,7 @@ def _open_folder(source: Source, tokenizer_path: str | None, base: Path | None) 
     return _checkpoint(source, tokenizer, template, aspect, image_token_id, wraps_images, info)
 
 
-def _image_settings(source: Source) -> tuple[str, int | None]:
+def _image_settings(source: ExternalCheckpoint) -> tuple[str, int | None]:
     """(aspect, image token) as the folder's own config.json and preprocessor_config.json give them."""
     folder = folder_of(source.path)
     own = source.about if (folder / "config.json").exists() else {}  # a LoRA folder has none, `about` is its base's
@@ -152,7 +152,7 @@ def _read_chat_template(text: str) -> tuple[str, bool]:
     return "chatml" if "<|im_start|>" in text else "vicuna_v1", WRAPPED in text
 
 
-def _source_info(source: Source, tokenizer: Path) -> SourceInfo:
+def _source_info(source: ExternalCheckpoint, tokenizer: Path) -> SourceInfo:
     prefix = source.tower_prefix
     if source.dialect == "hub":
         return SourceInfo(tokenizer, hf_tower=prefix)
@@ -162,8 +162,8 @@ def _source_info(source: Source, tokenizer: Path) -> SourceInfo:
 
 
 def _checkpoint(
-    parameters: Source | Own, tokenizer: Tokenizer, template: str, aspect: str, image_token_id: int | None,
-    wraps_images: bool, source_info: SourceInfo,
+    parameters: ExternalCheckpoint | WorkdirModel, tokenizer: Tokenizer, template: str, aspect: str,
+    image_token_id: int | None, wraps_images: bool, source_info: SourceInfo,
 ) -> Checkpoint:  # fmt: skip
     """image_token_id: None where the files do not name one. Raises DataError for a tokenizer of another model."""
     config = parameters.model("float32")

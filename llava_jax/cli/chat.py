@@ -30,7 +30,7 @@ HELP = """\
 /exit         ends, as Ctrl-D does; Ctrl-C stops an answer, and ends at the prompt"""
 
 note = partial(log, to_stderr=True)
-Answer = Callable[[list[dict], list[Image.Image]], Iterator[str]]  # messages and images, as of Loaded.chat -> pieces
+Answer = Callable[[list[dict], list[Image.Image]], Iterator[str]]  # messages and images, as of LlavaModel.chat -> pieces
 
 
 def chat(
@@ -53,9 +53,9 @@ def chat(
         find_template(loading.template or "vicuna_v1")
         pictures = [_open(file) for file in image]
         from llava_jax.api.load import load
-        from llava_jax.inference.engine import Settings  # only now: jax takes seconds to import
+        from llava_jax.inference.engine import GenerationConfig  # only now: jax takes seconds to import
 
-        Settings((), **sampling.options())  # raises for what is out of range, before the weights are read
+        GenerationConfig((), **sampling.options())  # raises for what is out of range, before the weights are read
         note(f"loading {path}")
         model = load(path, **loading.options())
         has_tower = model.config.vision is not None

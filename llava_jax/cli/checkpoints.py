@@ -35,11 +35,12 @@ def checkpoints(
         wrong = integrity.faults(one) if what == "verify" else []
         damaged += bool(wrong)
         note = "" if integrity.is_hashed(one) else ", saved before there were hashes: contents unchecked"
-        log(f"{step}: {integrity.describe(one)}{': DAMAGED' if wrong else ': ok' if what == 'verify' else ''}{note}")
+        state = ": DAMAGED" if wrong else ": ok" if what == "verify" else ""
+        log(f"{step}: {integrity.describe_checkpoint(one)}{state}{note}")
         for fault in wrong:
             log(f"    {fault}")
     for one in sorted(folder.glob("*.damaged*")):
-        log(f"{one.name}: {integrity.describe(one)}: damaged, set aside by a run that went on without it")
+        log(f"{one.name}: {integrity.describe_checkpoint(one)}: damaged, set aside by a run that went on without it")
     for one in sorted(folder.glob("*tmp*")):
         log(f"{one.name}: a save that never ended; it is no checkpoint")
     if what == "verify":

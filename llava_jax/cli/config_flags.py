@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from llava_jax.config.config_dict import describe, from_config_dict
+from llava_jax.config.config_dict import describe_values, from_config_dict
 from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, UserError
 
@@ -39,7 +39,7 @@ def read_command_line(
     except Exception as e:  # a config file is a program and may raise anything
         raise ConfigError(_explain(e)) from None
     config = from_config_dict(values)
-    return config, table, file, describe(config, overrides, file.name)
+    return config, table, file, describe_values(config, overrides, file.name)
 
 
 def _explain(error: Exception) -> str:

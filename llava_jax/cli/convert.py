@@ -34,7 +34,7 @@ def convert(
         verify: Load DST again and compare seven points of a forward pass, with transformers too where it is installed.
     """
     from llava_jax.api.load import load
-    from llava_jax.api.parity import compare, trace
+    from llava_jax.api.parity import compare_traces, trace
     from llava_jax.checkpoint.new_folder import check_new
 
     check_new(dst)
@@ -49,4 +49,6 @@ def convert(
     own = dict(base=None, tokenizer=None, template=None, aspect=None)  # DST says these itself
     again = replace(source, tower=source.tower if needs_tower else None, **own)
     del model  # two at a time may be one too many
-    return compare(wanted, load(dst, dtype=None, **again.options()), dst if to == "hf" else None, dtype or "float32")
+    return compare_traces(
+        wanted, load(dst, dtype=None, **again.options()), dst if to == "hf" else None, dtype or "float32"
+    )

@@ -41,12 +41,12 @@ def build(
     *sources, out = paths
     if len(images) not in (0, 1, len(sources)):
         raise ConfigError(f"{len(images)} --images for {len(sources)} SRC; give one, or one for each")
-    from llava_jax.data.sources.combine import Joined
+    from llava_jax.data.sources.combine import Concatenated
     from llava_jax.data.sources.open_source import open_source
     from llava_jax.data.write_shards import write_shards
 
     roots = list(images) if len(images) == len(sources) else [*(images or [""])] * len(sources)
-    source = Joined([open_source(path, root) for path, root in zip(sources, roots, strict=True)])
+    source = Concatenated([open_source(path, root) for path, root in zip(sources, roots, strict=True)])
     made_from = [{**_identity(path), "images": str(root)} for path, root in zip(sources, roots, strict=True)]
     began = time.perf_counter()
     try:

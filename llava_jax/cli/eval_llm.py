@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from llava_jax.cli.flags import Flat
-from llava_jax.llm_client.settings import Terms
+from llava_jax.llm_client.settings import LLMSettings
 from llava_jax.output.console import log, progress
 from llava_jax.output.files import write_whole
 
@@ -19,7 +19,7 @@ def ask(
     *,
     problems: Path,
     out: Path,
-    terms: Flat[Terms],
+    terms: Flat[LLMSettings],
     split: str = "test",
     shots: int = 2,
     seed: int = 3,
@@ -68,7 +68,7 @@ def judge(
     *,
     problems: Path,
     out: Path,
-    terms: Flat[Terms],
+    terms: Flat[LLMSettings],
     split: str = "test",
     cache: Path | None = None,
     dry_run: bool = False,
@@ -114,17 +114,17 @@ def _beside(out: Path) -> Path:
     return out.with_name(f"{out.name}.cache.jsonl")
 
 
-def _ask(requests: dict[str, list[dict[str, str]]], terms: Terms, cache: Path, dry_run: bool):
+def _ask(requests: dict[str, list[dict[str, str]]], terms: LLMSettings, cache: Path, dry_run: bool):
     """What was answered, after telling it in words. An exit code where there is nothing to write: of a dry run, which
     shows what would be asked, and of one that had to end or was answered nothing."""
     from llava_jax.llm_client.cache import read_replies
     from llava_jax.llm_client.client import Unfinished
-    from llava_jax.llm_client.client import ask as ask_api
-    from llava_jax.llm_client.settings import by_key, estimate
+    from llava_jax.llm_client.client import ask_llm as ask_api
+    from llava_jax.llm_client.settings import by_key, estimate_cost
 
     if dry_run:
         name, key = next(iter(by_key(requests, terms)[0].items()))
-        log("\n".join(estimate(requests, terms, read_replies(cache)[0])))
+        log("\n".join(estimate_cost(requests, terms, read_replies(cache)[0])))
         log(f"the request of {name}, with {json.dumps(terms.parameters)}:")
         for turn in by_key(requests, terms)[1][key]:
             log(f"\n[{turn['role']}]\n{turn['content']}")
@@ -153,7 +153,7 @@ def _ask(requests: dict[str, list[dict[str, str]]], terms: Terms, cache: Path, d
     return asked if asked.replies else 1
 
 
-def _cost(asked, terms: Terms) -> str:
+def _cost(asked, terms: LLMSettings) -> str:
     if terms.input_price is None:
         return ""
     lost = f", and at most ${asked.lost:.4f} for tries without a reply" if asked.lost else ""

@@ -55,9 +55,9 @@ def predict(
     from llava_jax.evaluation.runner import predict_answers
     from llava_jax.evaluation.scienceqa import two_steps as steps
     from llava_jax.evaluation.scienceqa.task import ScienceQATask
-    from llava_jax.inference.engine import Settings
+    from llava_jax.inference.engine import GenerationConfig
 
-    Settings((), **generation.options())  # raises for a value out of range
+    GenerationConfig((), **generation.options())  # raises for a value out of range
     task = ScienceQATask(ScienceQA(problems, split, image_folder, prompt_format), image_place, single_prediction)
     settings = dict(
         model_id=path.resolve().name, split=split, limit=run.limit, prompt_format=prompt_format,

@@ -63,7 +63,7 @@ def score(
     scores = scoring.score_split(known, *_graded(answers, known, split, problems, grading))
     comparison = None
     if against is not None:
-        comparison = scoring.compare(scores.graded, _graded(against, known, split, problems, grading)[1])
+        comparison = scoring.compare_answers(scores.graded, _graded(against, known, split, problems, grading)[1])
     images = open_images(image_folder, problems) if image_folder else ImageFolder(problems / "images")
     lines = report.summary_lines(scores, split, **grading)
     shares, topics, graded = scores.shares, scores.topics, scores.graded
@@ -82,7 +82,7 @@ def score(
         write_whole(result, report.split_result_json(scores))
     if analysis is not None:
         write_whole(analysis, report.analysis_json(graded, scores.answers))
-    lines += ["", *report.table({answers.name[: report.NAME - 2]: shares}), "", *report.topic_table(topics)]
+    lines += ["", *report.accuracy_table({answers.name[: report.NAME - 2]: shares}), "", *report.topic_table(topics)]
     if comparison:
         lines += ["", *report.comparison_lines(comparison, answers.name, against.name)]
     log("\n".join(lines))
@@ -153,7 +153,7 @@ def ensemble(
         name = "complement" if judge is None else "judge"
         indices = dict(zip((p.pid for p in joined.problems), joined.indices[name], strict=True))
         write_whole(result, result_json(indices, {}, rows[name][AVERAGE].correct))
-    log("\n".join([*lines, "", *report.table(rows)]))
+    log("\n".join([*lines, "", *report.accuracy_table(rows)]))
     return 0
 
 

@@ -75,7 +75,7 @@ class GenerationFlags:
     """The same seed samples the same answers."""
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of `llava_jax.inference.engine.Settings` and of the models' methods."""
+        """Keyword arguments of `llava_jax.inference.engine.GenerationConfig` and of the models' methods."""
         return dict(vars(self))
 
 

@@ -81,29 +81,29 @@ def plan(argv: list[str]) -> int:
 
     for name in stages if table.length else ():
         config = plan_step.changed(config, f"stages.{name}.data.length", table.length)
-    slices = [topologies.parse(name) for name in table.topology]
+    slices = [topologies.parse_topology(name) for name in table.topology]
     file = Path(table.json) if table.json else None
     if file:  # what cannot be kept is to be known before minutes of compiling
         plan_report.append(file, [])
-        plan_report.read(file)
+        plan_report.read_results(file)
     results, assumed = [], []
     for topology in slices:
         if table.decode:
             found = plan_step.plan_decode(config, topology, table.decode_batch, table.decode_cache)
         else:
-            search = plan_step.Search(best=table.best, tries=table.tries, say=log)
+            search = plan_step.SearchOptions(best=table.best, tries=table.tries, say=log)
             found = [plan_step.plan_stage(config, name, topology, search, table.samples) for name in stages]
         for result in found:
-            log("\n".join(plan_report.describe(result, table.price)) + "\n")
+            log("\n".join(plan_report.describe_result(result, table.price)) + "\n")
             assumed = result.assumptions or assumed
             if table.hlo and result.program:
                 write_whole(Path(table.hlo), result.program)
         if file:
             plan_report.append(file, found)
         results += found
-    rows = plan_report.read(file) if file else results
+    rows = plan_report.read_results(file) if file else results
     if len(rows) > 1:
-        log("\n".join(plan_report.table(rows, table.price)) + "\n")
+        log("\n".join(plan_report.results_table(rows, table.price)) + "\n")
     if assumed:
         log("\n".join(["These are estimates. They assume:", *("  " + line for line in assumed)]))
     return 0 if all(result.fits for result in results) else 1

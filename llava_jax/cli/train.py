@@ -40,10 +40,10 @@ from llava_jax.config.schema import Config
 from llava_jax.errors import UserError
 from llava_jax.output.console import log
 from llava_jax.runtime.compilation import compile_cache
-from llava_jax.runtime.distributed import Processes, joined
+from llava_jax.runtime.distributed import DistributedConfig, join_processes
 
 
-def read_config(argv: list[str]) -> tuple[Config, Path, list[str], Processes, Path | None]:
+def read_config(argv: list[str]) -> tuple[Config, Path, list[str], DistributedConfig, Path | None]:
     """Command line -> (Config, workdir, printable lines that say where each value came from, who takes part, where
     compiled programs are kept).
 
@@ -56,11 +56,13 @@ def read_config(argv: list[str]) -> tuple[Config, Path, list[str], Processes, Pa
         flags.DEFINE_string("coordinator", None, "where process 0 listens", flag_values=table)
         flags.DEFINE_integer("processes", None, "how many", flag_values=table)
         flags.DEFINE_integer("process", None, "which one", flag_values=table)
-        flags.DEFINE_integer("lost_after", Processes.lost_after, "seconds", flag_values=table)
-        flags.DEFINE_integer("stalled_after", Processes.stalled_after, "seconds", flag_values=table)
+        flags.DEFINE_integer("lost_after", DistributedConfig.lost_after, "seconds", flag_values=table)
+        flags.DEFINE_integer("stalled_after", DistributedConfig.stalled_after, "seconds", flag_values=table)
 
     config, table, file, lines = read_command_line(argv, define)
-    processes = Processes(table.coordinator, table.processes, table.process, table.lost_after, table.stalled_after)
+    processes = DistributedConfig(
+        table.coordinator, table.processes, table.process, table.lost_after, table.stalled_after
+    )
     workdir, programs = Path(table.workdir or f"workdir/{file.stem}"), table.compile_cache
     return config, workdir, lines, processes, Path(programs) if programs else None
 
@@ -79,7 +81,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         config, workdir, lines, processes, programs = read_config(argv)
-        with joined(processes, partial(log, to_stderr=True)) as index:
+        with join_processes(processes, partial(log, to_stderr=True)) as index:
             if index == 0:
                 log("\n".join(["config:", *("  " + line for line in lines)]))
             # jax is imported only now: a typo in a flag is reported at once.

@@ -46,7 +46,7 @@ def suggestion(key: str, known) -> str:
     return f"; did you mean `{near[0]}`?" if near else ""
 
 
-def build(kind: type, values: object, path: str):
+def build_dataclass(kind: type, values: object, path: str):
     """A dict as the dataclass `kind`. Raises ConfigError, naming the place below `path`, for what does not fit it."""
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must be a group of settings, not {values!r}")
@@ -60,7 +60,7 @@ def build(kind: type, values: object, path: str):
 
 def _value(expected, value, path: str):
     if dataclasses.is_dataclass(expected):
-        return build(expected, value, path)
+        return build_dataclass(expected, value, path)
     origin, args = typing.get_origin(expected), typing.get_args(expected)
     if origin is dict:
         if not isinstance(value, dict):

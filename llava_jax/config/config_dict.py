@@ -4,7 +4,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from llava_jax.config.build import as_dict, build, flatten, suggestion, within_stage
+from llava_jax.config.build import as_dict, build_dataclass, flatten, suggestion, within_stage
 from llava_jax.config.schema import Config, Stage
 from llava_jax.config.validate import check_config
 from llava_jax.errors import ConfigError
@@ -27,13 +27,13 @@ def stage(**changes) -> ConfigDict:
 
 def from_config_dict(values: ConfigDict) -> Config:
     """ConfigDict -> frozen Config. Raises ConfigError for an unknown key, a wrong type or a value out of range."""
-    config = build(Config, values.to_dict(), "config")
+    config = build_dataclass(Config, values.to_dict(), "config")
     check_config(config)
     # A ConfigDict sorts its keys; `run` says the order, and a stage that it leaves out does not exist.
     return dataclasses.replace(config, stages={name: config.stages[name] for name in config.run})
 
 
-def describe(config: Config, overrides: dict[str, object], file: str) -> list[str]:
+def describe_values(config: Config, overrides: dict[str, object], file: str) -> list[str]:
     """One line per value: path, value and where it came from (default, the config file, the command line)."""
     base = flatten(Config())
     base |= flatten(Stage())  # no name is in both

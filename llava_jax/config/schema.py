@@ -34,7 +34,7 @@ class Weights:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mesh:
+class MeshConfig:
     """Sizes of the mesh axes; one may be -1 and takes the devices that are left."""
 
     data: int = 1
@@ -43,13 +43,13 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class CheckpointConfig:
     every: int = 1000  # steps; the end of a stage and SIGTERM always save
     keep: int = 2  # newest checkpoints kept
 
 
 @dataclasses.dataclass(frozen=True)
-class Guard:
+class StepGuardConfig:
     """What becomes of a step that would do harm. One whose loss or gradient is not finite is always skipped."""
 
     in_a_row: int = 10  # skipped steps that a run survives; one more ends it with exit code 3
@@ -132,9 +132,9 @@ class Config:
     model: Model = Model()
     tokenizer: str = "tiny"  # a tokenizer.model, tokenizer.json or .gguf, a folder, or `tiny` (built in)
     load: Weights = Weights()
-    mesh: Mesh = Mesh()
-    checkpoint: Checkpoint = Checkpoint()
-    guard: Guard = Guard()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: StepGuardConfig = StepGuardConfig()
     log_every: int = 10  # steps between progress lines; every step is written to metrics.jsonl
     hash_frozen: bool = False  # print a SHA-256 of the frozen parameters before and after each stage
     run: tuple[str, ...] = ()  # names of the stages to run, in order

@@ -27,7 +27,7 @@ ENDLESS = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class MixtureComponent:
     """`name` stands for the source in checkpoints and decides its order; `weight` is relative to the other parts'.
     `contents` is a digest of what the source holds, where its length does not tell (packed rows)."""
 
@@ -48,7 +48,7 @@ class Mixture:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[MixtureComponent],
         seed: int,
         start: int = 0,
         taken: dict[str, int] | None = None,
@@ -118,7 +118,7 @@ class Mixture:
         return Mixture(self.parts, self.seed, position, taken, *known)
 
 
-def _quotas(parts: Sequence[Part]) -> dict[str, int]:
+def _quotas(parts: Sequence[MixtureComponent]) -> dict[str, int]:
     """Positions of each part in a block, by largest remainder."""
     names, weights = [part.name for part in parts], np.array([part.weight for part in parts], np.float64)
     twice = {name for name in names if names.count(name) > 1}

@@ -19,7 +19,7 @@ BATCHES_PER_WINDOW = 32  # batches whose rows are sorted into buckets among them
 
 
 @dataclasses.dataclass(frozen=True)
-class Groups:
+class PackedRows:
     """The examples of each row: row i holds `members[starts[i] : starts[i + 1]]`, indices into the source."""
 
     members: np.ndarray  # int64[n]
@@ -33,7 +33,7 @@ class Groups:
         return self.members[self.starts[row] : self.starts[row + 1]].tolist()
 
 
-def pack(sizes: np.ndarray, length: int, max_images: int, seed: int | None) -> Groups:
+def pack(sizes: np.ndarray, length: int, max_images: int, seed: int | None) -> PackedRows:
     """Puts every example in exactly one row of `length` tokens and `max_images` images.
 
     Examples are drawn in the order of `seed` (None: as they are), `WINDOW` at a time, the longest first, each into the
@@ -63,15 +63,15 @@ def pack(sizes: np.ndarray, length: int, max_images: int, seed: int | None) -> G
             images[row] -= m
         rows += packed
     starts = np.cumsum([0, *map(len, rows)])
-    return Groups(np.concatenate(rows).astype(np.int64), starts)
+    return PackedRows(np.concatenate(rows).astype(np.int64), starts)
 
 
-def efficiency(sizes: np.ndarray, groups: Groups, length: int) -> float:
+def efficiency(sizes: np.ndarray, groups: PackedRows, length: int) -> float:
     """Share of the rows' tokens that are not padding."""
     return float(sizes[groups.members, 0].sum() / (len(groups) * length))
 
 
-def lend_sizes(sizes: np.ndarray) -> np.ndarray:
+def fill_unknown_sizes(sizes: np.ndarray) -> np.ndarray:
     """Sizes with those of examples that cannot be read (0 tokens) taken from the next that can: the room that their
     substitutes get. Raises DataError where there is none."""
     good = np.flatnonzero(sizes[:, 0])
@@ -90,7 +90,7 @@ def buckets(sizes: np.ndarray, lengths: tuple[int, ...]) -> np.ndarray:
     return np.array(lengths, np.int32)[np.searchsorted(lengths, sizes[:, 0])]
 
 
-class Bucketed:
+class LengthBucketedOrder:
     """An order of examples rearranged so that a batch holds examples of about the same length.
 
     `BATCHES_PER_WINDOW` batches at a time are sorted by bucket, cut into batches, and these shuffled. Whoever computes

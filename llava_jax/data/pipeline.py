@@ -13,8 +13,8 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from llava_jax.data.packing import Bucketed, digest
-from llava_jax.data.rows import Row
+from llava_jax.data.packing import LengthBucketedOrder, digest
+from llava_jax.data.rows import SourceRow
 from llava_jax.data.workers import WorkerRows
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.text.token_row import Batch, TokenRow, stack_rows
@@ -46,9 +46,9 @@ class _Rows:
     """The rows of this process in the order of the run, by index."""
 
     source: object
-    row_fn: Callable[..., Row]
+    row_fn: Callable[..., SourceRow]
     order: grain.MapDataset | None  # position -> index; None: as the source has them
-    bucketed: Bucketed | None  # which examples a batch has, where that is not the order itself
+    bucketed: LengthBucketedOrder | None  # which examples a batch has, where that is not the order itself
     positions: int  # how many of the run; what lies beyond is filler
     steps: int
     batch_size: int  # B
@@ -58,7 +58,7 @@ class _Rows:
     def __len__(self) -> int:
         return self.steps * self.rows
 
-    def __getitem__(self, index: int) -> tuple[int, Row]:
+    def __getitem__(self, index: int) -> tuple[int, SourceRow]:
         """(index of the example or FILLER, the row)."""
         step, slot = divmod(index, self.rows)
         example, real, length = self.place(step, self.first + slot)
@@ -102,7 +102,7 @@ class Batches:
             self._iterator = read_rows(
                 self._rows, self._step * b, threads=self._threads, ahead=self._prefetch * b, workers=self._workers
             )
-        pairs: list[tuple[int, Row]] = []
+        pairs: list[tuple[int, SourceRow]] = []
         self.ready = 0
         try:
             while self.ready < self._rows.rows:
@@ -165,7 +165,7 @@ def read_rows(rows, start: int, *, threads: int, ahead: int, workers: int) -> gr
 
 def make_batches(
     source,
-    row_fn: Callable[..., Row],
+    row_fn: Callable[..., SourceRow],
     *,
     batch_size: int,
     seed: int,
@@ -223,7 +223,7 @@ def make_batches(
         # More epochs would change which batches the last of these have.
         run |= {"buckets": digest(buckets), "epochs": epochs}
         in_order = grain.MapDataset.range(examples).repeat()
-        bucketed = Bucketed(in_order if order is None else order, buckets, batch_size, seed, positions)
+        bucketed = LengthBucketedOrder(in_order if order is None else order, buckets, batch_size, seed, positions)
     rows = _Rows(
         source,
         row_fn,
@@ -240,7 +240,7 @@ def make_batches(
 
 def evaluation_batches(
     source,
-    row_fn: Callable[..., Row],
+    row_fn: Callable[..., SourceRow],
     batch_size: int,
     *,
     process_index: int = 0,
@@ -256,6 +256,6 @@ def evaluation_batches(
     )  # fmt: skip
 
 
-def _filler(row: Row) -> Row:
+def _filler(row: SourceRow) -> SourceRow:
     """A row of the same shape in which there is nothing."""
-    return Row(TokenRow(*map(np.zeros_like, row.arrays)), None if row.replaced is None else [])
+    return SourceRow(TokenRow(*map(np.zeros_like, row.arrays)), None if row.replaced is None else [])

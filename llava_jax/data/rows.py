@@ -22,7 +22,7 @@ from llava_jax.text.tokenizer import Tokenizer
 TRIES = 100  # substitutes that are tried for one example
 
 
-class Row(NamedTuple):
+class SourceRow(NamedTuple):
     """A row of a batch and what was replaced in it: a list of {"index", "sample", "reason", "substitute"}, or None
     where a sample that cannot be read is an error."""
 
@@ -121,7 +121,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.source if self.groups is None else self.groups)
 
-    def row(self, index: int, length: int | None = None) -> Row:
+    def row(self, index: int, length: int | None = None) -> SourceRow:
         """Row `index`, `length` tokens long where that is not the format's length."""
         segments, replaced = [], []
         for example in self._members(index):
@@ -129,14 +129,14 @@ class Rows:
             segments += [] if segment is None else [segment]
             if fault:
                 replaced.append({"index": example, "sample": self._name(example), "reason": fault, "substitute": name})
-        return Row(self.format.row(segments, length), replaced if self.replace else None)
+        return SourceRow(self.format.row(segments, length), replaced if self.replace else None)
 
     def names(self, index: int) -> list[str]:
         """The ids of the examples that are in row `index`, substitutes by their own; `?` for a place that stayed empty.
         Opens the images, for only that tells which can be read."""
         return [self._used(i)[0] or "?" for i in self._members(index)]
 
-    def asked_for(self, index: int) -> list[str]:
+    def requested_names(self, index: int) -> list[str]:
         """The ids of the examples that row `index` is to hold, `?` where not even that can be read. Opens no image."""
         return [self._name(i) or "?" for i in self._members(index)]
 

@@ -8,7 +8,7 @@ from llava_jax.output.intervals import wilson
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class Accuracy:
     """A metric: `correct` of `count` problems."""
 
     correct: int

@@ -12,41 +12,41 @@ from typing import Any
 import jax
 import numpy as np
 
-from llava_jax.api.model import Loaded
+from llava_jax.api.model import LlavaModel
 from llava_jax.errors import ConfigError, DataError, TooLong
 from llava_jax.evaluation.answers_file import AnswersFile, open_answers_file
 from llava_jax.evaluation.fingerprint import prompts_fingerprint, weights_fingerprint
 from llava_jax.evaluation.questions import PredictOptions, TaskQuestion, build_questions
 from llava_jax.evaluation.task import ImageStore, Task
 from llava_jax.images.preprocess import load_image, preprocess
-from llava_jax.inference.engine import Prompt, Settings
+from llava_jax.inference.engine import GenerationConfig, Prompt
 from llava_jax.output.console import log, progress
 from llava_jax.text.encode import encode_segments
 from llava_jax.text.templates import Segment, render
 
 EncodedQuestion = tuple[TaskQuestion, np.ndarray]  # a question and the ids int32[L] of its prompt, images expanded
-Encode = Callable[[Loaded, TaskQuestion], np.ndarray]
-Generate = Callable[[Loaded, Sequence[TaskQuestion], Sequence[Prompt], Settings], list[str]]
+Encode = Callable[[LlavaModel, TaskQuestion], np.ndarray]
+Generate = Callable[[LlavaModel, Sequence[TaskQuestion], Sequence[Prompt], GenerationConfig], list[str]]
 
 
-def encode_question(model: Loaded, question: TaskQuestion) -> np.ndarray:
+def encode_question(model: LlavaModel, question: TaskQuestion) -> np.ndarray:
     """The ids int32[L] of a question's prompt, images expanded."""
     return encode_rendered(model, question, render_question(model, question))
 
 
-def render_question(model: Loaded, question: TaskQuestion) -> list[Segment]:
+def render_question(model: LlavaModel, question: TaskQuestion) -> list[Segment]:
     """The question as one turn of the model's template, up to the open assistant cue. An image stays where it is."""
     return render(model.template, [("human", question.prompt)], open_answer=True, images_stay=True)
 
 
-def encode_rendered(model: Loaded, question: TaskQuestion, segments: Sequence[Segment]) -> np.ndarray:
+def encode_rendered(model: LlavaModel, question: TaskQuestion, segments: Sequence[Segment]) -> np.ndarray:
     """The ids int32[L] of rendered segments, images expanded. Raises DataError for text that is not valid Unicode."""
     ids, _ = encode_segments(model.tokenizer, model.template, segments, int(question.image is not None))
-    return model.place_images(ids)
+    return model.expand_image_tokens(ids)
 
 
 def generate_answers(
-    model: Loaded, questions: Sequence[TaskQuestion], prompts: Sequence[Prompt], settings: Settings
+    model: LlavaModel, questions: Sequence[TaskQuestion], prompts: Sequence[Prompt], settings: GenerationConfig
 ) -> list[str]:
     """The texts that the model answers to a batch of prompts, one for each of `questions`."""
     return [answer.text.strip() for answer in model.answers(prompts, settings)]
@@ -55,7 +55,7 @@ def generate_answers(
 def predict_answers(
     task: Task,
     out: Path,
-    load_model: Callable[[], Loaded],
+    load_model: Callable[[], LlavaModel],
     settings: Mapping[str, Any],
     options: PredictOptions,
     generation: Mapping[str, Any],
@@ -71,7 +71,7 @@ def predict_answers(
     Args:
         load_model: called after the settings of an existing file are checked, because it takes long.
         settings: of the file, JSON values by name; needs "model_id", and every option that changes an answer.
-        generation: the keyword arguments of `Loaded.settings`.
+        generation: the keyword arguments of `LlavaModel.settings`.
         encode: a question to the ids int32[L] of its prompt.
         generate: a batch of prompts to the texts of its answers.
 
@@ -103,7 +103,7 @@ def predict_answers(
 
 
 def longest_first(
-    model: Loaded, questions: Sequence[TaskQuestion], encode: Encode = encode_question
+    model: LlavaModel, questions: Sequence[TaskQuestion], encode: Encode = encode_question
 ) -> list[EncodedQuestion]:
     """The questions in the order in which they are answered. Prompts of a batch have similar lengths, so that few
     programs are compiled and there is little padding; and what does not fit in memory shows at once.
@@ -127,8 +127,8 @@ def longest_first(
 
 
 def answer_batches(
-    model: Loaded, rows: Sequence[EncodedQuestion], images: ImageStore, settings: Settings, batch: int, done: int = 0,
-    generate: Generate = generate_answers,
+    model: LlavaModel, rows: Sequence[EncodedQuestion], images: ImageStore, settings: GenerationConfig,
+    batch: int, done: int = 0, generate: Generate = generate_answers,
 ) -> Iterator[list[tuple[TaskQuestion, str]]]:  # fmt: skip
     """The answers to `rows` batch by batch, without the first `done`.
 
@@ -143,7 +143,7 @@ def answer_batches(
         yield list(zip(questions, texts, strict=True))[max(0, done - start) :]
 
 
-def _pixels(model: Loaded, question: TaskQuestion, images: ImageStore) -> list[np.ndarray]:
+def _pixels(model: LlavaModel, question: TaskQuestion, images: ImageStore) -> list[np.ndarray]:
     if question.image is None:
         return []
     where = f"problem {question.pid}"

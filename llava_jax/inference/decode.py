@@ -12,17 +12,17 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from llava_jax.inference.sampling import Sampling, choose
-from llava_jax.models.cache import Cache, unstack
+from llava_jax.inference.sampling import SamplingParams, choose
+from llava_jax.models.cache import KVCache, unstack
 from llava_jax.models.llava import Llava
 from llava_jax.runtime.sharding import logical_rules
 from llava_jax.text.token_row import Batch
 
 
-class State(struct.PyTreeNode):
+class DecodeState(struct.PyTreeNode):
     """A batch between two steps. Of each answer `count` tokens are chosen; the last is not in the cache yet."""
 
-    cache: Cache
+    cache: KVCache
     answer: jax.Array  # int32[B, N], stop_ids[0] where nothing is chosen
     token: jax.Array  # int32[B], the last one of each answer
     position: jax.Array  # int32[B], where it stands in its row
@@ -30,7 +30,7 @@ class State(struct.PyTreeNode):
     done: jax.Array  # bool[B]
     limit: jax.Array  # int32[B], tokens of an answer at most
     stop_ids: jax.Array  # int32[k]
-    sampling: Sampling
+    sampling: SamplingParams
 
 
 def decode_view(params: dict) -> dict:
@@ -63,11 +63,11 @@ def prefill(
     model: Llava,
     params: dict,
     prompt: Batch,
-    sampling: Sampling,
+    sampling: SamplingParams,
     stop_ids: jax.Array,
     limit: jax.Array,
     new: int,
-) -> State:
+) -> DecodeState:
     """Reads the prompts, encodes their images, chooses the first token of every answer.
 
     params: a decode_view. prompt: one segment a row; targets are not read. stop_ids: int32[k], k >= 1, end an answer
@@ -76,13 +76,13 @@ def prefill(
     """
     b, t = prompt.tokens.shape
     lengths = prompt.segment_ids.sum(axis=1)
-    cache = Cache.empty(model.config.llm, b, t, model.config.dtype)
+    cache = KVCache.empty(model.config.llm, b, t, model.config.dtype)
     arrays = prompt.tokens, prompt.images, prompt.positions, prompt.segment_ids
     hidden, cache = _hidden(model, params, *arrays, cache)
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     with logical_rules():
-        cache = cache.longer(new)  # only now: the prompt need not look at the answer's slots
-    state = State(
+        cache = cache.with_capacity(new)  # only now: the prompt need not look at the answer's slots
+    state = DecodeState(
         cache=cache,
         answer=jnp.full((b, new), stop_ids[0], jnp.int32),
         token=jnp.full(b, stop_ids[0], jnp.int32),
@@ -96,7 +96,7 @@ def prefill(
     return _chosen(state, _logits(model, params, last), cache)
 
 
-def _chosen(state: State, logits: jax.Array, cache: Cache) -> State:
+def _chosen(state: DecodeState, logits: jax.Array, cache: KVCache) -> DecodeState:
     """Chooses the next token of every row that is not done."""
     token = choose(logits, state.sampling, state.position + 1)
     token = jnp.where(state.done, state.stop_ids[0], token)
@@ -111,7 +111,7 @@ def _chosen(state: State, logits: jax.Array, cache: Cache) -> State:
     )
 
 
-def _step(model: Llava, params: dict, state: State) -> State:
+def _step(model: Llava, params: dict, state: DecodeState) -> DecodeState:
     """One token more per row: puts the last one through the model and chooses the next."""
     b, size = state.token.shape[0], model.config.image_size
     no_images = jnp.zeros((b, 0, size, size, 3), jnp.uint8)
@@ -121,7 +121,7 @@ def _step(model: Llava, params: dict, state: State) -> State:
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="state")
-def decode(model: Llava, params: dict, state: State, steps: jax.Array, finished: jax.Array) -> State:
+def decode(model: Llava, params: dict, state: DecodeState, steps: jax.Array, finished: jax.Array) -> DecodeState:
     """At most `steps` (int32[]) tokens more per row, fewer where all rows are done. `state` is used up.
 
     finished: bool[B], rows that the caller is done with, because of what their text says for example.
@@ -133,6 +133,6 @@ def decode(model: Llava, params: dict, state: State, steps: jax.Array, finished:
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="state")
-def decode_one(model: Llava, params: dict, state: State, finished: jax.Array) -> State:
+def decode_one(model: Llava, params: dict, state: DecodeState, finished: jax.Array) -> DecodeState:
     """`decode` with one step. Not that one with steps=1: before its loop it does what pays off over many steps only."""
     return _step(model, params, state.replace(done=state.done | finished))

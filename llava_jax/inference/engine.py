@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig
 from llava_jax.errors import ConfigError, DataError, TooLong
-from llava_jax.inference.decode import State, decode, decode_one, decode_view, prefill
-from llava_jax.inference.sampling import Sampling
+from llava_jax.inference.decode import DecodeState, decode, decode_one, decode_view, prefill
+from llava_jax.inference.sampling import SamplingParams
 from llava_jax.models.llava import Llava
-from llava_jax.runtime.sharding import gathered, split_batch
+from llava_jax.runtime.sharding import gather_to_host, split_batch
 from llava_jax.text.detokenize import Detokenizer, StopStrings
 from llava_jax.text.encode import stop_ids, stop_strings
 from llava_jax.text.token_row import Batch, EncodedExample, stack_rows, token_row
@@ -33,7 +33,7 @@ class Prompt(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class GenerationConfig:
     """How a batch is answered. Other values compile nothing new, but for another bucket of max_new_tokens."""
 
     stop_ids: tuple[int, ...]
@@ -45,7 +45,7 @@ class Settings:
     seed: int = 0
 
     @classmethod
-    def of_template(cls, tokenizer: Tokenizer, template: str, *stop: str, **options) -> "Settings":
+    def of_template(cls, tokenizer: Tokenizer, template: str, *stop: str, **options) -> "GenerationConfig":
         """Settings of answers that end where `template` ends them, or at one of `stop`. options: the other fields."""
         return cls(stop_ids(tokenizer, template), (*stop, *stop_strings(template)), **options)
 
@@ -75,7 +75,7 @@ class BatchShape(NamedTuple):
 
 
 @dataclasses.dataclass
-class Answer:
+class Generation:
     """The answer to one prompt, as far as it has come."""
 
     ids: list[int] = dataclasses.field(default_factory=list)  # with the stop token
@@ -83,7 +83,7 @@ class Answer:
     finish: Literal["stop", "length"] | None = None
 
 
-class Piece(NamedTuple):
+class GeneratedPiece(NamedTuple):
     """What one step adds to an answer. `text` may be empty, or more than that of `id`."""
 
     id: int
@@ -95,11 +95,11 @@ def generate(
     model: Llava,
     params: dict,
     prompts: Sequence[Prompt],
-    settings: Settings,
+    settings: GenerationConfig,
     tokenizer: Tokenizer | None = None,
     mesh: Mesh | None = None,
     shape: BatchShape | None = None,
-) -> list[Answer]:
+) -> list[Generation]:
     """The answers to all prompts as one batch, each what it would be alone. Without a tokenizer they have no text.
 
     params: a decode_view (or the nested tree, of which one is made each time). mesh: the one that holds params; of
@@ -109,7 +109,7 @@ def generate(
     Raises DataError for a prompt that is empty or whose image runs and images disagree, TooLong for one too long for
     the model; ConfigError for stop strings without a tokenizer.
     """
-    answers = [Answer() for _ in prompts]
+    answers = [Generation() for _ in prompts]
     steps = ROUND if settings.stop_strings else settings.max_new_tokens
     for pieces in _rounds(model, params, prompts, settings, tokenizer, mesh, shape, steps):
         for answer, new in zip(answers, pieces, strict=True):
@@ -124,16 +124,16 @@ def stream(
     model: Llava,
     params: dict,
     prompts: Sequence[Prompt],
-    settings: Settings,
+    settings: GenerationConfig,
     tokenizer: Tokenizer | None = None,
     mesh: Mesh | None = None,
-) -> Iterator[list[Piece | None]]:
+) -> Iterator[list[GeneratedPiece | None]]:
     """`generate` step by step: for every prompt a Piece, or None where its answer has ended. Raises as `generate`."""
     for pieces in _rounds(model, params, prompts, settings, tokenizer, mesh, None, steps=1):
         yield [new[0] if new else None for new in pieces]
 
 
-def _rounds(model, params, prompts, settings, tokenizer, mesh, shape, steps) -> Iterator[list[list[Piece]]]:
+def _rounds(model, params, prompts, settings, tokenizer, mesh, shape, steps) -> Iterator[list[list[GeneratedPiece]]]:
     """The new pieces of every prompt after the prefill, and after each `steps` steps more."""
     if not prompts:
         return
@@ -146,7 +146,7 @@ def _rounds(model, params, prompts, settings, tokenizer, mesh, shape, steps) -> 
         state = _start(model, params, prompts, settings, limits, shape, mesh)
     seen = 0
     while True:
-        answer, count = gathered(state.answer), int(state.count)
+        answer, count = gather_to_host(state.answer), int(state.count)
         new = answer[: len(writers), seen:count]
         yield [writer.pieces(row) for writer, row in zip(writers, new.tolist(), strict=True)]
         seen = count
@@ -163,7 +163,7 @@ def _rounds(model, params, prompts, settings, tokenizer, mesh, shape, steps) -> 
 class _Writer:
     """Makes the pieces of one answer from its ids."""
 
-    def __init__(self, settings: Settings, tokenizer: Tokenizer | None, limit: int):
+    def __init__(self, settings: GenerationConfig, tokenizer: Tokenizer | None, limit: int):
         if settings.stop_strings and tokenizer is None:
             raise ConfigError("stop strings are looked for in the text; give the tokenizer too")
         self.stop_ids, self.left = settings.stop_ids, limit
@@ -171,11 +171,11 @@ class _Writer:
         self.stops = StopStrings(settings.stop_strings)
         self.finish = None
 
-    def pieces(self, ids: list[int]) -> list[Piece]:
+    def pieces(self, ids: list[int]) -> list[GeneratedPiece]:
         """What is behind the end is dropped."""
         return [self._piece(id) for id in ids if self.finish is None]
 
-    def _piece(self, id: int) -> Piece:
+    def _piece(self, id: int) -> GeneratedPiece:
         self.left -= 1
         is_stop = id in self.stop_ids
         text = "" if is_stop or not self.detokenizer else self.stops.push(self.detokenizer.push(id))
@@ -186,7 +186,7 @@ class _Writer:
             self.finish = "stop"
         elif self.left == 0:
             self.finish = "length"
-        return Piece(id, text, self.finish)
+        return GeneratedPiece(id, text, self.finish)
 
 
 def bucket(n: int) -> int:
@@ -219,7 +219,7 @@ def padded_rows(count: int, dtype: str, mesh: Mesh | None) -> int:
     return -(-rows // parts) * parts
 
 
-def _limit(config: ModelConfig, number: int, prompt: Prompt, settings: Settings) -> int:
+def _limit(config: ModelConfig, number: int, prompt: Prompt, settings: GenerationConfig) -> int:
     """How long the answer may get. Checks the prompt."""
     tokens, images = np.asarray(prompt.tokens), len(prompt.images)
     name, length, longest = f"prompt {number}", len(tokens), config.llm.max_positions
@@ -243,14 +243,14 @@ def _limit(config: ModelConfig, number: int, prompt: Prompt, settings: Settings)
     return min(settings.max_new_tokens, longest - length)
 
 
-def _start(model, params, prompts, settings, limits, shape, mesh) -> State:
+def _start(model, params, prompts, settings, limits, shape, mesh) -> DecodeState:
     """Everything that reaches the device is made here in numpy, with shapes that depend on buckets only."""
     batch = prompt_batch(prompts, shape, model.config.image_size)
     full = lambda value, dtype: np.full(shape.rows, value, dtype)  # noqa: E731
     limit, row = full(0, np.int32), full(0, np.uint32)
     limit[: len(prompts)] = limits
     row[: len(prompts)] = [prompt.row for prompt in prompts]
-    sampling = Sampling(
+    sampling = SamplingParams(
         temperature=full(settings.temperature, np.float32),
         top_k=full(settings.top_k, np.int32),
         top_p=full(settings.top_p, np.float32),

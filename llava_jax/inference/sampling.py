@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 
 
-class Sampling(struct.PyTreeNode):
+class SamplingParams(struct.PyTreeNode):
     """How each row chooses. All are arrays: new values compile nothing, and rows of one batch may differ."""
 
     temperature: jax.Array  # float32[B]; 0 takes the likeliest token, whatever the rest says
@@ -15,7 +15,7 @@ class Sampling(struct.PyTreeNode):
     row: jax.Array  # uint32[B]; rows that share seed and row share their luck
 
 
-def choose(logits: jax.Array, sampling: Sampling, positions: jax.Array) -> jax.Array:
+def choose(logits: jax.Array, sampling: SamplingParams, positions: jax.Array) -> jax.Array:
     """The next token of every row: logits float32[B, V], positions int32[B] of the tokens to come -> int32[B].
 
     Scores are divided by the temperature, then the top_k likeliest tokens stay, then of those the fewest whose

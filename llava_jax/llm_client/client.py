@@ -17,7 +17,7 @@ from pathlib import Path
 
 from llava_jax.errors import ConfigError, UserError, harmless
 from llava_jax.llm_client.cache import Reply, ReplyCache
-from llava_jax.llm_client.settings import Messages, Terms, by_key, estimate
+from llava_jax.llm_client.settings import LLMSettings, Messages, by_key, estimate_cost
 
 TRIES = 5
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0  # seconds between tries
@@ -31,7 +31,7 @@ class Unfinished(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class LLMResult:
     """`replies`: by the ids of the requests, in their order; `failed`: why those were tried in vain. `sent`: how many
     replies are new. `spent`: US dollars for all of them; `lost`: what tries without a reply may have cost besides."""
 
@@ -42,14 +42,14 @@ class Asked:
     lost: float
 
 
-def ask(
+def ask_llm(
     requests: Mapping[str, Messages],
-    terms: Terms,
+    terms: LLMSettings,
     cache: Path,
     *,
     say: Callable[[str], None] = print,
     each: Callable[[int, int], None] = lambda done, total: None,
-) -> Asked:
+) -> LLMResult:
     """Asks for what is not in the cache. Equal requests are sent once and have one reply.
 
     say: told what it may cost before anything is sent. each: told how many requests of how many are done.
@@ -59,7 +59,7 @@ def ask(
     """
     keys, messages = by_key(requests, terms)
     with ReplyCache(cache) as opened:
-        for line in estimate(requests, terms, opened.replies):
+        for line in estimate_cost(requests, terms, opened.replies):
             say(line)
         if opened.torn:
             say(f"{cache}: {opened.torn} of its lines were cut off; what they answered is asked again")
@@ -80,10 +80,10 @@ def ask(
             raise type(asker.end)(f"{asker.end}; {kept()}")
         replies = {name: opened.replies[key] for name, key in keys.items() if key in opened.replies}
         failed = {name: asker.failed[key] for name, key in keys.items() if key in asker.failed}
-        return Asked(replies, failed, len(pending) - len(asker.failed), asker.spent, asker.lost)
+        return LLMResult(replies, failed, len(pending) - len(asker.failed), asker.spent, asker.lost)
 
 
-def read_key(terms: Terms) -> str:
+def read_key(terms: LLMSettings) -> str:
     """Raises ConfigError, which does not say the key, where there is none or it cannot be one."""
     key = os.environ.get(terms.key_variable, "").strip()
     if not key:
@@ -116,7 +116,7 @@ class _Asker:
     US dollars: `spent` for replies, `lost` at most for tries without one, `reserved` at most for those under way.
     """
 
-    def __init__(self, terms: Terms, cache: ReplyCache, spent: float):
+    def __init__(self, terms: LLMSettings, cache: ReplyCache, spent: float):
         self.terms, self.cache = terms, cache
         self.spent, self.lost, self.reserved = spent, 0.0, 0.0
         self.under_way = self.done = self.failed_in_a_row = 0

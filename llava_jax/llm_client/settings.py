@@ -19,7 +19,7 @@ PER_MESSAGE = 16  # tokens, at most, for the role and what separates messages
 
 
 @dataclasses.dataclass(frozen=True)
-class Terms:
+class LLMSettings:
     """Raises ConfigError for values that make no sense.
 
     Args:
@@ -105,7 +105,7 @@ class Terms:
         return self.cost(reply.input_tokens, reply.output_tokens)
 
 
-def by_key(requests: Mapping[str, Messages], terms: Terms) -> tuple[dict[str, str], dict[str, Messages]]:
+def by_key(requests: Mapping[str, Messages], terms: LLMSettings) -> tuple[dict[str, str], dict[str, Messages]]:
     """(the keys by the ids of the requests, the messages by key), as they are sent: a lone surrogate is no text."""
     keys, messages = {}, {}
     for name, request in requests.items():
@@ -115,7 +115,7 @@ def by_key(requests: Mapping[str, Messages], terms: Terms) -> tuple[dict[str, st
     return keys, messages
 
 
-def estimate(requests: Mapping[str, Messages], terms: Terms, replies: Mapping[str, Reply]) -> list[str]:
+def estimate_cost(requests: Mapping[str, Messages], terms: LLMSettings, replies: Mapping[str, Reply]) -> list[str]:
     """What is to be asked and what it may cost, in words. `replies`: by key, what is there already."""
     keys, messages = by_key(requests, terms)
     new = [request for key, request in messages.items() if key not in replies]

@@ -60,7 +60,7 @@ def name_qkv(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.A
     return checkpoint_name(q, "q"), checkpoint_name(k, "k"), checkpoint_name(v, "v")
 
 
-def visible(positions: jax.Array, segment_ids: jax.Array, kernel: str) -> jax.Array:
+def attention_mask_for(positions: jax.Array, segment_ids: jax.Array, kernel: str) -> jax.Array:
     """What `attention` wants to know of who sees whom: bool[B, T, T] for `xla`, for the others int32[B, T], the
     segments. positions, segment_ids int32[B, T]. Raises ConfigError for an unknown kernel.
 
@@ -74,20 +74,21 @@ def visible(positions: jax.Array, segment_ids: jax.Array, kernel: str) -> jax.Ar
     return segment_ids
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, kernel: str) -> jax.Array:
-    """`reference_attention` by `kernel`: q [B, T, H, E]; k, v [B, T, K, E]; seen from `visible` -> [B, T, H, E].
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, kernel: str) -> jax.Array:
+    """`reference_attention` by `kernel`: q [B, T, H, E]; k, v [B, T, K, E]; mask from `attention_mask_for` ->
+    [B, T, H, E].
 
     Under `jax.set_mesh` each device runs the kernel on its rows and its heads: the compiler knows no way to split one.
     Raises ConfigError for an unknown kernel.
     """
     if kernel == "xla":
-        return reference_attention(q, k, v, seen)
+        return reference_attention(q, k, v, mask)
     function = _fused(kernel)
     if not jax.sharding.get_abstract_mesh().empty:
         rows, heads = (nn.logical_to_mesh_axes(axes, RULES) for axes in (("batch",), ("batch", None, "heads", None)))
         # A kernel says nothing of which mesh axes its result varies over, so that cannot be checked.
         function = jax.shard_map(function, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
-    return function(q, k, v, seen)
+    return function(q, k, v, mask)
 
 
 def _fused(kernel: str):

@@ -9,7 +9,7 @@ from llava_jax.models.matmul import dot, dtype_of
 from llava_jax.runtime.sharding import constrain
 
 
-class Cache(struct.PyTreeNode):
+class KVCache(struct.PyTreeNode):
     """Keys and values of the tokens so far. All rows write to the same slot; a row's padding stays in segment 0, and
     nobody sees segment 0. So rows of unequal length decode together: what counts is `positions`, not the slot.
 
@@ -23,20 +23,20 @@ class Cache(struct.PyTreeNode):
     index: jax.Array  # int32[], the next slot
 
     @classmethod
-    def empty(cls, config: LlamaConfig, batch: int, length: int, dtype: str) -> "Cache":
+    def empty(cls, config: LlamaConfig, batch: int, length: int, dtype: str) -> "KVCache":
         """`length` slots for `batch` rows: prompt and answer together, for writing beyond the end is not detected."""
         rows = max(batch, 2)  # XLA drops an axis of one, and then turns the whole cache around for every token
         zeros = lambda: jnp.zeros((rows, config.kv_heads, length, config.head_size), dtype_of(dtype))  # noqa: E731
         slots = jnp.zeros((batch, length), jnp.int32)
         return cls(tuple((zeros(), zeros()) for _ in range(config.layers)), slots, slots, jnp.zeros((), jnp.int32))
 
-    def longer(self, length: int) -> "Cache":
+    def with_capacity(self, length: int) -> "KVCache":
         """The same with `length` more slots behind."""
         add = lambda x, axis: jnp.pad(x, [(0, length if i == axis else 0) for i in range(x.ndim)])  # noqa: E731
         layers = tuple((_on_mesh(add(k, 2)), _on_mesh(add(v, 2))) for k, v in self.layers)
-        return Cache(layers, add(self.positions, 1), add(self.segment_ids, 1), self.index)
+        return KVCache(layers, add(self.positions, 1), add(self.segment_ids, 1), self.index)
 
-    def write_tokens(self, positions: jax.Array, segment_ids: jax.Array) -> "Cache":
+    def write_tokens(self, positions: jax.Array, segment_ids: jax.Array) -> "KVCache":
         """Notes T tokens (int32[B, T] each) in the next T slots and moves on; blocks write their keys and values."""
         write = lambda old, new: jax.lax.dynamic_update_slice(old, new, (0, self.index))  # noqa: E731
         return self.replace(

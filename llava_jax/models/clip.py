@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llava_jax.config.architectures import MEAN, STD, ModelConfig
 from llava_jax.errors import ConfigError
 from llava_jax.models.attention import name_qkv, reference_attention
-from llava_jax.models.layers import Embedding, LayerNorm, Linear, gelu, quick_gelu, stacked
+from llava_jax.models.layers import Embedding, LayerNorm, Linear, gelu, quick_gelu, scan_layers
 from llava_jax.models.matmul import dtype_of
 from llava_jax.runtime.sharding import constrain
 
@@ -23,7 +23,7 @@ def normalize(images: jax.Array) -> jax.Array:
     return (images.astype(jnp.float32) / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
 
 
-class Block(nn.Module):
+class ClipBlock(nn.Module):
     """Pre-norm attention and MLP, all to all: x [B, T, D] -> [B, T, D]."""
 
     config: ModelConfig
@@ -90,9 +90,9 @@ class Clip(nn.Module):
         x = constrain(x, "batch", None, None)
 
         if self.is_initializing():
-            x, _ = stacked(Block, self.config, c.layers)(self.config, name="layers")(x)
+            x, _ = scan_layers(ClipBlock, self.config, c.layers)(self.config, name="layers")(x)
         elif c.blocks_used:
-            blocks = stacked(Block, self.config, c.blocks_used)
+            blocks = scan_layers(ClipBlock, self.config, c.blocks_used)
             first = lambda params: jax.tree.map(lambda w: w[: c.blocks_used], params)  # noqa: E731
             x, _ = nn.map_variables(blocks, "params", trans_in_fn=first)(self.config, name="layers")(x)
         LayerNorm(c.norm_eps, "vision_embed", name="post_norm")(x[:, 0])  # for its parameters; the result is not used

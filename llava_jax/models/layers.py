@@ -99,7 +99,7 @@ def gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
-def stacked(block: type[nn.Module], config: ModelConfig, length: int, in_axes=()) -> type[nn.Module]:
+def scan_layers(block: type[nn.Module], config: ModelConfig, length: int, in_axes=()) -> type[nn.Module]:
     """`length` blocks in a row, their parameters stacked on a leading `layers` axis: block(carry, ...) -> carry, None.
 
     `config.remat` says what the backward pass recomputes, `config.unroll` makes straight-line code from the same

@@ -9,15 +9,15 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from llava_jax.config.architectures import ModelConfig
-from llava_jax.models.attention import attention, attention_mask, name_qkv, visible
+from llava_jax.models.attention import attention, attention_mask, attention_mask_for, name_qkv
 from llava_jax.models.cache import attend_cache, unstack, write_cache
-from llava_jax.models.layers import Embedding, Linear, RMSNorm, stacked
+from llava_jax.models.layers import Embedding, Linear, RMSNorm, scan_layers
 from llava_jax.models.matmul import dot, dtype_of
 from llava_jax.models.rope import rope, rope_rotation
 from llava_jax.runtime.sharding import constrain
 
 
-class Block(nn.Module):
+class LlamaBlock(nn.Module):
     """Pre-norm grouped-query attention and SwiGLU."""
 
     config: ModelConfig
@@ -25,7 +25,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, rotation, seen, past=None, slot=None):
         """x [B, T, D] -> (x, past). past: None, or this layer's cached (keys, values), where x's go to `slot`. seen:
-        from `visible`, or the cache's bool[B, T, S]."""
+        from `attention_mask_for`, or the cache's bool[B, T, S]."""
         c, dtype = self.config.llm, self.config.dtype
         heads = (c.width, c.heads, c.head_size), ("embed", "heads", "head_size")
         kv_heads = (c.width, c.kv_heads, c.head_size), ("embed", "kv_heads", "head_size")
@@ -66,7 +66,7 @@ class Llama(nn.Module):
     def setup(self):
         c, dtype = self.config.llm, self.config.dtype
         self.table = Embedding((c.vocab_size, c.width), ("vocab", "embed"), name="embed")
-        self.layers = stacked(Block, self.config, c.layers, in_axes=(nn.broadcast, nn.broadcast))(self.config)
+        self.layers = scan_layers(LlamaBlock, self.config, c.layers, in_axes=(nn.broadcast, nn.broadcast))(self.config)
         self.norm = RMSNorm(c.norm_eps, "embed")
         if not c.tied_head:
             head = (c.width, c.vocab_size), ("embed", "vocab")
@@ -89,13 +89,13 @@ class Llama(nn.Module):
         """
         rotation = rope_rotation(self.config.llm, positions)
         if cache is None:
-            seen = visible(positions, segment_ids, self.config.attention)
+            seen = attention_mask_for(positions, segment_ids, self.config.attention)
             return self.norm(self.layers(embeddings, rotation, seen)[0]), None
 
         slot, cache = cache.index, cache.write_tokens(positions, segment_ids)
         mask = attention_mask(positions, cache.positions, segment_ids, cache.segment_ids)
         weights = self.variables["params"]["layers"]
-        block, x, written = Block(self.config, parent=None), embeddings, []
+        block, x, written = LlamaBlock(self.config, parent=None), embeddings, []
         for one, past in zip(weights if isinstance(weights, tuple) else unstack(weights), cache.layers, strict=True):
             x, past = block.apply({"params": one}, x, rotation, mask, past, slot)
             written.append(past)

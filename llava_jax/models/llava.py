@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig
-from llava_jax.models.cache import Cache
+from llava_jax.models.cache import KVCache
 from llava_jax.models.clip import Clip
 from llava_jax.models.llama import Llama
 from llava_jax.models.projector import Projector
@@ -61,7 +61,7 @@ class Llava(nn.Module):
         text = self.llm.embed(jnp.where(tokens == IMAGE_TOKEN_ID, 0, tokens))
         return merge(tokens, text, self.encode_images(images))
 
-    def hidden(self, tokens, images, positions, segment_ids, cache: Cache | None = None):
+    def hidden(self, tokens, images, positions, segment_ids, cache: KVCache | None = None):
         """A batch's arrays -> (final states [B, T, D], cache), see Llama.hidden; a decoding step has N = 0 images."""
         return self.llm.hidden(self.embed(tokens, images), positions, segment_ids, cache)
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from llava_jax.planning.hlo.collectives import Collective, collectives
 from llava_jax.planning.hlo.flops import Kernel, has_product, kernels, product_flops
 from llava_jax.planning.hlo.memory import moved
-from llava_jax.planning.hlo.parse import Program, parse, trip_count
+from llava_jax.planning.hlo.parse import Program, parse_program, trip_count
 from llava_jax.planning.topologies import Topology
 
 KERNEL_MXU = 0.5  # the share of the peak that an attention kernel reaches
@@ -60,7 +60,7 @@ class Estimate:
 def estimate(text: str | Program, topology: Topology, places: Sequence[tuple[int, ...]]) -> Estimate:
     """text: of a program that was compiled for this slice (`compiled.as_text()`), or what `hlo.parse` made of it.
     places: coordinates of the devices in the order of the mesh, `[d.coords for d in mesh.devices.flat]`."""
-    program = parse(text) if isinstance(text, str) else text
+    program = parse_program(text) if isinstance(text, str) else text
     places = [tuple(place) for place in places]
     cycles = {True: 0, False: 0}
     for _, instruction, times in program.walk():

@@ -10,12 +10,12 @@ from llava_jax.config.architectures import ModelConfig
 from llava_jax.config.schema import Stage
 from llava_jax.errors import ConfigError
 from llava_jax.inference.decode import decode_one, prefill
-from llava_jax.inference.sampling import Sampling
+from llava_jax.inference.sampling import SamplingParams
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import abstract_model, nested
 from llava_jax.runtime.sharding import batch_spec, param_sharding
 from llava_jax.text.token_row import Batch, token_row
-from llava_jax.train.stages import Layout
+from llava_jax.train.stages import StageLayout
 from llava_jax.train.step import make_train_step
 
 
@@ -33,7 +33,7 @@ def _abstract_rows(rows: int, length: int, image_slots: int, image_size: int, me
     return Batch(*(jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=sharding) for x in row))
 
 
-def lower_step(stage: Stage, model_config: ModelConfig, layout: Layout) -> jax.stages.Lowered:
+def lower_step(stage: Stage, model_config: ModelConfig, layout: StageLayout) -> jax.stages.Lowered:
     """The very step that `train.loop` runs, for rows of the full `data.length`. Allocates nothing."""
     step = make_train_step(Llava(model_config), layout.tx, layout.abstract, stage.accumulation, stage.loss_chunks)
     with jax.set_mesh(layout.mesh):
@@ -58,7 +58,7 @@ def lower_decode(
     model = Llava(model_config)
     prompt = _abstract_rows(batch, length, 1, model_config.image_size, mesh)
     numbers = (jnp.float32, jnp.int32, jnp.float32, jnp.uint32, jnp.uint32)
-    sampling = Sampling(*(array((batch,), dtype) for dtype in numbers))
+    sampling = SamplingParams(*(array((batch,), dtype) for dtype in numbers))
     view = _abstract_view(model_config, mesh)
     rest = sampling, array((1,), jnp.int32, whole), array((batch,), jnp.int32)
     with jax.set_mesh(mesh):

@@ -10,7 +10,7 @@ from llava_jax.planning.search import Result
 PAYS = 1.8  # times as fast on twice the chips; else more than a tenth of what each of them costs is lost
 
 
-def describe(r: Result, price: float) -> list[str]:
+def describe_result(r: Result, price: float) -> list[str]:
     """price: dollars of a chip and hour, 0 where it is not known."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in r.mesh.items())
     said = ", ".join(f"{name} {value}" for name, value in r.settings.items())
@@ -87,7 +87,7 @@ def twice(r: Result) -> str:
     return f"about {faster:.2f} times as fast for {2 / faster:.2f} times the chip-hours: {verdict}"
 
 
-def table(results: list[Result], price: float) -> list[str]:
+def results_table(results: list[Result], price: float) -> list[str]:
     """A line each."""
     head = ["", "model", "slice", "chips", "GiB of", "step, s", "MFU", "tok/s/chip", "hours", "needs"]
     if price:
@@ -131,7 +131,7 @@ def append(path: Path, results: list[Result]) -> None:
         raise ConfigError(f"--json={path} cannot be written ({e.strerror}); name another place") from None
 
 
-def read(path: Path) -> list[Result]:
+def read_results(path: Path) -> list[Result]:
     """What `append` wrote; of equal programs (what, model, slice, settings) the newest. Raises ConfigError where it is
     something else."""
     found = {}

@@ -20,15 +20,15 @@ from llava_jax.planning.hlo import parse as hlo
 from llava_jax.planning.lower import lower_decode, lower_step
 from llava_jax.planning.topologies import Topology
 from llava_jax.runtime.mesh import make_mesh
-from llava_jax.train.dataset import check_room
-from llava_jax.train.stages import Layout, make_layout
+from llava_jax.train.dataset import check_row_length
+from llava_jax.train.stages import StageLayout, make_stage_layout
 
 GIB = 2**30
 STEPS = 1000  # of a stage whose data is not counted: the schedule has them as a constant, which changes no time
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
+class SearchOptions:
     """What is tried beyond the config as it is: `best` all remat policies, `tries` changes where a step does not fit.
     `say` gets a line about each."""
 
@@ -104,7 +104,7 @@ def _shortage(message: str) -> DoesNotFit | None:
     return None
 
 
-def plan_stage(config: Config, name: str, topology: Topology, search: Search, samples: int) -> Result:
+def plan_stage(config: Config, name: str, topology: Topology, search: SearchOptions, samples: int) -> Result:
     """One stage as the config says; where it does not fit, with the changes that make it (`_turned`, `search.tries` of
     them at most); with `search.best`, with the fastest remat policy that fits. samples: see `_counted`. Raises
     ConfigError where the config itself cannot be run there."""
@@ -138,7 +138,7 @@ def plan_stage(config: Config, name: str, topology: Topology, search: Search, sa
 
 def _spread(config: Config, name: str, topology: Topology) -> tuple[Config, list[str]]:
     """Where there are more devices than rows, a row is spread over several (`mesh.tensor`): the config with that, and
-    the flag. What cannot be helped so is left to `make_layout`, which says it."""
+    the flag. What cannot be helped so is left to `make_stage_layout`, which says it."""
     m, stage = config.mesh, config.stages[name]
     rows, devices = stage.batch // stage.accumulation, topology.device_count // m.tensor
     if m.fsdp != -1 or devices % rows or devices == rows:
@@ -174,7 +174,7 @@ def _turned(config: Config, name: str, topology: Topology) -> Iterator[tuple[lis
 
 
 def _fastest(
-    config: Config, name: str, topology: Topology, result: Result, changes: list, search: Search, samples: int
+    config: Config, name: str, topology: Topology, result: Result, changes: list, search: SearchOptions, samples: int
 ):
     """(the fastest result over the remat policies, the flags it takes, what became of each)."""
     said, flags = [f"--config.model.remat={config.model.remat}: {_seconds(result)}"], changes
@@ -210,9 +210,9 @@ def _mesh(config: Config, topology: Topology):
     return make_mesh(m.data, m.fsdp, m.tensor, topologies.devices(topology))
 
 
-def _layout(config: Config, name: str, topology: Topology, steps: int) -> Layout:
+def _layout(config: Config, name: str, topology: Topology, steps: int) -> StageLayout:
     model_config = settings.model_config(config.model, "tpu")
-    return make_layout(name, config.stages[name], model_config, _mesh(config, topology), steps)
+    return make_stage_layout(name, config.stages[name], model_config, _mesh(config, topology), steps)
 
 
 def _about(config: Config, name: str, topology: Topology, mesh=None) -> dict:
@@ -233,14 +233,16 @@ def compile_stage(config: Config, name: str, topology: Topology, samples: int) -
     stage = config.stages[name]
     steps = stage.steps or _counted(stage, samples)
     model_config = settings.model_config(config.model, "tpu")
-    check_room(name, stage.data, model_config.vision)
+    check_row_length(name, stage.data, model_config.vision)
     layout = _layout(config, name, topology, steps or STEPS)
     began = time.perf_counter()
     program = compiled(lower_step(stage, model_config, layout))
     took = time.perf_counter() - began
     sizes = {path: x.size for path, x in (layout.abstract.trainable | layout.abstract.frozen).items()}
     measured = _measured(program, topology, layout.mesh)
-    slowed_by = lint.slowed_by(hlo.parse(measured["program"]), model_config.attention != "xla", stage.data.length)
+    slowed_by = lint.slowed_by(
+        hlo.parse_program(measured["program"]), model_config.attention != "xla", stage.data.length
+    )
     return Result(
         **_about(config, name, topology, layout.mesh),
         **measured, slowed_by=slowed_by, changes=(), tried=(), lacking=0.0,

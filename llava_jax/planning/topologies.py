@@ -11,14 +11,14 @@ import jax
 from jax.experimental import topologies
 
 from llava_jax.errors import ConfigError
-from llava_jax.runtime.accelerators import GENERATIONS, Generation
+from llava_jax.runtime.accelerators import GENERATIONS, TpuGeneration
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
     """One slice. Rates are of one device: where a chip has two of them, each has half."""
 
-    generation: Generation
+    generation: TpuGeneration
     shape: tuple[int, ...]  # chips along the axes of the torus
 
     @property
@@ -66,7 +66,7 @@ class Topology:
 
 
 def listing() -> str:
-    """What `parse` accepts, a generation a line."""
+    """What `parse_topology` accepts, a generation a line."""
     lines = [
         f"{g.name:<6}{g.peak_tflops:5.0f} TFLOP/s, {g.hbm_gib * g.cores:6.2f} GiB at {g.hbm_gbps:4.0f} GB/s a chip:  "
         + " ".join(g.shapes)
@@ -75,7 +75,7 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def parse(name: str) -> Topology:
+def parse_topology(name: str) -> Topology:
     """'v5e:4x4' -> Topology. Raises ConfigError, which lists what there is, for any other."""
     generation, _, shape = name.lower().partition(":")
     generation = {"v5": "v5p"}.get(generation, generation)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 
 @dataclasses.dataclass(frozen=True)
-class Generation:
+class TpuGeneration:
     """What one chip does at best, and which slices of it libtpu 0.0.42 compiles for."""
 
     name: str
@@ -29,12 +29,12 @@ _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"
 GENERATIONS = {
     g.name: g
     for g in (
-        Generation("v4", "TPU v4", 275, 1228, 30.75, 45, 1.05, 1, _CUBES),
-        Generation("v5e", "TPU v5 lite", 197, 819, 15.75, 45, 1.5, 1, ("1x1", *_FLAT)),
-        Generation("v5p", "TPU v5", 459, 2765, 95.74, 90, 1.75, 1, _CUBES),
-        Generation("v6e", "TPU v6 lite", 918, 1640, 31.25, 90, 1.75, 1, ("1x1", *_FLAT)),
+        TpuGeneration("v4", "TPU v4", 275, 1228, 30.75, 45, 1.05, 1, _CUBES),
+        TpuGeneration("v5e", "TPU v5 lite", 197, 819, 15.75, 45, 1.5, 1, ("1x1", *_FLAT)),
+        TpuGeneration("v5p", "TPU v5", 459, 2765, 95.74, 90, 1.75, 1, _CUBES),
+        TpuGeneration("v6e", "TPU v6 lite", 918, 1640, 31.25, 90, 1.75, 1, ("1x1", *_FLAT)),
         # Two devices a chip: libtpu has no megacore configuration for it.
-        Generation("tpu7x", "TPU7x", 2307, 7370, 94.75, 90, 2.2, 2, ("2x2x1", "2x2x2", "2x2x4", "4x4x4")),
+        TpuGeneration("tpu7x", "TPU7x", 2307, 7370, 94.75, 90, 2.2, 2, ("2x2x1", "2x2x2", "2x2x4", "4x4x4")),
     )
 }
 

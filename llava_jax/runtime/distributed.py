@@ -19,7 +19,7 @@ LAST_WORDS = 2  # seconds that the others get to say what they end of
 
 
 @dataclasses.dataclass(frozen=True)
-class Processes:
+class DistributedConfig:
     """Who takes part, as the command line says it: `index` of `count` processes, of which number 0 listens at
     `coordinator`, HOST:PORT. All None: those of the cluster that JAX recognises (TPU VM, GKE, Slurm, Open MPI), else
     this process alone. `count` 1: this one alone, wherever it runs.
@@ -60,7 +60,7 @@ class Processes:
 
 
 @contextlib.contextmanager
-def joined(processes: Processes, log_error: Callable[[str], None]):
+def join_processes(processes: DistributedConfig, log_error: Callable[[str], None]):
     """Inside, `jax.devices()` are those of all processes; gives which one this is. To be entered before JAX computes.
 
     log_error: writes a line to standard error.
@@ -94,7 +94,7 @@ def joined(processes: Processes, log_error: Callable[[str], None]):
         os._exit(getattr(e, "exit_code", 1))
 
 
-def _join(processes: Processes, log_error: Callable[[str], None]) -> None:
+def _join(processes: DistributedConfig, log_error: Callable[[str], None]) -> None:
     import jax
 
     explicit = {}

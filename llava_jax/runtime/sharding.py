@@ -83,6 +83,6 @@ def split_batch(batch, mesh: Mesh):
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), batch)
 
 
-def gathered(x: jax.Array) -> np.ndarray:
+def gather_to_host(x: jax.Array) -> np.ndarray:
     """All of a global array, on every process. Every process must call it."""
     return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))

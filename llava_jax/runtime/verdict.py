@@ -21,7 +21,7 @@ SampleNames = Callable[[int, int, int | None], list[str]]
 
 @dataclasses.dataclass(frozen=True)
 class WatchdogSettings:
-    """index: of this process, of `count`. lost_after, stalled_after: seconds, see `distributed.Processes`."""
+    """index: of this process, of `count`. lost_after, stalled_after: seconds, see `DistributedConfig`."""
 
     index: int
     count: int
@@ -102,7 +102,7 @@ def observe(previous: PeerStatus | None, status: ProcessStatus | None, now: floa
     )
 
 
-def judge(view: ClusterView, settings: WatchdogSettings, warned: bool, lost_warned: bool) -> Verdict:
+def decide(view: ClusterView, settings: WatchdogSettings, warned: bool, lost_warned: bool) -> Verdict:
     """Finds who holds up the others: to warn of once, and to end the run when that has lasted twice as long.
 
     warned: of the last verdict. lost_warned: a verdict with `lost` has been logged, which happens once.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llava_jax.errors import DataError
-from llava_jax.runtime.distributed import Processes
+from llava_jax.runtime.distributed import DistributedConfig
 from llava_jax.runtime.heartbeat import ENDED, STALLED, Heartbeat, ProcessStatus
 from llava_jax.runtime.verdict import (
     ClusterView,
@@ -21,8 +21,8 @@ from llava_jax.runtime.verdict import (
     SampleNames,
     Stall,
     WatchdogSettings,
+    decide,
     explain,
-    judge,
     observe,
 )
 
@@ -30,7 +30,7 @@ from llava_jax.runtime.verdict import (
 class Watchdog:
     """Does nothing at all in a run of one process, or with `stalled_after` 0."""
 
-    def __init__(self, folder: Path, processes: Processes, index: int, count: int, log, clock=time.monotonic):
+    def __init__(self, folder: Path, processes: DistributedConfig, index: int, count: int, log, clock=time.monotonic):
         """folder: the workdir. log: writes a line to standard error. clock: seconds.
 
         Raises DataError where the workdir cannot be written.
@@ -143,7 +143,7 @@ class Watchdog:
                     self._log,
                 )
             return
-        verdict = judge(self._view(), settings, self._warned, self._lost_warned)
+        verdict = decide(self._view(), settings, self._warned, self._lost_warned)
         self._warned = verdict.warned
         if verdict.lost:
             self._lost_warned = True

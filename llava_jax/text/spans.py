@@ -9,7 +9,7 @@ from llava_jax.text.token_row import TokenRow
 from llava_jax.text.tokenizer import Tokenizer
 
 
-class Piece(NamedTuple):
+class TokenSpan(NamedTuple):
     """Neighbouring tokens of one standing. `text` of a run of image placeholders is `<image x N>`."""
 
     text: str
@@ -18,7 +18,7 @@ class Piece(NamedTuple):
     ids: tuple[int, ...]
 
 
-def split_row(row: TokenRow, tokenizer: Tokenizer) -> list[Piece]:
+def split_row(row: TokenRow, tokenizer: Tokenizer) -> list[TokenSpan]:
     """The tokens of a row without its padding; special tokens by name."""
     real = row.segment_ids > 0
     tokens = row.tokens[real]
@@ -29,5 +29,5 @@ def split_row(row: TokenRow, tokenizer: Tokenizer) -> list[Piece]:
         ids = tuple(tokens[start:end].tolist())
         is_image = bool(kinds[start] == 2)
         text = f"<image x {len(ids)}>" if is_image else tokenizer.decode(ids, skip_special=False)
-        pieces.append(Piece(text, bool(kinds[start] == 1), is_image, ids))
+        pieces.append(TokenSpan(text, bool(kinds[start] == 1), is_image, ids))
     return pieces

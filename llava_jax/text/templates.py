@@ -31,7 +31,7 @@ class Segment(NamedTuple):
     kind: Literal["text", "image", "special"] = "text"
 
 
-class Layout(NamedTuple):
+class TurnLayout(NamedTuple):
     """How rounds become segments; see the module docstring."""
 
     header: tuple[Segment, ...]
@@ -46,9 +46,9 @@ class Layout(NamedTuple):
 class Template:
     """One row of the table. `prompt` is the layout at inference where that differs from training."""
 
-    train: Layout
+    train: TurnLayout
     stop: str
-    prompt: Layout | None = None
+    prompt: TurnLayout | None = None
     text_is_dropped: bool = False  # of a question only its image markers remain, and there is one round
 
 
@@ -86,7 +86,7 @@ SYSTEM_CHATML = "You are a helpful assistant."
 
 
 def _vicuna(system: str) -> Template:
-    layout = Layout(
+    layout = TurnLayout(
         header=(_text(f"{system} USER: "),),
         between=(_text("USER: "),),
         cue=(_text(" ASSISTANT:"),),
@@ -97,7 +97,7 @@ def _vicuna(system: str) -> Template:
 
 
 def _llama_2(system: str, between: tuple[Segment, ...]) -> Template:
-    layout = Layout(
+    layout = TurnLayout(
         header=(_text("[INST] " + (f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else "")),),
         between=(*between, _text("[INST] ")),
         cue=(_text(" [/INST]"),),
@@ -109,7 +109,7 @@ def _llama_2(system: str, between: tuple[Segment, ...]) -> Template:
 
 # The original system trained v0 on one string and served it with another. Both are kept: old weights expect it.
 _V0 = Template(
-    train=Layout(
+    train=TurnLayout(
         header=(_text(f"{SYSTEM_HUMAN}\n\n"), _target("###"), _text(" Human: ")),
         between=(_target("###"), _text(" Human: ")),
         cue=(_text("\n"),),
@@ -117,7 +117,7 @@ _V0 = Template(
         tail=(_target("\n"),),
         footer=(_target("### "),),
     ),
-    prompt=Layout(
+    prompt=TurnLayout(
         header=(_text(f"{SYSTEM_HUMAN}###Human: "),),
         between=(_text("Human: "),),
         cue=(_text("###Assistant:"),),
@@ -128,13 +128,13 @@ _V0 = Template(
 )
 
 _PLAIN = Template(
-    train=Layout(header=(), between=(), cue=(), lead=(), tail=(_target("\n"),)), stop="\n", text_is_dropped=True
+    train=TurnLayout(header=(), between=(), cue=(), lead=(), tail=(_target("\n"),)), stop="\n", text_is_dropped=True
 )
 
 # Byte for byte what the ChatML templates of Qwen2 and SmolLM2 make of the same messages, so that public ChatML models
 # start from what they know. LLaVA's `chatml_direct` differs: no newline after `<|im_end|>`, another system text.
 _CHATML = Template(
-    train=Layout(
+    train=TurnLayout(
         header=(
             *(_special("<|im_start|>"), _text(f"system\n{SYSTEM_CHATML}"), _special("<|im_end|>"), _text("\n")),
             *(_special("<|im_start|>"), _text("user\n")),

@@ -11,7 +11,7 @@ from llava_jax.output.files import write_atomically
 SAID = 10  # replaced samples of a stage that are told on the terminal; all are in the file
 
 
-class BadSamples:
+class BadSampleLog:
     """What was replaced in one stage. Every process lists its own in `bad_samples.jsonl` (process p > 0:
     `bad_samples-p.jsonl`); `count` is of all processes together, from the device, and so the same everywhere."""
 

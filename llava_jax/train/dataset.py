@@ -12,11 +12,11 @@ from jax.experimental import multihost_utils
 from llava_jax.config.architectures import VisionConfig
 from llava_jax.config.schema import Data, Stage
 from llava_jax.data.example import Example
-from llava_jax.data.mixture import Mixture, Part
-from llava_jax.data.packing import Groups, buckets, digest, lend_sizes, pack
+from llava_jax.data.mixture import Mixture, MixtureComponent
+from llava_jax.data.packing import PackedRows, buckets, digest, fill_unknown_sizes, pack
 from llava_jax.data.pipeline import Batches, make_batches, read_rows, steps_per_run
 from llava_jax.data.rows import RowFormat, Rows, Sizes
-from llava_jax.data.sources.combine import Joined, Subset, held_out_split
+from llava_jax.data.sources.combine import Concatenated, Subset, train_eval_split
 from llava_jax.data.sources.open_source import open_source
 from llava_jax.data.sources.scenes import SceneSource, exam
 from llava_jax.data.sources.scienceqa import is_scienceqa
@@ -49,7 +49,7 @@ def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision:
     """
     d = stage.data
     find_template(d.template)
-    check_room(name, d, vision)
+    check_row_length(name, d, vision)
     row_format = RowFormat(
         tokenizer, d.template, d.length, d.max_images, vision.features, vision.image_size, d.aspect, d.overlong
     )
@@ -79,7 +79,7 @@ def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision:
     return StageData(rows, out, [], steps, samples, needs)
 
 
-def check_room(name: str, d: Data, vision: VisionConfig) -> None:
+def check_row_length(name: str, d: Data, vision: VisionConfig) -> None:
     """Raises ConfigError where images fill the rows of stage `name`."""
     if d.max_images * vision.features >= d.length:
         raise ConfigError(
@@ -103,10 +103,10 @@ def _open(path: str, images: str, d: Data):
 
 
 def _split(source, d: Data, minimum: int) -> tuple[object, object | None]:
-    return held_out_split(source, d.held_out, minimum) if d.held_out > 0 else (source, None)
+    return train_eval_split(source, d.held_out, minimum) if d.held_out > 0 else (source, None)
 
 
-def _open_mixture(d: Data) -> tuple[Joined, object | None, list[tuple[str, int, float]]]:
+def _open_mixture(d: Data) -> tuple[Concatenated, object | None, list[tuple[str, int, float]]]:
     """(what is trained on, one source behind the other; what is held out of each; (path, examples, weight) of each)."""
     if (d.split or d.prompt_format) and not any(is_scienceqa(Path(path)) for path, _, _ in d.mixture):
         raise ConfigError(
@@ -115,10 +115,10 @@ def _open_mixture(d: Data) -> tuple[Joined, object | None, list[tuple[str, int, 
     minimum = math.ceil(HELD_OUT_MINIMUM / len(d.mixture))
     # By path, so that the order in which a config names them plays no role.
     opened = [(path, _split(_open(path, root, d), d, minimum), weight) for path, root, weight in sorted(d.mixture)]
-    train = Joined([kept for _, (kept, _), _ in opened])
+    train = Concatenated([kept for _, (kept, _), _ in opened])
     held_out = None
     if d.held_out > 0:
-        joined = Joined([out for _, (_, out), _ in opened])
+        joined = Concatenated([out for _, (_, out), _ in opened])
         # Evaluation takes the first so many: of every part.
         held_out = Subset(joined, np.argsort(np.random.Philox(0).random_raw(len(joined)), kind="stable"))
     return train, held_out, [(path, len(kept), weight) for path, (kept, _), weight in opened]
@@ -138,7 +138,7 @@ def _arrange(
     said = f"{name}: measured {len(sizes):,} samples in {took:.1f} s" + (f", {bad} cannot be read" if bad else "")
     # Part by part, so that the others do not change what a part's rows are.
     ends = np.cumsum([count for _, count, _ in parts])[:-1]
-    sizes = np.concatenate([lend_sizes(part) for part in np.split(sizes, ends)])
+    sizes = np.concatenate([fill_unknown_sizes(part) for part in np.split(sizes, ends)])
     rows, needs = dataclasses.replace(rows, sizes=sizes), None
     if data.packing == "pack":
         groups = _mixed(parts, sizes, data, seed) if parts else pack(sizes, data.length, data.max_images, seed)
@@ -171,13 +171,13 @@ def _mixed(parts: list[tuple[str, int, float]], sizes: np.ndarray | None, data: 
     mixed, first = [], 0
     for path, count, weight in parts:
         if sizes is None:
-            mixed.append(Part(path, range(first, first + count), weight))
+            mixed.append(MixtureComponent(path, range(first, first + count), weight))
         else:
             groups = pack(sizes[first : first + count], data.length, data.max_images, seed)
             contents = digest(groups.members, groups.starts)
             # Weights are of samples: the more of them a row of this part has, the fewer turns it takes.
             rows = dataclasses.replace(groups, members=groups.members + first)
-            mixed.append(Part(path, rows, weight * len(rows) / count, contents))
+            mixed.append(MixtureComponent(path, rows, weight * len(rows) / count, contents))
         first += count
     return Mixture(mixed, seed)
 
@@ -213,7 +213,7 @@ def measure(rows: Rows, threads: int, workers: int) -> np.ndarray:
 def training_batches(stage: Stage, data: StageData, seed: int) -> Batches:
     """The shuffled, endless batches of this process; the loop stops after `data.steps`."""
     groups = data.train.groups
-    about = {"packing": digest(groups.members, groups.starts)} if isinstance(groups, Groups) else None
+    about = {"packing": digest(groups.members, groups.starts)} if isinstance(groups, PackedRows) else None
     mixed = isinstance(groups, Mixture)  # it shuffles each of its sources itself, and never ends
     return make_batches(
         range(len(data.train)), data.train.row, batch_size=stage.batch, seed=seed, shuffle=not mixed,
@@ -223,14 +223,14 @@ def training_batches(stage: Stage, data: StageData, seed: int) -> Batches:
     )  # fmt: skip
 
 
-def place_in(data: StageData, batches: Batches) -> dict:
+def data_state_of(data: StageData, batches: Batches) -> dict:
     """Where the data of a run goes on, fit for JSON: the batches' state and that of a mixture."""
     groups = data.train.groups
     return batches.get_state() | ({"mixture": groups.state()} if isinstance(groups, Mixture) else {})
 
 
-def continued(data: StageData, place: dict) -> StageData:
-    """`data` as it goes on at `place_in(...)`: only a mixture, which may have been changed since, is another then.
+def resume_data(data: StageData, place: dict) -> StageData:
+    """`data` as it goes on at `data_state_of(...)`: only a mixture, which may have been changed since, is another then.
     Raises ConfigError where one of its sources has another length."""
     groups = data.train.groups
     if not isinstance(groups, Mixture) or "mixture" not in place:

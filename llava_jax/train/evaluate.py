@@ -16,11 +16,11 @@ from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.config.schema import Stage
 from llava_jax.data.example import Example
 from llava_jax.data.pipeline import BatchInfo, evaluation_batches
-from llava_jax.data.rows import Row, Rows
+from llava_jax.data.rows import Rows, SourceRow
 from llava_jax.errors import DataError
 from llava_jax.images.preprocess import load_image, preprocess
 from llava_jax.inference.decode import decode_view
-from llava_jax.inference.engine import BatchShape, Prompt, Settings, bucket, generate
+from llava_jax.inference.engine import BatchShape, GenerationConfig, Prompt, bucket, generate
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import Params, nested
 from llava_jax.runtime.sharding import global_batch
@@ -37,7 +37,7 @@ class Interrupted(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Speaker:
+class Evaluator:
     """A model with its weights and everything it takes to ask it something. `stop` is asked before every batch."""
 
     model: Llava
@@ -52,7 +52,7 @@ class Speaker:
         """Rows of a batch, of all processes together: as many as the train step has in memory at a time."""
         return self.stage.batch // self.stage.accumulation
 
-    def batches(self, indices: range, row_fn: Callable[[int], Row]) -> Iterator[tuple[Batch, BatchInfo]]:
+    def batches(self, indices: range, row_fn: Callable[[int], SourceRow]) -> Iterator[tuple[Batch, BatchInfo]]:
         """The rows of `indices` once, in order. Raises Interrupted when `stop` says so."""
         share = dict(process_index=jax.process_index(), process_count=jax.process_count())
         for pair in evaluation_batches(indices, row_fn, self.rows, threads=2, **share):
@@ -61,7 +61,7 @@ class Speaker:
             yield pair
 
 
-def held_out_loss(eval_step, speaker: Speaker, held_out: Rows) -> dict[str, float]:
+def held_out_loss(eval_step, speaker: Evaluator, held_out: Rows) -> dict[str, float]:
     """{"val/loss": .., "val/loss_blank": ..}: mean over target tokens of the first `eval.samples` held-out rows.
 
     Also "val/loss_shuffled" where `eval.shuffled` asks for it: each text with the images of a row half the set away,
@@ -77,7 +77,7 @@ def held_out_loss(eval_step, speaker: Speaker, held_out: Rows) -> dict[str, floa
         loss, targets = eval_step(speaker.params, global_batch(batch, speaker.mesh))
         sums[name] = sums.get(name, 0) + np.array((float(loss), float(targets)))
 
-    def row_of_another(index: int) -> Row:
+    def row_of_another(index: int) -> SourceRow:
         own, records = row(index)
         placeholders = (own.tokens == IMAGE_TOKEN_ID).sum()
         for step in range(TRIES if placeholders else 0):
@@ -85,8 +85,8 @@ def held_out_loss(eval_step, speaker: Speaker, held_out: Rows) -> dict[str, floa
             other = row((index + len(rows) // 2 + step) % len(rows)).arrays
             same_number = (other.tokens == IMAGE_TOKEN_ID).sum() == placeholders
             if same_number and not np.array_equal(other.images, own.images):
-                return Row(own._replace(images=other.images), records)
-        return Row(own._replace(target_mask=np.zeros_like(own.target_mask)), records)
+                return SourceRow(own._replace(images=other.images), records)
+        return SourceRow(own._replace(target_mask=np.zeros_like(own.target_mask)), records)
 
     for batch, info in speaker.batches(rows, row):
         replaced += len(info.replaced)
@@ -108,7 +108,7 @@ def blanked(batch: Batch) -> Batch:
     return batch._replace(images=np.broadcast_to(BLANK, batch.images.shape))
 
 
-def answer(speaker: Speaker, examples: list[Example], blank: bool) -> list[str]:
+def answer(speaker: Evaluator, examples: list[Example], blank: bool) -> list[str]:
     """The model's greedy answer to the first question of each example, on every process; "" to a question that leaves
     no room within the model's positions. All batches have one shape. Raises Interrupted when `stop` says so."""
     config, stage, tokenizer = speaker.model.config, speaker.stage, speaker.tokenizer
@@ -120,7 +120,7 @@ def answer(speaker: Speaker, examples: list[Example], blank: bool) -> list[str]:
             asked.append((number, ids))
     longest = max((len(ids) for _, ids in asked), default=1)
     shape = BatchShape(speaker.rows, bucket(longest), stage.data.max_images)
-    settings = Settings.of_template(tokenizer, stage.data.template, max_new_tokens=stage.eval.max_new_tokens)
+    settings = GenerationConfig.of_template(tokenizer, stage.data.template, max_new_tokens=stage.eval.max_new_tokens)
     view, texts = decode_view(nested(speaker.params)), [""] * len(examples)
     for start in range(0, len(asked), shape.rows):
         if speaker.stop():
@@ -133,7 +133,7 @@ def answer(speaker: Speaker, examples: list[Example], blank: bool) -> list[str]:
     return texts
 
 
-def _pixels(example: Example, speaker: Speaker, blank: bool) -> list[np.ndarray]:
+def _pixels(example: Example, speaker: Evaluator, blank: bool) -> list[np.ndarray]:
     """The images of an example, uint8[H, W, 3] each."""
     size, aspect = speaker.model.config.image_size, speaker.stage.data.aspect
     if blank:

@@ -9,7 +9,7 @@ import jax
 from llava_jax.data.inspection.answers_page import format_answers
 from llava_jax.train import evaluate, scene_exam, workdir
 from llava_jax.train.sample_answers import save_answers
-from llava_jax.train.stages import Plan
+from llava_jax.train.stages import StageSetup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +17,9 @@ class EvaluationContext:
     """What is evaluated. step: of the stage. evaluator: the model with the weights after that step. eval_step: see
     `make_eval_step`. folder: the workdir. say: prints a line, on process 0 only."""
 
-    plan: Plan
+    plan: StageSetup
     step: int
-    evaluator: evaluate.Speaker
+    evaluator: evaluate.Evaluator
     eval_step: Callable
     folder: Path
     say: Callable[[str], None]

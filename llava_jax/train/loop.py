@@ -12,25 +12,25 @@ from pathlib import Path
 import jax
 
 from llava_jax import config as settings
-from llava_jax.checkpoint.native.store import Store
+from llava_jax.checkpoint.native.store import CheckpointStore
 from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, DataError, UserError
 from llava_jax.models.llava import Llava
 from llava_jax.output.console import log
 from llava_jax.runtime.accelerators import platform_of
-from llava_jax.runtime.distributed import Processes
+from llava_jax.runtime.distributed import DistributedConfig
 from llava_jax.runtime.mesh import check_processes, make_mesh
 from llava_jax.runtime.watchdog import Watchdog
 from llava_jax.train import step_guard, summary, workdir
-from llava_jax.train.dataset import place_in
-from llava_jax.train.evaluate import Speaker
+from llava_jax.train.dataset import data_state_of
+from llava_jax.train.evaluate import Evaluator
 from llava_jax.train.evaluations import EVALUATIONS, Evaluation, EvaluationContext, run_evaluations
 from llava_jax.train.metrics import MetricsWriter
 from llava_jax.train.optimizer import state_bytes
 from llava_jax.train.stage_run import Run, StageRun, StageStart, open_stage_run, start_stage
-from llava_jax.train.stages import Plan, export, make_plans
-from llava_jax.train.state import TrainState, all_params, fingerprint
+from llava_jax.train.stages import StageSetup, export, make_stage_setups
+from llava_jax.train.state import TrainState, all_params, params_sha256
 from llava_jax.train.step import make_eval_step, make_train_step
 from llava_jax.train.step_log import log_step
 from llava_jax.train.steps import training_steps
@@ -47,7 +47,7 @@ def train(
     config: Config,
     folder: Path,
     argv: list[str],
-    processes: Processes | None = None,
+    processes: DistributedConfig | None = None,
     evaluations: tuple[Evaluation, ...] = EVALUATIONS,
 ) -> None:
     """Starts or resumes every stage of `config` in `folder`.
@@ -57,7 +57,7 @@ def train(
     a fault.
     """
     watchdog = Watchdog(
-        folder, processes or Processes(), jax.process_index(), jax.process_count(), partial(log, to_stderr=True)
+        folder, processes or DistributedConfig(), jax.process_index(), jax.process_count(), partial(log, to_stderr=True)
     )
     watchdog.start()
     try:
@@ -102,12 +102,12 @@ def _train(
         )
 
     # --- data
-    plans = make_plans(config, model_config, mesh, tokenizer)
+    plans = make_stage_setups(config, model_config, mesh, tokenizer)
 
     # --- workdir
-    store = Store(folder / "checkpoints", config.checkpoint.keep)
+    store = CheckpointStore(folder / "checkpoints", config.checkpoint.keep)
     resumed = workdir.find_resumable(store, config, say)
-    workdir.describe(folder, config, argv, mesh)
+    workdir.write_run_files(folder, config, argv, mesh)
     writer = MetricsWriter(folder, resumed.keeps if resumed else lambda record: False)
     stop = StopRequest(is_single_process=jax.process_count() == 1)
     run = Run(config, folder, Llava(model_config), tokenizer, store, writer, say, watchdog, stop, evaluations)
@@ -134,7 +134,7 @@ def _train(
     say(f"done: {folder} ({time.perf_counter() - began:.0f} s)")
 
 
-def run_stage(run: Run, plan: Plan, start: StageStart) -> TrainState:
+def run_stage(run: Run, plan: StageSetup, start: StageStart) -> TrainState:
     """Trains one stage to its end. At each due step: logs its metrics, evaluates, saves, in this order.
 
     Raises Stopped after SIGTERM, Diverged where too many steps in a row were skipped.
@@ -144,7 +144,7 @@ def run_stage(run: Run, plan: Plan, start: StageStart) -> TrainState:
     accumulation, chunks = plan.stage.accumulation, plan.stage.loss_chunks
     train_step = make_train_step(run.model, plan.layout.tx, plan.layout.abstract, accumulation, chunks)
     eval_step = make_eval_step(run.model, chunks)
-    frozen_before = fingerprint(state.frozen) if run.config.hash_frozen else None
+    frozen_before = params_sha256(state.frozen) if run.config.hash_frozen else None
     evaluated_step = int(state.step) if start.is_evaluated else None
 
     def lacks_evaluation(step: int) -> bool:
@@ -174,7 +174,7 @@ def run_stage(run: Run, plan: Plan, start: StageStart) -> TrainState:
     return state
 
 
-def _introduce(run: Run, plan: Plan) -> None:
+def _introduce(run: Run, plan: StageSetup) -> None:
     """Prints what will be trained, and one sample as the model will see it."""
     for line in summary.parameter_table(plan.layout.abstract, plan.layout.rates):
         run.say("  " + line)
@@ -184,7 +184,7 @@ def _introduce(run: Run, plan: Plan) -> None:
     run.say(summary.render_sample(plan.data.train.row(0).arrays, run.tokenizer))
 
 
-def _evaluate(run: Run, plan: Plan, state: TrainState, eval_step, step: int) -> bool:
+def _evaluate(run: Run, plan: StageSetup, state: TrainState, eval_step, step: int) -> bool:
     """Runs the evaluations and logs their values. False where SIGTERM cut one of them off."""
     if plan.data.held_out is None:
         return True
@@ -193,7 +193,7 @@ def _evaluate(run: Run, plan: Plan, state: TrainState, eval_step, step: int) -> 
         run.watchdog.begin("evaluating", slow=True)
         return run.stop.ask_all()
 
-    evaluator = Speaker(run.model, all_params(state), plan.stage, run.tokenizer, plan.layout.mesh, should_stop)
+    evaluator = Evaluator(run.model, all_params(state), plan.stage, run.tokenizer, plan.layout.mesh, should_stop)
     values = run_evaluations(run.evaluations, EvaluationContext(plan, step, evaluator, eval_step, run.folder, run.say))
     if values is None:
         return False
@@ -201,7 +201,7 @@ def _evaluate(run: Run, plan: Plan, state: TrainState, eval_step, step: int) -> 
     return True
 
 
-def _is_saved(run: Run, plan: Plan, step: int) -> bool:
+def _is_saved(run: Run, plan: StageSetup, step: int) -> bool:
     """Whether a checkpoint belongs to `step` of this stage."""
     return step == plan.data.steps or (step > 0 and (plan.start + step) % run.config.checkpoint.every == 0)
 
@@ -211,8 +211,8 @@ def _save(stage: StageRun, state: TrainState, step: int, is_evaluated: bool) -> 
     run, plan = stage.run, stage.plan
     run.watchdog.begin("saving", slow=True)
     run.writer.flush()  # on disk before the checkpoint that vouches for it
-    record = workdir.record(run.config, plan.index, plan.name, is_evaluated, stage.guard.record())
-    data_state = place_in(plan.data, stage.batches) | {"replaced": stage.bad.count}
+    record = workdir.checkpoint_record(run.config, plan.index, plan.name, is_evaluated, stage.guard.record())
+    data_state = data_state_of(plan.data, stage.batches) | {"replaced": stage.bad.count}
     run.store.save(plan.start + step, state, data_state, record)
 
 
@@ -225,7 +225,7 @@ def _end_stage(stage: StageRun, state: TrainState, frozen_before: str | None) ->
         folder = run.folder / step_guard.SKIPPED
         run.say(f"{skipped} of {plan.data.steps} steps were skipped; {folder} says which and why")
     if frozen_before:
-        _compare_frozen(run, frozen_before, fingerprint(state.frozen))
+        _compare_frozen(run, frozen_before, params_sha256(state.frozen))
 
 
 def _compare_frozen(run: Run, before: str, after: str) -> None:

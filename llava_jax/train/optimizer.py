@@ -17,7 +17,7 @@ from llava_jax.errors import ConfigError
 NOT_DECAYED = ("scale", "bias")  # Hugging Face's rule, which the original trained with
 
 
-def rates(paths, table) -> dict[str, float | None]:
+def learning_rates_per_parameter(paths, table) -> dict[str, float | None]:
     """Peak learning rate of every parameter, None for frozen.
 
     >>> rates(["projector/linear_1/kernel", "llm/head/kernel"], [("projector/.*", 2e-3), (".*", None)])
@@ -49,7 +49,7 @@ def _modules(paths) -> str:
     return ", ".join(sorted({"/".join(p.split("/")[:2]) for p in paths}))
 
 
-def shape_of_schedule(step, steps: int, warmup_ratio: float, kind: str):
+def lr_schedule(step, steps: int, warmup_ratio: float, kind: str):
     """The share of the peak rate that update number `step` (0-based int or int32 array) uses.
 
     Linear from 0 over ceil(warmup_ratio * steps) updates, then a half cosine to 0 (or constant), as Hugging Face's
@@ -72,7 +72,7 @@ def make_optimizer(config: Optimizer, peak: dict[str, float], steps: int) -> opt
     decayed = {path: path.rsplit("/", 1)[-1] not in NOT_DECAYED for path in peak}
 
     def scale_by_rate(updates, count):
-        now = shape_of_schedule(count, steps, config.warmup_ratio, config.schedule)
+        now = lr_schedule(count, steps, config.warmup_ratio, config.schedule)
         return {path: -peak[path] * now * u for path, u in updates.items()}
 
     def init(params):

@@ -5,10 +5,10 @@ import numpy as np
 from llava_jax.data.example import Example
 from llava_jax.data.sources.scene_world import conclusion
 from llava_jax.data.sources.scenes import QUESTION_KINDS
-from llava_jax.train.evaluate import Speaker, answer
+from llava_jax.train.evaluate import Evaluator, answer
 
 
-def accuracy(speaker: Speaker, exam: list[Example]) -> dict[str, dict[str, float]]:
+def accuracy(speaker: Evaluator, exam: list[Example]) -> dict[str, dict[str, float]]:
     """{kind: {"image", "blank", "chance"}} in percent over `exam`, and the mean of the kinds as `overall`.
 
     Right is the exact text; of an answer with a reason only its conclusion is graded. Chance is one over the number of

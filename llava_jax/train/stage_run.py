@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from llava_jax.checkpoint.native.store import Store
+from llava_jax.checkpoint.native.store import CheckpointStore
 from llava_jax.config.schema import Config
 from llava_jax.data.pipeline import FILLER, Batches
 from llava_jax.data.rows import Rows
@@ -13,14 +13,14 @@ from llava_jax.models.llava import Llava
 from llava_jax.runtime.verdict import SampleNames
 from llava_jax.runtime.watchdog import Watchdog
 from llava_jax.text.tokenizer import Tokenizer
-from llava_jax.train.bad_samples import BadSamples
-from llava_jax.train.dataset import continued, training_batches
+from llava_jax.train.bad_samples import BadSampleLog
+from llava_jax.train.dataset import resume_data, training_batches
 from llava_jax.train.evaluations import Evaluation
 from llava_jax.train.metrics import MetricsWriter
 from llava_jax.train.progress import Progress
-from llava_jax.train.stages import Plan, first_state, next_state
+from llava_jax.train.stages import StageSetup, first_state, next_state
 from llava_jax.train.state import TrainState
-from llava_jax.train.step_guard import Guard
+from llava_jax.train.step_guard import StepGuard
 from llava_jax.train.stop_request import StopRequest
 from llava_jax.train.workdir import Resumed
 
@@ -33,7 +33,7 @@ class Run:
     folder: Path
     model: Llava
     tokenizer: Tokenizer
-    store: Store
+    store: CheckpointStore
     writer: MetricsWriter
     say: Callable[[str], None]
     watchdog: Watchdog
@@ -49,7 +49,7 @@ class StageStart:
     state: TrainState
     data_state: dict | None
     is_evaluated: bool
-    guard: Guard
+    guard: StepGuard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +57,14 @@ class StageRun:
     """One stage while it trains."""
 
     run: Run
-    plan: Plan
+    plan: StageSetup
     batches: Batches
-    bad: BadSamples
-    guard: Guard
+    bad: BadSampleLog
+    guard: StepGuard
     progress: Progress
 
 
-def start_stage(run: Run, plan: Plan, state: TrainState | None, resumed: Resumed | None) -> StageStart:
+def start_stage(run: Run, plan: StageSetup, state: TrainState | None, resumed: Resumed | None) -> StageStart:
     """From the checkpoint where it is of this stage, else from the stage before, `state`; None for the first stage.
 
     Raises ConfigError where the stages now have other lengths than when the checkpoint was saved.
@@ -74,15 +74,15 @@ def start_stage(run: Run, plan: Plan, state: TrainState | None, resumed: Resumed
         state, data_state = run.store.restore(resumed.step, plan.layout.abstract)
         _check_steps(plan, int(state.step), resumed.step)
         run.say(f"continuing {run.folder} behind step {int(state.step)} of {plan.name}")
-        return StageStart(state, data_state, resumed.evaluated, Guard(config.guard, resumed.guard))
+        return StageStart(state, data_state, resumed.evaluated, StepGuard(config.guard, resumed.guard))
     if state is None:
         state = first_state(config, run.model.config, plan, run.say)
     else:
         state = next_state(run.model.config, plan, state)
-    return StageStart(state, None, False, Guard(config.guard))
+    return StageStart(state, None, False, StepGuard(config.guard))
 
 
-def _check_steps(plan: Plan, step: int, global_step: int) -> None:
+def _check_steps(plan: StageSetup, step: int, global_step: int) -> None:
     if plan.start + step != global_step or step > plan.data.steps:
         raise ConfigError(
             f"checkpoint {global_step} is step {step} of stage {plan.name}, which now has {plan.data.steps} steps from "
@@ -90,17 +90,17 @@ def _check_steps(plan: Plan, step: int, global_step: int) -> None:
         )
 
 
-def open_stage_run(run: Run, plan: Plan, start: StageStart) -> StageRun:
+def open_stage_run(run: Run, plan: StageSetup, start: StageStart) -> StageRun:
     """Opens the data where the stage starts or resumes, the list of its bad samples, and its progress line."""
     stage, saved = plan.stage, start.data_state
     if saved is not None:
-        plan = dataclasses.replace(plan, data=continued(plan.data, saved))
+        plan = dataclasses.replace(plan, data=resume_data(plan.data, saved))
     batches = training_batches(stage, plan.data, run.config.seed)
     if saved is not None:
         batches.set_state({name: value for name, value in saved.items() if name not in ("replaced", "mixture")})
     run.watchdog.watch_data(lambda: batches.ready, sample_names(batches, plan.data.train, plan.start))
     step, replaced = plan.start + int(start.state.step), (saved or {}).get("replaced", 0)
-    bad = BadSamples(run.folder, plan.name, step, replaced, plan.data.samples, stage.data.bad_ceiling, run.say)
+    bad = BadSampleLog(run.folder, plan.name, step, replaced, plan.data.samples, stage.data.bad_ceiling, run.say)
     progress = Progress(plan.name, plan.data.steps, stage.batch * stage.data.length, plan.layout.flops)
     return StageRun(run, plan, batches, bad, start.guard, progress)
 
@@ -116,6 +116,6 @@ def sample_names(batches: Batches, rows: Rows, start: int) -> SampleNames:
             return []
         index = batches.indices(step - start - 1, process)
         index = index if ready is None else index[ready : ready + 1]
-        return [name for i in index if i != FILLER for name in rows.asked_for(i)]
+        return [name for i in index if i != FILLER for name in rows.requested_names(i)]
 
     return names

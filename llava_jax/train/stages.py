@@ -1,6 +1,6 @@
 """Stages as plans: all that follows from the config before anything is computed, and the states they begin with.
 
-`Layout` takes no data, so that a program for a pod can be compiled where neither the data nor the pod is.
+`StageLayout` takes no data, so that a program for a pod can be compiled where neither the data nor the pod is.
 """
 
 import dataclasses
@@ -20,32 +20,32 @@ from llava_jax.runtime.accelerators import MEMORY_GIB
 from llava_jax.runtime.mesh import replicating
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.train.dataset import StageData, open_stage
-from llava_jax.train.optimizer import make_optimizer, rates
-from llava_jax.train.state import TrainState, abstract_state, all_params, enter_stage, fresh_params
+from llava_jax.train.optimizer import learning_rates_per_parameter, make_optimizer
+from llava_jax.train.state import TrainState, abstract_state, all_params, init_params_for, init_stage_state
 
 MODULES = ("vision", "projector", "llm")
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class StageLayout:
     """What a stage trains, and where each array of it lies."""
 
     mesh: Mesh  # the run's, or the same devices with a copy of the weights on each: `Stage.weights`
-    rates: dict[str, float | None]  # parameter path -> peak learning rate, None for frozen
+    learning_rates_per_parameter: dict[str, float | None]  # parameter path -> peak learning rate, None for frozen
     tx: optax.GradientTransformation
     abstract: TrainState
     flops: float  # model FLOPs of one step
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class StageSetup:
     """One stage, ready to run."""
 
     name: str
     index: int
     stage: Stage
     data: StageData
-    layout: Layout
+    layout: StageLayout
     start: int  # global step at which it begins
 
     def evaluates(self, step: int) -> bool:
@@ -55,7 +55,7 @@ class Plan:
         return self.stage.eval.before if step == 0 else at_end
 
 
-def make_layout(name: str, stage: Stage, model_config: ModelConfig, mesh: Mesh, steps: int) -> Layout:
+def make_stage_layout(name: str, stage: Stage, model_config: ModelConfig, mesh: Mesh, steps: int) -> StageLayout:
     """mesh: of the run. steps: of the stage, which its schedule ends with.
 
     Raises ConfigError where the rows do not split over the devices, the mesh does not divide a parameter, or the table
@@ -63,13 +63,13 @@ def make_layout(name: str, stage: Stage, model_config: ModelConfig, mesh: Mesh, 
     """
     _check_rows(name, stage, mesh)
     shapes, _ = abstract_model(model_config)
-    peak = rates(shapes, stage.learning_rates)
+    peak = learning_rates_per_parameter(shapes, stage.learning_rates)
     trained = {path: rate for path, rate in peak.items() if rate is not None}
     tx = make_optimizer(stage.optimizer, trained, steps)
     mesh = _mesh_of_stage(stage, abstract_state(model_config, peak, tx, replicating(mesh)), mesh)
     sizes, d = {path: math.prod(x.shape) for path, x in shapes.items()}, stage.data
     flops = model_flops(model_config, sizes, set(trained), stage.batch, d.length, d.max_images)
-    return Layout(mesh, peak, tx, abstract_state(model_config, peak, tx, mesh), flops)
+    return StageLayout(mesh, peak, tx, abstract_state(model_config, peak, tx, mesh), flops)
 
 
 def _check_rows(name: str, stage: Stage, mesh: Mesh) -> None:
@@ -101,7 +101,7 @@ def _bytes_on_a_device(state: TrainState) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
 
 
-def make_plans(config: Config, model_config: ModelConfig, mesh: Mesh, tokenizer: Tokenizer) -> list[Plan]:
+def make_stage_setups(config: Config, model_config: ModelConfig, mesh: Mesh, tokenizer: Tokenizer) -> list[StageSetup]:
     """Opens the data and resolves the tables of all stages; raises before the first one has run, not after it."""
     plans, start = [], 0
     for index, (name, stage) in enumerate(config.stages.items()):
@@ -110,13 +110,13 @@ def make_plans(config: Config, model_config: ModelConfig, mesh: Mesh, tokenizer:
             if file := getattr(stage.save, module):
                 check_writable(file, module)
         data = open_stage(name, stage, config.seed, tokenizer, model_config.vision)
-        layout = make_layout(name, stage, model_config, mesh, data.steps)
-        plans.append(Plan(name, index, stage, data, layout, start))
+        layout = make_stage_layout(name, stage, model_config, mesh, data.steps)
+        plans.append(StageSetup(name, index, stage, data, layout, start))
         start += data.steps
     return plans
 
 
-def first_state(config: Config, model_config: ModelConfig, plan: Plan, say) -> TrainState:
+def first_state(config: Config, model_config: ModelConfig, plan: StageSetup, say) -> TrainState:
     """Parameters loaded where `load` names a file, freshly drawn elsewhere; says which are which."""
     rng = jax.random.PRNGKey(config.seed)
     like = {**plan.layout.abstract.frozen, **plan.layout.abstract.trainable}
@@ -128,17 +128,17 @@ def first_state(config: Config, model_config: ModelConfig, plan: Plan, say) -> T
             params |= load_module(file, module, like)
     missing = [p for p in like if p not in params]
     if missing:
-        params |= fresh_params(model_config, plan.layout.mesh, rng, missing)
-    return enter_stage(params, rng, plan.layout.abstract, plan.layout.tx)
+        params |= init_params_for(model_config, plan.layout.mesh, rng, missing)
+    return init_stage_state(params, rng, plan.layout.abstract, plan.layout.tx)
 
 
-def next_state(model_config: ModelConfig, plan: Plan, state: TrainState) -> TrainState:
+def next_state(model_config: ModelConfig, plan: StageSetup, state: TrainState) -> TrainState:
     """The parameters of the stage before, those of the stage's `fresh` modules drawn anew."""
     params, rng = all_params(state), jax.random.fold_in(state.rng, plan.index)
     again = [p for p in params if p.split("/")[0] in plan.stage.fresh]
     if again:
-        params |= fresh_params(model_config, plan.layout.mesh, rng, again)
-    return enter_stage(params, state.rng, plan.layout.abstract, plan.layout.tx)
+        params |= init_params_for(model_config, plan.layout.mesh, rng, again)
+    return init_stage_state(params, state.rng, plan.layout.abstract, plan.layout.tx)
 
 
 def export(config: Config, stage: Stage, state: TrainState) -> list[str]:

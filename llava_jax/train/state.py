@@ -38,7 +38,7 @@ def storage_dtype(path: str, rate: float | None, config: ModelConfig) -> jnp.dty
     return jnp.dtype(config.feature_dtype if path.startswith("vision/") else config.dtype)
 
 
-def fresh_params(config: ModelConfig, mesh: Mesh, rng: jax.Array, paths) -> Params:
+def init_params_for(config: ModelConfig, mesh: Mesh, rng: jax.Array, paths) -> Params:
     """Randomly initialised float32 parameters for `paths`, made in their shards. Others are not even computed."""
     shapes, specs = abstract_model(config)
     wanted = {p: param_sharding(p, shapes[p].shape, specs[p], mesh) for p in sorted(paths)}
@@ -79,7 +79,9 @@ def abstract_state(config: ModelConfig, rates: dict[str, float | None], tx: opta
     return TrainState(scalar, trainable, frozen, opt_state, rng)
 
 
-def enter_stage(params: Params, rng: jax.Array, abstract: TrainState, tx: optax.GradientTransformation) -> TrainState:
+def init_stage_state(
+    params: Params, rng: jax.Array, abstract: TrainState, tx: optax.GradientTransformation
+) -> TrainState:
     """All parameters -> the state at step 0 of a stage: split, cast, resharded, with fresh optimizer state.
 
     Whether `params` keep their buffers is not promised; do not use them afterwards.
@@ -104,7 +106,7 @@ def all_params(state: TrainState) -> Params:
     return {**state.frozen, **state.trainable}
 
 
-def fingerprint(params: Params) -> str:
+def params_sha256(params: Params) -> str:
     """SHA-256 (hex) over names, dtypes, shapes and bytes, one tensor on the host at a time. Every process must call
     it."""
     digest = hashlib.sha256()

@@ -23,14 +23,14 @@ from llava_jax.train.workdir import write_json
 SKIPPED = "skipped"  # the folder in the workdir
 
 
-class Guard:
+class StepGuard:
     """Counts the skipped steps of a stage and knows which loss is a spike.
 
     Only the losses of applied steps are remembered, so a bad one cannot move the median. `limit` looks two steps back,
     at what a run that never waits for a step has read; a run that was stopped and goes on then decides the same.
     """
 
-    def __init__(self, settings: config.Guard, record: dict | None = None):
+    def __init__(self, settings: config.StepGuardConfig, record: dict | None = None):
         """record: what `record()` was when the checkpoint was saved; None at the beginning of a stage."""
         self._settings = settings
         self.skipped, self.in_a_row, self._losses = 0, 0, []

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 import llava_jax
-from llava_jax.checkpoint.native.store import Store
+from llava_jax.checkpoint.native.store import CheckpointStore
 from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.output.files import write_atomically
@@ -34,7 +34,7 @@ class Resumed:
         return record["stage"] == self.stage and (self.evaluated or "val/loss" not in record)
 
 
-def describe(workdir: Path, config: Config, argv: list[str], mesh: Mesh) -> None:
+def write_run_files(workdir: Path, config: Config, argv: list[str], mesh: Mesh) -> None:
     """Writes config.json and metadata.json. Raises DataError where it cannot."""
     versions = {"llava_jax": llava_jax.__version__, "jax": jax.__version__, "python": platform.python_version()}
     devices = {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "mesh": dict(mesh.shape)}
@@ -45,12 +45,12 @@ def describe(workdir: Path, config: Config, argv: list[str], mesh: Mesh) -> None
         raise DataError(f"workdir {workdir} cannot be written ({e.strerror or e}); choose another --workdir") from None
 
 
-def record(config: Config, index: int, stage: str, evaluated: bool, guard: dict) -> dict:
+def checkpoint_record(config: Config, index: int, stage: str, evaluated: bool, guard: dict) -> dict:
     """What a checkpoint says about its run."""
     return {"stage": stage, "index": index, "evaluated": evaluated, "guard": guard, "config": _plain(config)}
 
 
-def find_resumable(store: Store, config: Config, say: Callable[[str], None]) -> Resumed | None:
+def find_resumable(store: CheckpointStore, config: Config, say: Callable[[str], None]) -> Resumed | None:
     """The newest whole checkpoint, None without any. Damaged ones that are newer are told and set aside. Raises
     ConfigError where it is of another model or other stages, DataError where there are checkpoints and none is whole.
     """

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import llava_jax
-from llava_jax.api.model import Loaded
-from llava_jax.checkpoint.external import open_source
-from llava_jax.checkpoint.native.workdir_model import save_own
+from llava_jax.api.model import LlavaModel
+from llava_jax.checkpoint.external import open_external
+from llava_jax.checkpoint.native.workdir_model import save_workdir_model
 from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.errors import DataError, renamed_keywords
 from tests.fixtures.tiny_models import random_params, uneven
@@ -31,7 +31,9 @@ def test_loading_imports_nothing_that_only_training_needs(tmp_path):
     """From a workdir, which Orbax reads."""
     config = uneven(llm=dict(vocab_size=512))
     tokenizer = open_tokenizer("tiny")
-    save_own(tmp_path / "own", random_params(config), config, tokenizer, None, "vicuna_v1", "crop", 500, False)
+    save_workdir_model(
+        tmp_path / "own", random_params(config), config, tokenizer, None, "vicuna_v1", "crop", 500, False
+    )
     command = [sys.executable, "-c", LOADS, tmp_path / "own"]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -39,14 +41,14 @@ def test_loading_imports_nothing_that_only_training_needs(tmp_path):
 
 def test_the_old_names_of_options_still_work(tmp_path):
     (tmp_path / "pytorch_model.bin").touch()
-    for function in (llava_jax.load, open_source):
+    for function in (llava_jax.load, open_external):
         assert "allow_pickle" in inspect.signature(function).parameters
         with pytest.warns(DeprecationWarning, match="pickles_allowed= is now allow_pickle="):
             with pytest.raises(DataError, match="pytorch_model.bin cannot be read as weights"):
                 function(tmp_path, pickles_allowed=True)
         with pytest.raises(DataError, match="pytorch_model.bin is a pickle"):
             function(tmp_path)
-    assert "stream" in inspect.signature(Loaded.chat).parameters
+    assert "stream" in inspect.signature(LlavaModel.chat).parameters
 
     class Model:
         @renamed_keywords(is_streamed="stream")

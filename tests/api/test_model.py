@@ -15,7 +15,7 @@ from llava_jax.checkpoint.llava.export import save_original
 from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER, open_tokenizer
 from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.errors import DataError
-from llava_jax.inference.engine import Prompt, Settings, generate
+from llava_jax.inference.engine import GenerationConfig, Prompt, generate
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import nested
 from llava_jax.text.templates import TEMPLATES
@@ -207,7 +207,9 @@ def test_a_language_model_alone_answers_as_theirs_and_takes_no_images(words_alon
         with pytest.raises(DataError, match="a language model alone"):
             refused()
     with pytest.raises(DataError, match="1 image.s.; this is a language model alone"):
-        generate(Llava(ours.config), nested(ours.params), [Prompt([1], [np.zeros((24, 24, 3))])], Settings((2,)))
+        generate(
+            Llava(ours.config), nested(ours.params), [Prompt([1], [np.zeros((24, 24, 3))])], GenerationConfig((2,))
+        )
 
 
 @pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
-from llava_jax.checkpoint.external import open_source
+from llava_jax.checkpoint.external import open_external
 from llava_jax.checkpoint.huggingface import config as hf_config
 from llava_jax.checkpoint.module_file import load_module
 from llava_jax.config import Optimizer
@@ -20,7 +20,7 @@ from llava_jax.errors import ConfigError, DataError
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import abstract_model, nested
 from llava_jax.runtime.mesh import make_mesh
-from llava_jax.train.optimizer import make_optimizer, rates
+from llava_jax.train.optimizer import learning_rates_per_parameter, make_optimizer
 from llava_jax.train.state import abstract_state
 from tests.fixtures.hf_models import hf_clip, hf_llama, hf_llava
 from tests.fixtures.tiny_models import uneven
@@ -31,7 +31,7 @@ TOWER = "openai/clip-vit-large-patch14"
 
 
 def like(config, modules=("vision", "projector", "llm")) -> dict[str, jax.ShapeDtypeStruct]:
-    peak = rates(abstract_model(config)[0], ((".*", 1e-3),))
+    peak = learning_rates_per_parameter(abstract_model(config)[0], ((".*", 1e-3),))
     mesh = make_mesh(4, 2, 1) if config.llm.vocab_size % 2 else make_mesh(2, 2, 2)
     found = abstract_state(config, peak, make_optimizer(Optimizer(), peak, 10), mesh).trainable
     return {path: spec for path, spec in found.items() if path.split("/")[0] in modules}
@@ -100,7 +100,7 @@ VARIANTS = {
 def test_what_transformers_saved_gives_its_logits(tmp_path, config):
     model = hf_llava(config, IMAGE)
     model.save_pretrained(tmp_path)
-    source = open_source(tmp_path)
+    source = open_external(tmp_path)
     found = source.model("float32")
     assert dataclasses.replace(found, remat=config.remat, unroll=config.unroll) == config
     ours, wanted = logits(found, source.load(like(found))), theirs(model, config)
@@ -115,7 +115,7 @@ def test_half_precision_and_several_files_read_as_they_are(tmp_path, dtype, shar
     model.save_pretrained(tmp_path, max_shard_size=shards)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shards == "20KB")
     again = LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    source = open_source(tmp_path)
+    source = open_external(tmp_path)
     assert np.abs(logits(CONFIG, source.load(like(CONFIG))) - theirs(again, CONFIG)).max() <= 1e-4
 
 
@@ -124,25 +124,25 @@ def test_the_original_s_folder_with_its_tower_or_with_one_beside_it(tmp_path, mo
     wanted = theirs(model, CONFIG)
     write_original(tmp_path / "with", model, CONFIG, with_tower=True)
     monkeypatch.setitem(hf_config.TOWERS, TOWER, CONFIG.vision)
-    source = open_source(tmp_path / "with")
+    source = open_external(tmp_path / "with")
     assert np.abs(logits(source.model("float32"), source.load(like(CONFIG))) - wanted).max() <= 1e-4
 
     write_original(tmp_path / "without", model, CONFIG, with_tower=False)
     clip = hf_clip(CONFIG.vision)
     clip.load_state_dict(model.model.vision_tower.state_dict())
     clip.save_pretrained(tmp_path / "clip")
-    source = open_source(tmp_path / "without", tower=tmp_path / "clip")
+    source = open_external(tmp_path / "without", tower=tmp_path / "clip")
     assert np.abs(logits(source.model("float32"), source.load(like(CONFIG))) - wanted).max() <= 1e-4
     with pytest.raises(DataError, match="without is not a whole LLaVA: it has no vision; name a folder with the CLIP"):
-        open_source(tmp_path / "without").model("float32")
+        open_external(tmp_path / "without").model("float32")
     with pytest.raises(ConfigError, match="holds its tower already; leave out .*clip"):
-        open_source(tmp_path / "with", tower=tmp_path / "clip")
+        open_external(tmp_path / "with", tower=tmp_path / "clip")
 
 
 def test_a_tower_or_a_language_model_alone(tmp_path):
     hf_clip(CONFIG.vision).save_pretrained(tmp_path / "clip")
     hf_llama(CONFIG.llm).save_pretrained(tmp_path / "llm")
-    clip, llm = open_source(tmp_path / "clip"), open_source(tmp_path / "llm")
+    clip, llm = open_external(tmp_path / "clip"), open_external(tmp_path / "llm")
     assert (clip.modules, clip.vision, llm.modules, llm.llm) == (("vision",), CONFIG.vision, ("llm",), CONFIG.llm)
     assert set(clip.load(like(CONFIG, ("vision",)))) | set(llm.load(like(CONFIG, ("llm",)))) == set(
         like(CONFIG, ("vision", "llm"))
@@ -150,7 +150,7 @@ def test_a_tower_or_a_language_model_alone(tmp_path):
     with pytest.raises(DataError, match="clip is not a whole LLaVA: it has no llm and no projector"):
         clip.model("float32")
     with pytest.raises(ConfigError, match="needs no separate tower"):
-        open_source(tmp_path / "llm", tower=tmp_path / "clip")
+        open_external(tmp_path / "llm", tower=tmp_path / "clip")
 
 
 def test_two_linear_layers_without_an_activation_are_refused_unless_the_second_is_nothing(tmp_path):
@@ -158,12 +158,12 @@ def test_two_linear_layers_without_an_activation_are_refused_unless_the_second_i
     about = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(about | {"projector_hidden_act": "linear"}))
     with pytest.raises(DataError, match="linear_2.weight is not the identity"):
-        open_source(tmp_path)
+        open_external(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     name = "multi_modal_projector.linear_2"
     tensors |= {f"{name}.weight": torch.eye(CONFIG.llm.width), f"{name}.bias": torch.zeros(CONFIG.llm.width)}
     save_file(tensors, tmp_path / "model.safetensors")
-    source = open_source(tmp_path)
+    source = open_external(tmp_path)
     config = source.model("float32")
     assert config.projector == "linear"
     source.load(like(config))  # nothing is left over
@@ -186,13 +186,13 @@ def test_an_original_that_does_not_fit_is_refused_by_name(tmp_path, monkeypatch,
     monkeypatch.setitem(hf_config.TOWERS, TOWER, CONFIG.vision)
     write_original(tmp_path / "it", hf_llava(CONFIG, IMAGE), CONFIG, with_tower=True, **changes)
     with pytest.raises(DataError, match=message):
-        source = open_source(tmp_path / "it")
+        source = open_external(tmp_path / "it")
         source.load(like(source.model("float32")))
 
 
 def test_one_module_is_read_out_of_a_whole_llava(tmp_path):
     hf_llava(CONFIG, IMAGE).save_pretrained(tmp_path)
-    whole = open_source(tmp_path).load(like(CONFIG))
+    whole = open_external(tmp_path).load(like(CONFIG))
     for module in ("vision", "projector", "llm"):
         found = load_module(str(tmp_path), module, like(CONFIG))
         assert set(found) == set(like(CONFIG, (module,)))
@@ -210,9 +210,9 @@ def test_a_file_without_tensors_is_nothing_that_is_known(tmp_path):
     with pytest.raises(
         DataError, match="holds no LLaVA, CLIP tower or LLaMA that is known: its tensors begin with nothing"
     ):
-        open_source(tmp_path)
+        open_external(tmp_path)
     with pytest.raises(DataError, match="nowhere does not exist"):
-        open_source(tmp_path / "nowhere")
+        open_external(tmp_path / "nowhere")
 
 
 # ------------------------------------------------------------------------------------------------ with a base
@@ -251,14 +251,14 @@ def test_a_projector_alone_joins_its_language_model_and_a_tower(tmp_path):
     (tmp_path / "stage1" / "model.safetensors").unlink()
     torch.save({k: v for k, v in tensors.items() if "mm_projector" in k}, tmp_path / "stage1" / "mm_projector.bin")
     files = dict(tower=tmp_path / "clip", base=tmp_path / "vicuna")
-    assert_computes(open_source(tmp_path / "stage1", **files, allow_pickle=True), model)
+    assert_computes(open_external(tmp_path / "stage1", **files, allow_pickle=True), model)
     with pytest.raises(DataError, match="mm_projector.bin is a pickle.*convert it.*allow_pickle=True"):
-        open_source(tmp_path / "stage1", **files)
+        open_external(tmp_path / "stage1", **files)
     with pytest.raises(DataError, match="stage1 holds a projector alone; name its language model as base"):
-        open_source(tmp_path / "stage1", allow_pickle=True)
+        open_external(tmp_path / "stage1", allow_pickle=True)
     (tmp_path / "clip" / "model.safetensors").unlink()
     torch.save(clip.state_dict(), tmp_path / "clip" / "pytorch_model.bin")  # as the 336 px tower is published
-    assert_computes(open_source(tmp_path / "stage1", **files, allow_pickle=True), model)
+    assert_computes(open_external(tmp_path / "stage1", **files, allow_pickle=True), model)
 
 
 def test_delta_weights_are_added_to_their_base(tmp_path, monkeypatch):
@@ -271,7 +271,7 @@ def test_delta_weights_are_added_to_their_base(tmp_path, monkeypatch):
     for name, value in load_file(tmp_path / "llama" / "model.safetensors").items():
         tensors[name] = tensors[name] - value
     save_file(tensors, tmp_path / "delta" / "model.safetensors")
-    assert_computes(open_source(tmp_path / "delta", base=tmp_path / "llama"), target)
+    assert_computes(open_external(tmp_path / "delta", base=tmp_path / "llama"), target)
 
 
 def test_a_lora_folder_is_merged_into_its_base(tmp_path):
@@ -293,5 +293,5 @@ def test_a_lora_folder_is_merged_into_its_base(tmp_path):
     about = dict(peft_type="LORA", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], bias="none")
     (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(about))
     with pytest.raises(DataError, match="lora holds a LoRA adapter; name the model it was trained on as base"):
-        open_source(tmp_path / "lora")
-    assert_computes(open_source(tmp_path / "lora", base=tmp_path / "base"), target)
+        open_external(tmp_path / "lora")
+    assert_computes(open_external(tmp_path / "lora", base=tmp_path / "base"), target)

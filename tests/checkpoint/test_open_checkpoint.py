@@ -14,7 +14,7 @@ import llava_jax
 from llava_jax.checkpoint.huggingface.export import save_hf
 from llava_jax.checkpoint.llava.export import save_original
 from llava_jax.checkpoint.module_file import load_module
-from llava_jax.checkpoint.native.workdir_model import save_own
+from llava_jax.checkpoint.native.workdir_model import save_workdir_model
 from llava_jax.checkpoint.open_checkpoint import open_checkpoint, open_parameters
 from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER, open_tokenizer
 from llava_jax.errors import DataError
@@ -96,7 +96,7 @@ def test_of_a_gguf_the_header_is_parsed_once_and_no_other_file_is_made(tmp_path,
 def test_every_format_opens_to_the_same_model(tmp_path):
     save_hf(tmp_path / "hf", PARAMS, CONFIG, TOKENIZER, "float32")
     save_original(tmp_path / "llava", PARAMS, CONFIG, TOKENIZER, TINY_TOKENIZER, "float32")
-    save_own(tmp_path / "own", PARAMS, CONFIG, TOKENIZER, TINY_TOKENIZER, "llava_v1", "pad", 500, False)
+    save_workdir_model(tmp_path / "own", PARAMS, CONFIG, TOKENIZER, TINY_TOKENIZER, "llava_v1", "pad", 500, False)
     facts = {"hf": ("vicuna_v1", "crop", 500), "llava": ("vicuna_v1", "crop", 500), "own": ("llava_v1", "pad", 500)}
     for name, wanted in facts.items():
         checkpoint = open_checkpoint(tmp_path / name)
@@ -108,7 +108,7 @@ def test_every_format_opens_to_the_same_model(tmp_path):
 
 
 def test_training_starts_from_a_module_of_a_workdir(tmp_path):
-    save_own(tmp_path / "own", PARAMS, CONFIG, TOKENIZER, None, "llava_v1", "pad", 500, False)
+    save_workdir_model(tmp_path / "own", PARAMS, CONFIG, TOKENIZER, None, "llava_v1", "pad", 500, False)
     found = load_module(str(tmp_path / "own"), "projector", like())
     assert found.keys() == {path for path in PARAMS if path.startswith("projector/")}
     assert all((found[path] == PARAMS[path]).all() for path in found)

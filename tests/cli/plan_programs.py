@@ -38,8 +38,8 @@ def main(folder: Path) -> None:
         flags += ["--config.model.feature_dtype=bfloat16", "--config.model.remat=full"]
         flags += [f"--config.stages.{stage}.data.length={LENGTH}", *settings]
         config, *_ = read_command_line(["plan", *flags], lambda table: None)
-        result = compile_stage(config, stage, topologies.parse(place), 0)
-        program = hlo.parse(result.program)
+        result = compile_stage(config, stage, topologies.parse_topology(place), 0)
+        program = hlo.parse_program(result.program)
         square = lint.largest_square(program, LENGTH)
         found[name] = {
             "mesh": result.mesh,

@@ -18,7 +18,7 @@ from llava_jax.checkpoint.huggingface import export as hf_export
 from llava_jax.checkpoint.huggingface.export import save_hf
 from llava_jax.checkpoint.llava import export as original_export
 from llava_jax.checkpoint.llava.export import save_original
-from llava_jax.checkpoint.native.store import Store
+from llava_jax.checkpoint.native.store import CheckpointStore
 from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER, open_tokenizer
 from llava_jax.checkpoint.torch_tensors import safetensors_writer
 from llava_jax.config import Config, Data, Model, Stage, architectures
@@ -139,7 +139,7 @@ def run(folder: Path, monkeypatch) -> Path:
     folder.mkdir()
     config = Config(model=model, run=("one", "two"), stages=stages)
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-    store = Store(folder / "checkpoints", keep=2)
+    store = CheckpointStore(folder / "checkpoints", keep=2)
     for step, name in ((5, "one"), (9, "two")):
         trained = {p: x + step for p, x in PARAMS.items() if p.startswith("projector/")}
         frozen = {p: x.astype("bfloat16") for p, x in PARAMS.items() if p not in trained}
@@ -301,7 +301,7 @@ def test_an_export_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch, to)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(safetensors_writer, "_write_file", stop)
-    monkeypatch.setattr(Store, "save", stop)
+    monkeypatch.setattr(CheckpointStore, "save", stop)
     assert convert(folder, tmp_path / "dst", "--to", to) == 130
     assert list(tmp_path.iterdir()) == [folder]
 

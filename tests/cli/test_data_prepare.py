@@ -19,7 +19,7 @@ from llava_jax.__main__ import main
 from llava_jax.data import write_shards
 from llava_jax.data.sources.array_record import ArrayRecordSource
 from llava_jax.data.sources.caption_pairs import INSTRUCTIONS, caption_row
-from llava_jax.data.sources.combine import held_out_split
+from llava_jax.data.sources.combine import train_eval_split
 from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.data.sources.open_source import open_source
 
@@ -77,8 +77,8 @@ def test_what_is_built_is_what_was_read(data, capsys):
 def test_the_held_out_half_is_the_same_before_and_after(data):
     write_json(data / "a.json", 60)
     build(data / "a.json", data / "out", "--images", data / "images", "--shard-rows", 16)
-    before = held_out_split(LlavaJson(data / "a.json", data / "images"), 0.2, 0)[1]
-    after = held_out_split(ArrayRecordSource(data / "out"), 0.2, 0)[1]
+    before = train_eval_split(LlavaJson(data / "a.json", data / "images"), 0.2, 0)[1]
+    after = train_eval_split(ArrayRecordSource(data / "out"), 0.2, 0)[1]
     assert before.indices.tolist() == after.indices.tolist() and 0 < len(after) < 30
 
 

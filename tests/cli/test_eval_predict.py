@@ -16,7 +16,7 @@ import pytest
 
 from llava_jax.__main__ import main
 from llava_jax.api import load as loading
-from llava_jax.api.model import Loaded
+from llava_jax.api.model import LlavaModel
 from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER
 from llava_jax.errors import ConfigError
 from llava_jax.evaluation import runner
@@ -235,7 +235,7 @@ def test_a_full_disk_ends_it_and_it_goes_on(whole, call, tmp_path, capsys):
 
 
 def test_ctrl_c_says_how_to_go_on(whole, call, tmp_path, capsys, monkeypatch):
-    answers, calls = Loaded.answers, []
+    answers, calls = LlavaModel.answers, []
 
     def stopped(*args):
         calls.append(args)
@@ -244,7 +244,7 @@ def test_ctrl_c_says_how_to_go_on(whole, call, tmp_path, capsys, monkeypatch):
         return answers(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loaded, "answers", stopped)
+        patch.setattr(LlavaModel, "answers", stopped)
         assert call(tmp_path / "a.jsonl", "--batch", "4") == 130
     assert "stopped after 4 of 13; the same command continues" in capsys.readouterr().out
     assert call(tmp_path / "a.jsonl", "--batch", "4") == 0 and (tmp_path / "a.jsonl").read_bytes() == whole

@@ -91,11 +91,13 @@ def test_a_missing_tokenizer_is_bad_usage_where_it_is_needed(capsys):
 
 def test_options_are_the_keywords_of_load_and_of_generation():
     from llava_jax.api.load import load
-    from llava_jax.inference.engine import Settings
+    from llava_jax.inference.engine import GenerationConfig
 
     assert set(LoadFlags().options()) <= set(inspect.signature(load).parameters)
     assert LoadFlags(allow_pickle=True).options() == {**SOURCE, "dtype": "bfloat16", "allow_pickle": True}
-    settings = Settings((), **SamplingFlags(max_new_tokens=3, temperature=0.5, top_p=0.9, top_k=2, seed=1).options())
+    settings = GenerationConfig(
+        (), **SamplingFlags(max_new_tokens=3, temperature=0.5, top_p=0.9, top_k=2, seed=1).options()
+    )
     assert (settings.max_new_tokens, settings.temperature, settings.seed) == (3, 0.5, 1)
 
 

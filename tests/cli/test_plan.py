@@ -82,7 +82,7 @@ RESULT = Result(
 
 
 def test_a_result_in_full():
-    said = "\n".join(plan_report.describe(RESULT, price=1.5))
+    said = "\n".join(plan_report.describe_result(RESULT, price=1.5))
     assert "9.00 of 15.75 GiB, 6.75 to spare" in said
     assert "MFU             0.400 to 0.500" in said
     assert "all-gather bf16 async 2.00 GiB" in said
@@ -95,7 +95,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_was_tried():
     short = dataclasses.replace(
         RESULT, lacking=3.25, tried=("--config.a=1: lacks 1.00 GiB",), changes=("--config.a=1",)
     )
-    said = "\n".join(plan_report.describe(short, 0))
+    said = "\n".join(plan_report.describe_result(short, 0))
     assert "DOES NOT FIT" in said and "lacks 3.25 GiB of memory a chip, which has 15.75" in said
     assert "not enough" in said and "MFU" not in said
 
@@ -114,13 +114,13 @@ def test_results_are_added_to_a_file_and_make_one_table(tmp_path):
     for results in ([RESULT, other], [dataclasses.replace(RESULT, low=1.0)]):
         plan_report.append(file, results)
     assert "HloModule" not in file.read_text()
-    lines = plan_report.table(plan_report.read(file), 0.0)
+    lines = plan_report.results_table(plan_report.read_results(file), 0.0)
     assert len(lines) == 3  # of the two that are the same program the newer one
     assert "+1.50 15.75" in lines[1] and "does not fit" in lines[1]
     assert "0.400-1.000" in lines[2] and lines[2].endswith("fits")
     file.write_text("{}\n")
     with pytest.raises(ConfigError, match=r"plan.jsonl:1 is no result of a plan"):
-        plan_report.read(file)
+        plan_report.read_results(file)
 
 
 # ------------------------------------------------------------------ what makes it fit
@@ -136,10 +136,10 @@ def small(**stage) -> settings.Config:
 
 
 def test_more_devices_than_rows_share_them():
-    config, flags = plan_step._spread(small(batch=8), "one", topologies.parse("v5e:4x4"))
+    config, flags = plan_step._spread(small(batch=8), "one", topologies.parse_topology("v5e:4x4"))
     assert flags == ["--config.mesh.tensor=2"] and config.mesh.tensor == 2
-    assert plan_step._spread(small(batch=32), "one", topologies.parse("v5e:4x4"))[1] == []
-    assert plan_step._spread(small(batch=6), "one", topologies.parse("v5e:4x4"))[1] == []  # left to an error
+    assert plan_step._spread(small(batch=32), "one", topologies.parse_topology("v5e:4x4"))[1] == []
+    assert plan_step._spread(small(batch=6), "one", topologies.parse_topology("v5e:4x4"))[1] == []  # left to an error
 
 
 def plan_with(monkeypatch, lacking: dict[str, float], tries=9, best=False, **stage):
@@ -156,8 +156,8 @@ def plan_with(monkeypatch, lacking: dict[str, float], tries=9, best=False, **sta
 
     monkeypatch.setattr(plan_step, "compile_stage", compile_stage)
     monkeypatch.setattr(plan_step.topologies, "devices", lambda topology: __import__("jax").devices()[:4])
-    search = plan_step.Search(best, tries, said.append)
-    return plan_step.plan_stage(small(**stage), "one", topologies.parse("v5e:2x2"), search, 0), said
+    search = plan_step.SearchOptions(best, tries, said.append)
+    return plan_step.plan_stage(small(**stage), "one", topologies.parse_topology("v5e:2x2"), search, 0), said
 
 
 @pytest.mark.parametrize(
@@ -196,10 +196,10 @@ def test_rows_that_images_fill_and_empty_batches_are_refused_as_a_run_refuses_th
     config = small(batch=8)
     full = plan_step.changed(config, "stages.one.data.length", 9)  # of the tiny tower's 9 patches
     with pytest.raises(ConfigError, match="leaves no room for text"):
-        plan_step.compile_stage(full, "one", topologies.parse("v5e:2x2"), 0)
+        plan_step.compile_stage(full, "one", topologies.parse_topology("v5e:2x2"), 0)
     for batch, cache in ((0, 8), (1, 1)):
         with pytest.raises(ConfigError, match="must be at least 1, .* at least 2"):
-            plan_step.plan_decode(config, topologies.parse("v5e:2x2"), batch, cache)
+            plan_step.plan_decode(config, topologies.parse_topology("v5e:2x2"), batch, cache)
 
 
 # ------------------------------------------------------------------ compiled programs

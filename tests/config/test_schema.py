@@ -5,7 +5,16 @@ import dataclasses
 import pytest
 
 from llava_jax import config
-from llava_jax.config import Config, Model, Stage, architectures, describe, flatten, from_config_dict, model_config
+from llava_jax.config import (
+    Config,
+    Model,
+    Stage,
+    architectures,
+    describe_values,
+    flatten,
+    from_config_dict,
+    model_config,
+)
 from llava_jax.data.sources import scenes
 from llava_jax.errors import ConfigError
 
@@ -282,7 +291,7 @@ def test_every_value_is_told_with_where_it_came_from():
     c.log_every = 10  # by the file, and the default all the same
     c.stages.one.batch = 32
     overrides = {"stages.one.steps": 3, "load": {"llm": "x"}}
-    lines = describe(from_config_dict(c), overrides, "my.py")
+    lines = describe_values(from_config_dict(c), overrides, "my.py")
     assert len(lines) == len(set(lines)) == len(flatten(from_config_dict(c)))
     for line in (
         "seed = 7  (my.py)",

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from llava_jax.config import Data, Stage
-from llava_jax.data.mixture import BLOCK, Mixture, Part
+from llava_jax.data.mixture import BLOCK, Mixture, MixtureComponent
 from llava_jax.data.pipeline import Batches
-from llava_jax.data.rows import Row, Rows
+from llava_jax.data.rows import Rows, SourceRow
 from llava_jax.errors import ConfigError
 from llava_jax.text.token_row import TokenRow
-from llava_jax.train.dataset import StageData, continued, place_in, training_batches
+from llava_jax.train.dataset import StageData, data_state_of, resume_data, training_batches
 
 
 class Named:
@@ -33,8 +33,8 @@ class Named:
         return self.name, index
 
 
-def part(name: str, length: int, weight: float) -> Part:
-    return Part(name, Named(name, length), weight)
+def part(name: str, length: int, weight: float) -> MixtureComponent:
+    return MixtureComponent(name, Named(name, length), weight)
 
 
 # grain's shuffle takes the longer the shorter a source is: half a millisecond an index at 70, 8 us from 65,536 on.
@@ -100,7 +100,7 @@ def test_a_position_is_known_without_a_history():
 def test_seed_and_names_decide_and_the_order_of_the_parts_does_not():
     assert take(Mixture([A, B], 1), range(300)) == take(Mixture([B, A], 1), range(300))
     assert take(Mixture([A, B], 1), range(300)) != take(Mixture([A, B], 2), range(300))
-    renamed = take(Mixture([Part("z", A.source, 3.0), B], 1), range(300))
+    renamed = take(Mixture([MixtureComponent("z", A.source, 3.0), B], 1), range(300))
     assert of("a", take(Mixture([A, B], 1), range(300))) != of("a", renamed)
 
 
@@ -113,7 +113,7 @@ GOLDEN = [("a", 462), ("b", 911), ("a", 116), ("a", 54), ("a", 651), ("b", 3), (
 
 CHANGES = {
     "a new source": [A, B, C],
-    "another weight": [A, Part("b", B.source, 2.5)],
+    "another weight": [A, MixtureComponent("b", B.source, 2.5)],
     "one left out": [B],
     "one for another": [A, C],
 }
@@ -185,9 +185,9 @@ def test_mixtures_that_cannot_be(parts, message):
 
 
 class Numbers(Rows):
-    def row(self, index, length=None) -> Row:
+    def row(self, index, length=None) -> SourceRow:
         name, i = self.groups[index] if self.groups else self.source[index]
-        return Row(TokenRow(np.array([ord(name) * 10_000 + i]), *[np.zeros(1)] * 4))
+        return SourceRow(TokenRow(np.array([ord(name) * 10_000 + i]), *[np.zeros(1)] * 4))
 
 
 STAGE = Stage(data=Data(threads=2), batch=8, steps=99)
@@ -199,7 +199,7 @@ def data_of(parts) -> StageData:
 
 def batches(parts, place=None) -> tuple[Batches, StageData]:
     """Those of a run, from the start or from where another one was."""
-    data = data_of(parts) if place is None else continued(data_of(parts), place)
+    data = data_of(parts) if place is None else resume_data(data_of(parts), place)
     stream = training_batches(STAGE, data, 3)
     if place is not None:
         stream.set_state({name: value for name, value in place.items() if name != "mixture"})
@@ -217,7 +217,7 @@ def test_batches_of_a_mixture_go_on_exactly_and_after_a_change_miss_nothing():
     stream, data = batches([A, B])
     for _ in range(15):
         next(stream)
-    place = json.loads(json.dumps(place_in(data, stream)))
+    place = json.loads(json.dumps(data_state_of(data, stream)))
     stream.close()
     assert drawn(batches([A, B], place)[0], 25) == whole[15:]
 
@@ -227,19 +227,19 @@ def test_batches_of_a_mixture_go_on_exactly_and_after_a_change_miss_nothing():
     assert [t % 10_000 for t in flat] == alone("a")[: len(flat)] and len(flat) > 120
     assert any(t // 10_000 == ord("c") for batch in more for t in batch)
     changed.close()
-    again, _ = batches([A, B, C], place_in(data, changed))
+    again, _ = batches([A, B, C], data_state_of(data, changed))
     assert len(drawn(again, 1)[0]) == 8
 
 
 def test_where_a_mixture_is_does_not_fit_a_source_alone_nor_the_other_way_round():
     mixed, data = batches([A, B])
     alone = dataclasses.replace(data, train=Numbers(A.source, None))
-    place = place_in(alone, training_batches(STAGE, alone, 3))
+    place = data_state_of(alone, training_batches(STAGE, alone, 3))
     with pytest.raises(ConfigError, match="examples was 700, is 2147483647"):
         batches([A, B], place)
     with pytest.raises(ConfigError, match="examples was 2147483647, is 700"):
         training_batches(STAGE, alone, 3).set_state(
-            {name: value for name, value in place_in(data, mixed).items() if name != "mixture"}
+            {name: value for name, value in data_state_of(data, mixed).items() if name != "mixture"}
         )
 
 

@@ -5,7 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from llava_jax.data.packing import BATCHES_PER_WINDOW, Bucketed, buckets, efficiency, lend_sizes, pack
+from llava_jax.data.packing import (
+    BATCHES_PER_WINDOW,
+    LengthBucketedOrder,
+    buckets,
+    efficiency,
+    fill_unknown_sizes,
+    pack,
+)
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.text.encode import tokenize
 from llava_jax.text.tokenizer import load_tokenizer
@@ -56,10 +63,10 @@ def test_what_is_larger_than_a_row_is_refused():
 
 def test_what_cannot_be_read_gets_the_room_of_the_next_that_can():
     sizes = np.array([[0, 0], [5, 1], [0, 0], [0, 0], [7, 2], [0, 0]])
-    assert lend_sizes(sizes)[:, 0].tolist() == [5, 5, 7, 7, 7, 5]
-    assert lend_sizes(sizes)[:, 1].tolist() == [1, 1, 2, 2, 2, 1]
+    assert fill_unknown_sizes(sizes)[:, 0].tolist() == [5, 5, 7, 7, 7, 5]
+    assert fill_unknown_sizes(sizes)[:, 1].tolist() == [1, 1, 2, 2, 2, 1]
     with pytest.raises(DataError, match="not one of 3 samples can be read"):
-        lend_sizes(np.zeros((3, 2), int))
+        fill_unknown_sizes(np.zeros((3, 2), int))
 
 
 def test_a_bucket_is_the_smallest_length_that_holds():
@@ -73,7 +80,7 @@ def test_batches_of_buckets_show_every_example_once_and_are_no_longer_than_they_
     n, b = 1000, 8
     needs = buckets(some_sizes(n), (256, 512, 1024))
     order = np.random.default_rng(5).permutation(n)
-    bucketed = Bucketed(order, needs, b, 0, n)
+    bucketed = LengthBucketedOrder(order, needs, b, 0, n)
     batches = [bucketed.batch(step) for step in range(n // b)]
     assert sorted(sum((examples for examples, _ in batches), [])) == list(range(n))
     assert all(len(examples) == b and length == needs[examples].max() for examples, length in batches)
@@ -81,11 +88,11 @@ def test_batches_of_buckets_show_every_example_once_and_are_no_longer_than_they_
     assert mixed <= 2 * -(-n // (b * BATCHES_PER_WINDOW)), "only where two buckets meet in a window"
     lengths = [length for _, length in batches[:BATCHES_PER_WINDOW]]
     assert lengths != sorted(lengths), "short ones first would be a curriculum"
-    assert bucketed.batch(3) == Bucketed(order, needs, b, 0, n).batch(3), "any batch at once"
+    assert bucketed.batch(3) == LengthBucketedOrder(order, needs, b, 0, n).batch(3), "any batch at once"
 
 
 def test_only_the_last_batch_of_buckets_is_not_full():
-    bucketed = Bucketed(np.arange(30), np.full(30, 64, np.int32), 8, 0, positions=30)
+    bucketed = LengthBucketedOrder(np.arange(30), np.full(30, 64, np.int32), 8, 0, positions=30)
     assert [len(bucketed.batch(step)[0]) for step in range(4)] == [8, 8, 8, 6]
 
 

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from llava_jax.data.example import Example
-from llava_jax.data.packing import buckets, digest, lend_sizes, pack
+from llava_jax.data.packing import buckets, digest, fill_unknown_sizes, pack
 from llava_jax.data.pipeline import BatchInfo, evaluation_batches, make_batches, steps_per_run
-from llava_jax.data.rows import Row, RowFormat, Rows, build_row
+from llava_jax.data.rows import RowFormat, Rows, SourceRow, build_row
 from llava_jax.data.sources.combine import Subset
 from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.errors import ConfigError, DataError
@@ -39,12 +39,12 @@ class Numbers:
         return index
 
 
-def number_row(number: int) -> Row:
+def number_row(number: int) -> SourceRow:
     at, pixels = np.zeros(1, np.int32), np.ones((0, 2), np.uint8)
-    return Row(TokenRow(np.array([number + 1], np.int64), np.array([True]), at, at + 1, pixels))
+    return SourceRow(TokenRow(np.array([number + 1], np.int64), np.array([True]), at, at + 1, pixels))
 
 
-def jittery_row(number: int) -> Row:
+def jittery_row(number: int) -> SourceRow:
     time.sleep(number % 3 / 500)  # threads finish out of order
     return number_row(number)
 
@@ -52,7 +52,7 @@ def jittery_row(number: int) -> Row:
 SLOW_NUMBER = 3
 
 
-def slow_row(number: int) -> Row:
+def slow_row(number: int) -> SourceRow:
     time.sleep(0.5 * (number == SLOW_NUMBER))
     return number_row(number)
 
@@ -199,7 +199,7 @@ def test_closing_ends_the_threads_and_loses_nothing():
 # --- faults -----------------------------------------------------------
 
 
-def picky_row(number: int) -> Row:
+def picky_row(number: int) -> SourceRow:
     if number == 9:
         raise DataError("sample '9': image.jpg: it is damaged. Replace the file.")
     return number_row(number)
@@ -319,7 +319,7 @@ def sentences(tmp_path) -> Rows:
     named = [dataclasses.replace(example, id=str(i)) for i, example in enumerate(examples)]
     row_format = RowFormat(**(ROW | dict(length=48, max_images=3, image_size=8)))
     rows = Rows(named, row_format, replace=True, seed=2)
-    return dataclasses.replace(rows, sizes=lend_sizes(np.stack([rows.size(i) for i in range(64)])))
+    return dataclasses.replace(rows, sizes=fill_unknown_sizes(np.stack([rows.size(i) for i in range(64)])))
 
 
 def packed(tmp_path, **changes):
@@ -444,7 +444,7 @@ def test_real_captioned_images_become_batches(tmp_path, aspect):
     (tmp_path / "chat.json").write_text(json.dumps(rows))
     source = LlavaJson(tmp_path / "chat.json", root / "captioned_images" / "images")
     row_fn = partial(build_row, **(ROW | dict(length=128, max_images=1, image_size=224, aspect=aspect)))
-    got = [batch for batch, _ in evaluation_batches(source, lambda example: Row(row_fn(example)), 4)]
+    got = [batch for batch, _ in evaluation_batches(source, lambda example: SourceRow(row_fn(example)), 4)]
     assert [batch.images.shape for batch in got] == [(4, 1, 224, 224, 3)] * 3
     assert all(image.std() > 5 for batch in got for image in batch.images[:, 0] if image.any())
     said = ["".join(map(chr, t[m])) for b in got for t, m in zip(b.tokens, b.target_mask, strict=True)]

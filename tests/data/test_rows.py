@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from llava_jax.data.example import Example
-from llava_jax.data.packing import lend_sizes, pack
+from llava_jax.data.packing import fill_unknown_sizes, pack
 from llava_jax.data.rows import RowFormat, Rows
 from llava_jax.errors import DataError
 from llava_jax.images.preprocess import preprocess
@@ -112,7 +112,7 @@ def test_what_a_row_is_to_hold_is_known_without_its_images(tmp_path, monkeypatch
     rows = Rows(examples, FORMAT, groups=pack(sizes, 20, 3, 0))
     monkeypatch.setattr("llava_jax.data.rows.load_image", None)
     for index, members in enumerate(rows.groups):
-        assert rows.asked_for(index) == [examples[i].id for i in members]
+        assert rows.requested_names(index) == [examples[i].id for i in members]
 
 
 def test_without_replace_the_fault_reaches_the_caller(tmp_path):
@@ -130,7 +130,7 @@ def test_a_substitute_takes_up_no_more_than_what_it_replaces(tmp_path):
     rows = Rows(examples, FORMAT, replace=True)
     sizes = np.stack([rows.size(i) for i in range(30)])
     assert sizes[5].tolist() == [0, 0] and sizes[3].tolist() == [3 + 5, 1]
-    sizes = lend_sizes(sizes)
+    sizes = fill_unknown_sizes(sizes)
     packed = dataclasses.replace(rows, sizes=sizes, groups=pack(sizes, 20, 3, 0))
     replaced = []
     for i in range(len(packed)):

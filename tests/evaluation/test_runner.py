@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from llava_jax.api.model import Loaded
+from llava_jax.api.model import LlavaModel
 from llava_jax.data.sources.scienceqa import ScienceQA
 from llava_jax.errors import DataError, TooLong
 from llava_jax.evaluation.fingerprint import prompts_fingerprint, weights_fingerprint
@@ -26,8 +26,8 @@ def test_the_longest_come_first_and_a_begun_batch_is_computed_whole(model, folde
     assert [len(ids) for _, ids in rows] == sorted((len(ids) for _, ids in rows), reverse=True)
     same = [question.number for question, ids in rows if len(ids) == len(rows[6][1])]
     assert len(same) > 1 and same == sorted(same)
-    sizes, answer = [], Loaded.answers
-    monkeypatch.setattr(Loaded, "answers", lambda *args: sizes.append(len(args[1])) or answer(*args))
+    sizes, answer = [], LlavaModel.answers
+    monkeypatch.setattr(LlavaModel, "answers", lambda *args: sizes.append(len(args[1])) or answer(*args))
     settings = model.settings(max_new_tokens=2)
     every = [pair for part in answer_batches(model, rows, source.images, settings, 4) for pair in part]
     assert sizes == [4, 4, 4, 1]

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from llava_jax.evaluation.metrics import Share
+from llava_jax.evaluation.metrics import Accuracy
 from llava_jax.images.files import ImageFolder
 
 
@@ -34,4 +34,4 @@ class YesNoTask:
     def metrics(self, answers):
         right = sum(answer == problem.is_yes for problem, answer in answers)
         yes = sum(answer is True for _, answer in answers)
-        return {"accuracy": Share(right, len(answers)), "yes": Share(yes, len(answers))}
+        return {"accuracy": Accuracy(right, len(answers)), "yes": Accuracy(yes, len(answers))}

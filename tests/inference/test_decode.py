@@ -11,8 +11,8 @@ import pytest
 
 from llava_jax.inference.decode import decode as decode_loop
 from llava_jax.inference.decode import decode_one, decode_view, prefill
-from llava_jax.inference.sampling import Sampling
-from llava_jax.models.cache import Cache
+from llava_jax.inference.sampling import SamplingParams
+from llava_jax.models.cache import KVCache
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import abstract_model, nested
 from llava_jax.runtime.mesh import make_mesh
@@ -43,7 +43,7 @@ def greedy(model: Llava, params: dict, prompt: Batch, stop_ids, new: int) -> jax
     """The likeliest continuation of every prompt: int32[B, new], filled with stop_ids[0] behind a stop."""
     view, b = decode_view(params), len(prompt.tokens)
     zeros = np.zeros(b, np.uint32)
-    sampling = Sampling(zeros.astype(np.float32), zeros.astype(np.int32), np.ones(b, np.float32), zeros, zeros)
+    sampling = SamplingParams(zeros.astype(np.float32), zeros.astype(np.int32), np.ones(b, np.float32), zeros, zeros)
     state = prefill(model, view, prompt, sampling, stop_ids, np.full(b, new, np.int32), new)
     return decode_loop(model, view, state, np.int32(new), np.zeros(b, bool)).answer
 
@@ -145,9 +145,9 @@ def test_logits_of_prefill_and_steps_equal_those_of_one_pass(params):
 
         return MODEL.apply({"params": view}, method=both)
 
-    cache = Cache.empty(MODEL.config.llm, 4, 16, "float32")
+    cache = KVCache.empty(MODEL.config.llm, 4, 16, "float32")
     ours, cache = run(view, cache, prompt.tokens, PIXELS, prompt.positions, prompt.segment_ids)
-    cache = cache.longer(NEW)
+    cache = cache.with_capacity(NEW)
     for i, n in enumerate(lengths):
         np.testing.assert_allclose(ours[i, :n], expected[i, :n], atol=1e-5)
     for step in range(NEW):
@@ -159,7 +159,7 @@ def test_logits_of_prefill_and_steps_equal_those_of_one_pass(params):
 
 def started(model: Llava, view, b: int, prompt=None, new: int = 37):
     zeros = np.zeros(b, np.uint32)
-    sampling = Sampling(zeros.astype(np.float32), zeros.astype(np.int32), np.ones(b, np.float32), zeros, zeros)
+    sampling = SamplingParams(zeros.astype(np.float32), zeros.astype(np.int32), np.ones(b, np.float32), zeros, zeros)
     prompt = prompt or padded([[1, 2, 3]] * b, 16, PIXELS[:1, :0].repeat(b, axis=0))
     return prefill(model, view, prompt, sampling, np.array([UNUSED], np.int32), np.full(b, new, np.int32), new)
 

@@ -9,7 +9,7 @@ import pytest
 from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.errors import ConfigError, DataError, TooLong
 from llava_jax.inference.decode import decode_view
-from llava_jax.inference.engine import Prompt, Settings, bucket, generate, padded_rows, stream
+from llava_jax.inference.engine import GenerationConfig, Prompt, bucket, generate, padded_rows, stream
 from llava_jax.runtime.mesh import make_mesh
 from llava_jax.text.tokenizer import train_tokenizer
 from tests.fixtures.decoding import CONFIG, IMAGE, MODEL, UNUSED, compilations, decoding_params, pictures, variant
@@ -25,7 +25,7 @@ PROMPTS = [
     Prompt([1, *range(20, 32)], row=6),
     Prompt([1, 16, *IMAGE, 17, *IMAGE], PIXELS[7:], row=7),
 ]
-GREEDY = Settings((UNUSED,), max_new_tokens=8)
+GREEDY = GenerationConfig((UNUSED,), max_new_tokens=8)
 DRAWN = dataclasses.replace(GREEDY, temperature=0.9, top_k=40, top_p=0.95, seed=3)
 
 
@@ -94,7 +94,7 @@ def test_a_stop_id_ends_a_row_and_is_part_of_its_ids_but_not_of_its_text(params,
         assert answer.text == tokenizer.decode(id for id in answer.ids if id != stop)
 
 
-def _with_stop(stop: int) -> Settings:
+def _with_stop(stop: int) -> GenerationConfig:
     return dataclasses.replace(GREEDY, stop_ids=(UNUSED, stop))
 
 
@@ -145,7 +145,7 @@ def test_a_hundred_prompts_in_one_bucket_compile_twice(params, image):
     with compilations() as found:
         for n in range(100):
             prompt = Prompt([1, *rng.integers(4, 60, n % 11), *IMAGE * len(image)], image, row=n)
-            settings = Settings(
+            settings = GenerationConfig(
                 stop_ids=tuple(range(60, 61 + n % 3)), max_new_tokens=1 + n % 5, temperature=0.1 * (n % 7),
                 top_k=n % 9, top_p=1 - n / 200, seed=n,
             )  # fmt: skip

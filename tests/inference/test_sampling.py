@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from llava_jax.inference.sampling import Sampling, choose
+from llava_jax.inference.sampling import SamplingParams, choose
 from tests.fixtures.decoding import compilations
 
 V = 12
@@ -12,9 +12,9 @@ LOGITS = np.random.default_rng(0).normal(0, 1.5, (V,)).astype(np.float32)
 DRAWS = 4000
 
 
-def sampling(rows: int, temperature=1.0, top_k=0, top_p=1.0, seed=0, row=0) -> Sampling:
+def sampling(rows: int, temperature=1.0, top_k=0, top_p=1.0, seed=0, row=0) -> SamplingParams:
     full = lambda x, dtype: np.broadcast_to(np.asarray(x, dtype), rows)  # noqa: E731
-    return Sampling(
+    return SamplingParams(
         full(temperature, np.float32), full(top_k, np.int32), full(top_p, np.float32),
         full(seed, np.uint32), full(row, np.uint32),
     )  # fmt: skip

@@ -20,7 +20,7 @@ from jax.sharding import SingleDeviceSharding  # noqa: E402
 
 from llava_jax.config.architectures import LLM, VISION, ModelConfig  # noqa: E402
 from llava_jax.inference.decode import decode, decode_one, decode_view, prefill  # noqa: E402
-from llava_jax.inference.sampling import Sampling  # noqa: E402
+from llava_jax.inference.sampling import SamplingParams  # noqa: E402
 from llava_jax.models.llava import Llava  # noqa: E402
 from llava_jax.models.params import abstract_model, nested  # noqa: E402
 from llava_jax.text.token_row import Batch, token_row  # noqa: E402
@@ -41,7 +41,7 @@ def main(folder: Path, kind: str, b: int, kv_heads: int) -> None:
     row = token_row((), length=LENGTH, image_slots=1, image_size=336)
     prompt = Batch(*(array((b, *x.shape), x.dtype) for x in row))
     numbers = (jnp.float32, jnp.int32, jnp.float32, jnp.uint32, jnp.uint32)
-    sampling = Sampling(*(array((b,), dtype) for dtype in numbers))
+    sampling = SamplingParams(*(array((b,), dtype) for dtype in numbers))
     start = jax.eval_shape(
         lambda *arrays: prefill(model, decode_view(arrays[0]), *arrays[1:], new=NEW),
         *(weights, prompt, sampling, array((8,), jnp.int32), array((b,), jnp.int32)),

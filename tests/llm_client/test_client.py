@@ -8,8 +8,8 @@ import pytest
 
 from llava_jax.errors import ConfigError
 from llava_jax.llm_client import client as module
-from llava_jax.llm_client.client import Unfinished, ask, seconds_before
-from llava_jax.llm_client.settings import Terms, estimate
+from llava_jax.llm_client.client import Unfinished, ask_llm, seconds_before
+from llava_jax.llm_client.settings import LLMSettings, estimate_cost
 from tests.fixtures.fake_llm_server import FakeServer
 
 KEY = "sk-unique-0123456789abcdef"
@@ -27,7 +27,7 @@ def requests(count: int) -> dict[str, list[dict[str, str]]]:
 
 
 def run(server: FakeServer, cache, wanted, **terms):
-    return ask(wanted, Terms("m", server.url, **terms), cache, say=lambda line: None)
+    return ask_llm(wanted, LLMSettings("m", server.url, **terms), cache, say=lambda line: None)
 
 
 def echo(call):
@@ -38,9 +38,9 @@ def test_replies_come_by_id_and_are_asked_for_once(tmp_path):
     wanted = requests(20) | {"twin": requests(1)["0"]}
     done = []
     with FakeServer(echo) as server:
-        terms = Terms("m", server.url, max_tokens=7)
+        terms = LLMSettings("m", server.url, max_tokens=7)
         for round in range(2):
-            asked = ask(wanted, terms, tmp_path / "c", say=lambda line: None, each=lambda *n: done.append(n))
+            asked = ask_llm(wanted, terms, tmp_path / "c", say=lambda line: None, each=lambda *n: done.append(n))
             assert {name: reply.text for name, reply in asked.replies.items()} == {
                 name: f"re {messages[0]['content']}" for name, messages in wanted.items()
             }
@@ -289,9 +289,9 @@ def test_failures_that_are_not_in_a_row_do_not_end_it(tmp_path):
 def test_what_it_may_cost_is_said_before_anything_is_sent(tmp_path):
     said = []
     with FakeServer(echo) as server:
-        terms = Terms("m", server.url, max_tokens=50, input_price=1.0, output_price=100.0)
+        terms = LLMSettings("m", server.url, max_tokens=50, input_price=1.0, output_price=100.0)
         wanted = {str(i): [{"role": "user", "content": f"q{i:399}"}] for i in range(10)}
-        ask(
+        ask_llm(
             wanted | {"twin": wanted["3"]},
             terms,
             tmp_path / "c",
@@ -300,7 +300,7 @@ def test_what_it_may_cost_is_said_before_anything_is_sent(tmp_path):
     first = f"11 requests to m at {server.url}: 10 to send, 1 equal to another"
     second = "about 1,080 input tokens (4 characters each), at most 500 output tokens: "
     assert said == [(0, first), (0, f"{second}about $0.0011 and at most $0.0500")]
-    assert "cost unknown" in estimate(wanted, Terms("m"), {})[1]
+    assert "cost unknown" in estimate_cost(wanted, LLMSettings("m"), {})[1]
 
 
 @pytest.mark.parametrize("value", ["", " \n", f"{KEY} {KEY}", f"{KEY}\nX: y", f"{KEY}é"])
@@ -348,12 +348,12 @@ def test_without_the_package(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_terms_that_make_no_sense(wrong):
     with pytest.raises(ConfigError) as caught:
-        Terms("m", **wrong)
+        LLMSettings("m", **wrong)
     assert KEY not in str(caught.value)
 
 
 def test_the_server_is_the_flags_the_variables_or_openais(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://[::1]:8000/v1")
-    assert Terms("m").url == "http://[::1]:8000/v1" and Terms("m", "https://host").url == "https://host"
+    assert LLMSettings("m").url == "http://[::1]:8000/v1" and LLMSettings("m", "https://host").url == "https://host"
     monkeypatch.delenv("OPENAI_BASE_URL")
-    assert Terms("m").url == "https://api.openai.com/v1"
+    assert LLMSettings("m").url == "https://api.openai.com/v1"

@@ -155,7 +155,7 @@ def test_packed_rows_are_causal_by_index():
 def test_an_unknown_kernel_is_named():
     ones = np.ones((1, 2), np.int32)
     with pytest.raises(ConfigError, match="'flash3' is unknown; use xla, splash"):
-        attention.visible(ones, ones, "flash3")
+        attention.attention_mask_for(ones, ones, "flash3")
     with pytest.raises(ConfigError, match="'flash3' is unknown"):
         attention.attention(*tensors(1, 2, 1, 1, 4)[:3], ones, "flash3")
 

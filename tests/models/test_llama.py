@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from llava_jax.config.architectures import RopeScaling
 from llava_jax.errors import ConfigError
-from llava_jax.models.cache import Cache
+from llava_jax.models.cache import KVCache
 from llava_jax.models.llama import Llama
 from tests.fixtures.hf_models import hf_llama, llama_params, weights
 from tests.fixtures.tiny_models import uneven
@@ -100,7 +100,7 @@ def test_padding_and_packing_do_not_change_logits(params):
 def test_decoding_step_by_step_with_a_cache_equals_one_pass(params, unroll):
     config = uneven(unroll=unroll)
     expected = logits(config, params, TOKENS, POSITIONS, ONES)
-    cache = Cache.empty(config.llm, B, T + 3, "float32")
+    cache = KVCache.empty(config.llm, B, T + 3, "float32")
     for start, stop in [(0, 4), (4, 5), (5, 6), (6, 9)]:  # a prompt, two tokens, three at once
         part = (x[:, start:stop] for x in (TOKENS, POSITIONS, ONES))
         ours, cache = logits(config, params, *part, cache)
@@ -116,7 +116,7 @@ def test_rows_of_unequal_length_decode_together(params):
     slots = np.arange(5)
     real = slots < lengths[:, None]
     prompt = np.where(real, TOKENS[:, :5], 63), np.where(real, slots, 0), real.astype(int)
-    cache = Cache.empty(uneven().llm, B, 5 + steps, "float32")
+    cache = KVCache.empty(uneven().llm, B, 5 + steps, "float32")
     ours, cache = logits(uneven(), params, *(x.astype(np.int32) for x in prompt), cache)
     for b in range(B):
         np.testing.assert_allclose(ours[b, : lengths[b]], expected[b, : lengths[b]], atol=1e-5)

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, projector_depth
 from llava_jax.errors import ConfigError
-from llava_jax.models.cache import Cache
+from llava_jax.models.cache import KVCache
 from llava_jax.models.llava import Llava, merge
 from llava_jax.models.params import abstract_params, init_params
 from llava_jax.models.projector import Projector
@@ -156,7 +156,7 @@ def test_a_prompt_with_images_continues_from_the_cache(params):
 
         return nn.apply(run, Llava(uneven()))({"params": params})
 
-    cache = Cache.empty(uneven().llm, 1, len(row), "float32")
+    cache = KVCache.empty(uneven().llm, 1, len(row), "float32")
     for start, stop, pixels_now in [(0, 11, pixels), (11, 12, pixels[:, :0]), (12, 14, pixels[:, :0])]:
         part = (x[:, start:stop] for x in (tokens, positions, segment_ids))
         ours, cache = step(params, cache, next(part), pixels_now, *part)

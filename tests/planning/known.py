@@ -3,7 +3,7 @@
 import itertools
 from pathlib import Path
 
-from llava_jax.planning.hlo.parse import Program, parse
+from llava_jax.planning.hlo.parse import Program, parse_program
 from llava_jax.planning.topologies import Topology
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -11,7 +11,7 @@ MIB = 2**20
 
 
 def program(name: str) -> Program:
-    return parse((PROGRAMS / f"{name}.txt").read_text())
+    return parse_program((PROGRAMS / f"{name}.txt").read_text())
 
 
 def places(topology: Topology) -> list[tuple[int, ...]]:

@@ -3,9 +3,9 @@
 import pytest
 
 from llava_jax.planning.estimate import estimate
-from llava_jax.planning.hlo.parse import Array, parse
+from llava_jax.planning.hlo.parse import Array, parse_program
 from llava_jax.planning.lint import float32_gathers, has_windowed_einsum, largest_square, not_aliased, reductions
-from llava_jax.planning.topologies import parse as topology
+from llava_jax.planning.topologies import parse_topology as topology
 from tests.planning.known import MIB, places, program
 
 SMALL, V5E = topology("v5e:2x2"), topology("v5e:4x4")
@@ -102,8 +102,8 @@ ENTRY %main (x: f32[512,1024]) -> f32[1024,1024] {
   ROOT %g = f32[1024,1024]{1,0} all-gather(%x), replica_groups={{0,1}}, dimensions={0}
 }
 """
-    (one,) = float32_gathers(parse(text))
-    assert one.payload[0].shape == (1024, 1024) and has_windowed_einsum(parse(text))
+    (one,) = float32_gathers(parse_program(text))
+    assert one.payload[0].shape == (1024, 1024) and has_windowed_einsum(parse_program(text))
 
 
 def test_reductions_have_shapes():

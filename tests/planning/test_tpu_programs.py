@@ -11,7 +11,7 @@ import pytest
 from llava_jax.planning.hlo.collectives import collectives
 from llava_jax.planning.hlo.flops import kernels, product_flops
 from llava_jax.planning.hlo.memory import moved
-from llava_jax.planning.hlo.parse import parse
+from llava_jax.planning.hlo.parse import parse_program
 from llava_jax.planning.lint import has_windowed_einsum
 from tests.planning.known import MIB
 
@@ -28,7 +28,7 @@ def programs(tmp_path_factory):
     command = [sys.executable, str(SCRIPT), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    return {path.stem: parse(path.read_text()) for path in folder.iterdir()}
+    return {path.stem: parse_program(path.read_text()) for path in folder.iterdir()}
 
 
 def test_products_in_loops_are_counted_as_often_as_they_run(programs):

@@ -21,7 +21,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
-from llava_jax.planning.topologies import devices, parse  # noqa: E402
+from llava_jax.planning.topologies import devices, parse_topology  # noqa: E402
 from llava_jax.runtime.mesh import make_mesh  # noqa: E402
 
 PLAIN = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
@@ -29,7 +29,7 @@ L, D, F, S = 4, 2048, 8192, 1024  # layers, width, MLP width, length of `gathers
 
 
 def mesh_of(name: str, data: int, fsdp: int, tensor: int = 1):
-    return make_mesh(data, fsdp, tensor, devices(parse(name)))
+    return make_mesh(data, fsdp, tensor, devices(parse_topology(name)))
 
 
 def array(mesh, shape, spec=(), dtype="bfloat16") -> jax.ShapeDtypeStruct:

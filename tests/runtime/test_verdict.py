@@ -12,8 +12,8 @@ from llava_jax.runtime.verdict import (
     Stall,
     Verdict,
     WatchdogSettings,
+    decide,
     explain,
-    judge,
     observe,
 )
 
@@ -39,7 +39,7 @@ def view(idle=0.0, own=COMPUTING, peers=None, awake=1e4, read=0.0, read_step=0) 
 
 def verdict(index=0, warned=False, lost_warned=True, **given) -> Verdict:
     settings = WatchdogSettings(index, 3, lost_after=60, stalled_after=PATIENCE)
-    return judge(view(**given), settings, warned, lost_warned)
+    return decide(view(**given), settings, warned, lost_warned)
 
 
 def straggler(idle=500.0):

@@ -7,7 +7,7 @@ import pytest
 
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.runtime import watchdog
-from llava_jax.runtime.distributed import Processes
+from llava_jax.runtime.distributed import DistributedConfig
 from llava_jax.runtime.heartbeat import READING
 from llava_jax.runtime.verdict import SLOW
 from llava_jax.runtime.watchdog import Watchdog
@@ -22,7 +22,7 @@ class Cluster:
 
     def __init__(self, folder, patience=100):
         self.now, self.frozen, self.unreachable = 1000.0, set(), set()
-        processes = Processes(stalled_after=patience)
+        processes = DistributedConfig(stalled_after=patience)
         self.all = [Watchdog(folder, processes, i, 3, self.log, clock=lambda: self.now) for i in range(3)]
         for one in self.all:
             one.watch_data(lambda: 2, self.names)
@@ -134,7 +134,7 @@ def test_what_one_decides_the_others_follow_also_where_they_began_to_wait_later(
 def test_files_of_an_earlier_run_say_nothing_of_this_one(tmp_path, said):
     earlier = Cluster(tmp_path)
     earlier.all[1].leave("no step for 600 s: whatever")
-    one = Watchdog(tmp_path, Processes(stalled_after=100), 0, 3, print, clock=lambda: earlier.now)
+    one = Watchdog(tmp_path, DistributedConfig(stalled_after=100), 0, 3, print, clock=lambda: earlier.now)
     one.begin("computing", 5)
     for _ in range(36):
         earlier.now += 3
@@ -216,20 +216,20 @@ def test_names_that_cannot_be_read_do_not_keep_the_warning_back(tmp_path, said):
 
 def test_alone_or_turned_off_it_writes_nothing(tmp_path, said):
     for count, patience in ((1, 100), (2, 0)):
-        one = Watchdog(tmp_path, Processes(stalled_after=patience), 0, count, print)
+        one = Watchdog(tmp_path, DistributedConfig(stalled_after=patience), 0, count, print)
         one.start()
         one.begin("computing", 1)
         one.leave("done")
         assert one.explain_lost() == ""
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="--stalled_after=-1 must be at least 1"):
-        Processes(stalled_after=-1)
+        DistributedConfig(stalled_after=-1)
 
 
 def test_a_workdir_that_cannot_be_written_is_an_error_at_once(tmp_path):
     (tmp_path / "alive").write_text("a file")
     with pytest.raises(DataError, match="cannot be written .* choose another --workdir"):
-        Watchdog(tmp_path, Processes(), 0, 2, print)
+        Watchdog(tmp_path, DistributedConfig(), 0, 2, print)
 
 
 def test_the_file_says_what_a_supervisor_may_want_to_know(tmp_path):

@@ -16,7 +16,7 @@ from llava_jax.data.pipeline import Batches
 from llava_jax.errors import DataError
 from llava_jax.train import bad_samples, steps
 
-next_batch, global_batch, record = Batches.__next__, steps.global_batch, bad_samples.BadSamples.record
+next_batch, global_batch, record = Batches.__next__, steps.global_batch, bad_samples.BadSampleLog.record
 load_image = rows.load_image
 newest = []
 
@@ -47,5 +47,5 @@ def read(source, name):
 
 
 Batches.__next__, steps.global_batch = remember, pause
-bad_samples.BadSamples.record, rows.load_image = write_down, read
+bad_samples.BadSampleLog.record, rows.load_image = write_down, read
 sys.exit(main(sys.argv))

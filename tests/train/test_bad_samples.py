@@ -8,11 +8,11 @@ import jax
 import pytest
 
 from llava_jax import config
-from llava_jax.data.sources.combine import held_out_split
+from llava_jax.data.sources.combine import train_eval_split
 from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.errors import DataError
 from llava_jax.train import loop
-from llava_jax.train.bad_samples import BadSamples
+from llava_jax.train.bad_samples import BadSampleLog
 from tests.fixtures.bench_scripts import load_script
 
 CONFIG = Path(__file__).parent / "packed_config.py"
@@ -101,7 +101,7 @@ def test_a_held_out_sample_that_cannot_be_read_is_no_end_either(data, tmp_path):
     )
     said = train(tmp_path, run=("buckets",), **held_out)
     source = LlavaJson(data / "scenes" / "chat.json", data / "scenes" / "images")
-    ids = {source.example_id(i) for i in packed_config.BAD} & {e.id for e in held_out_split(source, 0.7, 64)[1]}
+    ids = {source.example_id(i) for i in packed_config.BAD} & {e.id for e in train_eval_split(source, 0.7, 64)[1]}
     assert 0 < len(ids) < len(packed_config.BAD)
     (line,) = [line for line in said if line.startswith("held out, step")]
     assert f"val/replaced {len(ids):.4f}" in line
@@ -113,7 +113,7 @@ def test_lists_are_cut_back_to_the_state_also_those_of_processes_that_are_no_mor
     for name in ("bad_samples.jsonl", "bad_samples-1.jsonl", "bad_samples-x.jsonl"):
         (tmp_path / name).write_text(line % 3 + line % 4 + line % 5 + '{"step": 6, "sta')
     told = []
-    bad = BadSamples(tmp_path, "s", 4, count=2, samples=1000, ceiling=0.003, say=told.append)
+    bad = BadSampleLog(tmp_path, "s", 4, count=2, samples=1000, ceiling=0.003, say=told.append)
     for name in ("bad_samples.jsonl", "bad_samples-1.jsonl"):
         assert (tmp_path / name).read_text() == line % 3 + line % 4, name
     assert len((tmp_path / "bad_samples-x.jsonl").read_text().splitlines()) == 4, "not one of ours"
@@ -125,4 +125,4 @@ def test_lists_are_cut_back_to_the_state_also_those_of_processes_that_are_no_mor
     with pytest.raises(DataError, match="4 of the 1,000 samples that stage s shows"):
         bad.add(1)
     monkeypatch.setattr(jax, "process_index", lambda: 2)
-    assert BadSamples(tmp_path, "s", 4, 0, 1, 1, print).path == tmp_path / "bad_samples-2.jsonl"
+    assert BadSampleLog(tmp_path, "s", 4, 0, 1, 1, print).path == tmp_path / "bad_samples-2.jsonl"

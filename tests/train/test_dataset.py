@@ -102,13 +102,13 @@ def packed_mixture(folder: Path, names: str) -> tuple[Stage, dataset.StageData]:
 def names_of(stage: Stage, data: dataset.StageData, place: dict | None, steps: int) -> tuple[list[list[str]], dict]:
     """(the samples of each row of so many batches, the place behind them)."""
     if place is not None:
-        data = dataset.continued(data, place)
+        data = dataset.resume_data(data, place)
     batches = dataset.training_batches(stage, data, 0)
     if place is not None:
         batches.set_state({name: value for name, value in place.items() if name != "mixture"})
     taken = [next(batches)[1].index for _ in range(steps)]
     batches.close()
-    return [data.train.names(int(i)) for index in taken for i in index], dataset.place_in(data, batches)
+    return [data.train.names(int(i)) for index in taken for i in index], dataset.data_state_of(data, batches)
 
 
 def test_a_packed_mixture_packs_each_source_by_itself_and_weighs_samples(tmp_path):

@@ -12,17 +12,17 @@ from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.config import Data, Eval, Stage
 from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.data.example import Example
-from llava_jax.data.rows import Row
+from llava_jax.data.rows import SourceRow
 from llava_jax.errors import DataError
 from llava_jax.images.preprocess import preprocess
-from llava_jax.inference.engine import Answer, Prompt, Settings, generate
+from llava_jax.inference.engine import Generation, GenerationConfig, Prompt, generate
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import nested
 from llava_jax.runtime.mesh import make_mesh
 from llava_jax.text.encode import encode_prompt
 from llava_jax.text.token_row import TokenRow
 from llava_jax.train import evaluate
-from llava_jax.train.evaluate import BLANK, Interrupted, Speaker, held_out_loss
+from llava_jax.train.evaluate import BLANK, Evaluator, Interrupted, held_out_loss
 from llava_jax.train.state import abstract_state
 from tests.fixtures.tiny_models import changed, random_params
 
@@ -42,7 +42,7 @@ class Held:
         at = np.arange(3, dtype=np.int32)
         pixels = np.full((1, 2, 2, 3), self.colours[i], np.uint8)
         row = TokenRow(np.array(tokens, np.int32), np.array([False, False, self.readable]), at, at, pixels)
-        return Row(row, [{"reason": "sample 'x': gone"}] * (i == 1 or not self.readable))
+        return SourceRow(row, [{"reason": "sample 'x': gone"}] * (i == 1 or not self.readable))
 
 
 def measure(held_out: Held, shuffled: bool, samples: int = 99) -> tuple[dict[str, float], list[tuple[int, int]]]:
@@ -56,7 +56,7 @@ def measure(held_out: Held, shuffled: bool, samples: int = 99) -> tuple[dict[str
         return sum(t * c for t, c in found), len(found)
 
     stage = Stage(batch=4, accumulation=2, eval=Eval(samples=samples, shuffled=shuffled))
-    speaker = Speaker(None, {}, stage, None, MESH, lambda: False)
+    speaker = Evaluator(None, {}, stage, None, MESH, lambda: False)
     return held_out_loss(eval_step, speaker, held_out), pairs
 
 
@@ -100,10 +100,10 @@ def colour(value: int) -> Image.Image:
     return Image.new("RGB", (30, 24), (value, 0, 0))
 
 
-def speaker(template: str, batch: int, mesh=MESH, stop=lambda: False, **params) -> Speaker:
+def speaker(template: str, batch: int, mesh=MESH, stop=lambda: False, **params) -> Evaluator:
     stage = Stage(batch=2 * batch, accumulation=2, data=Data(template=template, max_images=2), eval=Eval())
     params = params or random_params(WIDE)
-    return Speaker(Llava(WIDE), params, stage, open_tokenizer("tiny"), mesh, stop)
+    return Evaluator(Llava(WIDE), params, stage, open_tokenizer("tiny"), mesh, stop)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def echoes(monkeypatch) -> list[tuple]:
 
     def generate(model, view, prompts, settings, tokenizer, mesh, shape):
         batches.append((prompts, shape))
-        return [Answer(text=f" {tokenizer.decode([i for i in p.tokens if i >= 0])} ") for p in prompts]
+        return [Generation(text=f" {tokenizer.decode([i for i in p.tokens if i >= 0])} ") for p in prompts]
 
     monkeypatch.setattr(evaluate, "generate", generate)
     return batches
@@ -155,12 +155,12 @@ def test_a_stop_is_noticed_before_every_batch(echoes):
     assert len(echoes) == 1
 
 
-def whole_answer(asked: Speaker, example: Example) -> list[int]:
+def whole_answer(asked: Evaluator, example: Example) -> list[int]:
     """The definition: all tokens that may be, whatever they are."""
     template, aspect = asked.stage.data.template, asked.stage.data.aspect
     ids = encode_prompt(example.turns[:1], 1, tokenizer=asked.tokenizer, template=template, features=WIDE.features)
     prompt = Prompt(ids, [preprocess(image, 24, aspect) for image in example.images])
-    settings = Settings((), max_new_tokens=asked.stage.eval.max_new_tokens)
+    settings = GenerationConfig((), max_new_tokens=asked.stage.eval.max_new_tokens)
     return generate(asked.model, nested(asked.params), [prompt], settings)[0].ids
 
 

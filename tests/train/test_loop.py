@@ -19,10 +19,10 @@ from tensorboardX.proto.event_pb2 import Event
 
 from llava_jax import config
 from llava_jax.checkpoint.native import integrity
-from llava_jax.checkpoint.native.store import Store
+from llava_jax.checkpoint.native.store import CheckpointStore
 from llava_jax.config import architectures
 from llava_jax.data.pipeline import Batches
-from llava_jax.data.rows import Row, Rows
+from llava_jax.data.rows import Rows, SourceRow
 from llava_jax.data.sources.scenes import SceneSource
 from llava_jax.errors import ConfigError, DataError, Diverged
 from llava_jax.text.token_row import Batch, TokenRow
@@ -247,8 +247,8 @@ FaultyBatch = namedtuple("FaultyBatch", (*Batch._fields, "fault"))
 
 
 class Nothing(Rows):
-    def row(self, index, length=None) -> Row:
-        return Row(TokenRow(*[np.zeros(1)] * 5))
+    def row(self, index, length=None) -> SourceRow:
+        return SourceRow(TokenRow(*[np.zeros(1)] * 5))
 
 
 @pytest.fixture
@@ -343,7 +343,7 @@ def test_eleven_bad_steps_in_a_row_end_the_run_with_3_and_what_they_were(tmp_pat
     assert dump["modules"]["gradient"].keys() == {"projector"}
     weights = dump["modules"]["parameter"]
     assert weights.keys() == {"vision", "projector", "llm"} and all(0 < w < math.inf for w in weights.values())
-    with contextlib.closing(Store(tmp_path / "checkpoints", 2)) as store:
+    with contextlib.closing(CheckpointStore(tmp_path / "checkpoints", 2)) as store:
         assert store.newest().step == 15, "which was saved among them, and is as good as the one before"
 
 

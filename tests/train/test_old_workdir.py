@@ -14,12 +14,12 @@ import pytest
 import llava_jax
 from llava_jax import config
 from llava_jax.__main__ import main
-from llava_jax.checkpoint.native.store import Store
+from llava_jax.checkpoint.native.store import CheckpointStore
 from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.config import architectures
 from llava_jax.runtime.mesh import make_mesh
 from llava_jax.train import loop
-from llava_jax.train.stages import make_plans
+from llava_jax.train.stages import make_stage_setups
 
 FIXTURE = Path(__file__).parent / "old_workdir"
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text())
@@ -61,8 +61,8 @@ def test_the_fixture_is_small_and_complete():
 def test_every_array_restores_bit_equal(run_config, workdir):
     mesh = make_mesh(1, -1, 1)
     model_config = config.model_config(run_config.model, "cpu")
-    stage = make_plans(run_config, model_config, mesh, open_tokenizer(run_config.tokenizer))[1]
-    with contextlib.closing(Store(workdir / "checkpoints", 1)) as store:
+    stage = make_stage_setups(run_config, model_config, mesh, open_tokenizer(run_config.tokenizer))[1]
+    with contextlib.closing(CheckpointStore(workdir / "checkpoints", 1)) as store:
         assert store.newest().step == STEP and not store.newest().notes
         state, data = store.restore(STEP, stage.layout.abstract)
     leaves = jax.tree_util.tree_leaves_with_path(state)

@@ -8,22 +8,22 @@ from transformers import get_cosine_schedule_with_warmup
 
 from llava_jax.config import Optimizer
 from llava_jax.errors import ConfigError
-from llava_jax.train.optimizer import make_optimizer, rates, shape_of_schedule, state_bytes
+from llava_jax.train.optimizer import learning_rates_per_parameter, lr_schedule, make_optimizer, state_bytes
 
 PATHS = ["vision/layers/q/kernel", "projector/linear_1/kernel", "projector/linear_1/bias", "llm/head/kernel"]
 
 
 def test_the_first_row_that_matches_decides():
     table = [("projector/.*/bias", 1.0), ("projector/.*", 2.0), ("vision/.*", None), (".*", 3.0)]
-    assert rates(PATHS, table) == dict(zip(PATHS, [None, 2.0, 1.0, 3.0], strict=True))
-    assert rates(PATHS[1:], [("projector/.*", 2e-3), (".*", None)]) == {
+    assert learning_rates_per_parameter(PATHS, table) == dict(zip(PATHS, [None, 2.0, 1.0, 3.0], strict=True))
+    assert learning_rates_per_parameter(PATHS[1:], [("projector/.*", 2e-3), (".*", None)]) == {
         "projector/linear_1/kernel": 2e-3, "projector/linear_1/bias": 2e-3, "llm/head/kernel": None,
     }  # fmt: skip
 
 
 def test_a_row_matches_whole_paths():
     with pytest.raises(ConfigError, match="no row .* covers parameter vision/layers/q/kernel"):
-        rates(PATHS, [("vision", None), ("projector/.*", 1.0), ("llm/.*", 1.0)])
+        learning_rates_per_parameter(PATHS, [("vision", None), ("projector/.*", 1.0), ("llm/.*", 1.0)])
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_row_matches_whole_paths():
 )
 def test_a_table_that_cannot_be_meant_is_refused(table, message):
     with pytest.raises(ConfigError, match=message):
-        rates(PATHS, table)
+        learning_rates_per_parameter(PATHS, table)
 
 
 @pytest.mark.parametrize("steps, ratio", [(100, 0.03), (7, 0.5), (5198, 0.03), (10, 0.0), (1, 0.03)])
@@ -51,11 +51,11 @@ def test_the_schedule_is_hugging_face_s(steps, ratio):
         expected.append(schedule.get_last_lr()[0])
         theirs.step()
         schedule.step()
-    np.testing.assert_allclose(shape_of_schedule(np.arange(steps), steps, ratio, "cosine"), expected, atol=1e-6)
+    np.testing.assert_allclose(lr_schedule(np.arange(steps), steps, ratio, "cosine"), expected, atol=1e-6)
 
 
 def test_the_constant_schedule_only_warms_up():
-    np.testing.assert_allclose(shape_of_schedule(np.arange(5), 10, 0.2, "constant"), [0, 0.5, 1, 1, 1])
+    np.testing.assert_allclose(lr_schedule(np.arange(5), 10, 0.2, "constant"), [0, 0.5, 1, 1, 1])
 
 
 PEAK = {"a/kernel": 1e-2, "a/bias": 1e-2, "b/scale": 3e-2, "b/kernel": 3e-2, "b/embedding": 1e-3}

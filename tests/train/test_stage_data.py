@@ -16,7 +16,7 @@ from llava_jax.data.mixture import Mixture
 from llava_jax.data.sources.array_record import ArrayRecordSource
 from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.train.dataset import open_stage, place_in, training_batches
+from llava_jax.train.dataset import data_state_of, open_stage, training_batches
 from tests.fixtures.tiny_models import VISION
 
 
@@ -83,7 +83,7 @@ def test_a_mixture_holds_out_of_every_part_and_never_ends(tmp_path, opened):
     for _ in range(data.steps + 2):
         assert next(batches)[0].target_mask.any(1).all(), "no filler: it never ends"
     batches.close()
-    assert place_in(data, batches)["mixture"]["lengths"] == {part.name: len(part.source) for part in train.parts}
+    assert data_state_of(data, batches)["mixture"]["lengths"] == {part.name: len(part.source) for part in train.parts}
     short = opened(dataclasses.replace(mixed, steps=7))
     assert (short.steps, short.samples) == (7, 56)
 

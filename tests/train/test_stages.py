@@ -12,7 +12,7 @@ from llava_jax.models.llava import Llava
 from llava_jax.runtime.mesh import make_mesh, replicating
 from llava_jax.runtime.sharding import global_batch
 from llava_jax.train import stages
-from llava_jax.train.state import all_params, enter_stage
+from llava_jax.train.state import all_params, init_stage_state
 from llava_jax.train.step import make_train_step
 from tests.fixtures.tiny_models import EVEN, random_params
 from tests.fixtures.train_setup import OPTIMIZER, STAGE_1, STAGE_2, make_batch
@@ -21,8 +21,8 @@ STAGE = Stage(batch=8, learning_rates=STAGE_1, optimizer=OPTIMIZER, data=Data(le
 SECOND = dataclasses.replace(STAGE, learning_rates=STAGE_2)
 
 
-def layout(stage: Stage, weights: str, mesh) -> stages.Layout:
-    return stages.make_layout("one", dataclasses.replace(stage, weights=weights), EVEN, mesh, 20)
+def layout(stage: Stage, weights: str, mesh) -> stages.StageLayout:
+    return stages.make_stage_layout("one", dataclasses.replace(stage, weights=weights), EVEN, mesh, 20)
 
 
 def trained(weights: str) -> tuple[list[float], dict]:
@@ -32,7 +32,7 @@ def trained(weights: str) -> tuple[list[float], dict]:
     for stage, how in ((STAGE, weights), (SECOND, "sharded")):
         found = layout(stage, how, mesh)
         with jax.set_mesh(found.mesh):
-            state = enter_stage(params, jax.random.PRNGKey(0), found.abstract, found.tx)
+            state = init_stage_state(params, jax.random.PRNGKey(0), found.abstract, found.tx)
             step = make_train_step(Llava(EVEN), found.tx, found.abstract, 1, 1)
             for seed in range(3):
                 state, metrics = step(state, global_batch(make_batch(8, seed=seed), found.mesh))

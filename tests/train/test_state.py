@@ -12,7 +12,7 @@ from llava_jax.errors import ConfigError
 from llava_jax.models.params import abstract_model, nested
 from llava_jax.runtime.mesh import count_slices, make_mesh, over_slices
 from llava_jax.train.optimizer import state_bytes
-from llava_jax.train.state import all_params, enter_stage, fingerprint, fresh_params
+from llava_jax.train.state import all_params, init_params_for, init_stage_state, params_sha256
 from tests.fixtures.tiny_models import EVEN, changed
 from tests.fixtures.train_setup import EVERYTHING, STAGE_1, STAGE_2, setup
 
@@ -99,11 +99,11 @@ def test_frozen_parameters_have_no_optimizer_state(table, trained):
 
 def test_values_do_not_depend_on_the_mesh_and_match_where_parts_are_drawn():
     key = jax.random.PRNGKey(3)
-    one = fresh_params(EVEN, make_mesh(1, 1, 1, jax.devices()[:1]), key, list(SPECS))
+    one = init_params_for(EVEN, make_mesh(1, 1, 1, jax.devices()[:1]), key, list(SPECS))
     part = [p for p in SPECS if not p.startswith("llm/")]
-    eight = fresh_params(EVEN, make_mesh(2, 2, 2), key, part)
+    eight = init_params_for(EVEN, make_mesh(2, 2, 2), key, part)
     assert one.keys() == SPECS.keys() and eight.keys() == set(part)
-    assert fingerprint(eight) == fingerprint({p: one[p] for p in part})
+    assert params_sha256(eight) == params_sha256({p: one[p] for p in part})
 
 
 def test_the_next_stage_starts_with_the_weights_and_with_a_fresh_optimizer():
@@ -111,9 +111,9 @@ def test_the_next_stage_starts_with_the_weights_and_with_a_fresh_optimizer():
     weights = all_params(first.state)
     worn = jax.tree.map(lambda x: x + 1, first.state.opt_state)
     state = first.state.replace(step=first.state.step + 5, opt_state=worn)
-    before = fingerprint(weights)
-    state = enter_stage(all_params(state), state.rng, second.abstract, second.tx)
-    assert fingerprint(all_params(state)) == before
+    before = params_sha256(weights)
+    state = init_stage_state(all_params(state), state.rng, second.abstract, second.tx)
+    assert params_sha256(all_params(state)) == before
     assert int(state.step) == 0
     assert not any(np.any(x) for x in jax.tree.leaves(state.opt_state))
 
@@ -126,8 +126,8 @@ def test_a_fingerprint_sees_values_names_shapes_and_dtypes():
         {"a": jnp.zeros(4), "b": jnp.ones(4)},
         {"a": jnp.zeros(4, jnp.int32), "b": jnp.ones((2, 2))},
     ]
-    assert len({fingerprint(y) for y in [x, *others]}) == 5
-    assert fingerprint(dict(reversed(x.items()))) == fingerprint(x)
+    assert len({params_sha256(y) for y in [x, *others]}) == 5
+    assert params_sha256(dict(reversed(x.items()))) == params_sha256(x)
 
 
 def test_nested_is_the_tree_a_model_takes():

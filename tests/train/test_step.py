@@ -12,8 +12,8 @@ from llava_jax.models.llava import Llava
 from llava_jax.models.params import abstract_model, nested
 from llava_jax.runtime.sharding import global_batch, logical_rules
 from llava_jax.train.loss import count_targets, token_losses
-from llava_jax.train.optimizer import rates
-from llava_jax.train.state import all_params, enter_stage, fingerprint
+from llava_jax.train.optimizer import learning_rates_per_parameter
+from llava_jax.train.state import all_params, init_stage_state, params_sha256
 from llava_jax.train.step import gradients, make_eval_step
 from tests.fixtures.tiny_models import EVEN, changed, random_params
 from tests.fixtures.train_setup import EVERYTHING, STAGE_1, STAGE_2, make_batch, setup
@@ -162,18 +162,18 @@ def stage_1():
 
 
 def fresh_state(run):
-    return enter_stage(random_params(EVEN), jax.random.PRNGKey(0), run.abstract, run.tx)
+    return init_stage_state(random_params(EVEN), jax.random.PRNGKey(0), run.abstract, run.tx)
 
 
 def test_frozen_parameters_are_bit_identical_after_50_steps_and_all_others_are_not(stage_1):
     state = fresh_state(stage_1)
     first = state.trainable
-    frozen, trainable = fingerprint(state.frozen), jax.tree.map(np.array, first)
+    frozen, trainable = params_sha256(state.frozen), jax.tree.map(np.array, first)
     with jax.set_mesh(stage_1.mesh):
         for i in range(50):
             state, _ = stage_1.step(state, stage_1.batch(4, seed=i))
     assert all(x.is_deleted() for x in first.values()), "the state is donated"
-    assert fingerprint(state.frozen) == frozen
+    assert params_sha256(state.frozen) == frozen
     for path, x in state.trainable.items():
         assert np.mean(np.asarray(x) != trainable[path]) > 0.99, path
     assert int(state.step) == 50
@@ -210,7 +210,7 @@ def test_a_stage_that_trains_the_projector_costs_at_most_70_percent_of_full_trai
 def test_the_flops_that_a_run_reports_are_those_of_the_step(table):
     """XLA also counts norms, softmax and the optimizer; the model's count is the products alone."""
     shapes, _ = abstract_model(WIDE)
-    trained = {p for p, rate in rates(shapes, table).items() if rate is not None}
+    trained = {p for p, rate in learning_rates_per_parameter(shapes, table).items() if rate is not None}
     counted = model_flops(WIDE, {p: x.size for p, x in shapes.items()}, trained, rows=8, length=32, images=1)
     assert 0.8 < counted / flops(table) < 1.0
 

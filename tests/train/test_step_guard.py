@@ -16,7 +16,7 @@ from llava_jax.runtime.mesh import make_mesh
 from llava_jax.runtime.sharding import global_batch
 from llava_jax.text.token_row import Batch
 from llava_jax.train import step
-from llava_jax.train.step_guard import Guard, parameter_norms, sample_ids, write_skipped
+from llava_jax.train.step_guard import StepGuard, parameter_norms, sample_ids, write_skipped
 from tests.fixtures.tiny_models import EVEN, random_params
 from tests.fixtures.train_setup import EVERYTHING, Setup, make_batch, setup
 
@@ -145,7 +145,7 @@ def test_a_loss_above_the_limit_is_not_applied_and_one_at_it_is(prepared):
 
 
 def test_only_skipped_steps_in_a_row_end_a_run():
-    guard = Guard(config.Guard(in_a_row=2))
+    guard = StepGuard(config.StepGuardConfig(in_a_row=2))
     over = []
     for i, applied in enumerate([False, False, True, False, False, False], 1):
         guard.read(i, 1.0 if applied else math.nan, applied)
@@ -154,11 +154,11 @@ def test_only_skipped_steps_in_a_row_end_a_run():
     assert (guard.skipped, guard.in_a_row) == (5, 3)
 
 
-SPIKES = config.Guard(spike=3.0, window=4)
+SPIKES = config.StepGuardConfig(spike=3.0, window=4)
 
 
 def test_a_spike_is_a_loss_above_the_median_of_a_full_window_two_steps_back():
-    guard, limits = Guard(SPIKES), []
+    guard, limits = StepGuard(SPIKES), []
     losses = [5.0, 4.0, 2.0, 3.0, 1.0, 100.0, 1.0, 1.0, 1.0]
     for at, loss in enumerate(losses, 1):
         limits.append(float(guard.limit(at)))
@@ -171,9 +171,9 @@ def test_a_spike_is_a_loss_above_the_median_of_a_full_window_two_steps_back():
 
 def test_a_run_that_goes_on_decides_as_one_that_was_not_stopped():
     losses = np.random.default_rng(0).exponential(size=40).astype(np.float32).tolist()
-    whole = Guard(SPIKES)
+    whole = StepGuard(SPIKES)
     for at, loss in enumerate(losses, 1):
-        again = Guard(SPIKES, json.loads(json.dumps(whole.record())))
+        again = StepGuard(SPIKES, json.loads(json.dumps(whole.record())))
         limit = whole.limit(at)
         assert again.limit(at) == limit and again.record() == whole.record()
         whole.read(at, loss, loss <= limit)
@@ -182,8 +182,11 @@ def test_a_run_that_goes_on_decides_as_one_that_was_not_stopped():
 
 
 def test_without_a_rule_nothing_is_a_spike_and_nothing_is_remembered():
-    for settings, expected in ((config.Guard(), 0), (config.Guard(spike=2.0, window=4, on_spike="warn"), 6)):
-        guard = Guard(settings)
+    for settings, expected in (
+        (config.StepGuardConfig(), 0),
+        (config.StepGuardConfig(spike=2.0, window=4, on_spike="warn"), 6),
+    ):
+        guard = StepGuard(settings)
         for at in range(1, 20):
             guard.read(at, 1.0, True)
             assert guard.limit(at + 1) == math.inf

@@ -117,7 +117,7 @@ def test_several_processes_report_a_signal_to_each_other_in_the_step(events):
 
 def test_names_are_those_of_the_step_s_rows_without_fillers():
     batches = SimpleNamespace(indices=lambda step, process: [FILLER, 100 * step + 10 * process, 7])
-    rows = SimpleNamespace(asked_for=lambda index: [f"sample {index}", "packed with it"])
+    rows = SimpleNamespace(requested_names=lambda index: [f"sample {index}", "packed with it"])
     names = sample_names(batches, rows, 8)
     assert names(8, 1, None) == [], "of another stage"
     assert names(9, 1, None) == ["sample 10", "packed with it", "sample 7", "packed with it"]

@@ -8,7 +8,7 @@ from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.data.example import Example
 from llava_jax.data.rows import build_row
 from llava_jax.models.params import abstract_model
-from llava_jax.train.optimizer import rates
+from llava_jax.train.optimizer import learning_rates_per_parameter
 from llava_jax.train.summary import parameter_table, render_sample
 from tests.fixtures.tiny_models import EVEN
 from tests.fixtures.train_setup import STAGE_1, setup
@@ -63,7 +63,7 @@ def test_padding_is_not_shown_and_special_tokens_are():
 def test_the_table_tells_shape_dtype_rate_and_layout_of_every_parameter():
     run = setup(STAGE_1, (2, 2, 2))
     shapes, specs = abstract_model(EVEN)
-    *lines, totals = parameter_table(run.abstract, rates(shapes, STAGE_1))
+    *lines, totals = parameter_table(run.abstract, learning_rates_per_parameter(shapes, STAGE_1))
     assert re.split(r"  +", lines[0]) == ["parameter", "shape", "dtype", "trained at", "sharding"]
     table = {cells[0]: cells[1:] for cells in (re.split(r"  +", line) for line in lines[1:])}
     assert table.keys() == shapes.keys()
@@ -76,4 +76,4 @@ def test_the_table_tells_shape_dtype_rate_and_layout_of_every_parameter():
     trained = sum(n for path, n in sizes.items() if path.startswith("projector/"))
     everything = sum(sizes.values())
     assert totals == f"{everything:,} parameters, {trained:,} trained ({100 * trained / everything:.2f}%)"
-    assert parameter_table(run.state, rates(shapes, STAGE_1)) == [*lines, totals]
+    assert parameter_table(run.state, learning_rates_per_parameter(shapes, STAGE_1)) == [*lines, totals]

@@ -41,7 +41,7 @@ TOWERS = {
 }
 
 
-def read_config(folder: Path) -> dict:
+def read_hf_config(folder: Path) -> dict:
     """config.json as a dict. Raises DataError where it is missing, broken, or asks for code of its own."""
     file = folder / "config.json"
     config = read_object(file, "what model the weights are of")

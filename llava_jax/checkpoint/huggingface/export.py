@@ -11,8 +11,8 @@ import numpy as np
 from llava_jax.checkpoint.huggingface.config import to_hf
 from llava_jax.checkpoint.huggingface.processor import processor_files
 from llava_jax.checkpoint.new_folder import check_new, new_folder
-from llava_jax.checkpoint.torch_tensors.dialects import DIALECTS, torch_rows
-from llava_jax.checkpoint.torch_tensors.name_map import Row
+from llava_jax.checkpoint.torch_tensors.dialects import DIALECTS, torch_mappings
+from llava_jax.checkpoint.torch_tensors.name_map import TensorMapping
 from llava_jax.checkpoint.torch_tensors.safetensors_writer import (
     SHARD_BYTES,
     Tensor,
@@ -68,7 +68,7 @@ def save_hf(
 def _tensors(
     params: dict[str, jax.Array], config: ModelConfig, vocabulary: int, dtype: str | None, tower: str | None
 ) -> Iterator[Tensor]:
-    rows = torch_rows(DIALECTS[0], None, depth=2, tower=tower)
+    rows = torch_mappings(DIALECTS[0], None, depth=2, tower=tower)
     for path in sorted(params):
         if path in VOCABULARY_AXIS and params[path].shape[VOCABULARY_AXIS[path]] != vocabulary:
             yield _grown(rows[path], params[path], VOCABULARY_AXIS[path], vocabulary, dtype)
@@ -81,7 +81,7 @@ def _tensors(
         yield Tensor(bias, (width,), like, lambda: np.zeros(width, like))
 
 
-def _grown(row: Row, param: jax.Array, axis: int, size: int, dtype: str | None) -> Tensor:
+def _grown(row: TensorMapping, param: jax.Array, axis: int, size: int, dtype: str | None) -> Tensor:
     """A table with more words. A new word's row is the mean of the old ones: its logit is the mean of theirs, so it is
     never the most likely."""
     dtype = dtype or param.dtype.name

@@ -14,7 +14,7 @@ import jax
 from llava_jax.checkpoint.huggingface.config import TOWERS, hf_text, hf_tower
 from llava_jax.checkpoint.new_folder import check_new, new_folder
 from llava_jax.checkpoint.tokenizer import copy_tokenizer
-from llava_jax.checkpoint.torch_tensors.dialects import DIALECTS, torch_rows
+from llava_jax.checkpoint.torch_tensors.dialects import DIALECTS, torch_mappings
 from llava_jax.checkpoint.torch_tensors.safetensors_writer import SHARD_BYTES, files_dtype, torch_tensors, write_tensors
 from llava_jax.config.architectures import ModelConfig, projector_depth
 from llava_jax.text.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ def save_original(
     depth = projector_depth(config.projector)
     stored = files_dtype(params.values(), dtype)
     about = to_original(config, stored, aspect, known or {}, tower_is_inside, wraps_images)
-    rows = torch_rows(ORIGINAL, None, depth, tower)
+    rows = torch_mappings(ORIGINAL, None, depth, tower)
     paths = [path for path in sorted(params) if tower_is_inside or not path.startswith("vision/")]
     with new_folder(folder) as partial:
         tensors = [tensor for path in paths for tensor in torch_tensors(rows[path], params[path], dtype)]

@@ -23,7 +23,7 @@ def steps_in(checkpoints: Path) -> list[int]:
     return sorted(int(path.name) for path in checkpoints.iterdir() if re.fullmatch(r"\d+", path.name) and path.is_dir())
 
 
-def describe(folder: Path) -> str:
+def describe_checkpoint(folder: Path) -> str:
     """How many files, how large, and when the last was written."""
     stats = [path.stat() for path in folder.rglob("*") if path.is_file()]
     when = datetime.fromtimestamp(max([s.st_mtime for s in stats], default=0)).strftime("%Y-%m-%d %H:%M:%S")

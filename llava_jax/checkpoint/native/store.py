@@ -25,7 +25,7 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 
 
 @dataclasses.dataclass(frozen=True)
-class Newest:
+class LatestCheckpoint:
     """The newest checkpoint that is whole, None where there is none at all; the newer ones, which are damaged; and what
     there is to say about them (on process 0)."""
 
@@ -34,7 +34,7 @@ class Newest:
     notes: tuple[str, ...]
 
 
-class Store:
+class CheckpointStore:
     """The checkpoints below one folder. `state` is any pytree; flat parameter dicts keep their paths as names."""
 
     def __init__(self, folder: Path, keep: int, at_once: int | None = None):
@@ -71,7 +71,7 @@ class Store:
         """Global step of the newest complete checkpoint, None without one."""
         return self._manager.latest_step()
 
-    def newest(self) -> Newest:
+    def newest(self) -> LatestCheckpoint:
         """Looks for the newest checkpoint whose files are what was saved; reads all of it. Every process must call it,
         process 0 decides for all. Raises DataError where there are checkpoints and none is whole."""
         steps = sorted(self._manager.all_steps(), reverse=True)
@@ -95,7 +95,7 @@ class Store:
         damaged = tuple(step for step in steps if step > chosen)
         if damaged and notes:
             notes.append(f"WARNING: falling back to checkpoint {chosen}")
-        return Newest(None if chosen < 0 else chosen, damaged, tuple(notes))
+        return LatestCheckpoint(None if chosen < 0 else chosen, damaged, tuple(notes))
 
     def set_aside(self, steps: tuple[int, ...]) -> None:
         """Renames damaged checkpoints to `<step>.damaged`: a new one will be saved in their place. Every process must

@@ -1,4 +1,4 @@
-"""Our own folders, read as a model: the workdir of a run, and what `save_own` writes.
+"""Our own folders, read as a model: the workdir of a run, and what `save_workdir_model` writes.
 
 Both have a config.json and checkpoints/<step>/. A run's config.json names its towers and its tokenizer; that of a saved
 model holds the shapes themselves, and its tokenizer's files are in the folder.
@@ -11,11 +11,11 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from llava_jax.checkpoint.native.store import Store
+from llava_jax.checkpoint.native.store import CheckpointStore
 from llava_jax.checkpoint.new_folder import check_new, new_folder
 from llava_jax.checkpoint.tokenizer import copy_tokenizer
 from llava_jax.config.architectures import ModelConfig
-from llava_jax.config.build import build
+from llava_jax.config.build import build_dataclass
 from llava_jax.config.resolve import model_config
 from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, DataError
@@ -27,7 +27,7 @@ CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"
 
 
 @dataclasses.dataclass(frozen=True)
-class Own:
+class WorkdirModel:
     """`tokenizer`: a name or path, see `open_tokenizer`. `image_token_id`: None where the folder does not say."""
 
     path: Path
@@ -70,24 +70,24 @@ class Own:
         return self._ask(lambda store: store.restore_params(self.step, like))
 
     def _ask(self, question):
-        store = Store(self.path / CHECKPOINTS, keep=1)
+        store = CheckpointStore(self.path / CHECKPOINTS, keep=1)
         try:
             return question(store)
         finally:
             store.close()
 
 
-def is_own(path: Path) -> bool:
-    """Whether the folder is a run's or one of `save_own`'s."""
+def is_workdir_model(path: Path) -> bool:
+    """Whether the folder is a run's or one of `save_workdir_model`'s."""
     return (path / CHECKPOINTS).is_dir() and (path / "config.json").is_file()
 
 
-def open_own(path: Path) -> Own:
+def open_workdir_model(path: Path) -> WorkdirModel:
     """Opens the newest whole checkpoint of a folder; damaged ones are told on standard error. Raises DataError for a
     folder without a whole checkpoint, and for a config.json that is broken or of another version."""
     file = path / "config.json"
     values = read_object(file, "what the run is")
-    store = Store(path / CHECKPOINTS, keep=1)
+    store = CheckpointStore(path / CHECKPOINTS, keep=1)
     try:
         newest = store.newest()
         for note in newest.notes:
@@ -100,18 +100,20 @@ def open_own(path: Path) -> Own:
         store.close()
     try:
         if isinstance(values["model"]["vision"], dict):
-            config = build(ModelConfig, values["model"], "model")
+            config = build_dataclass(ModelConfig, values["model"], "model")
             where = str(path / TOKENIZER)
             habits = (values[name] for name in ("template", "aspect", "image_token_id"))
-            return Own(path, step, config, where, *habits, values.get("wraps_images", False))  # older ones lack it
-        run = build(Config, values, "config")
+            return WorkdirModel(
+                path, step, config, where, *habits, values.get("wraps_images", False)
+            )  # older ones lack it
+        run = build_dataclass(Config, values, "config")
         data = run.stages[stage].data
-        return Own(path, step, model_config(run.model), run.tokenizer, data.template, data.aspect, None, False)
+        return WorkdirModel(path, step, model_config(run.model), run.tokenizer, data.template, data.aspect, None, False)
     except (KeyError, TypeError, ConfigError) as e:
         raise DataError(f"{file} is not the config of a run or a model of this version: {e}") from None
 
 
-def save_own(
+def save_workdir_model(
     folder: Path, params: dict[str, jax.Array], config: ModelConfig, tokenizer: Tokenizer, tokenizer_at: Path | None,
     template: str, aspect: str, image_token_id: int, wraps_images: bool,
 ) -> None:  # fmt: skip
@@ -131,7 +133,7 @@ def save_own(
             copy_tokenizer(partial / TOKENIZER, tokenizer, tokenizer_at, config.llm.max_positions)
             (partial / "config.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
         multihost_utils.sync_global_devices("the folder is there")
-        store = Store(partial / CHECKPOINTS, keep=1, at_once=max(x.nbytes for x in params.values()))
+        store = CheckpointStore(partial / CHECKPOINTS, keep=1, at_once=max(x.nbytes for x in params.values()))
         try:
             store.save(0, {"frozen": params, "trainable": {}}, {}, {})
             store.wait()

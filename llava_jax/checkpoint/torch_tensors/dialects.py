@@ -16,9 +16,16 @@ import re
 
 import jax
 
-from llava_jax.checkpoint.torch_tensors.name_map import CLIP, LLAMA, Row, names, projector_rows, torch_shape
+from llava_jax.checkpoint.torch_tensors.name_map import (
+    CLIP,
+    LLAMA,
+    TensorMapping,
+    projector_mappings,
+    tensor_names,
+    torch_shape,
+)
 from llava_jax.checkpoint.torch_tensors.safetensors_reader import TorchFiles
-from llava_jax.checkpoint.torch_tensors.transpose import read
+from llava_jax.checkpoint.torch_tensors.transpose import read_parameter
 from llava_jax.errors import DataError
 
 
@@ -72,7 +79,9 @@ def find_dialect(files: TorchFiles) -> Dialect:
     )
 
 
-def torch_rows(dialect: Dialect, files: TorchFiles | None, depth: int, tower: str | None = None) -> dict[str, Row]:
+def torch_mappings(
+    dialect: Dialect, files: TorchFiles | None, depth: int, tower: str | None = None
+) -> dict[str, TensorMapping]:
     """Parameter path -> row with the tensor's whole name, of every module that the dialect knows.
 
     files: decide between the spellings of the tower; None for `tower`, or without one for the first, which every
@@ -84,7 +93,7 @@ def torch_rows(dialect: Dialect, files: TorchFiles | None, depth: int, tower: st
         found |= {f"vision/{row.path}": dataclasses.replace(row, name=prefix + row.name) for row in CLIP}
     if dialect.projector:
         style = "llava" if dialect.name == "original" else "hf"
-        rows = projector_rows(depth, style)
+        rows = projector_mappings(depth, style)
         found |= {f"projector/{row.path}": dataclasses.replace(row, name=dialect.projector + row.name) for row in rows}
     if dialect.model:
         for row in LLAMA:
@@ -94,8 +103,8 @@ def torch_rows(dialect: Dialect, files: TorchFiles | None, depth: int, tower: st
     return found
 
 
-def check(
-    files: TorchFiles, rows: dict[str, Row], shapes: dict[str, tuple[int, ...]], tied: bool,
+def check_tensors(
+    files: TorchFiles, rows: dict[str, TensorMapping], shapes: dict[str, tuple[int, ...]], tied: bool,
     unused: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
     """Every parameter of `shapes` has its tensors, of the right shape, and no tensor is left over.
@@ -107,7 +116,7 @@ def check(
     for path, shape in shapes.items():
         row = rows[path]
         one = torch_shape(row.groups, shape[1:] if row.stacked else shape)
-        wanted |= dict.fromkeys(names(row, shape), one)
+        wanted |= dict.fromkeys(tensor_names(row, shape), one)
     head = [re.escape(rows["llm/head/kernel"].name)] if tied and "llm/head/kernel" in rows else []
     ignored = "|".join([IGNORED, IGNORED_IN_CLIP, *head, *unused])
     left = {name for name in files.names() if not re.fullmatch(ignored, name)}
@@ -123,14 +132,16 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
 
 
-def load(files: TorchFiles, rows: dict[str, Row], like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def load_parameters(
+    files: TorchFiles, rows: dict[str, TensorMapping], like: dict[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
     """The parameters of `like` (path -> shape, dtype, sharding), each device's part read from the files on its own."""
     found = {}
     for path, spec in like.items():
         row = rows[path]
 
         def part(index, row=row, spec=spec):
-            return read(row, spec.shape, index, spec.dtype, files.read)
+            return read_parameter(row, spec.shape, index, spec.dtype, files.read)
 
         found[path] = jax.make_array_from_callback(spec.shape, spec.sharding, part)
     return found

@@ -20,7 +20,7 @@ TABLE: Groups = ((0,), (1,))
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TensorMapping:
     """`path`: ours below the module. `name`: torch's below the module's prefix, {} for the number of the layer."""
 
     path: str
@@ -32,18 +32,22 @@ class Row:
         return self.path.startswith("layers/")
 
 
-def _both(path: str, name: str, kernel: Groups, bias: Groups = VECTOR, kernel_name: str = "kernel") -> tuple[Row, ...]:
-    return Row(f"{path}/{kernel_name}", f"{name}.weight", kernel), Row(f"{path}/bias", f"{name}.bias", bias)
+def _both(
+    path: str, name: str, kernel: Groups, bias: Groups = VECTOR, kernel_name: str = "kernel"
+) -> tuple[TensorMapping, ...]:
+    return TensorMapping(f"{path}/{kernel_name}", f"{name}.weight", kernel), TensorMapping(
+        f"{path}/bias", f"{name}.bias", bias
+    )
 
 
-def _norm(path: str, name: str) -> tuple[Row, ...]:
+def _norm(path: str, name: str) -> tuple[TensorMapping, ...]:
     return _both(path, name, VECTOR, kernel_name="scale")
 
 
 CLIP = (
-    Row("cls/embedding", "embeddings.class_embedding", VECTOR),
-    Row("patch/kernel", "embeddings.patch_embedding.weight", CONVOLUTION),
-    Row("position/embedding", "embeddings.position_embedding.weight", TABLE),
+    TensorMapping("cls/embedding", "embeddings.class_embedding", VECTOR),
+    TensorMapping("patch/kernel", "embeddings.patch_embedding.weight", CONVOLUTION),
+    TensorMapping("position/embedding", "embeddings.position_embedding.weight", TABLE),
     *_norm("pre_norm", "pre_layrnorm"),  # misspelt in every published file
     *_norm("post_norm", "post_layernorm"),
     *_norm("layers/attention_norm", "encoder.layers.{}.layer_norm1"),
@@ -56,22 +60,22 @@ CLIP = (
     *_both("layers/down", "encoder.layers.{}.mlp.fc2", LINEAR),
 )
 LLAMA = (
-    Row("embed/embedding", "model.embed_tokens.weight", TABLE),
-    Row("norm/scale", "model.norm.weight", VECTOR),
-    Row("head/kernel", "lm_head.weight", LINEAR),
-    Row("layers/attention_norm/scale", "model.layers.{}.input_layernorm.weight", VECTOR),
+    TensorMapping("embed/embedding", "model.embed_tokens.weight", TABLE),
+    TensorMapping("norm/scale", "model.norm.weight", VECTOR),
+    TensorMapping("head/kernel", "lm_head.weight", LINEAR),
+    TensorMapping("layers/attention_norm/scale", "model.layers.{}.input_layernorm.weight", VECTOR),
     *_both("layers/q", "model.layers.{}.self_attn.q_proj", HEADS_IN, HEADS_BIAS),
     *_both("layers/k", "model.layers.{}.self_attn.k_proj", HEADS_IN, HEADS_BIAS),
     *_both("layers/v", "model.layers.{}.self_attn.v_proj", HEADS_IN, HEADS_BIAS),
-    Row("layers/o/kernel", "model.layers.{}.self_attn.o_proj.weight", HEADS_OUT),
-    Row("layers/mlp_norm/scale", "model.layers.{}.post_attention_layernorm.weight", VECTOR),
-    Row("layers/gate/kernel", "model.layers.{}.mlp.gate_proj.weight", LINEAR),
-    Row("layers/up/kernel", "model.layers.{}.mlp.up_proj.weight", LINEAR),
-    Row("layers/down/kernel", "model.layers.{}.mlp.down_proj.weight", LINEAR),
+    TensorMapping("layers/o/kernel", "model.layers.{}.self_attn.o_proj.weight", HEADS_OUT),
+    TensorMapping("layers/mlp_norm/scale", "model.layers.{}.post_attention_layernorm.weight", VECTOR),
+    TensorMapping("layers/gate/kernel", "model.layers.{}.mlp.gate_proj.weight", LINEAR),
+    TensorMapping("layers/up/kernel", "model.layers.{}.mlp.up_proj.weight", LINEAR),
+    TensorMapping("layers/down/kernel", "model.layers.{}.mlp.down_proj.weight", LINEAR),
 )
 
 
-def projector_rows(depth: int, dialect: str) -> tuple[Row, ...]:
+def projector_mappings(depth: int, dialect: str) -> tuple[TensorMapping, ...]:
     """Rows of a projector of `depth` Linear layers. dialect `hf`: linear_1, linear_2; `llava`, the original's: the
     places of the layers in a torch Sequential, 0, 2, 4 (GELU lies between), or nothing for a lone layer."""
     found = []
@@ -79,8 +83,8 @@ def projector_rows(depth: int, dialect: str) -> tuple[Row, ...]:
         place = f"linear_{i}" if dialect == "hf" else f"{2 * i - 2}"
         name = place if dialect == "hf" or depth > 1 else ""
         found += [
-            Row(f"linear_{i}/kernel", f"{name}.weight".removeprefix("."), LINEAR),
-            Row(f"linear_{i}/bias", f"{name}.bias".removeprefix("."), VECTOR),
+            TensorMapping(f"linear_{i}/kernel", f"{name}.weight".removeprefix("."), LINEAR),
+            TensorMapping(f"linear_{i}/bias", f"{name}.bias".removeprefix("."), VECTOR),
         ]
     return tuple(found)
 
@@ -108,6 +112,6 @@ def torch_index(groups: Groups, shape: tuple[int, ...], index: tuple[slice, ...]
     return tuple(found)
 
 
-def names(row: Row, shape: tuple[int, ...]) -> list[str]:
+def tensor_names(row: TensorMapping, shape: tuple[int, ...]) -> list[str]:
     """The torch tensors that make up our parameter of `shape`: one, or one per layer."""
     return [row.name.format(i) for i in range(shape[0])] if row.stacked else [row.name]

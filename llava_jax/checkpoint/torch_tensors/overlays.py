@@ -42,7 +42,7 @@ VARIANTS = (
 )  # fmt: skip
 
 
-class Reader(Protocol):
+class TensorReader(Protocol):
     path: Path  # for messages
 
     def __contains__(self, name: str) -> bool: ...
@@ -53,11 +53,11 @@ class Reader(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Joined:
+class OverlaidTensors:
     """The tensors of `base`, except where `changed` has (shape, dtype, read) for a name, made of `added` or of both."""
 
-    base: Reader
-    added: Reader
+    base: TensorReader
+    added: TensorReader
     changed: dict[str, tuple[tuple[int, ...], str, Callable[[Index], np.ndarray]]]
 
     @property
@@ -80,7 +80,7 @@ class Joined:
         return self.changed[name][2](index) if name in self.changed else self.base.read(name, index)
 
 
-def with_extra(base: Reader, extra: Reader) -> Joined:
+def with_extra(base: TensorReader, extra: TensorReader) -> OverlaidTensors:
     """`base` with the tensors of `extra` in place of its own or beside them.
 
     extra: a projector (`model.mm_projector.0.weight`, or from `mm_projector.` on) or the `non_lora_trainables` of a
@@ -93,7 +93,7 @@ def with_extra(base: Reader, extra: Reader) -> Joined:
     if any(name.startswith("model.model.") for name in names.values()):
         names = {stored: name.removeprefix("model.") for stored, name in names.items()}
     names = {stored: re.sub(r"^(model\.)?mm_projector\.", "model.mm_projector.", n) for stored, n in names.items()}
-    return Joined(base, extra, _placed(base, extra, names))
+    return OverlaidTensors(base, extra, _placed(base, extra, names))
 
 
 def read_lora_config(folder: Path) -> dict:
@@ -101,7 +101,7 @@ def read_lora_config(folder: Path) -> dict:
     return read_object(folder / "adapter_config.json", "how the adapter is merged")
 
 
-def with_lora(base: Reader, adapter: Reader, config: dict) -> Joined:
+def with_lora(base: TensorReader, adapter: TensorReader, config: dict) -> OverlaidTensors:
     """`base` with a LoRA merged in: float32 W + scale * B @ A, where scale is lora_alpha / r, or lora_alpha / sqrt(r)
     with `use_rslora`; (B @ A) transposed with `fan_in_fan_out`.
 
@@ -145,10 +145,10 @@ def with_lora(base: Reader, adapter: Reader, config: dict) -> Joined:
         changed[name] = shape, base.dtype(name), _merge(base, name, adapter, a, b, scale, transposed)
     if forgotten := _forgotten(base, changed, config):
         raise DataError(f"{adapter.path} lacks a change of {forgotten[0]}, which adapter_config.json targets")
-    return Joined(base, adapter, changed)
+    return OverlaidTensors(base, adapter, changed)
 
 
-def with_delta(base: Reader, delta: Reader) -> Joined:
+def with_delta(base: TensorReader, delta: TensorReader) -> OverlaidTensors:
     """`base` plus the original's delta weights, in float32: cast to float16 that is bit by bit what its own
     `apply_delta` gives, which adds in float16.
 
@@ -165,10 +165,10 @@ def with_delta(base: Reader, delta: Reader) -> Joined:
             raise DataError(f"{delta.path} has no tensor {name} of the base {base.path}; is it the base of this delta?")
         if name in names:
             changed[name] = delta.shape(name), base.dtype(name), _add(base, delta, name)
-    return Joined(base, delta, changed)
+    return OverlaidTensors(base, delta, changed)
 
 
-def _placed(base: Reader, added: Reader, names: dict[str, str]) -> dict:
+def _placed(base: TensorReader, added: TensorReader, names: dict[str, str]) -> dict:
     """(shape, dtype, read) of added's tensors by the name in the model; `names`: stored name -> that name."""
     found = {}
     for stored, name in names.items():
@@ -208,13 +208,13 @@ def _rule(config: dict, where: str) -> tuple[int, float, bool]:
     return rank, alpha / (rank**0.5 if config.get("use_rslora") else rank), bool(config.get("fan_in_fan_out"))
 
 
-def _in_file(base: Reader, name: str) -> str:
+def _in_file(base: TensorReader, name: str) -> str:
     """The base's name of what is `name` in memory, where it has one."""
     spellings = [new + name.removeprefix(old) for old, prefixes in IN_FILES if name.startswith(old) for new in prefixes]
     return next((spelling for spelling in (name, *spellings) if spelling in base), name)
 
 
-def _forgotten(base: Reader, changed: dict, config: dict) -> list[str]:
+def _forgotten(base: TensorReader, changed: dict, config: dict) -> list[str]:
     """Tensors in an adapted stack of layers that the config targets and the file leaves out: a file cut short."""
     targets = config.get("target_modules")
     if not isinstance(targets, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
@@ -224,7 +224,7 @@ def _forgotten(base: Reader, changed: dict, config: dict) -> list[str]:
     return [name for name in base.names() if name.startswith(stacks) and name.endswith(ends) and name not in changed]
 
 
-def _merge(base: Reader, name: str, adapter: Reader, a: str, b: str, scale: float, transposed: bool):
+def _merge(base: TensorReader, name: str, adapter: TensorReader, a: str, b: str, scale: float, transposed: bool):
     def read(index: Index) -> np.ndarray:
         out, inside = reversed(index) if transposed else index
         change = _float32(adapter, b, (out, ALL)) @ _float32(adapter, a, (ALL, inside))
@@ -233,7 +233,7 @@ def _merge(base: Reader, name: str, adapter: Reader, a: str, b: str, scale: floa
     return read
 
 
-def _add(base: Reader, delta: Reader, name: str):
+def _add(base: TensorReader, delta: TensorReader, name: str):
     def read(index: Index) -> np.ndarray:
         total = _float32(delta, name, index)
         start, stop, _ = index[0].indices(delta.shape(name)[0])
@@ -245,5 +245,5 @@ def _add(base: Reader, delta: Reader, name: str):
     return read
 
 
-def _float32(reader: Reader, name: str, index: Index) -> np.ndarray:
+def _float32(reader: TensorReader, name: str, index: Index) -> np.ndarray:
     return reader.read(name, index).astype(np.float32)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from llava_jax.checkpoint.torch_tensors.name_map import Row, names, torch_shape
+from llava_jax.checkpoint.torch_tensors.name_map import TensorMapping, tensor_names, torch_shape
 from llava_jax.checkpoint.torch_tensors.safetensors_reader import FLOATS, INDEX
 from llava_jax.checkpoint.torch_tensors.transpose import to_torch
 
@@ -36,7 +36,7 @@ class Tensor:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def torch_tensors(row: Row, param: jax.Array, dtype: str | None) -> list[Tensor]:
+def torch_tensors(row: TensorMapping, param: jax.Array, dtype: str | None) -> list[Tensor]:
     """The torch tensors that make up a parameter, one per layer where it is stacked. dtype: None for its own."""
     dtype = dtype or param.dtype.name
     shape = param.shape[1:] if row.stacked else param.shape
@@ -47,7 +47,7 @@ def torch_tensors(row: Row, param: jax.Array, dtype: str | None) -> list[Tensor]
 
     return [
         Tensor(name, torch_shape(row.groups, shape), dtype, lambda i=i: value(i))
-        for i, name in enumerate(names(row, param.shape))
+        for i, name in enumerate(tensor_names(row, param.shape))
     ]
 
 

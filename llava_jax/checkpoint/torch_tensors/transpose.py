@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from llava_jax.checkpoint.torch_tensors.name_map import Groups, Row, torch_index, torch_shape
+from llava_jax.checkpoint.torch_tensors.name_map import Groups, TensorMapping, torch_index, torch_shape
 
 BLOCK = 16  # rows: their cache lines fit the fastest cache
 BORDER = 64  # bytes
@@ -64,8 +64,8 @@ def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def read(
-    row: Row,
+def read_parameter(
+    row: TensorMapping,
     shape: tuple[int, ...],
     index: tuple[slice, ...],
     dtype,

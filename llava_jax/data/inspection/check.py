@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from llava_jax.data.inspection.lenient_row import read_loosely
+from llava_jax.data.inspection.lenient_row import read_leniently
 from llava_jax.errors import DataError
 from llava_jax.images.preprocess import FORMATS, image_file, load_image
 from llava_jax.text.encode import fit
@@ -57,7 +57,7 @@ Encode = Callable[[tuple, int], tuple[np.ndarray, np.ndarray]]  # see tokenize.e
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """One fault of one row. `part`: the split of a source that has several; `image`: the file at fault (or the
-    name of its content, see `LooseRow`), or the first of the row's."""
+    name of its content, see `LenientRow`), or the first of the row's."""
 
     kind: str
     row: int
@@ -96,7 +96,7 @@ def check_rows(rows: range, *, source, limits: Limits) -> list[Checked]:
 
 def _check_row(source, row: int, limits: Limits) -> Checked:
     part = source.part(row) if hasattr(source, "part") else ""
-    read = read_loosely(source, row)
+    read = read_leniently(source, row)
     found: list[tuple[str, str, str | None]] = [(kind, message, None) for kind, message in read.faults]
     if read.turns:
         for kind, message in _text_faults(read.turns, read.named, limits):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava_jax.data.inspection.check import ERRORS, KINDS, Finding
-from llava_jax.data.inspection.lenient_row import read_loosely
+from llava_jax.data.inspection.lenient_row import read_leniently
 from llava_jax.images.thumbnail import thumbnail
 from llava_jax.output.html_page import Markup, document, element, join, picture
 from llava_jax.output.page_parts import badge, table, tile, tiles
@@ -122,5 +122,5 @@ def _findings(source, kind: str, findings: Sequence[Finding]) -> Markup:
 
 
 def _picture(source, finding: Finding) -> Markup:
-    shown = thumbnail(read_loosely(source, finding.row).images.get(finding.image), finding.image or "")
+    shown = thumbnail(read_leniently(source, finding.row).images.get(finding.image), finding.image or "")
     return picture(shown, Path(finding.image).name) if shown else Markup()

@@ -10,7 +10,7 @@ from llava_jax.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)
-class LooseRow:
+class LenientRow:
     """`where`: words that name it; `turns`: none where they are at fault; `named`: how many images it names;
     `images`: those that are found, by file, or by content where they have no file; `faults`: (kind, message)."""
 
@@ -22,21 +22,21 @@ class LooseRow:
     faults: list[tuple[str, str]]
 
 
-def read_loosely(source, index: int) -> LooseRow:
+def read_leniently(source, index: int) -> LenientRow:
     """source: one with `raw` (LlavaJson, ScienceQA) gives the parts of a broken row that are right; of others, whose
     rows were checked when they were written, a broken one has nothing."""
     if not hasattr(source, "raw"):
         try:
             example = source[index]
         except DataError as fault:
-            return LooseRow("", f"row {index}", (), 0, {}, [(fault.kind, str(fault))])
+            return LenientRow("", f"row {index}", (), 0, {}, [(fault.kind, str(fault))])
         images = dict(_named(image) for image in example.images)
         where = f"row {index} (id {example.id!r})"
-        return LooseRow(example.id, where, example.turns, len(example.images), images, [])
+        return LenientRow(example.id, where, example.turns, len(example.images), images, [])
     try:
         raw, where = source.raw(index)
     except DataError as fault:
-        return LooseRow("", f"row {index}", (), 0, {}, [(fault.kind, str(fault))])
+        return LenientRow("", f"row {index}", (), 0, {}, [(fault.kind, str(fault))])
     faults, turns, names, images = [], (), [], {}
     row_id = str(raw.get("id", "")) if isinstance(raw, dict) else ""
     try:
@@ -53,7 +53,7 @@ def read_loosely(source, index: int) -> LooseRow:
             faults.append((fault.kind, str(fault)))
         else:
             images[str(found) if isinstance(found, Path) else f"{source.images.path}: {name}"] = found
-    return LooseRow(row_id, where, turns, len(names), images, faults)
+    return LenientRow(row_id, where, turns, len(names), images, faults)
 
 
 def _named(image: Path | bytes) -> tuple[str, Path | bytes]:

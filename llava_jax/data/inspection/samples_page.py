@@ -11,7 +11,7 @@ from llava_jax.data.inspection.check import Encode
 from llava_jax.errors import DataError
 from llava_jax.output.html_page import Markup, document, element, join, picture
 from llava_jax.output.page_parts import badge, share_bar, tile, tiles
-from llava_jax.text.spans import Piece, split_row
+from llava_jax.text.spans import TokenSpan, split_row
 from llava_jax.text.token_row import TokenRow
 from llava_jax.text.tokenizer import Tokenizer
 
@@ -129,11 +129,11 @@ def _article(sample: Sample, tokenizer: Tokenizer) -> Markup:
     return element("article", join(element("div", join(*head), class_="meta"), body, separator="\n"), id=anchor)
 
 
-def _coloured(piece: Piece, text: str) -> Markup:
+def _coloured(piece: TokenSpan, text: str) -> Markup:
     if piece.is_image:
         return element("span", text, class_="image")
     return element("mark" if piece.is_target else "span", text)
 
 
-def _ids(piece: Piece) -> str:
+def _ids(piece: TokenSpan) -> str:
     return f"{piece.ids[0]} x {len(piece.ids)}" if piece.is_image else " ".join(map(str, piece.ids))

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from llava_jax.data.inspection.check import Encode
-from llava_jax.data.inspection.lenient_row import read_loosely
+from llava_jax.data.inspection.lenient_row import read_leniently
 from llava_jax.data.packing import efficiency, pack
 from llava_jax.errors import DataError
 from llava_jax.images.preprocess import FORMATS, image_file
@@ -35,7 +35,7 @@ def measure_rows(rows: Sequence[int], *, source, encode: Encode) -> list[Measure
 
 
 def _measure(source, row: int, encode: Encode) -> Measured | None:
-    read = read_loosely(source, row)
+    read = read_leniently(source, row)
     if not read.turns:
         return None
     try:

@@ -27,7 +27,7 @@ class Subset:
         return self.source[int(self.indices[index])]
 
 
-class Joined:
+class Concatenated:
     """Several sources, one behind the other, as one.
 
     >>> "".join(Joined(["abc", "de"])[i] for i in (0, 2, 3, 4))
@@ -50,7 +50,7 @@ class Joined:
         return np.concatenate([id_hashes(source) for source in self.sources])
 
 
-def held_out_split(source, fraction: float, minimum: int) -> tuple[Subset, Subset]:
+def train_eval_split(source, fraction: float, minimum: int) -> tuple[Subset, Subset]:
     """Splits a source into (train, held out) by the SHA-256 of each example's id.
 
     An example is held out when its hash, read as a number in [0, 1), is below `fraction`. Only its own id decides, so

@@ -77,7 +77,7 @@ class Scene:
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class SceneQuestion:
     """A question with its true answer."""
 
     kind: str
@@ -125,7 +125,7 @@ def boxes(scene: Scene, image_size: int) -> list[tuple[float, float, float, floa
     return found
 
 
-def render(scene: Scene, image_size: int) -> Image.Image:
+def render_scene(scene: Scene, image_size: int) -> Image.Image:
     """The scene as an RGB image of `image_size` pixels a side, drawn at four times the size and reduced."""
     oversample = 4
     canvas = Image.new("RGB", (image_size * oversample,) * 2, (scene.background,) * 3)
@@ -164,24 +164,24 @@ def description(scene: Scene) -> str:
     return " ".join(text)
 
 
-def questions(scene: Scene, rng: random.Random) -> list[Question]:
+def questions(scene: Scene, rng: random.Random) -> list[SceneQuestion]:
     """One question of every kind that this scene allows, each drawn so that its answer cannot be guessed from its text:
     yes and no, small and large, and the values of an attribute are equally likely."""
     objects = scene.objects
     found = []
     o = rng.choice(objects)
-    found.append(Question("position", f"where is the {o.name} ?", PLACES[o.cell]))
+    found.append(SceneQuestion("position", f"where is the {o.name} ?", PLACES[o.cell]))
     o = rng.choice(objects)
-    found.append(Question("size", f"what size is the {o.name} ?", o.size))
+    found.append(SceneQuestion("size", f"what size is the {o.name} ?", o.size))
     alone = [o for o in objects if sum(p.shape == o.shape for p in objects) == 1]
     if alone:
         o = rng.choice(alone)
-        found.append(Question("color", f"what color is the {o.shape} ?", o.color))
+        found.append(SceneQuestion("color", f"what color is the {o.shape} ?", o.color))
     alone = [o for o in objects if sum(p.color == o.color for p in objects) == 1]
     if alone:
         o = rng.choice(alone)
-        found.append(Question("shape", f"what shape is the {o.color} object ?", o.shape))
-    found.append(Question("count", "how many objects are there ?", NUMBERS[len(objects)]))
+        found.append(SceneQuestion("shape", f"what shape is the {o.color} object ?", o.shape))
+    found.append(SceneQuestion("count", "how many objects are there ?", NUMBERS[len(objects)]))
     found.append(_existence(objects, rng))
     if len(objects) > 1:
         found.append(_relation(objects, rng))
@@ -190,21 +190,21 @@ def questions(scene: Scene, rng: random.Random) -> list[Question]:
     return found
 
 
-def _relation(objects: tuple[Object, ...], rng: random.Random) -> Question:
+def _relation(objects: tuple[Object, ...], rng: random.Random) -> SceneQuestion:
     """How one object lies to another, answered with the reason before the conclusion."""
     a, b = rng.sample(objects, 2)
     # never empty: the cells differ
     axis = rng.choice([axis for axis in ("row", "column") if getattr(a, axis) != getattr(b, axis)])
     words, before, after, of = (ROWS, "above", "below", "") if axis == "row" else (COLUMNS, "left", "right", "of ")
     at, other = getattr(a, axis), getattr(b, axis)
-    return Question(
+    return SceneQuestion(
         "relation",
         f"is the {a.name} {before} or {after} {of}the {b.name} ?",
         f"the {a.name} is {words[at]} and the {b.name} is {words[other]} , so {before if at < other else after}",
     )
 
 
-def _reasoning(o: Object, rng: random.Random) -> Question:
+def _reasoning(o: Object, rng: random.Random) -> SceneQuestion:
     """Where an object would be if the picture were turned over, answered with the reason before the conclusion."""
     row, column = o.row, o.column
     if rng.random() < 0.5:
@@ -212,10 +212,10 @@ def _reasoning(o: Object, rng: random.Random) -> Question:
     else:
         how, row = "upside down", GRID - 1 - row
     question = f"{how} , where is the {o.name} ?"
-    return Question("reasoning", question, f"the {o.name} is {PLACES[o.cell]} , so {PLACES[row * GRID + column]}")
+    return SceneQuestion("reasoning", question, f"the {o.name} is {PLACES[o.cell]} , so {PLACES[row * GRID + column]}")
 
 
-def _existence(objects: tuple[Object, ...], rng: random.Random) -> Question:
+def _existence(objects: tuple[Object, ...], rng: random.Random) -> SceneQuestion:
     present = {(o.color, o.shape) for o in objects}
     if rng.random() < 0.5:
         color, shape = rng.choice(sorted(present))
@@ -225,7 +225,7 @@ def _existence(objects: tuple[Object, ...], rng: random.Random) -> Question:
         near = [(c, s) for c, s in absent if any(c == o.color or s == o.shape for o in objects)]
         color, shape = rng.choice(near if rng.random() < 0.5 else absent)
         answer = "no"
-    return Question("existence", f"is there a {color} {shape} ?", answer)
+    return SceneQuestion("existence", f"is there a {color} {shape} ?", answer)
 
 
 def conclusion(answer: str) -> str:

@@ -50,7 +50,7 @@ class SceneSource:
         scene = scene_world.draw_scene(self.seed, index, self.held_out)
         rng = random.Random(f"{self.kind}/{self.seed}/{index}/{self.held_out}")
         name = f"scene-{'held-out-' if self.held_out else ''}{self.seed}-{index}"
-        image = scene_world.render(scene, self.image_size)
+        image = scene_world.render_scene(scene, self.image_size)
         if self.kind == "instruct":
             return _instruction(name, scene, image, rng)
         if self.kind == "caption" or (self.kind == "tell" and rng.random() < 0.4):
@@ -77,7 +77,7 @@ def exam(seed: int, image_size: int, per_kind: int) -> list[Example]:
         for q in scene_world.questions(scene, rng):
             if len(found[q.kind]) < per_kind:
                 turns = (("human", f"<image>\n{q.text}"), ("gpt", q.answer))
-                image = scene_world.render(scene, image_size)
+                image = scene_world.render_scene(scene, image_size)
                 found[q.kind].append(Example(f"exam-{seed}-{index}-{q.kind}", turns, (image,), q.kind))
         index += 1
     return [example for examples in found.values() for example in examples]

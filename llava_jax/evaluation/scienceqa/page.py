@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from llava_jax.data.sources.scienceqa import LETTERS, Problem
 from llava_jax.errors import DataError
 from llava_jax.evaluation.scienceqa.report import interval_text, percent_text
-from llava_jax.evaluation.scienceqa.score import AVERAGE, COLUMNS, Comparison, Graded, Share
+from llava_jax.evaluation.scienceqa.score import AVERAGE, COLUMNS, Comparison, GradedAnswer, Share
 from llava_jax.images.files import ImageFolder, ImageZip
 from llava_jax.images.thumbnail import thumbnail
 from llava_jax.output.html_page import Markup, document, element, join, picture
@@ -25,7 +25,7 @@ def page(
     lines: Sequence[str],
     shares: dict[str, Share],
     topics: dict[str, Share],
-    graded: Sequence[Graded],
+    graded: Sequence[GradedAnswer],
     images: ImageFolder | ImageZip,
     comparison: Comparison | None = None,
     facts: Mapping[str, str] | None = None,
@@ -65,7 +65,7 @@ def _summary(shares: dict[str, Share], counts: dict[str, int], comparison: Compa
     return tiles(made)
 
 
-def _chance(graded: Sequence[Graded], fits) -> float | None:
+def _chance(graded: Sequence[GradedAnswer], fits) -> float | None:
     """Percent right, on average, of choices drawn at random for the problems that fit."""
     shares = [100 / len(item.problem.choices) for item in graded if fits(item.problem)]
     return sum(shares) / len(shares) if shares else None
@@ -82,12 +82,12 @@ def _rows(
     return rows
 
 
-def kind_of(item: Graded) -> str:
+def kind_of(item: GradedAnswer) -> str:
     """One of KINDS. What was not parsed is that, even where a drawn choice is right."""
     return item.status if item.status != "parsed" else "right" if item.is_right else "wrong"
 
 
-def _article(item: Graded, images: ImageFolder | ImageZip, other: Graded | None) -> Markup:
+def _article(item: GradedAnswer, images: ImageFolder | ImageZip, other: GradedAnswer | None) -> Markup:
     problem, kind = item.problem, kind_of(item)
     head = [element("h3", problem.pid), badge(kind, KINDS[kind])]
     head += [badge("flip", "accent")] if other is not None else []
@@ -110,7 +110,7 @@ def _article(item: Graded, images: ImageFolder | ImageZip, other: Graded | None)
     return element("article", join(element("div", join(*head), class_="meta"), body, separator="\n"), class_=kinds)
 
 
-def _choices(item: Graded, other: Graded | None) -> Markup:
+def _choices(item: GradedAnswer, other: GradedAnswer | None) -> Markup:
     """The choices, with the right one, the one that was answered, and the other file's."""
     lines = []
     for i, choice in enumerate(item.problem.choices):

@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterable, Sequence
 
 from llava_jax.data.sources.scienceqa import LETTERS
-from llava_jax.evaluation.metrics import Share, interval_text, percent_text
+from llava_jax.evaluation.metrics import Accuracy, interval_text, percent_text
 from llava_jax.evaluation.scienceqa.files import Answers, result_json
-from llava_jax.evaluation.scienceqa.score import AVERAGE, COLUMNS, Comparison, Graded, SplitScores
+from llava_jax.evaluation.scienceqa.score import AVERAGE, COLUMNS, Comparison, GradedAnswer, SplitScores
 from llava_jax.text.templates import IMAGE_MARKER
 
 TEST = 4241  # problems of the whole test split, which all published rows are of
@@ -25,7 +25,7 @@ NAME, CELL, FLIPS = 22, 9, 20
 DIFFERING = 20  # results that are listed beside their texts
 
 
-def table(rows: dict[str, dict[str, Share]]) -> list[str]:
+def accuracy_table(rows: dict[str, dict[str, Accuracy]]) -> list[str]:
     """Lines: each of `rows` with its intervals and counts, then the published ones."""
     lines = ["".ljust(NAME) + "".join(name.rjust(CELL) for name in COLUMNS)]
     for name, shares in rows.items():
@@ -37,7 +37,7 @@ def table(rows: dict[str, dict[str, Share]]) -> list[str]:
     return lines + [_line(name, [percent_text(value) for value in values]) for name, values in PUBLISHED.items()]
 
 
-def topic_table(topics: dict[str, Share]) -> list[str]:
+def topic_table(topics: dict[str, Accuracy]) -> list[str]:
     width = max(map(len, topics), default=0) + 2
     lines = ["topic".ljust(width) + "right/all".rjust(11) + "percent".rjust(9) + "  95% interval"]
     for topic, share in topics.items():
@@ -91,25 +91,25 @@ def comparison_lines(comparison: Comparison, first: str, second: str) -> list[st
     return lines
 
 
-def baseline_line(chance: float, letter: str, share: Share) -> str:
+def baseline_line(chance: float, letter: str, share: Accuracy) -> str:
     return (
         f"without a model: {percent_text(chance)} by drawing a choice; {percent_text(share.percent)} "
         f"({share.correct:,}/{share.count:,}, 95% {interval_text(share)}) by always saying {letter}, the most frequent"
     )
 
 
-def baseline_json(chance: float, letter: str, share: Share) -> dict:
+def baseline_json(chance: float, letter: str, share: Accuracy) -> dict:
     return {"random": chance, "letter": letter, "always_that_letter": share_json(share)}
 
 
-def shown_line(share: Share) -> str:
+def shown_line(share: Accuracy) -> str:
     return (
         f"IMG accuracy by prompt: {percent_text(share.percent)} ({share.correct:,}/{share.count:,}, 95% "
         f"{interval_text(share)}), of the answers whose prompt has {IMAGE_MARKER}"
     )
 
 
-def share_json(share: Share) -> dict:
+def share_json(share: Accuracy) -> dict:
     return {"correct": share.correct, "count": share.count, "percent": share.percent, "interval": share.interval}
 
 
@@ -126,7 +126,7 @@ def scores_json(scores: SplitScores) -> dict:
     }
 
 
-def item_json(item: Graded) -> dict:
+def item_json(item: GradedAnswer) -> dict:
     return {
         "id": item.problem.pid,
         "text": item.text,
@@ -153,7 +153,7 @@ def split_result_json(scores: SplitScores) -> str:
     return result_json(indices, texts if scores.answers.texts else {}, scores.shares[AVERAGE].correct)
 
 
-def analysis_json(graded: Iterable[Graded], answers: Answers) -> str:
+def analysis_json(graded: Iterable[GradedAnswer], answers: Answers) -> str:
     """The original's analysis file (`--output-file`), byte for byte where the prompts are known."""
     lists = {"correct": [], "incorrect": []}
     for item in graded:
@@ -171,7 +171,7 @@ def analysis_json(graded: Iterable[Graded], answers: Answers) -> str:
     return json.dumps(lists, indent=2)
 
 
-def _said(item: Graded) -> str:
+def _said(item: GradedAnswer) -> str:
     return "no answer" if item.status == "missing" else item.letter or "no letter"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llava_jax.data.sources.scienceqa import LETTERS, Problem, ScienceQA
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.evaluation.metrics import Share
+from llava_jax.evaluation.metrics import Accuracy
 from llava_jax.evaluation.scienceqa.files import Answers
 from llava_jax.evaluation.scienceqa.parse import index_of, read_letter, strict
 from llava_jax.output.intervals import mcnemar
@@ -32,7 +32,7 @@ COLUMNS: dict[str, Callable[[Problem], bool]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Graded:
+class GradedAnswer:
     """The answer to one problem. `text`: None where the file has none. `letter`: what was found in it, perhaps of no
     choice. `index`: the choice that counts, -1 for none; drawn at random where `status` is "unparsed" and that is
     asked for."""
@@ -58,14 +58,14 @@ class SplitScores:
     """
 
     answers: Answers
-    graded: list[Graded]
+    graded: list[GradedAnswer]
     missing: list[str]
-    shares: dict[str, Share]
-    topics: dict[str, Share]
+    shares: dict[str, Accuracy]
+    topics: dict[str, Accuracy]
     results_checked: int
     differing: list[tuple[str, str]]
-    shown: Share | None
-    baselines: tuple[float, str, Share]
+    shown: Accuracy | None
+    baselines: tuple[float, str, Accuracy]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Comparison:
     both: int
     neither: int
     missing: int
-    flips: list[tuple[Graded, Graded]]
+    flips: list[tuple[GradedAnswer, GradedAnswer]]
 
     @property
     def only_first(self) -> int:
@@ -114,7 +114,7 @@ def read_problems(folder: str | Path, split: str) -> list[Problem]:
 
 def grade(
     problems: Iterable[Problem], answers: Answers, parser: str = "strict", unparsed: str = "wrong", seed: int = 0
-) -> list[Graded]:
+) -> list[GradedAnswer]:
     """The answers to `problems`, in their order.
 
     parser: strict | lenient (see `scienceqa_answers`) | results (the file's own indices, nothing is parsed).
@@ -136,7 +136,7 @@ def grade(
         text = answers.texts.get(pid)
         if pid not in has:
             if unparsed == "wrong":
-                graded.append(Graded(problem, text, None, -1, "missing"))
+                graded.append(GradedAnswer(problem, text, None, -1, "missing"))
             continue
         if parser == "results":
             letter = LETTERS[answers.results[pid]] if 0 <= answers.results[pid] < len(LETTERS) else None
@@ -146,11 +146,11 @@ def grade(
         status = "unparsed" if index < 0 else "parsed"
         if status == "unparsed" and unparsed == "random":
             index = draw(choices, seed, pid)
-        graded.append(Graded(problem, text, letter, index, status))
+        graded.append(GradedAnswer(problem, text, letter, index, status))
     return graded
 
 
-def score_split(problems: Sequence[Problem], answers: Answers, graded: list[Graded]) -> SplitScores:
+def score_split(problems: Sequence[Problem], answers: Answers, graded: list[GradedAnswer]) -> SplitScores:
     """The scores of `graded`, which `grade` made of `answers` to `problems`."""
     answered = {item.problem.pid for item in graded if item.status != "missing"}
     marks = marks_of(graded)
@@ -171,37 +171,37 @@ def draw(choices: int, seed: int, *of: str) -> int:
     return random.Random(" ".join([str(seed), *of])).randrange(choices)
 
 
-def shares(marks: Sequence[tuple[Problem, bool]]) -> dict[str, Share]:
+def shares(marks: Sequence[tuple[Problem, bool]]) -> dict[str, Accuracy]:
     """The eight columns and the average. marks: each problem, and whether it was answered right."""
     return {name: _share([right for problem, right in marks if fits(problem)]) for name, fits in COLUMNS.items()}
 
 
-def topic_shares(marks: Sequence[tuple[Problem, bool]]) -> dict[str, Share]:
+def topic_shares(marks: Sequence[tuple[Problem, bool]]) -> dict[str, Accuracy]:
     """Each topic, by name (all of ScienceQA has 26)."""
     topics = sorted({problem.topic for problem, _ in marks})
     return {topic: _share([right for problem, right in marks if problem.topic == topic]) for topic in topics}
 
 
-def shown_share(graded: Iterable[Graded], answers: Answers) -> Share:
+def shown_share(graded: Iterable[GradedAnswer], answers: Answers) -> Accuracy:
     """What the original's evaluator calls IMG accuracy: of the answers whose prompt, as the file has it, has an image.
     The column IMG instead is of the problems that have one, whether it was shown or not."""
     return _share([item.is_right for item in graded if IMAGE_MARKER in answers.prompts.get(item.problem.pid, "")])
 
 
-def baselines(problems: Sequence[Problem]) -> tuple[float, str, Share]:
+def baselines(problems: Sequence[Problem]) -> tuple[float, str, Accuracy]:
     """What takes no model: (percent right of choices drawn at random, on average; the letter that is the answer most
     often; what always saying it has right)."""
     chance = 100 * sum(1 / len(problem.choices) for problem in problems) / len(problems)
     counts = Counter(problem.answer for problem in problems)
     most = min(counts, key=lambda index: (-counts[index], index))
-    return chance, LETTERS[most], Share(counts[most], len(problems))
+    return chance, LETTERS[most], Accuracy(counts[most], len(problems))
 
 
-def marks_of(graded: Iterable[Graded]) -> list[tuple[Problem, bool]]:
+def marks_of(graded: Iterable[GradedAnswer]) -> list[tuple[Problem, bool]]:
     return [(item.problem, item.is_right) for item in graded]
 
 
-def compare(first: Iterable[Graded], second: Iterable[Graded]) -> Comparison:
+def compare_answers(first: Iterable[GradedAnswer], second: Iterable[GradedAnswer]) -> Comparison:
     others = {item.problem.pid: item for item in second}
     pairs = [(item, others[item.problem.pid]) for item in first if item.problem.pid in others]
     flips = [(a, b) for a, b in pairs if a.is_right != b.is_right]
@@ -235,5 +235,5 @@ def differing_results(answers: Answers, problems: Iterable[Problem]) -> tuple[in
     return len(both), differing
 
 
-def _share(rights: list[bool]) -> Share:
-    return Share(sum(rights), len(rights))
+def _share(rights: list[bool]) -> Accuracy:
+    return Accuracy(sum(rights), len(rights))

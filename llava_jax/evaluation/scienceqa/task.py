@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from llava_jax.data.sources.scienceqa import Problem, ScienceQA, conversation
-from llava_jax.evaluation.metrics import Share
+from llava_jax.evaluation.metrics import Accuracy
 from llava_jax.evaluation.scienceqa.parse import index_of, read_letter
 from llava_jax.evaluation.scienceqa.score import shares, topic_shares
 from llava_jax.evaluation.task import ImageStore
@@ -51,7 +51,7 @@ class ScienceQATask:
         index = index_of(read_letter(text, problem.choices, self.parser), len(problem.choices))
         return index if index >= 0 else None
 
-    def metrics(self, answers: Sequence[tuple[Problem, int | None]]) -> dict[str, Share]:
+    def metrics(self, answers: Sequence[tuple[Problem, int | None]]) -> dict[str, Accuracy]:
         """The columns of the published tables, then the topics."""
         marks = [(problem, index == problem.answer) for problem, index in answers]
         return shares(marks) | topic_shares(marks)

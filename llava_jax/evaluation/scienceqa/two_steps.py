@@ -8,16 +8,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llava_jax.api.model import Loaded
+from llava_jax.api.model import LlavaModel
 from llava_jax.evaluation.questions import TaskQuestion
 from llava_jax.evaluation.runner import encode_rendered, render_question
-from llava_jax.inference.engine import Prompt, Settings
+from llava_jax.inference.engine import GenerationConfig, Prompt
 from llava_jax.text.templates import Segment
 
 REASONING_ENDS, ANSWER_CUE, ANSWER_TOKENS = "###", " ###\nANSWER:", 64
 
 
-def encode_step(model: Loaded, question: TaskQuestion, reasoning: str | None = None) -> np.ndarray:
+def encode_step(model: LlavaModel, question: TaskQuestion, reasoning: str | None = None) -> np.ndarray:
     """The ids int32[L] of a prompt, images expanded: of the first step, or with `reasoning` of the second."""
     segments = render_question(model, question)
     last = segments[-1]
@@ -34,7 +34,7 @@ def encode_step(model: Loaded, question: TaskQuestion, reasoning: str | None = N
 
 
 def generate_two_steps(
-    model: Loaded, questions: Sequence[TaskQuestion], prompts: Sequence[Prompt], settings: Settings
+    model: LlavaModel, questions: Sequence[TaskQuestion], prompts: Sequence[Prompt], settings: GenerationConfig
 ) -> list[str]:
     """Reasoning and answer of each question. The answer is empty where the reasoning left no room for it."""
     settings = dataclasses.replace(settings, stop_strings=(REASONING_ENDS, *settings.stop_strings))

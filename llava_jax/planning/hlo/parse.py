@@ -161,7 +161,7 @@ def arrays(text: str) -> tuple[Array, ...]:
     return tuple(found)
 
 
-def parse(text: str) -> Program:
+def parse_program(text: str) -> Program:
     """Raises ValueError where `text` is no program in XLA's text form."""
     text = re.sub(r"/\*.*?\*/", "", text)
     lines = text.splitlines()

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from llava_jax.checkpoint.external import open_source
+from llava_jax.checkpoint.external import open_external
 from llava_jax.checkpoint.gguf_files import file as ours
 from llava_jax.checkpoint.gguf_files.config import architecture
 from llava_jax.checkpoint.gguf_files.file import GgufFile, is_gguf
@@ -99,7 +99,7 @@ def test_the_file_is_loaded_as_a_language_model(tmp_path):
     with pytest.raises(DataError, match="a file.gguf holds no vision"):
         load_module(str(path), "vision", like)
     with pytest.raises(ConfigError, match="a file.gguf is a whole language model; it takes no tower and no base"):
-        open_source(path, base=tmp_path)
+        open_external(path, base=tmp_path)
 
 
 def test_nothing_stays_mapped(tmp_path):

@@ -6,7 +6,14 @@ import json
 import pytest
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig, MistralConfig, Qwen2Config
 
-from llava_jax.checkpoint.huggingface.config import TOWERS, hf_llava, language_model, read_config, to_hf, vision_tower
+from llava_jax.checkpoint.huggingface.config import (
+    TOWERS,
+    hf_llava,
+    language_model,
+    read_hf_config,
+    to_hf,
+    vision_tower,
+)
 from llava_jax.config.architectures import LLM, VISION, RopeScaling
 from llava_jax.errors import DataError
 from tests.fixtures.hf_models import clip_config, llama_config
@@ -21,7 +28,7 @@ VARIANTS = [
 
 def through_a_file(config, folder) -> dict:
     config.save_pretrained(folder)
-    return read_config(folder)
+    return read_hf_config(folder)
 
 
 @pytest.mark.parametrize("cls", [LlamaConfig, MistralConfig, Qwen2Config])
@@ -71,12 +78,12 @@ def test_a_llava_config_comes_back(tmp_path, llm, vision):
 def test_what_we_write_is_what_transformers_and_we_read(tmp_path, llm, vision):
     c = uneven(llm=llm, vision=vision)
     (tmp_path / "config.json").write_text(json.dumps(to_hf(c.vision, c.llm, c.projector, 63, "float32")))
-    assert hf_llava(read_config(tmp_path), "config.json") == (c.vision, c.llm, "gelu")
+    assert hf_llava(read_hf_config(tmp_path), "config.json") == (c.vision, c.llm, "gelu")
     theirs = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(theirs, LlavaConfig)
     (tmp_path / "again").mkdir()
     theirs.save_pretrained(tmp_path / "again")
-    assert hf_llava(read_config(tmp_path / "again"), "config.json") == (c.vision, c.llm, "gelu")
+    assert hf_llava(read_hf_config(tmp_path / "again"), "config.json") == (c.vision, c.llm, "gelu")
     assert (theirs.image_token_id, theirs.image_seq_length) == (63, c.vision.features)
 
 
@@ -168,7 +175,7 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path, text, message):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(DataError, match=f"{tmp_path}/config.json .*{message}"):
-        read_config(tmp_path)
+        read_hf_config(tmp_path)
 
 
 def test_the_configs_of_these_tests_are_what_transformers_reads(tmp_path):

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from llava_jax.checkpoint.huggingface.export import save_hf
 from llava_jax.checkpoint.tokenizer import open_tokenizer
-from llava_jax.checkpoint.torch_tensors.dialects import check, find_dialect, load, torch_rows
+from llava_jax.checkpoint.torch_tensors.dialects import check_tensors, find_dialect, load_parameters, torch_mappings
 from llava_jax.checkpoint.torch_tensors.safetensors_reader import INDEX, TorchFiles
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig, RopeScaling
 from llava_jax.errors import DataError
@@ -93,11 +93,11 @@ def test_files_come_back_tensor_by_tensor(tmp_path, limit):
         index = json.loads((tmp_path / "out" / INDEX).read_text())
         assert index["metadata"]["total_size"] == total
     found = TorchFiles(tmp_path / "out")
-    rows = torch_rows(find_dialect(found), found, depth=2)
-    check(found, rows, {p: x.shape for p, x in params.items()}, tied=False)
+    rows = torch_mappings(find_dialect(found), found, depth=2)
+    check_tensors(found, rows, {p: x.shape for p, x in params.items()}, tied=False)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = {p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for p, x in params.items()}
-    for path, value in load(found, rows, like).items():
+    for path, value in load_parameters(found, rows, like).items():
         np.testing.assert_array_equal(value, params[path], err_msg=path)
 
 

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llava_jax.checkpoint.native import integrity
-from llava_jax.checkpoint.native.store import Store
+from llava_jax.checkpoint.native.store import CheckpointStore
 from llava_jax.errors import DataError
 from llava_jax.runtime.mesh import make_mesh
 from tests.fixtures.file_damage import DAMAGES, files_of_at_most
@@ -47,8 +47,8 @@ def assert_equal(a: State, b: State):
         assert x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
-def saved(folder, *steps, keep=10) -> Store:
-    store = Store(folder, keep)
+def saved(folder, *steps, keep=10) -> CheckpointStore:
+    store = CheckpointStore(folder, keep)
     for step in steps:
         store.save(step, state(step), {"step": step}, {"stage": "one", "config": {"seed": step}})
     store.wait()
@@ -58,7 +58,7 @@ def saved(folder, *steps, keep=10) -> Store:
 @pytest.mark.parametrize("mesh", [(1, 8, 1), (1, 2, 1), (1, 1, 1), (2, 2, 2)], ids=str)
 def test_any_mesh_restores_what_another_one_saved(tmp_path, mesh):
     saved(tmp_path / "checkpoints", 3).close()
-    store = Store(tmp_path / "checkpoints", 10)
+    store = CheckpointStore(tmp_path / "checkpoints", 10)
     assert store.latest() == 3
     wanted = abstract(state(0, mesh))
     restored, data = store.restore(3, wanted)
@@ -68,7 +68,7 @@ def test_any_mesh_restores_what_another_one_saved(tmp_path, mesh):
 
 
 def test_a_state_without_frozen_parameters_goes_through(tmp_path):
-    store = Store(tmp_path, 1)
+    store = CheckpointStore(tmp_path, 1)
     store.save(1, state(1, frozen=False), {}, {})
     store.wait()
     assert_equal(store.restore(1, abstract(state(0, frozen=False)))[0], state(1, frozen=False))
@@ -82,7 +82,7 @@ def test_the_step_after_may_overwrite_the_arrays_that_are_being_saved(tmp_path, 
     add = jax.jit(lambda x: jax.tree.map(lambda x: x + 1, x), donate_argnums=0)
     x = {f"w{i}": jax.device_put(jnp.zeros(1 << 20), sharding) for i in range(4)}
     expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), x)
-    store = Store(tmp_path, 10)
+    store = CheckpointStore(tmp_path, 10)
     for step in range(1, 4):
         x = add(x)
         store.save(step, x, {}, {})
@@ -98,13 +98,13 @@ def test_only_the_newest_are_kept(tmp_path):
     store = saved(tmp_path, 1, 2, 3, 4, keep=2)
     store.close()
     assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [3, 4]
-    assert Store(tmp_path, 2).latest() == 4
+    assert CheckpointStore(tmp_path, 2).latest() == 4
 
 
 def test_an_unfinished_save_is_no_checkpoint_and_is_in_nobody_s_way(tmp_path):
     saved(tmp_path, 1, 2).close()
     (tmp_path / "2").rename(tmp_path / "2.orbax-checkpoint-tmp")  # what a kill leaves behind
-    store = Store(tmp_path, 10)
+    store = CheckpointStore(tmp_path, 10)
     assert store.latest() == 1
     assert_equal(store.restore(1, abstract(state(0)))[0], state(1))
     store.save(2, state(2), {"step": 2}, {})
@@ -114,7 +114,7 @@ def test_an_unfinished_save_is_no_checkpoint_and_is_in_nobody_s_way(tmp_path):
 
 
 def test_an_empty_folder_holds_no_checkpoint(tmp_path):
-    assert Store(tmp_path / "a" / "b", 1).latest() is None
+    assert CheckpointStore(tmp_path / "a" / "b", 1).latest() is None
 
 
 def test_saving_a_step_again_changes_nothing(tmp_path):
@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
     saved(tmp_path / "checkpoints", 1).close()
     damage(tmp_path / "checkpoints")
     with pytest.raises(DataError, match=rf"checkpoint 1 in {tmp_path}/checkpoints cannot be restored: ."):
-        Store(tmp_path / "checkpoints", 10).restore(1, abstract(state(0)))
+        CheckpointStore(tmp_path / "checkpoints", 10).restore(1, abstract(state(0)))
 
 
 def test_a_damaged_record_of_the_run_is_named(tmp_path):
@@ -162,14 +162,14 @@ def test_a_damaged_record_of_the_run_is_named(tmp_path):
     (record,) = (tmp_path / "1" / "run").rglob("metadata")
     record.write_text('{"stage": "o')
     with pytest.raises(DataError, match=rf"checkpoint 1 in {tmp_path} cannot be restored: ."):
-        Store(tmp_path, 10).read_run(1)
+        CheckpointStore(tmp_path, 10).read_run(1)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file" / "checkpoints", type(tmp_path)("/proc/none/checkpoints")):
         with pytest.raises(DataError, match=f"cannot be kept in {folder}: .*choose another --workdir"):
-            Store(folder, 1)
+            CheckpointStore(folder, 1)
 
 
 # ---------------------------------------------------------------------------------------------------- damage on disk
@@ -208,7 +208,7 @@ def test_no_file_of_a_checkpoint_can_be_damaged_unseen(copied, damage):
 def test_the_step_before_is_taken_and_the_damaged_file_named(copied, damage):
     file = next(p for p in sorted((copied / "2" / "state").rglob("d/*")))
     damage(file)
-    store = Store(copied, 10)
+    store = CheckpointStore(copied, 10)
     found = store.newest()
     assert (found.step, found.damaged) == (1, (2,))
     assert f"checkpoint {copied}/2 is DAMAGED: {file.relative_to(copied / '2')}" in found.notes[0]
@@ -218,9 +218,9 @@ def test_the_step_before_is_taken_and_the_damaged_file_named(copied, damage):
 
 def test_the_newest_is_taken_where_nothing_is_damaged(copied, tmp_path):
     (copied / "1" / "run" / "metadata").unlink()  # older ones are not even looked at
-    found = Store(copied, 10).newest()
+    found = CheckpointStore(copied, 10).newest()
     assert (found.step, found.damaged, found.notes) == (2, (), ())
-    found = Store(tmp_path / "none", 10).newest()
+    found = CheckpointStore(tmp_path / "none", 10).newest()
     assert (found.step, found.damaged, found.notes) == (None, (), ())
 
 
@@ -230,14 +230,14 @@ def test_where_none_is_whole_that_is_an_error_that_names_them_all(copied):
     with pytest.raises(
         DataError, match="2 is DAMAGED: data/metadata is missing; .*1 is DAMAGED: run/.* another --workdir"
     ):
-        Store(copied, 10).newest()
+        CheckpointStore(copied, 10).newest()
 
 
 def test_a_checkpoint_without_hashes_is_taken_and_that_is_said(copied):
     (copied / "2" / integrity.SUMS).unlink()
     about = json.loads((copied / "2" / integrity.ABOUT).read_text())
     (copied / "2" / integrity.ABOUT).write_text(json.dumps(about | {"custom_metadata": {}}))
-    store = Store(copied, 10)
+    store = CheckpointStore(copied, 10)
     found = store.newest()
     assert found.step == 2 and len(found.notes) == 1 and "before there were hashes" in found.notes[0]
     assert_equal(store.restore(2, abstract(state(0)))[0], state(2))
@@ -246,19 +246,19 @@ def test_a_checkpoint_without_hashes_is_taken_and_that_is_said(copied):
 def test_a_damaged_checkpoint_that_was_set_aside_is_saved_anew_and_kept(copied):
     for name in ("2.damaged", "2.damaged-1"):
         (copied / "2" / "data" / "metadata").unlink()
-        store = Store(copied, 10)
+        store = CheckpointStore(copied, 10)
         store.set_aside(store.newest().damaged)
         assert store.latest() == 1 and (copied / name).is_dir()
         store.save(2, state(2), {"step": 2}, {})
         store.close()
-    store = Store(copied, 10)
+    store = CheckpointStore(copied, 10)
     assert store.newest().step == 2
     assert_equal(store.restore(2, abstract(state(0)))[0], state(2))
 
 
 def test_every_process_takes_the_step_that_process_0_found(copied, monkeypatch):
     """Another process may see other faults, or read later, when they are gone."""
-    store = Store(copied, 10)
+    store = CheckpointStore(copied, 10)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda own: np.int32(1) if own == -1 else own)
     found = store.newest()
@@ -270,17 +270,17 @@ def test_a_checkpoint_counts_only_when_its_hashes_are_written(copied, monkeypatc
         assert folder.is_dir() and not (copied / "3").exists(), "hashed before it has its name"
         raise OSError(28, "No space left on device")
 
-    store = Store(copied, 10)
+    store = CheckpointStore(copied, 10)
     monkeypatch.setattr(integrity, "write_hashes", fail)
     store.save(3, state(3), {}, {})
     with pytest.raises(DataError, match="checkpoint 3 cannot be written to .* bytes are free there.: .*No space left"):
         store.wait()
-    assert integrity.steps_in(copied) == [1, 2] and Store(copied, 10).newest().step == 2
+    assert integrity.steps_in(copied) == [1, 2] and CheckpointStore(copied, 10).newest().step == 2
 
 
 @pytest.mark.parametrize("size", [0, 100, 1000])
 def test_a_disk_that_is_full_is_said_and_costs_only_that_checkpoint(copied, size, capfd):
-    store = Store(copied, 2)
+    store = CheckpointStore(copied, 2)
     with files_of_at_most(size):
         with pytest.raises(DataError, match="checkpoint 3 cannot be written .* complete one is 2;"):
             store.save(3, state(3), {"step": 3}, {})
@@ -289,7 +289,7 @@ def test_a_disk_that_is_full_is_said_and_costs_only_that_checkpoint(copied, size
             store.close()
     assert integrity.steps_in(copied) == [1, 2] and not integrity.faults(copied / "1") + integrity.faults(copied / "2")
     assert "Traceback" not in capfd.readouterr().err
-    store = Store(copied, 2)
+    store = CheckpointStore(copied, 2)
     store.save(4, state(4), {"step": 4}, {})
     store.wait()
     assert integrity.steps_in(copied) == [2, 4]

@@ -7,13 +7,13 @@ import torch
 from flax.traverse_util import flatten_dict
 from safetensors.torch import save_file
 
-from llava_jax.checkpoint.torch_tensors.dialects import check, find_dialect, load, torch_rows
+from llava_jax.checkpoint.torch_tensors.dialects import check_tensors, find_dialect, load_parameters, torch_mappings
 from llava_jax.checkpoint.torch_tensors.safetensors_reader import TorchFiles
 from llava_jax.config import Optimizer
 from llava_jax.errors import DataError
 from llava_jax.models.params import abstract_model
 from llava_jax.runtime.mesh import make_mesh
-from llava_jax.train.optimizer import make_optimizer, rates
+from llava_jax.train.optimizer import learning_rates_per_parameter, make_optimizer
 from llava_jax.train.state import abstract_state
 from tests.fixtures.hf_models import hf_clip, hf_llama, hf_llava, llava_params
 from tests.fixtures.tiny_models import uneven
@@ -72,7 +72,7 @@ def save(folder, tensors: dict, shards: int = 1) -> TorchFiles:
 
 
 def like(mesh=(2, 2, 2)) -> dict[str, jax.ShapeDtypeStruct]:
-    peak = rates(SHAPES, ((".*", 1e-3),))
+    peak = learning_rates_per_parameter(SHAPES, ((".*", 1e-3),))
     return abstract_state(CONFIG, peak, make_optimizer(Optimizer(), peak, 10), make_mesh(*mesh)).trainable
 
 
@@ -82,10 +82,10 @@ def test_every_dialect_gives_the_same_sharded_parameters(tmp_path, model, params
     files = save(tmp_path, renamed(model, *WRITERS[writer]), shards)
     dialect = find_dialect(files)
     assert dialect.name == writer.split(",")[0]
-    rows = torch_rows(dialect, files, depth=2)
-    check(files, rows, SHAPES, tied=False)
+    rows = torch_mappings(dialect, files, depth=2)
+    check_tensors(files, rows, SHAPES, tied=False)
     wanted = like()
-    found = load(files, rows, wanted)
+    found = load_parameters(files, rows, wanted)
     assert found.keys() == params.keys()
     for path, value in found.items():
         np.testing.assert_array_equal(np.asarray(value), params[path], err_msg=path)
@@ -96,9 +96,9 @@ def test_what_transformers_saves_is_read(tmp_path, model, params):
     model.save_pretrained(tmp_path, max_shard_size="40KB")
     files = TorchFiles(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 3
-    rows = torch_rows(find_dialect(files), files, depth=2)
-    check(files, rows, SHAPES, tied=False)
-    found = load(files, rows, like((1, 8, 1)))
+    rows = torch_mappings(find_dialect(files), files, depth=2)
+    check_tensors(files, rows, SHAPES, tied=False)
+    found = load_parameters(files, rows, like((1, 8, 1)))
     for path, value in found.items():
         np.testing.assert_array_equal(np.asarray(value), params[path], err_msg=path)
 
@@ -109,8 +109,8 @@ def test_a_tower_alone(tmp_path, prefix):
     extra = {"text_model.embeddings.position_ids": torch.ones(3), "logit_scale": torch.ones(1)} if prefix else {}
     files = save(tmp_path, tensors | extra)
     assert find_dialect(files).name == "clip"
-    rows = torch_rows(find_dialect(files), files, depth=0)
-    check(files, rows, {p: s for p, s in SHAPES.items() if p.startswith("vision/")}, tied=False)
+    rows = torch_mappings(find_dialect(files), files, depth=0)
+    check_tensors(files, rows, {p: s for p, s in SHAPES.items() if p.startswith("vision/")}, tied=False)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -119,9 +119,9 @@ def test_a_language_model_alone_with_what_old_files_keep(tmp_path, tied):
     tensors = hf_llama(config.llm).state_dict() | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(5)}
     files = save(tmp_path, {name: x.clone() for name, x in tensors.items()})  # a tied head is in the state dict too
     assert find_dialect(files).name == "llm" and "lm_head.weight" in files
-    rows = torch_rows(find_dialect(files), files, depth=0)
+    rows = torch_mappings(find_dialect(files), files, depth=0)
     shapes = {path: x.shape for path, x in abstract_model(config)[0].items() if path.startswith("llm/")}
-    check(files, rows, shapes, tied)
+    check_tensors(files, rows, shapes, tied)
 
 
 FAULTS = {
@@ -142,7 +142,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, model, message):
     FAULTS[message](tensors)
     files = save(tmp_path, tensors)
     with pytest.raises(DataError, match=f"{tmp_path}.*{message}"):
-        check(files, torch_rows(find_dialect(files), files, depth=2), SHAPES, tied=False)
+        check_tensors(files, torch_mappings(find_dialect(files), files, depth=2), SHAPES, tied=False)
 
 
 def test_an_unknown_model_is_refused_with_what_it_holds(tmp_path):

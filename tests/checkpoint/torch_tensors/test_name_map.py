@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 
 from llava_jax.checkpoint.torch_tensors import name_map, transpose
-from llava_jax.checkpoint.torch_tensors.name_map import CLIP, HEADS_IN, LLAMA, names, projector_rows, torch_index
-from llava_jax.checkpoint.torch_tensors.transpose import read, to_torch
+from llava_jax.checkpoint.torch_tensors.name_map import (
+    CLIP,
+    HEADS_IN,
+    LLAMA,
+    projector_mappings,
+    tensor_names,
+    torch_index,
+)
+from llava_jax.checkpoint.torch_tensors.transpose import read_parameter, to_torch
 from llava_jax.config import architectures
 from llava_jax.config.architectures import ModelConfig
 from llava_jax.models.params import abstract_model
@@ -25,13 +32,13 @@ def shapes_of(projector: str, llm: str) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("projector, depth", [("linear", 1), ("mlp2x_gelu", 2), ("mlp3x_gelu", 3)])
 @pytest.mark.parametrize("llm", ["vicuna_13b_v1.5", "llama3_8b", "smollm2_135m"])
 def test_every_parameter_has_one_row_and_no_torch_tensor_has_two(projector, depth, llm):
-    rows = {"vision": CLIP, "projector": projector_rows(depth, "llava"), "llm": LLAMA}
+    rows = {"vision": CLIP, "projector": projector_mappings(depth, "llava"), "llm": LLAMA}
     found = {f"{module}/{row.path}": row for module, table in rows.items() for row in table}
     shapes = shapes_of(projector, llm)
     assert shapes.keys() <= found.keys()
     unused = found.keys() - shapes.keys()
     assert unused <= {f"llm/layers/{x}/bias" for x in "qkv"} | {"llm/head/kernel"}, "what only some models have"
-    tensors = [(path.split("/")[0], n) for path, shape in shapes.items() for n in names(found[path], shape)]
+    tensors = [(path.split("/")[0], n) for path, shape in shapes.items() for n in tensor_names(found[path], shape)]
     assert len(set(tensors)) == len(tensors)
 
 
@@ -40,7 +47,7 @@ def test_shapes_are_those_of_the_published_files():
         rows = {f"{module}/{row.path}": row for row in table}
         for path in rows.keys() & shapes.keys():
             shape = shapes[path][1:] if rows[path].stacked else shapes[path]
-            for name in names(rows[path], shapes[path]):
+            for name in tensor_names(rows[path], shapes[path]):
                 yield name, name_map.torch_shape(rows[path].groups, shape)
 
     shapes = shapes_of("mlp2x_gelu", "llama3_8b")
@@ -77,7 +84,7 @@ def test_what_is_written_is_read_back_whole_and_in_parts(path, piece, monkeypatc
     assert path != "layers/down/kernel" or shape[1] * shape[2] > transpose.SMALL
     value = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     layers = value if row.stacked else [value]
-    tensors = {name: to_torch(row.groups, x) for name, x in zip(names(row, shape), layers, strict=True)}
+    tensors = {name: to_torch(row.groups, x) for name, x in zip(tensor_names(row, shape), layers, strict=True)}
     assert all(x.flags.c_contiguous for x in tensors.values())
     asked = []
 
@@ -86,12 +93,12 @@ def test_what_is_written_is_read_back_whole_and_in_parts(path, piece, monkeypatc
         return tensors[name][index]
 
     whole = (slice(None),) * len(shape)
-    np.testing.assert_array_equal(read(row, shape, whole, np.float32, tensor), value)
+    np.testing.assert_array_equal(read_parameter(row, shape, whole, np.float32, tensor), value)
     splits = [axis for axis, n in enumerate(shape) if n in (3, 4, 6, 8) and path != "patch/kernel"]
     for axis in splits:  # as a mesh splits it: layers never, but a pipeline might
         index = (*whole[:axis], slice(shape[axis] // 2, shape[axis]), *whole[axis + 1 :])
         asked.clear()
-        part = read(row, shape, index, np.float16, tensor)
+        part = read_parameter(row, shape, index, np.float16, tensor)
         assert part.dtype == np.float16 and sum(asked) == part.size, "nothing beyond the part is read"
         np.testing.assert_array_equal(part, value[index].astype(np.float16))
 
@@ -101,7 +108,7 @@ def test_the_memory_read_into_becomes_the_device_s():
     row, made = next(row for row in CLIP if row.path == "layers/up/kernel"), []
 
     def part(index):
-        made.append(read(row, (3, 4, 40), index, np.float32, lambda name, _: np.ones((40, 4), np.float32)))
+        made.append(read_parameter(row, (3, 4, 40), index, np.float32, lambda name, _: np.ones((40, 4), np.float32)))
         return made[-1]
 
     here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])

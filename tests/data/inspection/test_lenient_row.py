@@ -8,7 +8,7 @@ import pytest
 
 from llava_jax.data.inspection.check import Duplicates, check_rows
 from llava_jax.data.inspection.check_report import Report
-from llava_jax.data.inspection.lenient_row import read_loosely
+from llava_jax.data.inspection.lenient_row import read_leniently
 from llava_jax.data.sources import json_index
 from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.data.sources.open_source import open_source
@@ -67,8 +67,8 @@ def shards(tmp_path) -> Path:
 def test_records_are_checked_and_a_picture_of_two_rows_is_no_duplicate(shards):
     source = open_source(shards)
     assert kinds(source) == []
-    row = read_loosely(source, 0)
-    assert list(row.images) == list(read_loosely(source, 2).images) != list(read_loosely(source, 1).images)
+    row = read_leniently(source, 0)
+    assert list(row.images) == list(read_leniently(source, 2).images) != list(read_leniently(source, 1).images)
 
 
 def test_a_record_that_cannot_be_read_is_a_fault_of_its_row(shards):
@@ -99,7 +99,7 @@ def test_the_search_goes_on_wherever_the_pieces_are_cut(tmp_path, monkeypatch, p
     assert text.count(old) == 1
     (tmp_path / "train.json").write_text(text.replace(old, new), encoding="utf-8")
     source = LlavaJson(tmp_path / "train.json", tmp_path, is_strict=False)
-    found = [read_loosely(source, i) for i in range(len(source))]
+    found = [read_leniently(source, i) for i in range(len(source))]
     (broken,) = [i for i, row in enumerate(found) if row.faults]
     assert found[broken].faults[0][0] == "broken JSON"
     lost = {"quotes": ["3"], "cut off": ["6"]}.get(name, [])
@@ -121,9 +121,9 @@ def test_a_search_for_faults_keeps_no_index_and_may_use_one(tmp_path, monkeypatc
     path = tmp_path / "train.json"
     path.write_text(json.dumps(rows))
     loose = LlavaJson(path, tmp_path, is_strict=False)
-    assert [bool(read_loosely(loose, i).faults) for i in range(3)] == [True, False, False]
+    assert [bool(read_leniently(loose, i).faults) for i in range(3)] == [True, False, False]
     assert [file.name for file in tmp_path.iterdir()] == ["train.json"]
     path.write_text(json.dumps(rows[1:]))
     LlavaJson(path, tmp_path)
     monkeypatch.setattr(json_index, "_scan", None)
-    assert not any(read_loosely(LlavaJson(path, tmp_path, is_strict=False), i).faults for i in range(2))
+    assert not any(read_leniently(LlavaJson(path, tmp_path, is_strict=False), i).faults for i in range(2))

@@ -8,7 +8,7 @@ import pytest
 
 from llava_jax.data.example import id_hash
 from llava_jax.data.sources import json_index
-from llava_jax.data.sources.combine import Joined, Subset, held_out_split, id_hashes
+from llava_jax.data.sources.combine import Concatenated, Subset, id_hashes, train_eval_split
 from llava_jax.data.sources.json_index import open_index
 from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.errors import DataError
@@ -212,15 +212,15 @@ def test_a_file_that_grows_while_it_is_read_is_refused(path, monkeypatch):
 def test_hashes_come_from_the_index_and_are_those_of_the_ids(path, monkeypatch):
     source = LlavaJson(path, path.parent)
     expected = [id_hash(f"№{i}") for i in range(40)]
-    both = Joined([source, Subset(source, range(3))])
+    both = Concatenated([source, Subset(source, range(3))])
     assert id_hashes(both).tolist() == expected + expected[:3]
-    slow = held_out_split(Subset(source, range(40)), 0.2, 3)[1]
+    slow = train_eval_split(Subset(source, range(40)), 0.2, 3)[1]
     monkeypatch.setattr(type(source), "raw", None)  # no row is read
-    assert np.array_equal(held_out_split(source, 0.2, 3)[1].indices, slow.indices)
+    assert np.array_equal(train_eval_split(source, 0.2, 3)[1].indices, slow.indices)
 
 
 def test_joined_sources_are_one_behind_the_other():
-    joined = Joined(["ab", "", "cde"])
+    joined = Concatenated(["ab", "", "cde"])
     assert [joined[i] for i in range(len(joined))] == list("abcde") and joined[-1] == "e"
     with pytest.raises(IndexError):
         joined[5]

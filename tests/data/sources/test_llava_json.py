@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llava_jax.data.example import Example
-from llava_jax.data.sources.combine import Subset, held_out_split
+from llava_jax.data.sources.combine import Subset, train_eval_split
 from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.errors import ConfigError, DataError
 
@@ -223,7 +223,7 @@ def test_subset_of_a_subset():
 
 def test_split_is_complete_disjoint_in_order_and_near_the_fraction():
     source = Ids([f"id-{i}" for i in range(4000)])
-    train, held_out = held_out_split(source, 0.05, 0)
+    train, held_out = train_eval_split(source, 0.05, 0)
     assert sorted(ids_of(train) + ids_of(held_out)) == sorted(source.ids)
     assert 150 < len(held_out) < 250
     assert ids_of(held_out) == [i for i in source.ids if i in set(ids_of(held_out))]
@@ -231,41 +231,41 @@ def test_split_is_complete_disjoint_in_order_and_near_the_fraction():
 
 def test_new_rows_and_another_order_move_nobody():
     ids = [f"id-{i}" for i in range(1000)]
-    _, before = held_out_split(Ids(ids), 0.1, 0)
-    _, after = held_out_split(Ids([f"new-{i}" for i in range(500)] + ids[::-1]), 0.1, 0)
+    _, before = train_eval_split(Ids(ids), 0.1, 0)
+    _, after = train_eval_split(Ids([f"new-{i}" for i in range(500)] + ids[::-1]), 0.1, 0)
     assert set(ids_of(before)) == {i for i in ids_of(after) if i.startswith("id-")}
 
 
 def test_the_split_is_the_same_for_ever():
-    _, held_out = held_out_split(Ids([str(i) for i in range(40)]), 0.1, 0)
+    _, held_out = train_eval_split(Ids([str(i) for i in range(40)]), 0.1, 0)
     assert ids_of(held_out) == ["9", "39"]
 
 
 def test_rows_of_one_id_stay_together():
-    train, held_out = held_out_split(Ids([f"{i % 50}" for i in range(150)]), 0.2, 0)
+    train, held_out = train_eval_split(Ids([f"{i % 50}" for i in range(150)]), 0.2, 0)
     assert not set(ids_of(train)) & set(ids_of(held_out))
     assert set(Counter(ids_of(held_out)).values()) == {3}
 
 
 def test_at_least_the_minimum_is_held_out():
     source = Ids([f"id-{i}" for i in range(100)])
-    assert len(held_out_split(source, 0.0, 0)[1]) == 0
-    assert len(held_out_split(source, 0.0, 7)[1]) == 7
-    few, more = (set(ids_of(held_out_split(source, 0.0, n)[1])) for n in (3, 7))
+    assert len(train_eval_split(source, 0.0, 0)[1]) == 0
+    assert len(train_eval_split(source, 0.0, 7)[1]) == 7
+    few, more = (set(ids_of(train_eval_split(source, 0.0, n)[1])) for n in (3, 7))
     assert few < more
 
 
 def test_splits_that_cannot_be():
     with pytest.raises(DataError, match="leaves nothing to train on"):
-        held_out_split(Ids(["a", "b"]), 0.0, 2)
+        train_eval_split(Ids(["a", "b"]), 0.0, 2)
     with pytest.raises(DataError, match="leaves nothing to train on"):
-        held_out_split(Ids(["a", "b"]), 0.0, 3)
+        train_eval_split(Ids(["a", "b"]), 0.0, 3)
     with pytest.raises(ConfigError, match="fraction must be in"):
-        held_out_split(Ids(["a"]), 1.0, 0)
+        train_eval_split(Ids(["a"]), 1.0, 0)
     with pytest.raises(ConfigError, match="too many to split by id"):
-        held_out_split(Subset("a", range(2**31 - 1)), 0.1, 0)
+        train_eval_split(Subset("a", range(2**31 - 1)), 0.1, 0)
 
 
 def test_the_split_of_a_json_file_opens_no_image(folder):
     source = opened(folder, [row(id=str(i), image="../outside.jpg") for i in range(40)])
-    assert [source.example_id(int(i)) for i in held_out_split(source, 0.1, 0)[1].indices] == ["9", "39"]
+    assert [source.example_id(int(i)) for i in train_eval_split(source, 0.1, 0)[1].indices] == ["9", "39"]

@@ -143,7 +143,7 @@ def as_told(text: str, facts: list[Fact]) -> list[Fact]:
     return sorted(facts, key=lambda f: text.find(f"{f.color} {f.shape}"))
 
 
-def asked(scene, key) -> list[scene_world.Question]:
+def asked(scene, key) -> list[scene_world.SceneQuestion]:
     return scene_world.questions(scene, random.Random(f"test/{key}"))
 
 
@@ -164,9 +164,11 @@ def test_a_scene_is_named_by_seed_index_and_half():
         scene_world.draw_scene(30, 0, False),
     ):
         assert other != one[0]
-    first = scene_world.render(one[0], 48)
+    first = scene_world.render_scene(one[0], 48)
     assert (
-        first.tobytes() == scene_world.render(one[0], 48).tobytes() and first.size == (48, 48) and first.mode == "RGB"
+        first.tobytes() == scene_world.render_scene(one[0], 48).tobytes()
+        and first.size == (48, 48)
+        and first.mode == "RGB"
     )
     assert asked(one[0], 0) == asked(one[0], 0)
 
@@ -211,7 +213,7 @@ def test_boxes_lie_inside_the_image_and_apart(size):
 def test_the_ink_is_in_the_boxes_and_has_the_colour_it_is_called(size):
     for i in range(60):
         scene = scene_world.draw_scene(0, i, False)
-        pixels = np.asarray(scene_world.render(scene, size)).astype(int)
+        pixels = np.asarray(scene_world.render_scene(scene, size)).astype(int)
         rest = np.ones((size, size), bool)
         for o, (x, y, w, h) in zip(scene.objects, scene_world.boxes(scene, size), strict=True):
             assert np.abs(pixels[int(y + h / 2), int(x + w / 2)] - scene_world.COLORS[o.color]).max() <= 2
@@ -222,7 +224,7 @@ def test_the_ink_is_in_the_boxes_and_has_the_colour_it_is_called(size):
 def test_a_picture_shows_its_scene_and_nothing_else():
     for i in range(120):
         scene = scene_world.draw_scene(0, i, i % 2 == 0)
-        facts = read(scene_world.render(scene, 240))
+        facts = read(scene_world.render_scene(scene, 240))
         assert [(f.size, f.color, f.shape, f.cell) for f in facts] == [
             (o.size, o.color, o.shape, o.cell) for o in scene.objects
         ]
@@ -236,7 +238,7 @@ def test_a_picture_shows_its_scene_and_nothing_else():
 def test_captions_and_descriptions_say_what_the_picture_shows():
     for i in range(1500):
         scene = scene_world.draw_scene(0, i, False)
-        facts = read(scene_world.render(scene, 240)) if i < 60 else from_boxes(scene)
+        facts = read(scene_world.render_scene(scene, 240)) if i < 60 else from_boxes(scene)
         caption, description = scene_world.caption(scene, random.Random(i)), scene_world.description(scene)
         assert tells(caption, as_told(caption, facts)), caption
         assert tells(description, facts), description
@@ -260,7 +262,7 @@ def test_every_answer_is_true():
     kinds = Counter()
     for i in range(3000):
         scene = scene_world.draw_scene(1, i, i % 2 == 0)
-        facts = read(scene_world.render(scene, 240)) if i < 100 else from_boxes(scene)
+        facts = read(scene_world.render_scene(scene, 240)) if i < 100 else from_boxes(scene)
         for q in asked(scene, i):
             assert kind_of(q.text) == q.kind
             assert is_true(q.kind, q.text, q.answer, facts), (q, facts)

@@ -12,7 +12,7 @@ from llava_jax.evaluation.scienceqa.files import Answers, read_answers
 from llava_jax.evaluation.scienceqa.score import (  # fmt: skip
     COLUMNS,
     baselines,
-    compare,
+    compare_answers,
     differing_results,
     grade,
     marks_of,
@@ -158,7 +158,7 @@ def test_two_files_are_compared_problem_by_problem(tmp_path):
     problems = planted(tmp_path, {str(i): {} for i in range(20)})
     first = grade(problems, Answers("a", {str(i): "A" if i < 12 else "B" for i in range(20)}))
     second = grade(problems, Answers("b", {str(i): "A" if 9 <= i < 16 else "C" for i in range(18)}))
-    compared = compare(first, second)
+    compared = compare_answers(first, second)
     assert (compared.both, compared.only_first, compared.only_second, compared.neither) == (3, 9, 4, 4)
     assert compared.count == 20 and compared.missing == 2
     assert [a.problem.pid for a, _ in compared.flips] == [*map(str, range(9)), *map(str, range(12, 16))]

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_jax.api.model import Loaded
+from llava_jax.api.model import LlavaModel
 from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.data.sources.scienceqa import ScienceQA
 from llava_jax.evaluation.questions import PredictOptions, TaskQuestion, build_questions
 from llava_jax.evaluation.runner import answer_batches, encode_question, longest_first
 from llava_jax.evaluation.scienceqa.task import ScienceQATask
 from llava_jax.evaluation.scienceqa.two_steps import encode_step, generate_two_steps
-from llava_jax.inference.engine import Answer, Settings
+from llava_jax.inference.engine import Generation, GenerationConfig
 from tests.fixtures.scienceqa import CONFIG
 
 SYSTEM = "A chat between a curious human and an artificial intelligence assistant. "
 SYSTEM += "The assistant gives helpful, detailed, and polite answers to the human's questions."
 
 
-def decoded(model: Loaded, ids: np.ndarray) -> str:
+def decoded(model: LlavaModel, ids: np.ndarray) -> str:
     """A prompt as text, the run of placeholder tokens of an image as <image>."""
     places = np.flatnonzero(ids == IMAGE_TOKEN_ID)
     if not len(places):
@@ -30,7 +30,7 @@ def decoded(model: Loaded, ids: np.ndarray) -> str:
     return "<image>".join(text)
 
 
-def rows_of(model: Loaded, source: ScienceQA, options: PredictOptions, count: int):
+def rows_of(model: LlavaModel, source: ScienceQA, options: PredictOptions, count: int):
     questions, _ = build_questions(ScienceQATask(source), options)
     return longest_first(model, questions, encode_step)[:count]
 
@@ -68,9 +68,9 @@ def test_the_second_step_continues_after_the_reasoning(model, folder, monkeypatc
     def answers(self, prompts, settings):
         calls.append(([decoded(model, np.asarray(p.tokens)) for p in prompts], settings))
         texts = [" north is up \n", "", " up" * 900] if len(calls) == 1 else [" B.", " A. "]
-        return [Answer(text=text) for text in texts]
+        return [Generation(text=text) for text in texts]
 
-    monkeypatch.setattr(Loaded, "answers", answers)
+    monkeypatch.setattr(LlavaModel, "answers", answers)
     settings = model.settings(max_new_tokens=99, temperature=0.5, seed=7)
     (batch,) = answer_batches(model, rows, None, settings, 8, generate=generate_two_steps)
     assert [text for _, text in batch] == [
@@ -81,7 +81,7 @@ def test_the_second_step_continues_after_the_reasoning(model, folder, monkeypatc
     (first, first_settings), (second, second_settings) = calls
     assert second == [f"{first[0]} north is up ###\nANSWER:", f"{first[1]} ###\nANSWER:"]
     assert first_settings == dataclasses.replace(second_settings, max_new_tokens=99)
-    assert second_settings == Settings(model.settings().stop_ids, ("###",), 64, temperature=0.5, seed=7)
+    assert second_settings == GenerationConfig(model.settings().stop_ids, ("###",), 64, temperature=0.5, seed=7)
 
 
 def test_two_steps_in_a_batch_answer_as_alone(model, folder):

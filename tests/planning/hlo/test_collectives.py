@@ -4,8 +4,8 @@ import pytest
 
 from llava_jax.planning.estimate import seconds
 from llava_jax.planning.hlo.collectives import Collective, collectives, replica_groups
-from llava_jax.planning.hlo.parse import Array, parse
-from llava_jax.planning.topologies import parse as topology
+from llava_jax.planning.hlo.parse import Array, parse_program
+from llava_jax.planning.topologies import parse_topology as topology
 from tests.planning.known import MIB, places, program
 
 V5E = topology("v5e:4x4")
@@ -35,7 +35,7 @@ def test_a_gather_that_fusions_carry_on_is_counted_once_and_is_asynchronous():
 
 def in_a_program(lines: str, before: str = "") -> list[Collective]:
     entry = f"ENTRY %main (x: bf16[8,256]) -> bf16[8,256] {{\n  %x = bf16[8,256]{{1,0}} parameter(0)\n{lines}\n}}\n"
-    return collectives(parse(f"HloModule m\n{before}{entry}"))
+    return collectives(parse_program(f"HloModule m\n{before}{entry}"))
 
 
 def test_an_all_reduce_that_keeps_a_slice_is_a_reduce_scatter():

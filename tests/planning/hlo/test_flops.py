@@ -8,7 +8,7 @@ from llava_jax.config.architectures import LLM, VISION, ModelConfig
 from llava_jax.models.flops import model_flops
 from llava_jax.models.params import abstract_model
 from llava_jax.planning.hlo.flops import kernels, product_flops
-from llava_jax.planning.hlo.parse import parse
+from llava_jax.planning.hlo.parse import parse_program
 from tests.planning.known import program
 
 L, D, F, S = 4, 2048, 8192, 1024  # of tpu_programs.py
@@ -30,7 +30,7 @@ def test_products_are_counted_as_often_as_they_run(name, flops):
 
 def one_product(operation: str, left: str, right: str, result: str) -> float:
     return product_flops(
-        parse(f"""HloModule m
+        parse_program(f"""HloModule m
 ENTRY %main (a: f32[1], b: f32[1]) -> f32[1] {{
   %a = {left} parameter(0)
   %b = {right} parameter(1)
@@ -66,7 +66,7 @@ def test_attention_forward_makes_two_products_and_backward_five():
 def kernel(name: str, q: str, results: str):
     constraints = "operand_layout_constraints"
     return kernels(
-        parse(f"""HloModule m
+        parse_program(f"""HloModule m
 ENTRY %main (x: f32[]) -> f32[] {{
   %x = f32[] parameter(0)
   ROOT %{name}.1 = {results} custom-call(%x), custom_call_target="tpu_custom_call", {constraints}={{{q}, {q}}}

@@ -1,7 +1,7 @@
 """Bytes moved to and from memory and the host."""
 
 from llava_jax.planning.hlo.memory import moved
-from llava_jax.planning.hlo.parse import parse
+from llava_jax.planning.hlo.parse import parse_program
 from tests.planning.known import MIB, program
 
 
@@ -43,7 +43,7 @@ ENTRY %main (x: bf16[32,1024,1024], n: s32[]) -> bf16[32,1024,1024] {
   ROOT %y = bf16[32,1024,1024]{2,1,0} fusion(%x, %layer, %n), kind=kLoop, calls=%writes
 }
 """
-    assert moved(parse(text)) == (4 * 2 * MIB, 0)
+    assert moved(parse_program(text)) == (4 * 2 * MIB, 0)
 
 
 def test_a_slice_within_a_fusion_within_a_fusion_is_one_too():
@@ -68,7 +68,7 @@ ENTRY %main (a: bf16[1,1024,1024], b: bf16[32,1024,1024], n: s32[]) -> bf16[1,10
   ROOT %y.1 = bf16[1,1024,1024]{2,1,0} fusion(%a, %b, %n), kind=kOutput, calls=%product
 }
 """
-    assert moved(parse(text)) == (3 * 2 * MIB, 0)
+    assert moved(parse_program(text)) == (3 * 2 * MIB, 0)
 
 
 def test_what_a_loop_moves_counts_for_every_turn():
@@ -88,4 +88,4 @@ ENTRY %main (x: (f32[1024])) -> (f32[1024]) {
   ROOT %w = (f32[1024]{0}) while(%a), condition=%more, body=%body, backend_config={"known_trip_count":{"n":"5"}}
 }
 """
-    assert moved(parse(text)) == (5 * 2 * 4096, 0)
+    assert moved(parse_program(text)) == (5 * 2 * 4096, 0)

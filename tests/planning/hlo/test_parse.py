@@ -2,7 +2,7 @@
 
 import pytest
 
-from llava_jax.planning.hlo.parse import HBM, HOST, Array, arrays, parse, trip_count
+from llava_jax.planning.hlo.parse import HBM, HOST, Array, arrays, parse_program, trip_count
 from tests.planning.known import program
 
 
@@ -68,12 +68,12 @@ ENTRY %main () -> s32[] {
 )
 def test_the_trip_count_is_read_from_the_loop_itself(begin, end, step, direction, note, times):
     text = LOOP.replace("BEGIN", str(begin)).replace("END", str(end)).replace("STEP", str(step))
-    parsed = parse(text.replace("DIRECTION", direction).replace("NOTE", note))
+    parsed = parse_program(text.replace("DIRECTION", direction).replace("NOTE", note))
     assert loops_of(parsed) == {"loop": (times, 1)}
 
 
 def test_of_branches_the_longest_is_followed_and_strings_may_have_line_breaks():
-    parsed = parse("""HloModule m
+    parsed = parse_program("""HloModule m
 %short (a: f32[]) -> f32[] {
   ROOT %a = f32[] parameter(0)
 }
@@ -98,4 +98,4 @@ ENTRY %main (p: s32[], x: f32[]) -> f32[] {
 @pytest.mark.parametrize("text", ["", "not a program", "HloModule m\n"])
 def test_other_text_is_refused(text):
     with pytest.raises(ValueError):
-        parse(text)
+        parse_program(text)
