@@ -65,7 +65,7 @@ def screenshot(page: Path, out: Path, browser: str, width: int, height: int) -> 
         ]
         flags += [f"--window-size={width},{height}", f"--screenshot={raw}"]
         subprocess.run([browser, *flags, page.resolve().as_uri()], check=True, capture_output=True, timeout=120)
-        with Image.open(raw) as image:
+        with Image.open(raw, formats=("PNG",)) as image:
             image.convert("RGB").quantize(256).save(out, optimize=True)
     size = out.stat().st_size
     if size >= MAX_BYTES:

@@ -30,7 +30,9 @@ HELP = """\
 /exit         ends, as Ctrl-D does; Ctrl-C stops an answer, and ends at the prompt"""
 
 note = partial(log, to_stderr=True)
-Answer = Callable[[list[dict], list[Image.Image]], Iterator[str]]  # messages and images, as of LlavaModel.chat -> pieces
+Answer = Callable[
+    [list[dict], list[Image.Image]], Iterator[str]
+]  # messages and images, as of LlavaModel.chat -> pieces
 
 
 def chat(

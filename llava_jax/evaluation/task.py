@@ -30,7 +30,7 @@ class ImageStore(Protocol):
 
 
 class Metric(Protocol):
-    """One row of a report, for example a `metrics.Share`."""
+    """One row of a report, for example a `metrics.Accuracy`."""
 
     @property
     def percent(self) -> float | None:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from llava_jax.data.sources.scienceqa import LETTERS, Problem
 from llava_jax.errors import DataError
+from llava_jax.evaluation.metrics import Accuracy
 from llava_jax.evaluation.scienceqa.report import interval_text, percent_text
-from llava_jax.evaluation.scienceqa.score import AVERAGE, COLUMNS, Comparison, GradedAnswer, Share
+from llava_jax.evaluation.scienceqa.score import AVERAGE, COLUMNS, Comparison, GradedAnswer
 from llava_jax.images.files import ImageFolder, ImageZip
 from llava_jax.images.thumbnail import thumbnail
 from llava_jax.output.html_page import Markup, document, element, join, picture
@@ -23,8 +24,8 @@ MEANINGS = {
 def page(
     title: str,
     lines: Sequence[str],
-    shares: dict[str, Share],
-    topics: dict[str, Share],
+    shares: dict[str, Accuracy],
+    topics: dict[str, Accuracy],
     graded: Sequence[GradedAnswer],
     images: ImageFolder | ImageZip,
     comparison: Comparison | None = None,
@@ -50,7 +51,7 @@ def page(
     return document(title, body, label="ScienceQA", facts=facts, summary=_summary(shares, counts, comparison))
 
 
-def _summary(shares: dict[str, Share], counts: dict[str, int], comparison: Comparison | None) -> Markup:
+def _summary(shares: dict[str, Accuracy], counts: dict[str, int], comparison: Comparison | None) -> Markup:
     share = shares[AVERAGE]
     note = f"{share.correct:,} of {share.count:,}, 95% {interval_text(share)}"
     made = [tile("accuracy", f"{percent_text(share.percent)}%", note, bar=share_bar(share.percent, share.interval))]
@@ -72,7 +73,7 @@ def _chance(graded: Sequence[GradedAnswer], fits) -> float | None:
 
 
 def _rows(
-    head: str, shares: dict[str, Share], chances: dict[str, float | None], meanings: Mapping[str, str] | None = None
+    head: str, shares: dict[str, Accuracy], chances: dict[str, float | None], meanings: Mapping[str, str] | None = None
 ) -> list[list[str]]:
     rows = [[head, "" if meanings is None else "problems", "share", "percent", "95% interval", "right", "of"]]
     for name, share in shares.items():
