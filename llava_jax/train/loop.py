@@ -176,7 +176,7 @@ def run_stage(run: Run, plan: StageSetup, start: StageStart) -> TrainState:
 
 def _introduce(run: Run, plan: StageSetup) -> None:
     """Prints what will be trained, and one sample as the model will see it."""
-    for line in summary.parameter_table(plan.layout.abstract, plan.layout.rates):
+    for line in summary.parameter_table(plan.layout.abstract, plan.layout.learning_rates):
         run.say("  " + line)
     run.say(f"  optimizer state: {state_bytes(plan.layout.abstract.opt_state):,} bytes")
     run.say(f"  attention: {run.model.config.attention}")

@@ -31,7 +31,7 @@ class StageLayout:
     """What a stage trains, and where each array of it lies."""
 
     mesh: Mesh  # the run's, or the same devices with a copy of the weights on each: `Stage.weights`
-    learning_rates_per_parameter: dict[str, float | None]  # parameter path -> peak learning rate, None for frozen
+    learning_rates: dict[str, float | None]  # parameter path -> peak learning rate, None for frozen
     tx: optax.GradientTransformation
     abstract: TrainState
     flops: float  # model FLOPs of one step
