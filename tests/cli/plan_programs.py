@@ -21,6 +21,7 @@ from llava_jax.planning.search import compile_stage  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 LENGTH = 384  # of rows; no other size of the model is the same
+ROWS = 8  # with accumulation one row a chip; more rows take much longer to compile
 STEPS = {  # name: (slice, stage, settings)
     "stage1": ("v5e:2x2", "stage1", ["--config.stages.stage1.weights=sharded"]),
     "stage2": ("v5e:2x2", "stage2", ["--config.stages.stage2.weights=sharded"]),
@@ -36,6 +37,7 @@ def main(folder: Path) -> None:
     for name, (place, stage, settings) in STEPS.items():
         flags = [f"--config={ROOT}/configs/quickstart.py", "--config.model.dtype=bfloat16"]
         flags += ["--config.model.feature_dtype=bfloat16", "--config.model.remat=full"]
+        flags += ["--config.model.unroll=False", f"--config.stages.{stage}.batch={ROWS}"]  # a loop, as on any TPU
         flags += [f"--config.stages.{stage}.data.length={LENGTH}", *settings]
         config, *_ = read_command_line(["plan", *flags], lambda table: None)
         result = compile_stage(config, stage, topologies.parse_topology(place), 0)

@@ -1,11 +1,8 @@
 """python -m llava_jax plan: its command line, what it says, and what the compiled train steps have and have not."""
 
 import dataclasses
-import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,10 +14,10 @@ from llava_jax.planning import report as plan_report
 from llava_jax.planning import search as plan_step
 from llava_jax.planning import topologies
 from llava_jax.planning.search import Result
+from tests.fixtures.once import make_once, run_tpu_compiler
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"--config={ROOT}/configs/stage2.py"
-HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
 
 # ------------------------------------------------------------------ command line
 
@@ -207,14 +204,8 @@ def test_rows_that_images_fill_and_empty_batches_are_refused_as_a_run_refuses_th
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory) -> dict:
-    if not HAS_COMPILER:
-        pytest.skip("the TPU compiler is missing: pip install 'jax[tpu]' (it needs no TPU)")
-    folder = tmp_path_factory.mktemp("plan")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
-    environment["PYTHONPATH"] = str(ROOT)
-    program = ROOT / "tests" / "cli" / "plan_programs.py"
-    done = subprocess.run([sys.executable, str(program), str(folder)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    script = Path(__file__).with_name("plan_programs.py")
+    folder = make_once(tmp_path_factory, "plan", lambda folder: run_tpu_compiler(script, folder))
     return json.loads((folder / "facts.json").read_text())
 
 

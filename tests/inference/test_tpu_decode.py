@@ -1,34 +1,26 @@
 """decode.py on a TPU, compiled without one: what a token costs must not grow with a copy of the cache.
 
-The shapes are those of a 7B model, but for its number of layers: of small arrays the compiler keeps copies in fast
-memory, and brings them back.
+The shapes are those of a 7B model, but for its layers and its vocabulary: of small arrays the compiler keeps copies in
+fast memory, and brings them back.
 """
 
-import importlib.util
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).with_name("tpu_decode.py")
+from tests.fixtures.once import make_once, run_tpu_compiler
+
+SCRIPT = Path(__file__).with_name("tpu_decode.py")
 STAYS = {"parameter", "get-tuple-element", "bitcast", "dynamic-update-slice"}
 
 
-def compiled(folder: Path, kind: str, b: int, kv_heads: int) -> tuple[str, dict]:
-    """(the optimised program's text, what memory.json says)."""
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("the TPU compiler is missing: pip install 'jax[tpu]' (it needs no TPU)")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
-    environment["PYTHONPATH"] = str(PROGRAM.parents[2])
-    command = [sys.executable, str(PROGRAM), str(folder), kind, str(b), str(kv_heads)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return (folder / "program.txt").read_text(), json.loads((folder / "memory.json").read_text())
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory) -> Path:
+    """A folder with each program's text and what its memory is used for."""
+    return make_once(tmp_path_factory, "tpu_decode", lambda folder: run_tpu_compiler(SCRIPT, folder))
 
 
 def moved(program: str, shape: list[int]) -> list[str]:
@@ -54,10 +46,9 @@ def _body(program: str, name: str) -> str:
 
 
 # A batch is answered by the loop, a conversation by single steps (of two rows: see padded_rows).
-@pytest.mark.parametrize(("kind", "b", "kv_heads"), [("loop", 8, 32), ("loop", 8, 8), ("single", 2, 32)])
-def test_a_token_writes_one_slot_of_the_cache_and_copies_none_of_it(tmp_path, kind, b, kv_heads):
-    program, memory = compiled(tmp_path, kind, b, kv_heads)
-    check(program, memory)
+@pytest.mark.parametrize("name", ["loop-8-32", "loop-8-8", "single-2-32"])
+def test_a_token_writes_one_slot_of_the_cache_and_copies_none_of_it(programs, name):
+    check((programs / f"{name}.txt").read_text(), json.loads((programs / f"{name}.json").read_text()))
 
 
 def check(program: str, memory: dict) -> None:

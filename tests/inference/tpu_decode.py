@@ -1,8 +1,9 @@
 """Compiles the decoding of a token for a TPU v5e that is not there. A program, for libtpu wants a process of its own.
 
-    python tpu_decode.py FOLDER loop|single BATCH KV_HEADS
+    python tpu_decode.py FOLDER
 
-Writes the optimised program to FOLDER/program.txt and what its memory is used for to FOLDER/memory.json.
+Writes each optimised program to FOLDER/NAME.txt and what its memory is used for to FOLDER/NAME.json, where NAME is
+loop|single-BATCH-KV_HEADS.
 """
 
 import dataclasses
@@ -26,10 +27,12 @@ from llava_jax.models.params import abstract_model, nested  # noqa: E402
 from llava_jax.text.token_row import Batch, token_row  # noqa: E402
 
 LENGTH, NEW = 3584, 512  # slots: the cache of a long conversation
+VOCABULARY = 512  # sampling sorts it, and half of the compiler's time goes into a sort of 32,000
+PROGRAMS = (("loop", 8, 32), ("loop", 8, 8), ("single", 2, 32))
 
 
-def main(folder: Path, kind: str, b: int, kv_heads: int) -> None:
-    llm = dataclasses.replace(LLM["llama2_7b"], layers=2, kv_heads=kv_heads)
+def compile_decoding(folder: Path, kind: str, b: int, kv_heads: int) -> None:
+    llm = dataclasses.replace(LLM["llama2_7b"], layers=2, kv_heads=kv_heads, vocab_size=VOCABULARY)
     config = ModelConfig(VISION["clip_l14_336"], llm, "mlp2x_gelu", "bfloat16", "bfloat16", "none", False, "xla")
     chip = topologies.get_topology_desc("v5e:1x1", platform="tpu", chips_per_host_bounds=(1, 1, 1)).devices[0]
 
@@ -54,12 +57,14 @@ def main(folder: Path, kind: str, b: int, kv_heads: int) -> None:
         else decode_one.lower(model, view, state, rows)
     )
     compiled = lowered.compile()
-    (folder / "program.txt").write_text(compiled.as_text())
+    name = f"{kind}-{b}-{kv_heads}"
+    (folder / f"{name}.txt").write_text(compiled.as_text())
     memory = compiled.memory_analysis()
-    about = dict(cache=list(state.cache.layers[0][0].shape), layers=llm.layers)
-    about |= dict(temporary=memory.temp_size_in_bytes, reused=memory.alias_size_in_bytes)
-    (folder / "memory.json").write_text(json.dumps(about))
+    sizes = dict(cache=list(state.cache.layers[0][0].shape), layers=llm.layers)
+    sizes |= dict(temporary=memory.temp_size_in_bytes, reused=memory.alias_size_in_bytes)
+    (folder / f"{name}.json").write_text(json.dumps(sizes))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    for program in PROGRAMS:
+        compile_decoding(Path(sys.argv[1]), *program)

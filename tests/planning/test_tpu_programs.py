@@ -1,9 +1,5 @@
 """The same small programs compiled anew: what the installed TPU compiler writes is still what is read."""
 
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +9,7 @@ from llava_jax.planning.hlo.flops import kernels, product_flops
 from llava_jax.planning.hlo.memory import moved
 from llava_jax.planning.hlo.parse import parse_program
 from llava_jax.planning.lint import has_windowed_einsum
+from tests.fixtures.once import make_once, run_tpu_compiler
 from tests.planning.known import MIB
 
 SCRIPT = Path(__file__).with_name("tpu_programs.py")
@@ -20,14 +17,7 @@ SCRIPT = Path(__file__).with_name("tpu_programs.py")
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("the TPU compiler is missing: pip install 'jax[tpu]' (it needs no TPU)")
-    folder = tmp_path_factory.mktemp("programs")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
-    environment["PYTHONPATH"] = str(SCRIPT.parents[2])
-    command = [sys.executable, str(SCRIPT), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    folder = make_once(tmp_path_factory, "tpu_programs", lambda folder: run_tpu_compiler(SCRIPT, folder))
     return {path.stem: parse_program(path.read_text()) for path in folder.iterdir()}
 
 
