@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures import child_process
 from tests.fixtures.bench_scripts import bench_script
 from tests.fixtures.package_source import ROOT
 
@@ -86,7 +87,7 @@ def test_every_help_answers_without_jax(installed, tmp_path):
 
 def test_two_steps_of_the_quickstart_and_load(installed, tmp_path):
     shutil.copy(ROOT / "configs" / "quickstart.py", tmp_path)
-    fast = dict(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="1", JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    fast = {name: value for name, value in child_process.TRAINING.items() if name != "PYTHONPATH"}
     stage = ["steps=2", "batch=2", "eval.before=False", "eval.samples=2", "eval.answers=0"]
     flags = ["--config.run=('stage1',)", *(f"--config.stages.stage1.{setting}" for setting in stage)]
     lines = run_installed(QUICKSTART, flags, installed, tmp_path, **fast)

@@ -31,8 +31,9 @@ class Run:
     """One process of `python -m llava_jax.main`, its output read while it works."""
 
     def __init__(self, config: Path, workdir: Path, compiled: Path, *flags: str, program=("-m", "llava_jax.main")):
+        path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         settings = dict(
-            PYTHONPATH=str(ROOT), JAX_COMPILATION_CACHE_DIR=str(compiled),
+            PYTHONPATH=os.pathsep.join(path), JAX_COMPILATION_CACHE_DIR=str(compiled),
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0", JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
         )  # fmt: skip
         command = [sys.executable, *program, f"--config={config}", f"--workdir={workdir}", *flags]

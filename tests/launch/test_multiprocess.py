@@ -6,14 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.fixtures import child_process
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_two_processes_train(tmp_path):
-    settings = dict(
-        JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="1", JAX_DISABLE_MOST_OPTIMIZATIONS="1", PYTHONPATH=str(ROOT),
-        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    )  # fmt: skip
+    settings = child_process.TRAINING | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
         [
             "bash", "launch/local/run_multiprocess.sh", "2", "--config=tests/train/resume_config.py",

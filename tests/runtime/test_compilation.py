@@ -10,13 +10,15 @@ import pytest
 
 from llava_jax.errors import ConfigError
 from llava_jax.runtime.compilation import compile_cache
+from tests.fixtures import child_process
 
 CONFIG = """
 from llava_jax import config
+from tests.fixtures import micro_towers
 
 def get_config():
     c = config.defaults()
-    c.model.vision = c.model.llm = "tiny"
+    c.model.vision = c.model.llm = "micro"
     c.model.dtype = c.model.feature_dtype = "float32"
     c.model.remat = "none"
     c.run = ("one",)
@@ -33,8 +35,9 @@ def start(folder: Path, cache: Path) -> tuple[int, int, bytes, bytes]:
     folder.mkdir()
     (folder / "small.py").write_text(CONFIG)
     command = [sys.executable, "-m", "llava_jax.main", "--config=small.py", "--workdir=run", f"--compile_cache={cache}"]
-    env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_NUM_CPU_DEVICES": "1"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | child_process.TRAINING, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     compiled, found = re.search(r"programs: (\d+) compiled, (\d+) taken from", done.stdout).groups()
     weights = (folder / "projector.safetensors").read_bytes()

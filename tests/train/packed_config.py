@@ -11,23 +11,13 @@ import os
 from pathlib import Path
 
 from llava_jax import config
-from llava_jax.config import architectures
-from llava_jax.config.architectures import LlamaConfig, VisionConfig
 from llava_jax.data.sources.scenes import SceneSource
+from tests.fixtures import micro_towers  # noqa: F401
 
 BAD = (5, 40, 71)  # of EXAMPLES
 EXAMPLES = 96
 MORE_BAD = (2, 17)  # of MORE, the other source
 MORE = 40
-
-architectures.VISION["micro"] = VisionConfig(
-    image_size=24, patch_size=12, width=16, layers=2, heads=2, mlp_width=32,
-    activation="quick_gelu", norm_eps=1e-5, select_layer=-2, select_feature="patch",
-)  # fmt: skip
-architectures.LLM["micro"] = LlamaConfig(
-    vocab_size=512, width=16, layers=1, heads=2, kv_heads=1, head_size=8, mlp_width=32, norm_eps=1e-5,
-    rope_base=10_000.0, rope_scaling=None, qkv_bias=False, tied_head=True, max_positions=256,
-)  # fmt: skip
 
 
 def write_data(folder: Path, examples: int, bad, kind: str = "instruct") -> None:
@@ -61,7 +51,7 @@ def get_config():
     c.checkpoint.every = 3
 
     c.stages.packed = s = config.stage(batch=8, epochs=2)
-    s.data.packing, s.data.length, s.data.max_images, s.data.workers = "pack", 256, 4, 4
+    s.data.packing, s.data.length, s.data.max_images, s.data.workers = "pack", 256, 4, 2
     c.stages.buckets = t = config.stage(batch=8, epochs=1)
     t.data.lengths, t.data.length, t.data.max_images, t.data.workers = (64, 96), 256, 1, 2
     for s in c.stages.values():

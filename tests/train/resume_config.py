@@ -1,11 +1,12 @@
-"""Two short stages of the tiny model, a checkpoint every 3 steps: small enough to be killed and run again often."""
+"""Two short stages of a micro model, a checkpoint every 3 steps: small enough to be killed and run again often."""
 
 from llava_jax import config
+from tests.fixtures import micro_towers  # noqa: F401
 
 
 def get_config():
     c = config.defaults()
-    c.model.vision = c.model.llm = "tiny"
+    c.model.vision = c.model.llm = "micro"
     c.model.dtype = c.model.feature_dtype = "float32"
     c.model.remat = "none"
     c.run = ("stage1", "stage2")

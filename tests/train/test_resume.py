@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures import child_process
 from tests.fixtures.bench_scripts import bench_script
+from tests.fixtures.once import make_once
 from tests.train.test_bad_samples import CONFIG, PLANTED, listed, packed_config
 
 check_resume = bench_script("check_resume")
@@ -21,12 +23,16 @@ check_resume = bench_script("check_resume")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """With a finished run in `reference` and its compiled programs in `compiled`."""
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
+
+    def make(folder: Path) -> None:
         patch.setenv("PACKED_DATA", str(folder / "scenes"))
-        patch.setenv("JAX_PLATFORMS", "cpu")
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         check_resume.finish(start(folder, "reference"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in child_process.TRAINING.items():
+            patch.setenv(name, value)
+        folder = make_once(tmp_path_factory, "resumed_runs", make)
+        patch.setenv("PACKED_DATA", str(folder / "scenes"))
         yield folder
 
 
