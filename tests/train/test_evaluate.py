@@ -1,6 +1,12 @@
 """evaluate.py: whose images a held-out text is read with, and what a model is asked."""
 
 import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,6 +30,7 @@ from llava_jax.text.token_row import TokenRow
 from llava_jax.train import evaluate
 from llava_jax.train.evaluate import BLANK, Evaluator, Interrupted, held_out_loss
 from llava_jax.train.state import abstract_state
+from tests.fixtures.decoding import pictures
 from tests.fixtures.tiny_models import changed, random_params
 
 
@@ -169,8 +176,7 @@ def test_answers_are_cut_where_the_template_ends_them_on_any_mesh(template, end)
     asked = speaker(template, 4)
     tokenizer = asked.tokenizer
     end_id = tokenizer.eos_id if end == "</s>" else tokenizer.encode(end, dummy_prefix=False)[-1]
-    images = [Image.effect_noise((24, 24), 99).convert("RGB") for _ in range(3)]
-    examples = [question("what is it ?", image) for image in images]
+    examples = [question("what is it ?", Image.fromarray(image)) for image in pictures(3)]
     fifth, head = whole_answer(asked, examples[0])[4], asked.params["llm/head/kernel"]
     head[:, [fifth, end_id]] = head[:, [end_id, fifth]]  # now the model ends an answer
     wholes = [whole_answer(asked, e) for e in examples]
@@ -183,6 +189,28 @@ def test_answers_are_cut_where_the_template_ends_them_on_any_mesh(template, end)
         laid_out = abstract_state(WIDE, dict.fromkeys(asked.params), optax.identity(), mesh).frozen
         params = {path: jax.device_put(x, laid_out[path].sharding) for path, x in asked.params.items()}
         assert evaluate.answer(speaker(template, 4, mesh, **params), examples, blank=False) == expected
+
+
+def test_two_processes_share_the_rows_and_both_know_all_answers():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    root = Path(__file__).parents[2]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": "", "PYTHONPATH": str(root)}
+    command = [sys.executable, "-m", "tests.train.answering_process", coordinator]
+
+    def start(count: int, index: int) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*command, str(count), str(index)], env=env, cwd=root, stdout=subprocess.PIPE, text=True
+        )
+
+    runs = [start(2, 0), start(2, 1), start(1, 0)]
+    try:
+        first, second, alone = (json.loads(run.communicate(timeout=200)[0].splitlines()[-1]) for run in runs)
+    finally:
+        for run in runs:
+            run.kill()
+    assert len(set(alone)) == 3 and first == second == alone
 
 
 def test_held_out_samples_of_which_none_can_be_read_are_an_error():
