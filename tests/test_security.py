@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-THEIRS = (
+MAY_IMPORT_TORCH = (
     "parity_transformers.py",
     "measure_generate.py",
     "bench_step.py",
@@ -19,50 +19,52 @@ NEVER_CALLED = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"
 NEVER_TRUE = {"allow_pickle", "trust_remote_code", "shell"}
 
 
-def passes_flag_on(call: ast.Call, value: ast.expr, ours: set[str]) -> bool:
+def passes_user_flag(call: ast.Call, value: ast.expr, package_functions: set[str]) -> bool:
     """Whether a call gives the user's own `allow_pickle` to a function of this package, as a variable of that name."""
     is_flag = isinstance(value, ast.Name | ast.Attribute) and ast.unparse(value).split(".")[-1] == "allow_pickle"
-    return is_flag and ast.unparse(call.func) in ours
+    return is_flag and ast.unparse(call.func) in package_functions
 
 
-def faults(tree: ast.AST) -> list[str]:
+def violations(tree: ast.AST) -> list[str]:
     """Each forbidden thing with its line."""
-    found, ours, new_names = [], {"llava_jax.load"}, set()
+    messages, package_functions, keyword_names = [], {"llava_jax.load"}, set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "llava_jax":
-            ours |= {alias.asname or alias.name for alias in node.names}
+            package_functions |= {alias.asname or alias.name for alias in node.names}
         if isinstance(node, ast.FunctionDef):
-            ours |= (
+            package_functions |= (
                 {node.name} if "allow_pickle" in {a.arg for a in (*node.args.args, *node.args.kwonlyargs)} else set()
             )  # its own calls are looked at too
             # @renamed_keywords(pickles_allowed="allow_pickle")
             calls = [call for call in node.decorator_list if isinstance(call, ast.Call)]
             named = [call for call in calls if ast.unparse(call.func) == "renamed_keywords"]
-            new_names |= {keyword.value for call in named for keyword in call.keywords}
+            keyword_names |= {keyword.value for call in named for keyword in call.keywords}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            found += [f"{node.lineno}: import {n}" for n in names if n.split(".")[0] in NEVER_IMPORTED]
+            messages += [f"{node.lineno}: import {n}" for n in names if n.split(".")[0] in NEVER_IMPORTED]
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             keywords = {k.arg: k.value for k in node.keywords}
             if name in NEVER_CALLED or name.endswith(("torch.load", ".read_pickle")):
-                found.append(f"{node.lineno}: {name}()")
+                messages.append(f"{node.lineno}: {name}()")
             if name.split(".")[-2:] == ["Image", "open"] and "formats" not in keywords:
-                found.append(f"{node.lineno}: Image.open without formats=")
+                messages.append(f"{node.lineno}: Image.open without formats=")
             for key in NEVER_TRUE & keywords.keys():
                 is_off = isinstance(keywords[key], ast.Constant) and keywords[key].value is False
-                if not is_off and not (key == "allow_pickle" and passes_flag_on(node, keywords[key], ours)):
-                    found.append(f"{node.lineno}: {key}={ast.unparse(keywords[key])}")
-        if isinstance(node, ast.Constant) and node.value in NEVER_TRUE - {"shell"} and node not in new_names:
-            found.append(f"{node.lineno}: the keyword {node.value!r} by name")
-    return found
+                if not is_off and not (
+                    key == "allow_pickle" and passes_user_flag(node, keywords[key], package_functions)
+                ):
+                    messages.append(f"{node.lineno}: {key}={ast.unparse(keywords[key])}")
+        if isinstance(node, ast.Constant) and node.value in NEVER_TRUE - {"shell"} and node not in keyword_names:
+            messages.append(f"{node.lineno}: the keyword {node.value!r} by name")
+    return messages
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_forbidden(path):
-    found = faults(ast.parse(path.read_text(encoding="utf-8")))
-    assert [fault for fault in found if not (path.name in THEIRS and fault.endswith("import torch"))] == []
+def test_no_forbidden_call_or_import(path):
+    messages = violations(ast.parse(path.read_text(encoding="utf-8")))
+    assert [text for text in messages if not (path.name in MAY_IMPORT_TORCH and text.endswith("import torch"))] == []
 
 
 @pytest.mark.parametrize(
@@ -83,8 +85,8 @@ def test_nothing_forbidden(path):
         "subprocess.run(c, shell=True)", "os.system(c)", "Image.open(path)", "PIL.Image.open(path)",
     ],
 )  # fmt: skip
-def test_each_forbidden_thing_is_found(text):
-    assert len(faults(ast.parse(text))) == 1
+def test_each_forbidden_pattern_is_detected(text):
+    assert len(violations(ast.parse(text))) == 1
 
 
 @pytest.mark.parametrize(
@@ -96,11 +98,11 @@ def test_each_forbidden_thing_is_found(text):
      "import llava_jax\nllava_jax.load(f, allow_pickle=flags.allow_pickle)",
      "@renamed_keywords(pickles_allowed='allow_pickle')\ndef load(f, allow_pickle=False): ..."],
 )  # fmt: skip
-def test_what_is_allowed_is_not(text):
-    assert faults(ast.parse(text)) == []
+def test_allowed_patterns_are_accepted(text):
+    assert violations(ast.parse(text)) == []
 
 
-def test_torch_s_pickles_are_read_in_one_place_and_as_weights_only():
+def test_torch_pickles_are_read_once_as_weights_only():
     calls = [
         (path.name, line.strip()) for path in FILES for line in path.read_text(encoding="utf-8").splitlines()
         if "torch.load(" in line
@@ -109,7 +111,7 @@ def test_torch_s_pickles_are_read_in_one_place_and_as_weights_only():
     assert "weights_only=True" in calls[0][1]
 
 
-def test_no_data_or_weights_of_an_executable_kind_are_shipped():
+def test_package_ships_no_pickles_or_binaries():
     kinds = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy", ".npz", ".so", ".pyc"}
     shipped = [p for p in (ROOT / "llava_jax").rglob("*") if p.suffix in kinds and "__pycache__" not in p.parts]
     assert shipped == []

@@ -49,10 +49,10 @@ def _read(checkpoint: Checkpoint, dtype: str | None, mesh: Mesh) -> tuple[Params
     config = checkpoint.config
     shapes, specs = abstract_model(config)
     dtypes = dict.fromkeys(shapes, dtype) if dtype else checkpoint.parameters.dtypes(shapes)
-    like = {
+    specs = {
         path: jax.ShapeDtypeStruct(x.shape, dtypes[path], sharding=param_sharding(path, x.shape, specs[path], mesh))
         for path, x in shapes.items()
     }
     computes_in = "bfloat16" if set(dtypes.values()) == {"bfloat16"} else "float32"
     config = dataclasses.replace(config, dtype=computes_in, feature_dtype=computes_in)
-    return checkpoint.parameters.load(like), config
+    return checkpoint.parameters.load(specs), config

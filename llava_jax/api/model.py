@@ -55,16 +55,16 @@ class LlavaModel:
         """float32[B, T, V] of what transformers' LlavaProcessor returns: input_ids int[B, T] with one image token per
         feature, pixel_values float[N, 3, H, W] of all images in order, attention_mask int[B, T] (padding on either
         side; its positions mean nothing). Raises DataError where images and image tokens disagree."""
-        prompts, visible = self._prompts(input_ids, pixel_values, attention_mask)
-        shape = BatchShape(*visible.shape, max((len(prompt.images) for prompt in prompts), default=0))
+        prompts, is_token = self._prompts(input_ids, pixel_values, attention_mask)
+        shape = BatchShape(*is_token.shape, max((len(prompt.images) for prompt in prompts), default=0))
         batch = prompt_batch(prompts, shape, self.config.image_size)
         with jax.set_mesh(self.mesh):
             logits = np.asarray(_logits(Llava(self.config), nested(self.params), batch))
-        if np.array_equal(visible, batch.segment_ids > 0):  # padded on the right, as the batch is
+        if np.array_equal(is_token, batch.segment_ids > 0):  # padded on the right, as the batch is
             return logits
-        in_place = np.zeros_like(logits)
-        in_place[visible] = logits[batch.segment_ids > 0]
-        return in_place
+        unsorted = np.zeros_like(logits)
+        unsorted[is_token] = logits[batch.segment_ids > 0]
+        return unsorted
 
     def generate(
         self, input_ids, pixel_values=None, attention_mask=None, *, max_new_tokens: int = 512,
@@ -76,11 +76,11 @@ class LlavaModel:
             stop_ids(self.tokenizer, self.template), max_new_tokens=max_new_tokens, temperature=temperature,
             top_p=top_p, top_k=top_k, seed=seed,
         )  # fmt: skip
-        answers = generate(Llava(self.config), self._view, prompts, settings, mesh=self.mesh)
-        new = np.full((len(answers), max(len(a.ids) for a in answers)), self.tokenizer.pad_id, np.int32)
-        for row, answer in zip(new, answers, strict=True):
+        answers = generate(Llava(self.config), self._decode_params, prompts, settings, mesh=self.mesh)
+        new_ids = np.full((len(answers), max(len(a.ids) for a in answers)), self.tokenizer.pad_id, np.int32)
+        for row, answer in zip(new_ids, answers, strict=True):
             row[: len(answer.ids)] = answer.ids
-        return new
+        return new_ids
 
     @renamed_keywords(is_streamed="stream")
     def chat(
@@ -100,17 +100,17 @@ class LlavaModel:
             *stop, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
         )
         if stream:
-            return self._pieces(prompt, settings)
+            return self._stream_text(prompt, settings)
         return self.answers([prompt], settings)[0].text.strip()
 
-    def settings(self, *stop: str, **drawn) -> GenerationConfig:
+    def settings(self, *stop: str, **sampling) -> GenerationConfig:
         """How this model is to answer: its answers end where its template says, or at one of `stop`. drawn: what else
         `GenerationConfig` has."""
-        return GenerationConfig.of_template(self.tokenizer, self.template, *stop, **drawn)
+        return GenerationConfig.of_template(self.tokenizer, self.template, *stop, **sampling)
 
     def answers(self, prompts: Sequence[Prompt], settings: GenerationConfig) -> list[Generation]:
         """The answers to prompts of ids (see `place_images`) and pixels as one batch, spread over the mesh."""
-        return generate(Llava(self.config), self._view, prompts, settings, self.tokenizer, self.mesh)
+        return generate(Llava(self.config), self._decode_params, prompts, settings, self.tokenizer, self.mesh)
 
     def expand_image_tokens(self, ids: np.ndarray) -> np.ndarray:
         """ids int32[T] with one IMAGE_TOKEN_ID an image -> int32[L] with what this model wants in its place."""
@@ -127,39 +127,39 @@ class LlavaModel:
             raise DataError("a language model alone is not written; a run starts from it with --config.load.llm=FOLDER")
         check_option(format, FORMATS, "format")
         check_option(dtype, (None, *DTYPES), "dtype")
-        path, c, source, tokens = Path(path), self.config, self.source_info, self.tokenizer
+        path, c, source, tokenizer = Path(path), self.config, self.source_info, self.tokenizer
         if format == "hf":
-            known = self.image_token_id if self.image_token_id < c.llm.vocab_size else None
+            image_token_id = self.image_token_id if self.image_token_id < c.llm.vocab_size else None
             save_hf(
-                path, self.params, c, tokens, dtype, known, self.template, self.aspect,
+                path, self.params, c, tokenizer, dtype, image_token_id, self.template, self.aspect,
                 tower=source.hf_tower, wraps_images=self.wraps_images,
             )  # fmt: skip
         elif format == "llava":
             save_original(
-                path, self.params, c, tokens, source.tokenizer, dtype, self.aspect, source.original,
+                path, self.params, c, tokenizer, source.tokenizer, dtype, self.aspect, source.original,
                 source.original_tower, source.tower_is_inside, self.wraps_images,
             )  # fmt: skip
         else:
             params = {p: x.astype(dtype) for p, x in self.params.items()} if dtype else self.params
-            about = self.template, self.aspect, self.image_token_id, self.wraps_images
-            save_workdir_model(path, params, c, tokens, source.tokenizer, *about)
+            metadata = self.template, self.aspect, self.image_token_id, self.wraps_images
+            save_workdir_model(path, params, c, tokenizer, source.tokenizer, *metadata)
 
     # ------------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def _view(self) -> dict:
+    def _decode_params(self) -> dict:
         return decode_view(nested(self.params))
 
-    def _pieces(self, prompt: Prompt, settings: GenerationConfig) -> Iterator[str]:
+    def _stream_text(self, prompt: Prompt, settings: GenerationConfig) -> Iterator[str]:
         is_first = True
-        for (piece,) in stream(Llava(self.config), self._view, [prompt], settings, self.tokenizer, self.mesh):
+        for (piece,) in stream(Llava(self.config), self._decode_params, [prompt], settings, self.tokenizer, self.mesh):
             text = piece.text.lstrip() if is_first else piece.text  # `ASSISTANT:` is followed by a space
             if text:
                 is_first = False
                 yield text
 
     def _prompt(self, messages: Sequence[dict], images: Sequence) -> Prompt:
-        turns = [_turn(i, message) for i, message in enumerate(messages)]
+        turns = [_parse_message(i, message) for i, message in enumerate(messages)]
         if not turns or turns[-1][0] != "human":
             raise DataError("messages must end with one of the user's")
         if images and not any(IMAGE_MARKER in text for _, text in turns):
@@ -172,7 +172,7 @@ class LlavaModel:
             wraps_images=self.wraps_images,
         )  # fmt: skip
         pixels = [
-            preprocess(load_image(image, _name(i, image)), self.config.image_size, self.aspect)
+            preprocess(load_image(image, _image_name(i, image)), self.config.image_size, self.aspect)
             for i, image in enumerate(images)
         ]
         return Prompt(ids, pixels)
@@ -182,26 +182,26 @@ class LlavaModel:
         ids = np.asarray(input_ids)
         if ids.ndim != 2:
             raise DataError(f"input_ids has shape {ids.shape}; it must be [rows, tokens]")
-        visible = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask) > 0
-        tokens = np.where((ids == self.image_token_id) & visible, IMAGE_TOKEN_ID, ids).astype(np.int32)
+        is_token = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask) > 0
+        tokens = np.where((ids == self.image_token_id) & is_token, IMAGE_TOKEN_ID, ids).astype(np.int32)
         features, size = self.config.features, self.config.image_size
         counts = (tokens == IMAGE_TOKEN_ID).sum(axis=1)
-        given = 0 if pixel_values is None else len(pixel_values)
-        if (given or counts.any()) and not features:
+        image_count = 0 if pixel_values is None else len(pixel_values)
+        if (image_count or counts.any()) and not features:
             raise DataError("this is a language model alone, it takes no images")
-        if (counts % max(features, 1)).any() or counts.sum() != given * features:
+        if (counts % max(features, 1)).any() or counts.sum() != image_count * features:
             raise DataError(
-                f"{given} image(s) of {features} features, but {counts.tolist()} image tokens in the rows of "
+                f"{image_count} image(s) of {features} features, but {counts.tolist()} image tokens in the rows of "
                 f"input_ids; every image needs one token ({self.image_token_id}) per feature"
             )
         pixels = np.zeros((0, size, size, 3), np.float32)
-        if given:
+        if image_count:
             pixels = np.asarray(pixel_values, np.float32).transpose(0, 2, 3, 1)
             if pixels.shape[1:] != (size, size, 3):
                 raise DataError(f"pixel_values has images of shape {pixels.shape[1:3]}, the tower takes {(size, size)}")
         images = np.split(pixels, np.cumsum(counts // max(features, 1))[:-1])
-        rows = enumerate(zip(tokens, visible, images, strict=True))
-        return [Prompt(row[mask], images, i) for i, (row, mask, images) in rows], visible
+        rows = enumerate(zip(tokens, is_token, images, strict=True))
+        return [Prompt(row[mask], images, i) for i, (row, mask, images) in rows], is_token
 
 
 @jax.jit(static_argnums=0)
@@ -210,11 +210,11 @@ def _logits(model: Llava, params: dict, batch: Batch):
         return model.apply({"params": params}, batch.tokens, batch.images, batch.positions, batch.segment_ids)
 
 
-def _name(number: int, image: Image.Image | str | Path) -> str:
+def _image_name(number: int, image: Image.Image | str | Path) -> str:
     return f"image {number + 1}" if isinstance(image, Image.Image) else str(image)
 
 
-def _turn(number: int, message: dict) -> tuple[str, str]:
+def _parse_message(number: int, message: dict) -> tuple[str, str]:
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise DataError(
@@ -227,8 +227,8 @@ def _turn(number: int, message: dict) -> tuple[str, str]:
         match part:
             case {"type": "image"}:
                 text += f"{IMAGE_MARKER}\n"
-            case {"type": "text", "text": str(said)}:
-                text += said
+            case {"type": "text", "text": str(text_part)}:
+                text += text_part
             case _:
                 raise DataError(f"message {number} has a part that is neither text nor image: {str(part)[:80]}")
     return ROLES[role], text

@@ -49,25 +49,26 @@ def probe_image() -> Image.Image:
 def trace(model: LlavaModel) -> Trace:
     """What the model makes of the probe, with its own tokenizer and image preparation."""
     config = dataclasses.replace(model.config, dtype="float32", feature_dtype="float32")
-    words = model.tokenizer
-    ids = np.array([*([words.bos_id] if words.add_bos else []), IMAGE_TOKEN_ID, *words.encode(QUESTION)], np.int32)
+    tokenizer = model.tokenizer
+    bos = [tokenizer.bos_id] if tokenizer.add_bos else []
+    ids = np.array([*bos, IMAGE_TOKEN_ID, *tokenizer.encode(QUESTION)], np.int32)
     ids = expand_images(ids, np.zeros(len(ids), bool), config.vision.features)[0][None]
     image = preprocess(probe_image(), config.vision.image_size, model.aspect)
     with jax.set_mesh(model.mesh):
-        found = _points(Llava(config), nested(model.params), ids, image[None, None])
+        points = _points(Llava(config), nested(model.params), ids, image[None, None])
     shaped = {"pixels": (1, *image.shape)}
-    return Trace(ids, {name: np.asarray(found[name]).reshape(shaped.get(name, found[name].shape)) for name in POINTS})
+    return Trace(ids, {name: np.asarray(points[name]).reshape(shaped.get(name, points[name].shape)) for name in POINTS})
 
 
 @jax.jit(static_argnums=0)
 def _points(model: Llava, params: dict, ids, images) -> dict:
     """The points are outputs of modules and methods, so flax captures them; the model's code knows nothing of it."""
-    wanted = {("patch", "__call__"), ("vision", "__call__"), ("projector", "__call__"), (None, "embed")}
+    methods = {("patch", "__call__"), ("vision", "__call__"), ("projector", "__call__"), (None, "embed")}
     positions = jax.numpy.broadcast_to(jax.numpy.arange(ids.shape[1]), ids.shape)
     with logical_rules():
         (hidden, _), captured = model.apply(
             {"params": params}, ids, images, positions, jax.numpy.ones_like(ids), method="hidden",
-            capture_intermediates=lambda module, method: (module.name, method) in wanted, mutable=["intermediates"],
+            capture_intermediates=lambda module, method: (module.name, method) in methods, mutable=["intermediates"],
         )  # fmt: skip
         logits = model.apply({"params": params}, hidden, method="logits")
     inside = captured["intermediates"]
@@ -79,37 +80,37 @@ def _points(model: Llava, params: dict, ids, images) -> dict:
     return dict(zip(POINTS, values, strict=True))
 
 
-def compare_traces(wanted: Trace, again: LlavaModel, hf_folder: Path | None, rounded_to: str) -> int:
+def compare_traces(source: Trace, written: LlavaModel, hf_folder: Path | None, rounded_to: str) -> int:
     """Prints a table of differences; 0 where all are within their bounds, else 1.
 
     wanted: of the source. again: what was written, loaded. hf_folder: where transformers reads the same. rounded_to:
     the dtype that the source's weights were rounded to, float32 for not at all.
     """
-    found = trace(again)
-    theirs = None
+    written_trace = trace(written)
+    hf_points = None
     if hf_folder and all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         from llava_jax.api.parity_transformers import transformers_trace
 
-        tokens = np.where(found.ids == IMAGE_TOKEN_ID, again.image_token_id, found.ids)
-        theirs = transformers_trace(hf_folder, tokens, found.points["pixels"], probe_image())
-    is_good = True
+        tokens = np.where(written_trace.ids == IMAGE_TOKEN_ID, written.image_token_id, written_trace.ids)
+        hf_points = transformers_trace(hf_folder, tokens, written_trace.points["pixels"], probe_image())
+    is_equal = True
     print(f"{'':18}{'largest':>10}{'reloaded':>12}{'bound':>10}{'transformers':>15}{'bound':>10}")
     for name in POINTS:
-        before, after = wanted.points[name], found.points[name]
+        expected, actual = source.points[name], written_trace.points[name]
         if name == "logits":
-            after = after[..., : before.shape[-1]]  # a vocabulary may have grown
-        size = float(np.abs(before).max())
-        cells = [(_difference(before, after), BOUNDS[rounded_to] * size)]
-        if theirs:
-            exact = GREY_LEVEL if name == "pixels" else BOUNDS["float32"] * size
-            cells.append((_difference(found.points[name], theirs[name]), exact))
-        is_good &= all(difference <= bound for difference, bound in cells)  # of NaN, false
+            actual = actual[..., : expected.shape[-1]]  # a vocabulary may have grown
+        scale = float(np.abs(expected).max())
+        cells = [(_difference(expected, actual), BOUNDS[rounded_to] * scale)]
+        if hf_points:
+            hf_bound = GREY_LEVEL if name == "pixels" else BOUNDS["float32"] * scale
+            cells.append((_difference(written_trace.points[name], hf_points[name]), hf_bound))
+        is_equal &= all(difference <= bound for difference, bound in cells)  # of NaN, false
         text = "".join(f"{d:>{12 + 3 * i}.2e}{b:>10.1e}" for i, (d, b) in enumerate(cells))
-        print(f"{name:18}{size:>10.2e}{text}" + ("" if all(d <= b for d, b in cells) else "  BEYOND"))
-    if hf_folder and not theirs:
+        print(f"{name:18}{scale:>10.2e}{text}" + ("" if all(d <= b for d, b in cells) else "  BEYOND"))
+    if hf_folder and not hf_points:
         print("transformers or torch is not installed: not compared with it")
-    print("the same" if is_good else "NOT the same: a difference is beyond its bound")
-    return 0 if is_good else 1
+    print("the same" if is_equal else "NOT the same: a difference is beyond its bound")
+    return 0 if is_equal else 1
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:

@@ -17,10 +17,10 @@ def transformers_trace(folder: Path, ids: np.ndarray, pixels: np.ndarray, image:
     """
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    found = {}
+    points = {}
 
     def keep(name: str, value: torch.Tensor) -> None:
-        found[name] = value.detach().numpy()
+        points[name] = value.detach().numpy()
 
     inner = model.model
     patches = next(m for name, m in inner.vision_tower.named_modules() if name.endswith("patch_embedding"))
@@ -35,4 +35,4 @@ def transformers_trace(folder: Path, ids: np.ndarray, pixels: np.ndarray, image:
     with torch.no_grad():
         keep("logits", model(input_ids=torch.tensor(ids).long(), pixel_values=given).logits)
     theirs = processor.image_processor(image, return_tensors="np")["pixel_values"]
-    return found | {"pixels": np.asarray(theirs, np.float32).transpose(0, 2, 3, 1)}
+    return points | {"pixels": np.asarray(theirs, np.float32).transpose(0, 2, 3, 1)}

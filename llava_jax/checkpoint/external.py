@@ -42,7 +42,7 @@ class TensorGroup:
 
     modules: tuple[str, ...]
     files: TensorReader
-    rows: dict[str, TensorMapping]
+    mappings: dict[str, TensorMapping]
     unused: tuple[str, ...] = ()
 
 
@@ -52,20 +52,20 @@ class ExternalCheckpoint:
 
     path: Path
     dialect: str
-    about: dict
+    config_json: dict
     vision: VisionConfig | None
     llm: LlamaConfig | None
     projector: str | None
-    parts: tuple[TensorGroup, ...]
+    groups: tuple[TensorGroup, ...]
 
     @property
     def modules(self) -> tuple[str, ...]:
-        return tuple(module for part in self.parts for module in part.modules)
+        return tuple(module for group in self.groups for module in group.modules)
 
     @property
     def gguf(self) -> GgufFile | None:
         """The one file of a GGUF, opened."""
-        files = self.parts[0].files
+        files = self.groups[0].files
         return files if isinstance(files, GgufFile) else None
 
     def model(self, dtype: str) -> ModelConfig:
@@ -73,13 +73,13 @@ class ExternalCheckpoint:
         a module is missing, and says which."""
         missing = {"vision", "projector", "llm"} - set(self.modules) if self.modules != ("llm",) else ()
         if missing:
-            alone = self.modules[0]
+            module = self.modules[0]
             raise DataError(
                 f"{self.path} is not a whole LLaVA: it has no {' and no '.join(sorted(missing))}; "
                 + (
                     "name a folder with the CLIP tower (tower=, --tower)"
                     if missing == {"vision"}
-                    else f"a run starts from it with --config.load.{alone}={self.path}"
+                    else f"a run starts from it with --config.load.{module}={self.path}"
                 )
             )
         return ModelConfig(
@@ -88,20 +88,19 @@ class ExternalCheckpoint:
 
     def dtypes(self, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, str]:
         """Parameter path -> float32 | bfloat16 | float16 in which it loses nothing; float32 for what is not there."""
-        found = {}
+        dtypes = {}
         for path, spec in shapes.items():
-            part = next(part for part in self.parts if path.split("/")[0] in part.modules)
-            stored = {
-                part.files.dtype(name) for name in tensor_names(part.rows[path], spec.shape) if name in part.files
-            }
-            found[path] = stored.pop() if len(stored) == 1 and stored <= {"bfloat16", "float16"} else "float32"
-        return found
+            group = next(group for group in self.groups if path.split("/")[0] in group.modules)
+            names = tensor_names(group.mappings[path], spec.shape)
+            stored = {group.files.dtype(name) for name in names if name in group.files}
+            dtypes[path] = stored.pop() if len(stored) == 1 and stored <= {"bfloat16", "float16"} else "float32"
+        return dtypes
 
     @property
     def tower_prefix(self) -> str | None:
         """What the names of the tower's tensors begin with, where it lies beside the language model."""
-        part = next((part for part in self.parts if {"vision", "llm"} <= set(part.modules)), None)
-        return part and part.rows["vision/cls/embedding"].name.removesuffix("embeddings.class_embedding")
+        group = next((group for group in self.groups if {"vision", "llm"} <= set(group.modules)), None)
+        return group and group.mappings["vision/cls/embedding"].name.removesuffix("embeddings.class_embedding")
 
     def load(self, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """The parameters of `like` (path -> shape, dtype, sharding), of some modules or of all.
@@ -109,21 +108,20 @@ class ExternalCheckpoint:
         Every parameter must have its tensors and every tensor of these modules its parameter, of the right shape;
         DataError names those that do not, before anything is read.
         """
-        asked = {path.split("/")[0] for path in like}
-        if missing := asked - set(self.modules):
+        modules = {path.split("/")[0] for path in like}
+        if missing := modules - set(self.modules):
             raise DataError(f"{self.path} holds no {' and no '.join(sorted(missing))}")
         tied = self.llm is not None and self.llm.tied_head
-        wanted = [{p: spec for p, spec in like.items() if p.split("/")[0] in part.modules} for part in self.parts]
-        for part, here in zip(self.parts, wanted, strict=True):
-            others = [row for path, row in part.rows.items() if path.split("/")[0] not in asked]
-            unused = [re.escape(row.name).replace(r"\{\}", r"\d+") for row in others]
-            check_tensors(
-                part.files, part.rows, {p: spec.shape for p, spec in here.items()}, tied, (*part.unused, *unused)
-            )
+        groups = [(g, {p: x for p, x in like.items() if p.split("/")[0] in g.modules}) for g in self.groups]
+        for group, specs in groups:
+            unread = [mapping for path, mapping in group.mappings.items() if path.split("/")[0] not in modules]
+            unused = [re.escape(mapping.name).replace(r"\{\}", r"\d+") for mapping in unread]
+            shapes = {path: spec.shape for path, spec in specs.items()}
+            check_tensors(group.files, group.mappings, shapes, tied, (*group.unused, *unused))
         return {
             path: x
-            for part, here in zip(self.parts, wanted, strict=True)
-            for path, x in load_parameters(part.files, part.rows, here).items()
+            for group, specs in groups
+            for path, x in load_parameters(group.files, group.mappings, specs).items()
         }
 
 
@@ -142,11 +140,11 @@ def open_external(
         if tower or base:
             raise ConfigError(f"{path} is a whole language model; it takes no tower and no base")
         files = GgufFile(path)
-        rows = torch_mappings(find_dialect(files), files, 0)
+        mappings = torch_mappings(find_dialect(files), files, 0)
         return ExternalCheckpoint(
-            path, "gguf", {}, None, architecture(files), None, (TensorGroup(("llm",), files, rows),)
+            path, "gguf", {}, None, architecture(files), None, (TensorGroup(("llm",), files, mappings),)
         )
-    files = _files(path, base, allow_pickle)
+    files = _open_tensors(path, base, allow_pickle)
     dialect, folder = find_dialect(files), folder_of(path)
     if base and not (folder / "config.json").exists():
         folder = folder_of(base)  # PEFT writes none
@@ -155,22 +153,22 @@ def open_external(
         raise ConfigError(f"{path} needs no separate tower")
     if dialect.name == "clip":
         vision = hf_config.vision_tower(config.get("vision_config", config), where, -2, "patch")
-        part = TensorGroup(("vision",), files, torch_mappings(dialect, files, 0))
-        return ExternalCheckpoint(path, dialect.name, config, vision, None, None, (part,))
+        group = TensorGroup(("vision",), files, torch_mappings(dialect, files, 0))
+        return ExternalCheckpoint(path, dialect.name, config, vision, None, None, (group,))
     if dialect.name == "llm":
         llm = hf_config.language_model(config, where)
-        part = TensorGroup(("llm",), files, torch_mappings(dialect, files, 0))
-        return ExternalCheckpoint(path, dialect.name, config, None, llm, None, (part,))
+        group = TensorGroup(("llm",), files, torch_mappings(dialect, files, 0))
+        return ExternalCheckpoint(path, dialect.name, config, None, llm, None, (group,))
     if dialect.name == "original":
-        other = open_weights(tower, allow_pickle) if tower else None
-        return _original(path, files, config, where, other)
+        tower_files = open_weights(tower, allow_pickle) if tower else None
+        return _open_original(path, files, config, where, tower_files)
     vision, llm, act = hf_config.hf_llava(config, where)
-    rows = torch_mappings(dialect, files, depth=2)
+    mappings = torch_mappings(dialect, files, depth=2)
     projector, unused = "mlp2x_gelu", ()
     if act == "linear":
-        projector, unused = "linear", _identity(files, rows)
-    part = TensorGroup(("vision", "projector", "llm"), files, rows, unused)
-    return ExternalCheckpoint(path, dialect.name, config, vision, llm, projector, (part,))
+        projector, unused = "linear", _identity_layer_names(files, mappings)
+    group = TensorGroup(("vision", "projector", "llm"), files, mappings, unused)
+    return ExternalCheckpoint(path, dialect.name, config, vision, llm, projector, (group,))
 
 
 def folder_of(path: Path) -> Path:
@@ -178,15 +176,15 @@ def folder_of(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def _files(path: Path, base: Path | None, allow_pickle: bool) -> TensorReader:
+def _open_tensors(path: Path, base: Path | None, allow_pickle: bool) -> TensorReader:
     """The tensors of `path`, joined with those of `base` where there is one."""
     if not path.exists():
         raise DataError(f"{path} does not exist")
-    adapter, alone = find_weights(path, "adapter_model"), find_weights(path, "mm_projector")
+    adapter, projector_file = find_weights(path, "adapter_model"), find_weights(path, "mm_projector")
     if base is None:
         if adapter:
             raise DataError(f"{path} holds a LoRA adapter; name the model it was trained on as base (base=, --base)")
-        files = open_weights(alone or path, allow_pickle)
+        files = open_weights(projector_file or path, allow_pickle)
         if _is_projector(files):
             raise DataError(f"{path} holds a projector alone; name its language model as base (base=, --base)")
         return files
@@ -195,8 +193,8 @@ def _files(path: Path, base: Path | None, allow_pickle: bool) -> TensorReader:
         if extra := find_weights(path, "non_lora_trainables"):  # the original trains its projector beside the adapter
             files = with_extra(files, open_weights(extra, allow_pickle))
         return with_lora(files, open_weights(adapter, allow_pickle), read_lora_config(path))
-    added = open_weights(alone or path, allow_pickle)
-    return with_extra(files, added) if _is_projector(added) else with_delta(files, added)
+    overlay = open_weights(projector_file or path, allow_pickle)
+    return with_extra(files, overlay) if _is_projector(overlay) else with_delta(files, overlay)
 
 
 def _is_projector(files: TensorReader) -> bool:
@@ -204,49 +202,50 @@ def _is_projector(files: TensorReader) -> bool:
     return bool(names) and all("mm_projector" in name for name in names)
 
 
-def _identity(files: TensorReader, rows: dict[str, TensorMapping]) -> tuple[str, ...]:
+def _identity_layer_names(files: TensorReader, mappings: dict[str, TensorMapping]) -> tuple[str, ...]:
     """Regexes of the names of a second projector layer that changes nothing. Raises DataError where it does: two linear
     layers without an activation between them are not a projector of ours."""
-    kernel, bias = rows["projector/linear_2/kernel"].name, rows["projector/linear_2/bias"].name
-    everything = (slice(None),)
+    kernel, bias = mappings["projector/linear_2/kernel"].name, mappings["projector/linear_2/bias"].name
+    full = (slice(None),)
     if kernel in files and bias in files:
-        weight = files.read(kernel, everything * 2)
+        weight = files.read(kernel, full * 2)
         square = weight.ndim == 2 and weight.shape[0] == weight.shape[1]
         if square and (weight == np.eye(len(weight), dtype=weight.dtype)).all():
-            if not files.read(bias, everything).any():
+            if not files.read(bias, full).any():
                 return re.escape(kernel), re.escape(bias)
     raise DataError(f"{files.path}: projector_hidden_act is linear, but {kernel} is not the identity")
 
 
-def _original(
+def _open_original(
     path: Path, files: TensorReader, config: dict, where: str, tower: TensorReader | None
 ) -> ExternalCheckpoint:
     dialect = find_dialect(files)
     name, llm, projector, layer, feature = read_original(config, where)
-    rows = torch_mappings(dialect, files, projector_depth(projector))
-    own = any(prefix + PATCHES in files for prefix in dialect.vision)
+    mappings = torch_mappings(dialect, files, projector_depth(projector))
+    has_tower = any(prefix + PATCHES in files for prefix in dialect.vision)
     if tower:
-        if own:
+        if has_tower:
             raise ConfigError(f"{path} holds its tower already; leave out {tower.path}")
         clip = find_dialect(tower)
         if clip.name != "clip":
             raise DataError(f"{tower.path} holds no CLIP tower")
-        about = hf_config.read_hf_config(folder_of(tower.path))
-        vision = hf_config.vision_tower(about.get("vision_config", about), str(tower.path), layer, feature)
-        parts = (
+        tower_config = hf_config.read_hf_config(folder_of(tower.path))
+        tower_config = tower_config.get("vision_config", tower_config)
+        vision = hf_config.vision_tower(tower_config, str(tower.path), layer, feature)
+        groups = (
             TensorGroup(("vision",), tower, torch_mappings(clip, tower, 0)),
-            TensorGroup(("projector", "llm"), files, rows),
+            TensorGroup(("projector", "llm"), files, mappings),
         )
-        return ExternalCheckpoint(path, dialect.name, config, vision, llm, projector, parts)
-    if not own:
+        return ExternalCheckpoint(path, dialect.name, config, vision, llm, projector, groups)
+    if not has_tower:
         return ExternalCheckpoint(
-            path, dialect.name, config, None, llm, projector, (TensorGroup(("projector", "llm"), files, rows),)
+            path, dialect.name, config, None, llm, projector, (TensorGroup(("projector", "llm"), files, mappings),)
         )
-    part = TensorGroup(("vision", "projector", "llm"), files, rows)
+    group = TensorGroup(("vision", "projector", "llm"), files, mappings)
     if "vision_config" in config:  # ours, see original_export: the tower is none that has a name
         vision = hf_config.vision_tower(config["vision_config"], where, layer, feature)
     elif name in hf_config.TOWERS:
         vision = dataclasses.replace(hf_config.TOWERS[name], select_layer=layer, select_feature=feature)
     else:
         raise DataError(f"{where}: mm_vision_tower={name!r} is not one of {', '.join(hf_config.TOWERS)}")
-    return ExternalCheckpoint(path, dialect.name, config, vision, llm, projector, (part,))
+    return ExternalCheckpoint(path, dialect.name, config, vision, llm, projector, (group,))

@@ -40,8 +40,8 @@ def load_module(path: str, module: str, like: dict[str, jax.ShapeDtypeStruct]) -
     wanted = {p.removeprefix(f"{module}/"): s for p, s in like.items() if p.startswith(f"{module}/")}
     try:
         with safe_open(file, framework="np") as tensors:
-            found = set(tensors.keys())
-            missing, extra = sorted(wanted.keys() - found), sorted(found - wanted.keys())
+            stored = set(tensors.keys())
+            missing, extra = sorted(wanted.keys() - stored), sorted(stored - wanted.keys())
             if missing or extra:
                 raise DataError(
                     f"{file} does not fit `{module}`: missing {missing or 'none'}, unexpected {extra or 'none'}"

@@ -32,15 +32,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
     DataError where the folder exists or cannot be written; after any error or interrupt nothing is left behind.
     """
     check_new(folder)
-    partial, main = _partial(folder), jax.process_index() == 0
+    partial, is_main = _partial(folder), jax.process_index() == 0
     try:
-        if main:
+        if is_main:
             partial.parent.mkdir(parents=True, exist_ok=True)
             partial.mkdir()
     except OSError as e:  # what is there by now is not ours to remove
         raise DataError(f"{folder} cannot be written: {e}") from None
     try:
-        with atomic_path(folder, partial) if main else contextlib.nullcontext():
+        with atomic_path(folder, partial) if is_main else contextlib.nullcontext():
             yield partial
     except (OSError, SafetensorError) as e:
         raise DataError(f"{folder} cannot be written: {e}") from None

@@ -98,17 +98,19 @@ def check_option(value: str | None, allowed: tuple, name: str) -> None:
         raise ConfigError(f"{name}={value!r} is not one of {', '.join(x for x in allowed if x)}")
 
 
-def _open_workdir(own: WorkdirModel, tokenizer_path: str | None) -> Checkpoint:
-    tokenizer_path = tokenizer_path or own.tokenizer
+def _open_workdir(workdir: WorkdirModel, tokenizer_path: str | None) -> Checkpoint:
+    tokenizer_path = tokenizer_path or workdir.tokenizer
     tokenizer, info = open_tokenizer(tokenizer_path), SourceInfo(tokenizer_location(tokenizer_path))
-    return _checkpoint(own, tokenizer, own.template, own.aspect, own.image_token_id, own.wraps_images, info)
+    return _build_checkpoint(
+        workdir, tokenizer, workdir.template, workdir.aspect, workdir.image_token_id, workdir.wraps_images, info
+    )
 
 
 def _open_gguf(source: ExternalCheckpoint, file: GgufFile, tokenizer_path: str | None) -> Checkpoint:
     tokenizer = open_tokenizer(tokenizer_path) if tokenizer_path else read_tokenizer(file)
     template, wraps_images = _read_chat_template(file.chat_template or "")
     info = SourceInfo(tokenizer_location(tokenizer_path or str(file.path)))
-    return _checkpoint(source, tokenizer, template, "crop", None, wraps_images, info)
+    return _build_checkpoint(source, tokenizer, template, "crop", None, wraps_images, info)
 
 
 def _open_folder(source: ExternalCheckpoint, tokenizer_path: str | None, base: Path | None) -> Checkpoint:
@@ -118,16 +120,16 @@ def _open_folder(source: ExternalCheckpoint, tokenizer_path: str | None, base: P
         folder = folder_of(base)  # a LoRA folder or a projector may leave its tokenizer to its base
     tokenizer = open_tokenizer(tokenizer_path or str(folder))
     template, wraps_images = _read_chat_template(_chat_templates(folder, None if tokenizer_path else tokenizer))
-    wraps_images = wraps_images or source.about.get("mm_use_im_start_end") is True
+    wraps_images = wraps_images or source.config_json.get("mm_use_im_start_end") is True
     info = _source_info(source, tokenizer_location(tokenizer_path or str(folder)))
-    return _checkpoint(source, tokenizer, template, aspect, image_token_id, wraps_images, info)
+    return _build_checkpoint(source, tokenizer, template, aspect, image_token_id, wraps_images, info)
 
 
 def _image_settings(source: ExternalCheckpoint) -> tuple[str, int | None]:
     """(aspect, image token) as the folder's own config.json and preprocessor_config.json give them."""
     folder = folder_of(source.path)
-    own = source.about if (folder / "config.json").exists() else {}  # a LoRA folder has none, `about` is its base's
-    settings = own | _settings(folder / "preprocessor_config.json")
+    has_config = (folder / "config.json").exists()  # a LoRA folder has none; `config_json` is then that of its base
+    settings = (source.config_json if has_config else {}) | _read_settings(folder / "preprocessor_config.json")
     pads = settings.get("image_aspect_ratio") == "pad" or settings.get("do_pad") is True
     return "pad" if pads else "crop", settings.get("image_token_index", settings.get("image_token_id"))
 
@@ -137,13 +139,13 @@ def _chat_templates(folder: Path, tokenizer: Tokenizer | None) -> str:
     file = folder / "chat_template.jinja"
     jinja = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
     if tokenizer is None:
-        jinja += str(_settings(folder / "tokenizer_config.json").get("chat_template"))
+        jinja += str(_read_settings(folder / "tokenizer_config.json").get("chat_template"))
     else:
         jinja += tokenizer.chat_template
-    return jinja + str(_settings(folder / "chat_template.json").get("chat_template"))
+    return jinja + str(_read_settings(folder / "chat_template.json").get("chat_template"))
 
 
-def _settings(file: Path) -> dict:
+def _read_settings(file: Path) -> dict:
     return read_object(file, "how the model was trained") if file.exists() else {}
 
 
@@ -157,11 +159,11 @@ def _source_info(source: ExternalCheckpoint, tokenizer: Path) -> SourceInfo:
     if source.dialect == "hub":
         return SourceInfo(tokenizer, hf_tower=prefix)
     if source.dialect == "original":
-        return SourceInfo(tokenizer, source.about, original_tower=prefix, tower_is_inside=prefix is not None)
+        return SourceInfo(tokenizer, source.config_json, original_tower=prefix, tower_is_inside=prefix is not None)
     return SourceInfo(tokenizer)
 
 
-def _checkpoint(
+def _build_checkpoint(
     parameters: ExternalCheckpoint | WorkdirModel, tokenizer: Tokenizer, template: str, aspect: str,
     image_token_id: int | None, wraps_images: bool, source_info: SourceInfo,
 ) -> Checkpoint:  # fmt: skip

@@ -12,11 +12,11 @@ from llava_jax.text.tokenizer_json import json_text, tokenizer_config, tokenizer
 BUILT_IN = Path(str(resources.files("llava_jax") / "pretrained"))  # the folder of what ships with the package
 TINY_TOKENIZER = BUILT_IN / "tokenizer"
 
-ABOUT = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-FILES = ("tokenizer.json", "tokenizer.model", *ABOUT, "chat_template.jinja", "generation_config.json")
+CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+FILES = ("tokenizer.json", "tokenizer.model", *CONFIG_FILES, "chat_template.jinja", "generation_config.json")
 
 
-def copy_tokenizer(folder: Path, tokenizer: Tokenizer, source: Path | None, longest: int) -> None:
+def copy_tokenizer(folder: Path, tokenizer: Tokenizer, source: Path | None, max_length: int) -> None:
     """Writes the files into an existing folder, from where `load_tokenizer` reads the same tokenizer.
 
     source: the folder or file it was read from; where that is None or a GGUF, the files are made. longest: tokens of a
@@ -24,15 +24,16 @@ def copy_tokenizer(folder: Path, tokenizer: Tokenizer, source: Path | None, long
     """
     if source is None or is_gguf(source):
         (folder / "tokenizer.json").write_text(json_text(tokenizer_spec(tokenizer)), encoding="utf-8")
-        (folder / "tokenizer_config.json").write_text(json_text(tokenizer_config(tokenizer, longest)), encoding="utf-8")
+        config = json_text(tokenizer_config(tokenizer, max_length))
+        (folder / "tokenizer_config.json").write_text(config, encoding="utf-8")
         return
     if source.is_dir():
-        found = {name: source / name for name in FILES}
+        sources = {name: source / name for name in FILES}
     else:
         is_json = source.read_bytes().lstrip()[:1] == b"{"
-        found = {name: source.parent / name for name in ABOUT}
-        found["tokenizer.json" if is_json else "tokenizer.model"] = source
-    for name, file in found.items():
+        sources = {name: source.parent / name for name in CONFIG_FILES}
+        sources["tokenizer.json" if is_json else "tokenizer.model"] = source
+    for name, file in sources.items():
         if file.is_file():
             shutil.copyfile(file, folder / name)
 

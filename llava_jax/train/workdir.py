@@ -54,7 +54,7 @@ def find_resumable(store: CheckpointStore, config: Config, say: Callable[[str], 
     """The newest whole checkpoint, None without any. Damaged ones that are newer are told and set aside. Raises
     ConfigError where it is of another model or other stages, DataError where there are checkpoints and none is whole.
     """
-    newest = store.newest()
+    newest = store.latest_intact()
     for note in newest.notes:
         say(note)
     step = newest.step
@@ -74,7 +74,7 @@ def find_resumable(store: CheckpointStore, config: Config, say: Callable[[str], 
             f"the workdir holds a run of stages {old['run']}, the config runs {new['run']}; choose another --workdir"
         )
     if newest.damaged:
-        store.set_aside(newest.damaged)
+        store.quarantine(newest.damaged)
     return Resumed(step, found["index"], found["stage"], found["evaluated"], found.get("guard"))
 
 

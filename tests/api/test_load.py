@@ -27,7 +27,7 @@ assert not training, training
 """
 
 
-def test_loading_imports_nothing_that_only_training_needs(tmp_path):
+def test_load_imports_no_training_modules(tmp_path):
     """From a workdir, which Orbax reads."""
     config = uneven(llm=dict(vocab_size=512))
     tokenizer = open_tokenizer("tiny")
@@ -39,7 +39,7 @@ def test_loading_imports_nothing_that_only_training_needs(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_old_names_of_options_still_work(tmp_path):
+def test_old_option_names_still_work(tmp_path):
     (tmp_path / "pytorch_model.bin").touch()
     for function in (llava_jax.load, open_external):
         assert "allow_pickle" in inspect.signature(function).parameters

@@ -50,101 +50,101 @@ def inputs(folder):
     """Three conversations, with one image, with none, with two; padded on the left, as transformers generates."""
     processor = AutoProcessor.from_pretrained(folder)
     pictures = [Image.new("RGB", (30 + 9 * i, 40), (40 * i, 200 - 50 * i, 90)) for i in range(3)]
-    asked = [
+    prompts = [
         "USER: <image>\nwhat color is the cross ? ASSISTANT:",
         "USER: is there a circle ? ASSISTANT:",
         "USER: <image>\n<image>\nwhich is further left , the red cross or the blue circle ? ASSISTANT:",
     ]
-    return processor(text=asked, images=pictures, padding=True, return_tensors="np")
+    return processor(text=prompts, images=pictures, padding=True, return_tensors="np")
 
 
 def torch_inputs(inputs) -> dict:
     return {k: torch.tensor(v) for k, v in inputs.items()}
 
 
-def test_logits_are_theirs(ours, theirs, inputs):
+def test_logits_equal_transformers(ours, theirs, inputs):
     with torch.no_grad():
-        wanted = theirs(**torch_inputs(inputs)).logits.numpy()
-    found = ours.logits(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
-    real = inputs["attention_mask"] > 0
-    assert np.abs(found[real] - wanted[real]).max() <= 1e-4 * np.abs(wanted[real]).max()
-    assert (found[real].argmax(-1) == wanted[real].argmax(-1)).all()
+        expected = theirs(**torch_inputs(inputs)).logits.numpy()
+    actual = ours.logits(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
+    is_token = inputs["attention_mask"] > 0
+    assert np.abs(actual[is_token] - expected[is_token]).max() <= 1e-4 * np.abs(expected[is_token]).max()
+    assert (actual[is_token].argmax(-1) == expected[is_token].argmax(-1)).all()
 
 
-def test_32_greedy_tokens_are_theirs(ours, theirs, inputs):
+def test_32_greedy_tokens_equal_transformers(ours, theirs, inputs):
     with torch.no_grad():
-        wanted = theirs.generate(**torch_inputs(inputs), max_new_tokens=32, do_sample=False)
-    found = ours.generate(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"], max_new_tokens=32)
-    wanted = wanted.numpy()[:, inputs["input_ids"].shape[1] :]
-    assert found.shape[1] == wanted.shape[1]
-    ends = [(row == TOKENIZER.eos_id).argmax() + 1 if (row == TOKENIZER.eos_id).any() else 32 for row in wanted]
-    for a, b, end in zip(found, wanted, ends, strict=True):
+        expected = theirs.generate(**torch_inputs(inputs), max_new_tokens=32, do_sample=False)
+    actual = ours.generate(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"], max_new_tokens=32)
+    expected = expected.numpy()[:, inputs["input_ids"].shape[1] :]
+    assert actual.shape[1] == expected.shape[1]
+    ends = [(row == TOKENIZER.eos_id).argmax() + 1 if (row == TOKENIZER.eos_id).any() else 32 for row in expected]
+    for a, b, end in zip(actual, expected, ends, strict=True):
         assert a[:end].tolist() == b[:end].tolist()
 
 
-def test_chat_says_what_generate_says_of_the_processor_s_ids(ours, folder):
+def test_chat_equals_generate_on_processor_ids(ours, folder):
     processor = AutoProcessor.from_pretrained(folder)
     picture = Image.new("RGB", (50, 40), (200, 30, 30))
     parts = [{"type": "image"}, {"type": "text", "text": "what color is the cross ?"}]
     messages = [{"role": "user", "content": parts}]
-    ready = processor(text=processor.apply_chat_template(messages), images=[picture], return_tensors="np")
-    ids = ours.generate(ready["input_ids"], ready["pixel_values"], max_new_tokens=20)[0]
-    wanted = TOKENIZER.decode(ids).strip()
-    assert ours.chat(messages, [picture], max_new_tokens=20) == wanted
+    processed = processor(text=processor.apply_chat_template(messages), images=[picture], return_tensors="np")
+    ids = ours.generate(processed["input_ids"], processed["pixel_values"], max_new_tokens=20)[0]
+    expected = TOKENIZER.decode(ids).strip()
+    assert ours.chat(messages, [picture], max_new_tokens=20) == expected
     plain = [{"role": "user", "content": "what color is the cross ?"}]
-    assert ours.chat(plain, [picture], max_new_tokens=20) == wanted, "images come before the first question"
+    assert ours.chat(plain, [picture], max_new_tokens=20) == expected, "images come before the first question"
     pieces = list(ours.chat(plain, [picture], max_new_tokens=20, stream=True))
-    assert "".join(pieces).strip() == wanted and len(pieces) > 1
+    assert "".join(pieces).strip() == expected and len(pieces) > 1
 
 
-def test_an_image_may_be_a_path_and_answers_may_be_drawn(ours, tmp_path):
+def test_chat_accepts_image_paths_and_samples_answers(ours, tmp_path):
     picture = Image.new("RGB", (50, 40), (200, 30, 30))
     picture.save(tmp_path / "p.png")
-    asked = [{"role": "user", "content": "where is it ?"}]
+    messages = [{"role": "user", "content": "where is it ?"}]
     settings = dict(max_new_tokens=12, temperature=1.0, seed=3)
-    assert ours.chat(asked, [tmp_path / "p.png"], **settings) == ours.chat(asked, [picture], **settings)
-    assert len({ours.chat(asked, [picture], **settings | {"seed": seed}) for seed in range(6)}) > 1
+    assert ours.chat(messages, [tmp_path / "p.png"], **settings) == ours.chat(messages, [picture], **settings)
+    assert len({ours.chat(messages, [picture], **settings | {"seed": seed}) for seed in range(6)}) > 1
 
 
-def test_saved_and_loaded_again_every_tensor_is_the_same(ours, folder, tmp_path):
+def test_save_and_load_keep_every_tensor_and_file(ours, folder, tmp_path):
     ours.save(tmp_path / "again", dtype="float32")
-    again = llava_jax.load(tmp_path / "again", dtype="float32")
-    assert again.config == ours.config and again.image_token_id == ours.image_token_id
-    assert again.params.keys() == ours.params.keys()
+    reloaded = llava_jax.load(tmp_path / "again", dtype="float32")
+    assert reloaded.config == ours.config and reloaded.image_token_id == ours.image_token_id
+    assert reloaded.params.keys() == ours.params.keys()
     for path, value in ours.params.items():
-        assert (np.asarray(again.params[path]) == np.asarray(value)).all(), path
+        assert (np.asarray(reloaded.params[path]) == np.asarray(value)).all(), path
     for file in folder.iterdir():
-        one, two = file.read_bytes(), (tmp_path / "again" / file.name).read_bytes()
-        assert one == two or json.loads(one) == json.loads(two), file.name  # json: the order of keys is free
+        before, after = file.read_bytes(), (tmp_path / "again" / file.name).read_bytes()
+        assert before == after or json.loads(before) == json.loads(after), file.name  # json: the order of keys is free
 
 
-def test_images_stand_between_their_words_where_the_model_was_trained_so(tmp_path):
+def test_image_start_and_end_tokens_survive_every_format(tmp_path):
     """`mm_use_im_start_end`, in every format; transformers' processor writes the same ids from the chat template."""
-    words = ("<im_start>", "<im_end>")
-    tokenizer = train_tokenizer(["what is there ? USER: ASSISTANT:"], 300, tmp_path / "words", words)
-    start, end = (tokenizer.special[word] for word in words)
+    markers = ("<im_start>", "<im_end>")
+    tokenizer = train_tokenizer(["what is there ? USER: ASSISTANT:"], 300, tmp_path / "words", markers)
+    start, end = (tokenizer.special[marker] for marker in markers)
     save_original(tmp_path / "llava", random_params(CONFIG), CONFIG, tokenizer, tmp_path / "words", None)
-    about = json.loads((tmp_path / "llava" / "config.json").read_text())
-    picture, asked = Image.new("RGB", (50, 40)), [{"type": "image"}, {"type": "text", "text": "what is there ?"}]
-    messages = [{"role": "user", "content": asked}]
+    config_json = json.loads((tmp_path / "llava" / "config.json").read_text())
+    picture, parts = Image.new("RGB", (50, 40)), [{"type": "image"}, {"type": "text", "text": "what is there ?"}]
+    messages = [{"role": "user", "content": parts}]
     plain = llava_jax.load(tmp_path / "llava")._prompt(messages, [picture]).tokens
-    (tmp_path / "llava" / "config.json").write_text(json.dumps(about | {"mm_use_im_start_end": True}))
+    (tmp_path / "llava" / "config.json").write_text(json.dumps(config_json | {"mm_use_im_start_end": True}))
     first = np.flatnonzero(plain == IMAGE_TOKEN_ID)[0]
-    wanted = np.insert(plain, [first, first + CONFIG.features], [start, end]).tolist()
+    expected = np.insert(plain, [first, first + CONFIG.features], [start, end]).tolist()
     for src, format, dst in (("llava", "hf", "hf"), ("hf", "orbax", "own"), ("own", "llava", "again")):
         ours = llava_jax.load(tmp_path / src)
-        assert ours._prompt(messages, [picture]).tokens.tolist() == wanted, src
+        assert ours._prompt(messages, [picture]).tokens.tolist() == expected, src
         ours.save(tmp_path / dst, format)
     assert json.loads((tmp_path / "again" / "config.json").read_text())["mm_use_im_start_end"] is True
     processor = AutoProcessor.from_pretrained(tmp_path / "hf")
     ids = processor(text=processor.apply_chat_template(messages), images=[picture])["input_ids"][0]
-    assert [IMAGE_TOKEN_ID if id == ours.image_token_id else id for id in ids] == wanted
+    assert [IMAGE_TOKEN_ID if id == ours.image_token_id else id for id in ids] == expected
     (tmp_path / "again" / "tokenizer.json").write_text(TOKENIZER.backend.to_str())
     with pytest.raises(DataError, match="no special token <im_start>"):
         llava_jax.load(tmp_path / "again")._prompt(messages, [picture])
 
 
-def test_what_does_not_fit_is_said_in_one_line(ours, inputs, tmp_path):
+def test_invalid_inputs_raise_with_the_reason(ours, inputs, tmp_path):
     ids, pixels = inputs["input_ids"], inputs["pixel_values"]
     with pytest.raises(DataError, match=r"2 image.s. of 9 features, but .9, 0, 18. image tokens"):
         ours.logits(ids, pixels[:2], inputs["attention_mask"])
@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_said_in_one_line(ours, inputs, tmp_path):
             ours.chat(messages, images)
 
 
-def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+def test_tokenizer_of_another_model_raises(tmp_path):
     config = uneven()
     hf_llava(config, 63).save_pretrained(tmp_path / "it")
     with pytest.raises(DataError, match="the tokenizer has 500 tokens, the weights have 64"):
@@ -176,7 +176,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def words_alone(tmp_path_factory):
+def llm_folder(tmp_path_factory):
     """A language model's folder, with a chat template of its own."""
     folder = tmp_path_factory.mktemp("words")
     hf_llama(CONFIG.llm).save_pretrained(folder)
@@ -185,27 +185,27 @@ def words_alone(tmp_path_factory):
     return folder
 
 
-def test_a_language_model_alone_answers_as_theirs_and_takes_no_images(words_alone, tmp_path):
-    ours = llava_jax.load(words_alone, dtype="float32")
-    theirs = LlamaForCausalLM.from_pretrained(words_alone).eval()
+def test_lone_language_model_equals_transformers_and_rejects_images(llm_folder, tmp_path):
+    ours = llava_jax.load(llm_folder, dtype="float32")
+    theirs = LlamaForCausalLM.from_pretrained(llm_folder).eval()
     ids = np.array([[1, 40, 41, 42, 43], [1, 50, 51, 52, 53]])
     with torch.no_grad():
-        wanted = theirs(torch.tensor(ids)).logits.numpy()
+        expected = theirs(torch.tensor(ids)).logits.numpy()
         continued = theirs.generate(torch.tensor(ids), max_new_tokens=16, do_sample=False, eos_token_id=511).numpy()
-    assert np.abs(ours.logits(ids) - wanted).max() <= 1e-4 * np.abs(wanted).max()
-    found = ours.generate(ids, max_new_tokens=16)
-    assert found.tolist() == continued[:, 5 : 5 + found.shape[1]].tolist() and found.shape[1] > 4
-    asked = [{"role": "user", "content": "is there a circle ?"}]
-    assert isinstance(ours.chat(asked, max_new_tokens=4), str)
+    assert np.abs(ours.logits(ids) - expected).max() <= 1e-4 * np.abs(expected).max()
+    actual = ours.generate(ids, max_new_tokens=16)
+    assert actual.tolist() == continued[:, 5 : 5 + actual.shape[1]].tolist() and actual.shape[1] > 4
+    messages = [{"role": "user", "content": "is there a circle ?"}]
+    assert isinstance(ours.chat(messages, max_new_tokens=4), str)
     picture = Image.new("RGB", (50, 40))
-    for refused in (
-        lambda: ours.chat(asked, [picture]),
+    for call in (
+        lambda: ours.chat(messages, [picture]),
         lambda: ours.logits(ids, np.zeros((1, 3, 24, 24), np.float32)),
         lambda: ours.generate(np.full((1, 3), ours.image_token_id)),
         lambda: ours.save(tmp_path / "it"),
     ):
         with pytest.raises(DataError, match="a language model alone"):
-            refused()
+            call()
     with pytest.raises(DataError, match="1 image.s.; this is a language model alone"):
         generate(
             Llava(ours.config), nested(ours.params), [Prompt([1], [np.zeros((24, 24, 3))])], GenerationConfig((2,))
@@ -213,23 +213,23 @@ def test_a_language_model_alone_answers_as_theirs_and_takes_no_images(words_alon
 
 
 @pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
-def test_a_model_whose_own_chat_template_is_chatml_is_asked_in_chatml(words_alone, tmp_path, file):
-    assert llava_jax.load(words_alone, dtype="float32").template == "vicuna_v1"
-    for one in words_alone.iterdir():
-        (tmp_path / one.name).write_bytes(one.read_bytes())
+def test_chatml_chat_template_selects_the_chatml_template(llm_folder, tmp_path, file):
+    assert llava_jax.load(llm_folder, dtype="float32").template == "vicuna_v1"
+    for source in llm_folder.iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
     template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] }}{% endfor %}"
-    about = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    text = template if file.endswith("jinja") else json.dumps(about | {"chat_template": template})
+    tokenizer_config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    text = template if file.endswith("jinja") else json.dumps(tokenizer_config | {"chat_template": template})
     (tmp_path / file).write_text(text)
     assert llava_jax.load(tmp_path, dtype="float32").template == "chatml"
     assert llava_jax.load(tmp_path, dtype="float32", template="llava_v1").template == "llava_v1"
 
 
-def test_an_answer_ends_with_what_the_template_writes_behind_it(ours):
+def test_answer_stops_at_the_template_separator(ours):
     """Text in some templates, where no id says it."""
-    asked = [{"role": "user", "content": "what is it ?"}]
-    for template, ends in (("llava_v0", ["###"]), ("plain", ["\n"]), ("vicuna_v1", [])):
+    messages = [{"role": "user", "content": "what is it ?"}]
+    for template, stops in (("llava_v0", ["###"]), ("plain", ["\n"]), ("vicuna_v1", [])):
         assert template in TEMPLATES
         model = dataclasses.replace(ours, template=template)
-        whole = model.chat(asked, max_new_tokens=30, stop=[" "])
-        assert [*model.settings().stop_strings] == ends and " " not in whole.strip()
+        answer = model.chat(messages, max_new_tokens=30, stop=[" "])
+        assert [*model.settings().stop_strings] == stops and " " not in answer.strip()

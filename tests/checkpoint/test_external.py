@@ -33,8 +33,8 @@ TOWER = "openai/clip-vit-large-patch14"
 def like(config, modules=("vision", "projector", "llm")) -> dict[str, jax.ShapeDtypeStruct]:
     peak = learning_rates_per_parameter(abstract_model(config)[0], ((".*", 1e-3),))
     mesh = make_mesh(4, 2, 1) if config.llm.vocab_size % 2 else make_mesh(2, 2, 2)
-    found = abstract_state(config, peak, make_optimizer(Optimizer(), peak, 10), mesh).trainable
-    return {path: spec for path, spec in found.items() if path.split("/")[0] in modules}
+    specs = abstract_state(config, peak, make_optimizer(Optimizer(), peak, 10), mesh).trainable
+    return {path: spec for path, spec in specs.items() if path.split("/")[0] in modules}
 
 
 def write_original(folder, model, config, with_tower: bool, **changes) -> None:
@@ -52,15 +52,15 @@ def write_original(folder, model, config, with_tower: bool, **changes) -> None:
             tensors[new + name.removeprefix(old)] = value.contiguous()
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
-    about = hf_config.to_hf(config.vision, config.llm, "linear", 0, "float32")["text_config"] | dict(
+    config_json = hf_config.to_hf(config.vision, config.llm, "linear", 0, "float32")["text_config"] | dict(
         model_type="llava_llama", mm_vision_tower=TOWER, mm_projector_type=config.projector,
         mm_vision_select_layer=config.vision.select_layer, mm_vision_select_feature=config.vision.select_feature,
     )  # fmt: skip
-    about |= changes
-    (folder / "config.json").write_text(json.dumps(about))
+    config_json |= changes
+    (folder / "config.json").write_text(json.dumps(config_json))
 
 
-def logits(config, params) -> np.ndarray:
+def our_logits(config, params) -> np.ndarray:
     n = config.vision.features
     rng = np.random.default_rng(1)
     tokens = np.concatenate([[1, 5], [IMAGE_TOKEN_ID] * n, rng.integers(3, 60, 6)])[None].astype(np.int32)
@@ -71,7 +71,7 @@ def logits(config, params) -> np.ndarray:
     )
 
 
-def theirs(model, config) -> np.ndarray:
+def transformers_logits(model, config) -> np.ndarray:
     n = config.vision.features
     rng = np.random.default_rng(1)
     tokens = np.concatenate([[1, 5], [IMAGE] * n, rng.integers(3, 60, 6)])[None].astype(np.int64)
@@ -97,49 +97,49 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
-def test_what_transformers_saved_gives_its_logits(tmp_path, config):
+def test_logits_equal_transformers_for_a_folder_it_saved(tmp_path, config):
     model = hf_llava(config, IMAGE)
     model.save_pretrained(tmp_path)
-    source = open_external(tmp_path)
-    found = source.model("float32")
-    assert dataclasses.replace(found, remat=config.remat, unroll=config.unroll) == config
-    ours, wanted = logits(found, source.load(like(found))), theirs(model, config)
-    assert np.abs(ours - wanted).max() <= 1e-4
-    assert (ours.argmax(-1) == wanted.argmax(-1)).all()
+    checkpoint = open_external(tmp_path)
+    read = checkpoint.model("float32")
+    assert dataclasses.replace(read, remat=config.remat, unroll=config.unroll) == config
+    ours, expected = our_logits(read, checkpoint.load(like(read))), transformers_logits(model, config)
+    assert np.abs(ours - expected).max() <= 1e-4
+    assert (ours.argmax(-1) == expected.argmax(-1)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shards", ["10GB", "20KB"])
-def test_half_precision_and_several_files_read_as_they_are(tmp_path, dtype, shards):
+def test_half_precision_and_sharded_files_load(tmp_path, dtype, shards):
     model = hf_llava(CONFIG, IMAGE).to(dtype)
     model.save_pretrained(tmp_path, max_shard_size=shards)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shards == "20KB")
     again = LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
     source = open_external(tmp_path)
-    assert np.abs(logits(CONFIG, source.load(like(CONFIG))) - theirs(again, CONFIG)).max() <= 1e-4
+    assert np.abs(our_logits(CONFIG, source.load(like(CONFIG))) - transformers_logits(again, CONFIG)).max() <= 1e-4
 
 
-def test_the_original_s_folder_with_its_tower_or_with_one_beside_it(tmp_path, monkeypatch):
+def test_original_folder_loads_with_inner_or_separate_tower(tmp_path, monkeypatch):
     model = hf_llava(CONFIG, IMAGE)
-    wanted = theirs(model, CONFIG)
+    expected = transformers_logits(model, CONFIG)
     write_original(tmp_path / "with", model, CONFIG, with_tower=True)
     monkeypatch.setitem(hf_config.TOWERS, TOWER, CONFIG.vision)
     source = open_external(tmp_path / "with")
-    assert np.abs(logits(source.model("float32"), source.load(like(CONFIG))) - wanted).max() <= 1e-4
+    assert np.abs(our_logits(source.model("float32"), source.load(like(CONFIG))) - expected).max() <= 1e-4
 
     write_original(tmp_path / "without", model, CONFIG, with_tower=False)
     clip = hf_clip(CONFIG.vision)
     clip.load_state_dict(model.model.vision_tower.state_dict())
     clip.save_pretrained(tmp_path / "clip")
     source = open_external(tmp_path / "without", tower=tmp_path / "clip")
-    assert np.abs(logits(source.model("float32"), source.load(like(CONFIG))) - wanted).max() <= 1e-4
+    assert np.abs(our_logits(source.model("float32"), source.load(like(CONFIG))) - expected).max() <= 1e-4
     with pytest.raises(DataError, match="without is not a whole LLaVA: it has no vision; name a folder with the CLIP"):
         open_external(tmp_path / "without").model("float32")
     with pytest.raises(ConfigError, match="holds its tower already; leave out .*clip"):
         open_external(tmp_path / "with", tower=tmp_path / "clip")
 
 
-def test_a_tower_or_a_language_model_alone(tmp_path):
+def test_lone_tower_and_lone_language_model_open(tmp_path):
     hf_clip(CONFIG.vision).save_pretrained(tmp_path / "clip")
     hf_llama(CONFIG.llm).save_pretrained(tmp_path / "llm")
     clip, llm = open_external(tmp_path / "clip"), open_external(tmp_path / "llm")
@@ -153,10 +153,10 @@ def test_a_tower_or_a_language_model_alone(tmp_path):
         open_external(tmp_path / "llm", tower=tmp_path / "clip")
 
 
-def test_two_linear_layers_without_an_activation_are_refused_unless_the_second_is_nothing(tmp_path):
+def test_linear_projector_requires_an_identity_second_layer(tmp_path):
     hf_llava(CONFIG, IMAGE).save_pretrained(tmp_path)
-    about = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(about | {"projector_hidden_act": "linear"}))
+    config_json = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config_json | {"projector_hidden_act": "linear"}))
     with pytest.raises(DataError, match="linear_2.weight is not the identity"):
         open_external(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -182,7 +182,7 @@ def test_two_linear_layers_without_an_activation_are_refused_unless_the_second_i
         (dict(vocab_size=65), "has shape .64, 40., the config asks for .65, 40."),
     ],
 )
-def test_an_original_that_does_not_fit_is_refused_by_name(tmp_path, monkeypatch, changes, message):
+def test_mismatched_original_config_raises_naming_the_key(tmp_path, monkeypatch, changes, message):
     monkeypatch.setitem(hf_config.TOWERS, TOWER, CONFIG.vision)
     write_original(tmp_path / "it", hf_llava(CONFIG, IMAGE), CONFIG, with_tower=True, **changes)
     with pytest.raises(DataError, match=message):
@@ -190,21 +190,21 @@ def test_an_original_that_does_not_fit_is_refused_by_name(tmp_path, monkeypatch,
         source.load(like(source.model("float32")))
 
 
-def test_one_module_is_read_out_of_a_whole_llava(tmp_path):
+def test_one_module_loads_from_a_whole_llava(tmp_path):
     hf_llava(CONFIG, IMAGE).save_pretrained(tmp_path)
     whole = open_external(tmp_path).load(like(CONFIG))
     for module in ("vision", "projector", "llm"):
-        found = load_module(str(tmp_path), module, like(CONFIG))
-        assert set(found) == set(like(CONFIG, (module,)))
+        params = load_module(str(tmp_path), module, like(CONFIG))
+        assert set(params) == set(like(CONFIG, (module,)))
         assert all(
-            (found[path] == whole[path]).all() and found[path].sharding == whole[path].sharding for path in found
+            (params[path] == whole[path]).all() and params[path].sharding == whole[path].sharding for path in params
         )
     hf_clip(CONFIG.vision).save_pretrained(tmp_path / "clip")
     with pytest.raises(DataError, match="clip holds no llm"):
         load_module(str(tmp_path / "clip"), "llm", like(CONFIG))
 
 
-def test_a_file_without_tensors_is_nothing_that_is_known(tmp_path):
+def test_file_without_tensors_and_missing_path_raise(tmp_path):
     hf_llama(CONFIG.llm).save_pretrained(tmp_path)
     save_file({}, tmp_path / "model.safetensors")
     with pytest.raises(
@@ -218,7 +218,7 @@ def test_a_file_without_tensors_is_nothing_that_is_known(tmp_path):
 # ------------------------------------------------------------------------------------------------ with a base
 
 
-def changed(model, scale: float):
+def perturbed(model, scale: float):
     """The same model, every tensor moved by something of its own."""
     other = copy.deepcopy(model)
     torch.manual_seed(1)
@@ -229,8 +229,8 @@ def changed(model, scale: float):
 
 
 def assert_computes(source, model) -> None:
-    ours, wanted = logits(source.model("float32"), source.load(like(CONFIG))), theirs(model, CONFIG)
-    assert np.abs(ours - wanted).max() <= 1e-3
+    ours, expected = our_logits(source.model("float32"), source.load(like(CONFIG))), transformers_logits(model, CONFIG)
+    assert np.abs(ours - expected).max() <= 1e-3
 
 
 def write_llm(folder, model) -> None:
@@ -240,7 +240,7 @@ def write_llm(folder, model) -> None:
     llm.save_pretrained(folder)
 
 
-def test_a_projector_alone_joins_its_language_model_and_a_tower(tmp_path):
+def test_lone_projector_opens_with_base_and_tower(tmp_path):
     model = hf_llava(CONFIG, IMAGE)
     write_llm(tmp_path / "vicuna", model)
     clip = hf_clip(CONFIG.vision)
@@ -264,7 +264,7 @@ def test_a_projector_alone_joins_its_language_model_and_a_tower(tmp_path):
 def test_delta_weights_are_added_to_their_base(tmp_path, monkeypatch):
     monkeypatch.setitem(hf_config.TOWERS, TOWER, CONFIG.vision)
     base = hf_llava(CONFIG, IMAGE)
-    target = changed(base, 0.05)
+    target = perturbed(base, 0.05)
     write_llm(tmp_path / "llama", base)
     write_original(tmp_path / "delta", target, CONFIG, with_tower=True)
     tensors = load_file(tmp_path / "delta" / "model.safetensors")
@@ -286,12 +286,12 @@ def test_a_lora_folder_is_merged_into_its_base(tmp_path):
             b = 0.1 * torch.randn(weight.shape[0], 4, generator=rng)
             with torch.no_grad():
                 weight += 8 / 4 * b @ a
-            at = f"base_model.model.model.language_model.layers.{i}.self_attn.{name}"
-            tensors |= {f"{at}.lora_A.weight": a, f"{at}.lora_B.weight": b}
+            prefix = f"base_model.model.model.language_model.layers.{i}.self_attn.{name}"
+            tensors |= {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}
     (tmp_path / "lora").mkdir()
     save_file(tensors, tmp_path / "lora" / "adapter_model.safetensors")
-    about = dict(peft_type="LORA", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], bias="none")
-    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(about))
+    adapter_config = dict(peft_type="LORA", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], bias="none")
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(adapter_config))
     with pytest.raises(DataError, match="lora holds a LoRA adapter; name the model it was trained on as base"):
         open_external(tmp_path / "lora")
     assert_computes(open_external(tmp_path / "lora", base=tmp_path / "base"), target)

@@ -28,13 +28,13 @@ def like(dtype="float32", mesh=(2, 2, 2)) -> dict[str, jax.ShapeDtypeStruct]:
 
 def params(dtype="float32") -> dict[str, jax.Array]:
     rng = np.random.default_rng(0)
-    made = {path: jnp.asarray(rng.standard_normal(shape), dtype) for path, (shape, _) in SPECS.items()}
-    return made | {"projector/linear_1/bias": jnp.ones(3), "llm_other/bias": jnp.ones(3)}
+    tensors = {path: jnp.asarray(rng.standard_normal(shape), dtype) for path, (shape, _) in SPECS.items()}
+    return tensors | {"projector/linear_1/bias": jnp.ones(3), "llm_other/bias": jnp.ones(3)}
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 @pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
-def test_what_is_saved_is_loaded_straight_into_shards(tmp_path, stored, wanted):
+def test_saved_module_loads_bit_equal_and_sharded(tmp_path, stored, wanted):
     file = save_module(str(tmp_path / "new" / "llm.safetensors"), "llm", params(), stored, {"architecture": "tiny"})
     loaded = load_module(str(file), "llm", like(wanted))
     assert loaded.keys() == SPECS.keys()
@@ -52,20 +52,20 @@ def test_equal_weights_make_equal_files(tmp_path):
     assert len({file.read_bytes() for file in files}) == 1
 
 
-def test_each_device_reads_its_own_slice_only(tmp_path, monkeypatch):
+def test_each_device_reads_only_its_slice(tmp_path, monkeypatch):
     file = save_module(str(tmp_path / "llm.safetensors"), "llm", params(), "float32", {})
-    asked = []
+    reads = []
     make = jax.make_array_from_callback
 
     def spy(shape, sharding, callback):
-        return make(shape, sharding, lambda index: asked.append((shape, callback(index).shape)) or callback(index))
+        return make(shape, sharding, lambda index: reads.append((shape, callback(index).shape)) or callback(index))
 
     monkeypatch.setattr(jax, "make_array_from_callback", spy)
     load_module(str(file), "llm", like())
-    assert {part for shape, part in asked if shape == (16, 8)} == {(8, 4)}
+    assert {part for shape, part in reads if shape == (16, 8)} == {(8, 4)}
 
 
-def test_the_file_says_what_it_is(tmp_path):
+def test_file_has_parameter_names_and_metadata(tmp_path):
     file = save_module(str(tmp_path / "llm.safetensors"), "llm", params(), "float32", {"architecture": "tiny"})
     with safe_open(file, "np") as tensors:
         assert set(tensors.keys()) == {"embed/embedding", "layers/q/kernel", "norm/scale"}
@@ -91,7 +91,7 @@ GOOD = {path.removeprefix("llm/"): np.ones(shape, np.float32) for path, (shape, 
     ],
     ids=["missing", "unexpected", "shape", "rank", "integers"],
 )
-def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path, tensors, message):
+def test_mismatched_file_raises_naming_file_and_tensor(tmp_path, tensors, message):
     file = write(tmp_path / "odd.safetensors", tensors)
     with pytest.raises(DataError, match=message) as fault:
         load_module(file, "llm", like())
@@ -99,7 +99,7 @@ def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path, tensors, message)
 
 
 @pytest.mark.parametrize("damage", ["absent", "empty", "folder", "truncated", "text"])
-def test_a_file_that_cannot_be_read_is_named(tmp_path, damage):
+def test_unreadable_file_raises_naming_file_and_module(tmp_path, damage):
     file = tmp_path / "llm.safetensors"
     if damage == "folder":
         file.mkdir()
@@ -112,20 +112,20 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, damage):
         load_module(str(file), "llm", like())
 
 
-def test_other_number_formats_are_read(tmp_path):
+def test_other_float_dtypes_load(tmp_path):
     for dtype in (np.float16, ml_dtypes.bfloat16, np.float64):
         file = write(tmp_path / "llm.safetensors", {k: v.astype(dtype) * 0.5 for k, v in GOOD.items()})
         assert all(x.dtype == jnp.float32 and np.all(x == 0.5) for x in load_module(file, "llm", like()).values())
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_unwritable_folder_raises_naming_the_file(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "llm.safetensors", "/proc/none/llm.safetensors"):
         with pytest.raises(DataError, match=r"llm.safetensors .*`llm`"):
             save_module(str(path), "llm", params(), "float32", {})
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     file = save_module(str(tmp_path / "llm.safetensors"), "llm", params(), "float32", {})
     before = file.read_bytes()
 

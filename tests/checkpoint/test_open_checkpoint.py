@@ -45,8 +45,10 @@ def opened():
 
 
 def like(config=CONFIG) -> dict[str, jax.ShapeDtypeStruct]:
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return {path: jax.ShapeDtypeStruct(x.shape, np.float32, sharding=here) for path, x in random_params(config).items()}
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return {
+        path: jax.ShapeDtypeStruct(x.shape, np.float32, sharding=sharding) for path, x in random_params(config).items()
+    }
 
 
 def chatml_gguf(file):
@@ -61,7 +63,7 @@ def chatml_gguf(file):
     return write(file, tokenizer=tokenizer)
 
 
-def test_of_a_folder_each_small_file_is_opened_once(tmp_path, opened):
+def test_each_small_file_of_a_folder_is_opened_once(tmp_path, opened):
     save_hf(tmp_path / "hf", PARAMS, CONFIG, TOKENIZER, "float32", template="llava_v1", aspect="pad")
     opened.clear()
     model = llava_jax.load(tmp_path / "hf", dtype=None)
@@ -81,7 +83,7 @@ def test_of_a_folder_each_small_file_is_opened_once(tmp_path, opened):
     )
 
 
-def test_of_a_gguf_the_header_is_parsed_once_and_no_other_file_is_made(tmp_path, monkeypatch, opened):
+def test_gguf_header_is_parsed_once_without_temporary_files(tmp_path, monkeypatch, opened):
     file, parsed = chatml_gguf(tmp_path / "a.gguf"), []
     parse = gguf.GGUFReader.__init__
     monkeypatch.setattr(gguf.GGUFReader, "__init__", lambda *args: parsed.append(args[1]) or parse(*args))
@@ -97,27 +99,27 @@ def test_every_format_opens_to_the_same_model(tmp_path):
     save_hf(tmp_path / "hf", PARAMS, CONFIG, TOKENIZER, "float32")
     save_original(tmp_path / "llava", PARAMS, CONFIG, TOKENIZER, TINY_TOKENIZER, "float32")
     save_workdir_model(tmp_path / "own", PARAMS, CONFIG, TOKENIZER, TINY_TOKENIZER, "llava_v1", "pad", 500, False)
-    facts = {"hf": ("vicuna_v1", "crop", 500), "llava": ("vicuna_v1", "crop", 500), "own": ("llava_v1", "pad", 500)}
-    for name, wanted in facts.items():
+    settings = {"hf": ("vicuna_v1", "crop", 500), "llava": ("vicuna_v1", "crop", 500), "own": ("llava_v1", "pad", 500)}
+    for name, expected in settings.items():
         checkpoint = open_checkpoint(tmp_path / name)
         assert checkpoint.config == CONFIG, name
-        assert (checkpoint.template, checkpoint.aspect, checkpoint.image_token_id) == wanted
+        assert (checkpoint.template, checkpoint.aspect, checkpoint.image_token_id) == expected
         assert checkpoint.tokenizer.encode("what color") == TOKENIZER.encode("what color")
-        found = checkpoint.parameters.load(like())
-        assert all((found[path] == PARAMS[path]).all() for path in PARAMS), name
+        params = checkpoint.parameters.load(like())
+        assert all((params[path] == PARAMS[path]).all() for path in PARAMS), name
 
 
-def test_training_starts_from_a_module_of_a_workdir(tmp_path):
+def test_module_loads_from_a_workdir(tmp_path):
     save_workdir_model(tmp_path / "own", PARAMS, CONFIG, TOKENIZER, None, "llava_v1", "pad", 500, False)
-    found = load_module(str(tmp_path / "own"), "projector", like())
-    assert found.keys() == {path for path in PARAMS if path.startswith("projector/")}
-    assert all((found[path] == PARAMS[path]).all() for path in found)
+    params = load_module(str(tmp_path / "own"), "projector", like())
+    assert params.keys() == {path for path in PARAMS if path.startswith("projector/")}
+    assert all((params[path] == PARAMS[path]).all() for path in params)
     linear = like(uneven(llm=dict(vocab_size=512), projector="linear"))
     with pytest.raises(DataError, match=r"missing none, unexpected \['projector/linear_2/bias'"):
         load_module(str(tmp_path / "own"), "projector", linear)
 
 
-def test_a_module_is_read_without_a_tokenizer_and_past_a_broken_image_config(tmp_path):
+def test_module_loads_without_tokenizer_or_valid_image_config(tmp_path):
     save_hf(tmp_path / "hf", PARAMS, CONFIG, TOKENIZER, "float32")
     (tmp_path / "hf" / "tokenizer.json").unlink()
     (tmp_path / "hf" / "preprocessor_config.json").write_text("{")
@@ -127,7 +129,7 @@ def test_a_module_is_read_without_a_tokenizer_and_past_a_broken_image_config(tmp
         open_checkpoint(tmp_path / "hf")
 
 
-def test_a_projector_takes_the_tokenizer_and_the_template_of_its_base(tmp_path):
+def test_projector_uses_tokenizer_and_template_of_its_base(tmp_path):
     """The base may be one file of weights; its tokenizer then lies beside it."""
     save_original(tmp_path / "whole", PARAMS, CONFIG, TOKENIZER, TINY_TOKENIZER, "float32")
     tensors = load_file(tmp_path / "whole" / "model.safetensors")
@@ -138,8 +140,10 @@ def test_a_projector_takes_the_tokenizer_and_the_template_of_its_base(tmp_path):
     hf_llama(CONFIG.llm).save_pretrained(tmp_path / "base")
     for file in TINY_TOKENIZER.iterdir():
         (tmp_path / "base" / file.name).write_bytes(file.read_bytes())
-    about = json.loads((TINY_TOKENIZER / "tokenizer_config.json").read_text()) | {"chat_template": "<|im_start|>"}
-    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(about))
+    tokenizer_config = json.loads((TINY_TOKENIZER / "tokenizer_config.json").read_text()) | {
+        "chat_template": "<|im_start|>"
+    }
+    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     tower = tmp_path / "clip"
     tower.mkdir()
     prefix = "model.vision_tower.vision_tower."

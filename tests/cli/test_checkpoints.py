@@ -5,18 +5,18 @@ import json
 import pytest
 
 from llava_jax.__main__ import main
-from llava_jax.checkpoint.native.integrity import ABOUT, MARK, SUMS, write_hashes
+from llava_jax.checkpoint.native.integrity import HASH_MARKER, METADATA_FILE, SUMS_FILE, write_hashes
 from tests.fixtures.file_damage import DAMAGES
 
 
 @pytest.fixture
 def workdir(tmp_path):
     """With the checkpoints 3 and 12, of before there were hashes and hashed."""
-    for step, about in (("3", {}), ("12", {"custom_metadata": MARK})):
+    for step, about in (("3", {}), ("12", {"custom_metadata": HASH_MARKER})):
         folder = tmp_path / "checkpoints" / step
         (folder / "state" / "d").mkdir(parents=True)
         (folder / "state" / "d" / "0a1b").write_bytes(bytes(1000))
-        (folder / ABOUT).write_text(json.dumps(about))
+        (folder / METADATA_FILE).write_text(json.dumps(about))
     write_hashes(folder)
     return tmp_path
 
@@ -39,7 +39,7 @@ def test_whole_checkpoints_are_listed_in_their_order_and_the_code_is_0(workdir, 
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("name", ["state/d/0a1b", SUMS])
+@pytest.mark.parametrize("name", ["state/d/0a1b", SUMS_FILE])
 def test_verify_finds_damage_names_the_file_and_ends_with_1(workdir, capsys, damage, name):
     damage(workdir / "checkpoints" / "12" / name)
     assert main(["checkpoints", "verify", str(workdir)]) == 1

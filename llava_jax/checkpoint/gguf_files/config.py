@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from llava_jax.checkpoint.gguf_files.file import _FREQUENCIES, _USED, GgufFile
+from llava_jax.checkpoint.gguf_files.file import ROPE_FACTORS, SUPPORTED_KEYS, GgufFile
 from llava_jax.checkpoint.huggingface.config import language_model
 from llava_jax.config.architectures import LlamaConfig, RopeScaling
 from llava_jax.errors import DataError
@@ -29,7 +29,7 @@ def architecture(file: GgufFile) -> LlamaConfig:
         if size(key, head_size) != head_size:
             raise DataError(f"{file.path}: {arch}.{key}={size(key)} is not the head size {head_size}; not supported")
     for key, value in file.metadata.items():
-        if key.startswith(f"{arch}.") and key.removeprefix(f"{arch}.") not in _USED and value:
+        if key.startswith(f"{arch}.") and key.removeprefix(f"{arch}.") not in SUPPORTED_KEYS and value:
             raise DataError(f"{file.path}: {key}={value!r:.40} is not supported")
     biases = [name for name in file.names() if name.endswith(".bias")]
     window = file.value(f"{arch}.attention.sliding_window", int, 0)
@@ -51,17 +51,17 @@ def _rope_scaling(file: GgufFile, config: dict) -> dict | None:
     factor = float(file.value(f"{file.arch}.rope.scaling.factor", float, 0.0))
     factor = factor or float(file.value(f"{file.arch}.rope.scale_linear", float, 0.0))
     kind = file.value(f"{file.arch}.rope.scaling.type", str, "linear" if factor not in (0.0, 1.0) else "none")
-    found = file.rope_factors
-    if found is None:
+    stored = file.rope_factors
+    if stored is None:
         return None if kind == "none" else {"rope_type": kind, "factor": factor or 1.0}
-    wanted = RopeScaling("llama3", float(found.max()))
-    low, high, d = wanted.low_freq_factor, wanted.high_freq_factor, config["head_dim"]
+    scaling = RopeScaling("llama3", float(stored.max()))
+    low, high, d = scaling.low_freq_factor, scaling.high_freq_factor, config["head_dim"]
     wavelength = 2 * np.pi * config["rope_theta"] ** (np.arange(0, d, 2) / d)
-    smooth = np.clip((wanted.original_max_positions / wavelength - low) / (high - low), 0, 1)
-    factors = 1 / ((1 - smooth) / wanted.factor + smooth)
-    if kind != "none" or found.shape != factors.shape or not np.allclose(found, factors, rtol=1e-4):
-        raise DataError(f"{file.path}: tensor {_FREQUENCIES} does not scale rotations as LLaMA 3.1 does; not supported")
+    smooth = np.clip((scaling.original_max_positions / wavelength - low) / (high - low), 0, 1)
+    expected = 1 / ((1 - smooth) / scaling.factor + smooth)
+    if kind != "none" or stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-4):
+        raise DataError(f"{file.path}: tensor {ROPE_FACTORS} does not scale rotations as LLaMA 3.1 does; not supported")
     return dict(
-        rope_type="llama3", factor=wanted.factor, low_freq_factor=low, high_freq_factor=high,
-        original_max_position_embeddings=wanted.original_max_positions,
+        rope_type="llama3", factor=scaling.factor, low_freq_factor=low, high_freq_factor=high,
+        original_max_position_embeddings=scaling.original_max_positions,
     )  # fmt: skip

@@ -22,8 +22,8 @@ from llava_jax.errors import ConfigError, DataError
 
 MAGIC = b"GGUF"
 ARCHITECTURES = ("llama", "qwen2")  # llama.cpp calls a Mistral "llama" too
-_MODEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_BLOCK = {
+_MODEL_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_BLOCK_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -34,20 +34,20 @@ _BLOCK = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_USED = set(
+SUPPORTED_KEYS = set(
     """vocab_size context_length embedding_length block_count feed_forward_length attention.head_count
     attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon
     attention.sliding_window rope.dimension_count rope.freq_base rope.scale_linear rope.scaling.type
     rope.scaling.factor rope.scaling.original_context_length rope.scaling.finetuned tensor_data_layout""".split()
 )
-_FREQUENCIES = "rope_freqs.weight"  # not a parameter: divides the rotary frequencies
+ROPE_FACTORS = "rope_freqs.weight"  # not a parameter: divides the rotary frequencies
 _CHUNK = 1 << 21  # numbers made at a time: the temporaries of decoding are several times as large
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
     shape: tuple[int, ...]  # as torch has it
-    kind: Any  # gguf.GGMLQuantizationType
+    quantization: Any  # gguf.GGMLQuantizationType
     offset: int  # bytes from the start of the file
     block: tuple[int, int]  # numbers in a block, bytes of a block
     heads: int  # whose rows llama.cpp has interleaved; 0 for none
@@ -86,17 +86,18 @@ class GgufFile:
         self._tensors: dict[str, _Tensor] = {}
         for name, tensor in tensors.items():
             match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-            block, part, leaf = match.groups() if match else (None, None, None)
-            known = (_BLOCK if block else _MODEL).get(part)
-            if name == _FREQUENCIES:
+            block, module, leaf = match.groups() if match else (None, None, None)
+            hf_module = (_BLOCK_NAMES if block else _MODEL_NAMES).get(module)
+            if name == ROPE_FACTORS:
                 self.rope_factors = self._read(name, tensor, (slice(None),))
-            elif known and len(tensor.shape) in (1, 2):
-                if self.arch == "llama" and part in heads:
-                    tensor = dataclasses.replace(tensor, heads=heads[part])
+            elif hf_module and len(tensor.shape) in (1, 2):
+                if self.arch == "llama" and module in heads:
+                    tensor = dataclasses.replace(tensor, heads=heads[module])
                     if tensor.shape[0] % (2 * tensor.heads):
                         raise DataError(f"{path}: tensor {name}: {tensor.shape[0]} rows for {tensor.heads} heads")
-                self._tensors[f"model.layers.{int(block)}.{known}.{leaf}" if block else f"{known}.{leaf}"] = tensor
-            elif part != "attn_rot_embd":  # old files keep these frequencies although they follow from the base
+                prefix = f"model.layers.{int(block)}." if block else ""
+                self._tensors[f"{prefix}{hf_module}.{leaf}"] = tensor
+            elif module != "attn_rot_embd":  # old files keep these frequencies although they follow from the base
                 raise DataError(f"{path}: tensor {name} {tensor.shape} is not of a LLaMA that is known")
 
     def __contains__(self, name: str) -> bool:
@@ -122,31 +123,33 @@ class GgufFile:
         from gguf import dequantize
 
         shape = (*tensor.shape, 1)[:2]  # a vector is a matrix with one column
-        (top, bottom, step), (left, right, across) = (
+        (top, bottom, step), (left, right, column_step) = (
             (*index, slice(None))[axis].indices(shape[axis]) for axis in range(2)
         )
-        assert step == across == 1, (name, index)
-        numbers, size = tensor.block
-        row = shape[1] // numbers * size
-        first, last = left // numbers, -(-right // numbers)
+        assert step == column_step == 1, (name, index)
+        block_length, block_bytes = tensor.block
+        row_bytes = shape[1] // block_length * block_bytes
+        first_block, end_block = left // block_length, -(-right // block_length)
         head = shape[0] // tensor.heads if tensor.heads else 1
         rows = max(1, _CHUNK // (shape[1] * head)) * head
-        found = np.empty((bottom - top, right - left), np.float32)
+        values = np.empty((bottom - top, right - left), np.float32)
         for start in range(top // head * head, bottom, rows):
             stop = min(start + rows, -(-bottom // head) * head)
             try:
-                data = np.fromfile(self.path, np.uint8, (stop - start) * row, offset=tensor.offset + start * row)
-                data = data.reshape(stop - start, row)[:, first * size : last * size]
+                offset = tensor.offset + start * row_bytes
+                data = np.fromfile(self.path, np.uint8, (stop - start) * row_bytes, offset=offset)
+                data = data.reshape(stop - start, row_bytes)[:, first_block * block_bytes : end_block * block_bytes]
             except (OSError, ValueError) as e:
                 raise DataError(f"{self.path}: tensor {name} cannot be read; has the file changed? {e}") from None
             blocks = np.ascontiguousarray(data)
-            part = dequantize(blocks, tensor.kind)[:, left - first * numbers : right - first * numbers]
+            skipped = first_block * block_length
+            part = dequantize(blocks, tensor.quantization)[:, left - skipped : right - skipped]
             if tensor.heads:
                 pairs = part.reshape(-1, head // 2, 2, part.shape[1])
                 part = pairs.swapaxes(1, 2).reshape(part.shape)
             a, b = max(start, top), min(stop, bottom)
-            found[a - top : b - top] = part[a - start : b - start]
-        return found if len(tensor.shape) == 2 else found[:, 0]
+            values[a - top : b - top] = part[a - start : b - start]
+        return values if len(tensor.shape) == 2 else values[:, 0]
 
     def value(self, key: str, kind: type, default=None):
         """A value of the metadata. Raises DataError where it is missing (without a default) or of another type."""

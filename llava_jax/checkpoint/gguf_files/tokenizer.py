@@ -12,17 +12,17 @@ _ROLES = {"unk": "unknown", "bos": "bos", "eos": "eos", "pad": "padding"}
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # kinds of tokens, with SentencePiece's numbers
 _ADDED = (_UNKNOWN, _CONTROL, _USER_DEFINED)
 
-_LLAMA_3 = (
+_LLAMA_3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
 _PRE_TOKENIZERS = {  # tokenizer.ggml.pre: pattern (None: GPT-2's), digits one by one, normalizer, of LLaMA 3's kind
     "gpt-2": (None, False, None, False),
     "smollm": (None, True, None, False),
-    "qwen2": (_LLAMA_3.replace("{1,3}", ""), False, {"type": "NFC"}, False),
-    "llama-bpe": (_LLAMA_3, False, None, True),  # whole words of the vocabulary need no merges; begins with BOS
-    "llama3": (_LLAMA_3, False, None, True),
-    "llama-v3": (_LLAMA_3, False, None, True),
+    "qwen2": (_LLAMA_3_PATTERN.replace("{1,3}", ""), False, {"type": "NFC"}, False),
+    "llama-bpe": (_LLAMA_3_PATTERN, False, None, True),  # whole words of the vocabulary need no merges; begins with BOS
+    "llama3": (_LLAMA_3_PATTERN, False, None, True),
+    "llama-v3": (_LLAMA_3_PATTERN, False, None, True),
 }
 
 
@@ -63,10 +63,10 @@ def tokenizer_files(file: GgufFile) -> dict[str, dict]:
     names = {f"{role}_token": tokens[id] for role, id in roles.items()}
     add_bos = file.value("tokenizer.ggml.add_bos_token", bool, bos) and "bos" in roles
     if add_bos:
-        one, name = [{"Sequence": {"id": "A", "type_id": 0}}], names["bos_token"]
+        sequence, name = [{"Sequence": {"id": "A", "type_id": 0}}], names["bos_token"]
         spec["post_processor"] = {
-            "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": name, "type_id": 0}}, *one],
-            "pair": [{"SpecialToken": {"id": name, "type_id": 0}}, *one, {"Sequence": {"id": "B", "type_id": 1}}],
+            "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": name, "type_id": 0}}, *sequence],
+            "pair": [{"SpecialToken": {"id": name, "type_id": 0}}, *sequence, {"Sequence": {"id": "B", "type_id": 1}}],
             "special_tokens": {name: {"id": name, "ids": [roles["bos"]], "tokens": [name]}},
         }  # fmt: skip
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "add_bos_token": add_bos}
@@ -78,12 +78,12 @@ def tokenizer_files(file: GgufFile) -> dict[str, dict]:
 def _list(file: GgufFile, key: str, kind: type, length: int | None = None) -> list:
     """A list of the tokenizer, of `length`. Raises DataError where it is missing, empty or not such a one."""
     key = f"tokenizer.ggml.{key}"
-    found = file.value(key, list)
-    if not found or not all(isinstance(value, kind) for value in found):
+    values = file.value(key, list)
+    if not values or not all(isinstance(value, kind) for value in values):
         raise DataError(f"{file.path}: metadata key {key} is not a list of {kind.__name__}")
-    if length is not None and len(found) != length:
-        raise DataError(f"{file.path}: {key} has {len(found)} entries for {length} tokens")
-    return found
+    if length is not None and len(values) != length:
+        raise DataError(f"{file.path}: {key} has {len(values)} entries for {length} tokens")
+    return values
 
 
 def _byte_level(file: GgufFile, tokens: list[str], kinds: list[int], roles: dict[str, int]) -> tuple[dict, bool]:
@@ -91,27 +91,27 @@ def _byte_level(file: GgufFile, tokens: list[str], kinds: list[int], roles: dict
     name = file.value("tokenizer.ggml.pre", str)
     if name not in _PRE_TOKENIZERS:
         raise DataError(f"{file.path}: tokenizer.ggml.pre={name!r} is not one of {', '.join(_PRE_TOKENIZERS)}")
-    pattern, digits, normalizer, llama_3 = _PRE_TOKENIZERS[name]
+    pattern, splits_digits, normalizer, is_llama_3 = _PRE_TOKENIZERS[name]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": pattern is None}
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    first = ([{"type": "Digits", "individual_digits": True}] if digits else []) + ([split] if pattern else [])
+    splitters = [{"type": "Digits", "individual_digits": True}] * splits_digits + [split] * bool(pattern)
     added = [id for id, kind in enumerate(kinds) if kind in _ADDED]
-    ordinary = len(tokens)
-    while ordinary and kinds[ordinary - 1] in _ADDED:
-        ordinary -= 1  # kept out of the model, where ignore_merges would let text reach them
+    vocabulary_size = len(tokens)
+    while vocabulary_size and kinds[vocabulary_size - 1] in _ADDED:
+        vocabulary_size -= 1  # kept out of the model, where ignore_merges would let text reach them
     return {
         "version": "1.0",
         "added_tokens": [added_token(id, tokens[id], kinds[id] != _USER_DEFINED) for id in added],
         "normalizer": normalizer,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*first, byte_level]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splitters, byte_level]},
         "decoder": byte_level,
         "model": {
             "type": "BPE",
-            "vocab": {token: id for id, token in enumerate(tokens[:ordinary])},
+            "vocab": {token: id for id, token in enumerate(tokens[:vocabulary_size])},
             "merges": [merge.split(" ", 1) for merge in _list(file, "merges", str)],
-            "ignore_merges": llama_3,
+            "ignore_merges": is_llama_3,
         },
-    }, llama_3  # fmt: skip
+    }, is_llama_3  # fmt: skip
 
 
 def _sentencepiece(file: GgufFile, tokens: list[str], kinds: list[int], roles: dict[str, int]) -> tuple[dict, bool]:

@@ -60,25 +60,25 @@ def language_model(config: dict, where: str) -> LlamaConfig:
     if kind not in LANGUAGE_MODELS:
         raise DataError(f"{where}: language model {kind!r} is not one of {', '.join(LANGUAGE_MODELS)}")
     c = LANGUAGE_MODELS[kind] | config
-    for key, wanted in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
-        if c[key] != wanted:
-            raise DataError(f"{where}: {key}={c[key]!r} is not supported, only {wanted!r}")
+    for key, supported in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+        if c[key] != supported:
+            raise DataError(f"{where}: {key}={c[key]!r} is not supported, only {supported!r}")
     _check_numbers(
         c, where,
         ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "rms_norm_eps",
          "max_position_embeddings"),
         ("num_key_value_heads", "head_dim", "sliding_window"),
     )  # fmt: skip
-    base, scaling = _rope(c, where)
-    longest = c["max_position_embeddings"]
+    rope_base, scaling = _rope(c, where)
+    max_positions = c["max_position_embeddings"]
     if c["sliding_window"] and c["use_sliding_window"]:
-        longest = min(longest, c["sliding_window"])
+        max_positions = min(max_positions, c["sliding_window"])
     heads = c["num_attention_heads"]
     return LlamaConfig(
         vocab_size=c["vocab_size"], width=c["hidden_size"], layers=c["num_hidden_layers"], heads=heads,
         kv_heads=c["num_key_value_heads"] or heads, head_size=c["head_dim"] or c["hidden_size"] // heads,
-        mlp_width=c["intermediate_size"], norm_eps=c["rms_norm_eps"], rope_base=base, rope_scaling=scaling,
-        qkv_bias=kind == "qwen2", tied_head=c["tie_word_embeddings"], max_positions=longest,
+        mlp_width=c["intermediate_size"], norm_eps=c["rms_norm_eps"], rope_base=rope_base, rope_scaling=scaling,
+        qkv_bias=kind == "qwen2", tied_head=c["tie_word_embeddings"], max_positions=max_positions,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from llava_jax.checkpoint.torch_tensors.safetensors_writer import (
     SHARD_BYTES,
     Tensor,
     files_dtype,
-    gathered,
+    gather_to_host,
     torch_tensors,
     write_tensors,
 )
@@ -54,9 +54,9 @@ def save_hf(
     if image_token_id >= vocabulary:
         vocabulary = -(-(image_token_id + 1) // 64) * 64
     llm = dataclasses.replace(config.llm, vocab_size=vocabulary)
-    about = to_hf(config.vision, llm, config.projector, image_token_id, files_dtype(params.values(), dtype))
+    config_json = to_hf(config.vision, llm, config.projector, image_token_id, files_dtype(params.values(), dtype))
     texts = processor_files(config, tokenizer, image_token_id, template, aspect, wraps_images)
-    texts["config.json"] = json.dumps(about, indent=2)
+    texts["config.json"] = json.dumps(config_json, indent=2)
     tensors = list(_tensors(params, config, vocabulary, dtype, tower))
     with new_folder(folder) as partial:
         write_tensors(partial, tensors, shard_bytes)
@@ -68,28 +68,28 @@ def save_hf(
 def _tensors(
     params: dict[str, jax.Array], config: ModelConfig, vocabulary: int, dtype: str | None, tower: str | None
 ) -> Iterator[Tensor]:
-    rows = torch_mappings(DIALECTS[0], None, depth=2, tower=tower)
+    mappings = torch_mappings(DIALECTS[0], None, depth=2, tower=tower)
     for path in sorted(params):
         if path in VOCABULARY_AXIS and params[path].shape[VOCABULARY_AXIS[path]] != vocabulary:
-            yield _grown(rows[path], params[path], VOCABULARY_AXIS[path], vocabulary, dtype)
+            yield _resized_vocabulary(mappings[path], params[path], VOCABULARY_AXIS[path], vocabulary, dtype)
         else:
-            yield from torch_tensors(rows[path], params[path], dtype)
+            yield from torch_tensors(mappings[path], params[path], dtype)
     if config.projector == "linear":  # the second layer that their class has: it changes nothing
-        width, like = config.llm.width, dtype or params["projector/linear_1/kernel"].dtype.name
-        kernel, bias = rows["projector/linear_2/kernel"].name, rows["projector/linear_2/bias"].name
-        yield Tensor(kernel, (width, width), like, lambda: np.eye(width, dtype=like))
-        yield Tensor(bias, (width,), like, lambda: np.zeros(width, like))
+        width, stored = config.llm.width, dtype or params["projector/linear_1/kernel"].dtype.name
+        kernel, bias = mappings["projector/linear_2/kernel"].name, mappings["projector/linear_2/bias"].name
+        yield Tensor(kernel, (width, width), stored, lambda: np.eye(width, dtype=stored))
+        yield Tensor(bias, (width,), stored, lambda: np.zeros(width, stored))
 
 
-def _grown(row: TensorMapping, param: jax.Array, axis: int, size: int, dtype: str | None) -> Tensor:
+def _resized_vocabulary(mapping: TensorMapping, param: jax.Array, axis: int, size: int, dtype: str | None) -> Tensor:
     """A table with more words. A new word's row is the mean of the old ones: its logit is the mean of theirs, so it is
     never the most likely."""
     dtype = dtype or param.dtype.name
     width = param.shape[1 - axis]
 
     def value() -> np.ndarray:
-        table = gathered(param).astype(dtype, copy=False)
+        table = gather_to_host(param).astype(dtype, copy=False)
         mean = table.astype(np.float32).mean(axis=axis, keepdims=True).astype(dtype)
-        return to_torch(row.groups, np.concatenate([table, np.repeat(mean, size - table.shape[axis], axis)], axis))
+        return to_torch(mapping.groups, np.concatenate([table, np.repeat(mean, size - table.shape[axis], axis)], axis))
 
-    return Tensor(row.name, (size, width), dtype, value)
+    return Tensor(mapping.name, (size, width), dtype, value)

@@ -28,13 +28,13 @@ def processor_files(
     if wraps_images:
         image_ends(tokenizer)  # as text in the chat template they would be other ids
     vision = config.vision
-    whole = vision.select_feature == "cls_patch"
+    has_cls = vision.select_feature == "cls_patch"
     files = {
         "preprocessor_config.json": _image_processor(vision, aspect),
         "processor_config.json": dict(
             processor_class="LlavaProcessor",
             patch_size=vision.patch_size,
-            vision_feature_select_strategy="full" if whole else "default",
+            vision_feature_select_strategy="full" if has_cls else "default",
             image_token=IMAGE_MARKER,
             num_additional_image_tokens=1,  # CLS; the strategy `default` takes it off again
         ),
@@ -68,10 +68,10 @@ def chat_template(name: str, wraps_images: bool = False) -> str:
     A message is a string, or a list of {"type": "text", "text": ...} and {"type": "image"}; an image is written before
     what follows it, with a newline. wraps_images: see `wrap_images`. Raises DataError for `plain`, which is no chat.
     """
-    row = find_template(name)
-    if row.text_is_dropped:
+    template = find_template(name)
+    if template.text_is_dropped:
         raise DataError(f"template {name!r} is not for chats; choose another, e.g. vicuna_v1")
-    part = row.prompt or row.train
+    layout = template.prompt or template.train
     image = (WRAPPED if wraps_images else IMAGE_MARKER) + "\n"
     content = (
         "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
@@ -79,11 +79,11 @@ def chat_template(name: str, wraps_images: bool = False) -> str:
         "{% endif %}{% endfor %}{% endif %}"
     )
     return (
-        _literal(part.header)
+        _literal(layout.header)
         + "{% for m in messages %}{% if m['role'] == 'user' %}{% if not loop.first %}"
-        + _literal(part.between)
-        + "{% endif %}" + content + _literal(part.cue)
-        + "{% else %}" + _literal(part.lead) + content + _literal(part.tail)
+        + _literal(layout.between)
+        + "{% endif %}" + content + _literal(layout.cue)
+        + "{% else %}" + _literal(layout.lead) + content + _literal(layout.tail)
         + "{% endif %}{% endfor %}"
     )  # fmt: skip
 

@@ -12,9 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
-SUMS = "SHA256SUMS"
-ABOUT = "_CHECKPOINT_METADATA"  # Orbax adds the time of the commit to it after we hashed: it must exist and be JSON
-MARK = {"hashes": SUMS}  # among what ABOUT says: without it, a checkpoint is of before there were hashes
+SUMS_FILE = "SHA256SUMS"
+METADATA_FILE = (
+    "_CHECKPOINT_METADATA"  # Orbax adds the time of the commit to it after we hashed: it must exist and be JSON
+)
+HASH_MARKER = {"hashes": SUMS_FILE}  # among what ABOUT says: without it, a checkpoint is of before there were hashes
 THREADS = 8  # hashing lets go of the interpreter's lock
 
 
@@ -32,19 +34,19 @@ def describe_checkpoint(folder: Path) -> str:
 
 def write_hashes(folder: Path) -> None:
     """Hashes every file of a checkpoint but ABOUT. Raises OSError."""
-    names = sorted(_files(folder) - {ABOUT, SUMS})
+    names = sorted(_files(folder) - {METADATA_FILE, SUMS_FILE})
     with ThreadPoolExecutor(THREADS) as pool:
         digests = pool.map(lambda name: _hash(folder / name), names)
         text = "".join(f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=True))
-    (folder / SUMS).write_text(text, encoding="utf-8")
+    (folder / SUMS_FILE).write_text(text, encoding="utf-8")
 
 
 def is_hashed(folder: Path) -> bool:
     """Whether a checkpoint has hashes, or had."""
-    if (folder / SUMS).exists():
+    if (folder / SUMS_FILE).exists():
         return True
     try:
-        return json.loads((folder / ABOUT).read_bytes())["custom_metadata"]["hashes"] == SUMS
+        return json.loads((folder / METADATA_FILE).read_bytes())["custom_metadata"]["hashes"] == SUMS_FILE
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -52,20 +54,20 @@ def is_hashed(folder: Path) -> bool:
 def faults(folder: Path) -> list[str]:
     """What is wrong with a checkpoint, a line for each file; empty for a whole one. Of one without hashes, only ABOUT
     can be checked."""
-    found = _check_about(folder)
+    damage = _check_metadata(folder)
     if not is_hashed(folder):
-        return found
+        return damage
     try:
-        lines = (folder / SUMS).read_text(encoding="ascii").splitlines(keepends=True)
+        lines = (folder / SUMS_FILE).read_text(encoding="ascii").splitlines(keepends=True)
         expected = dict(re.fullmatch(r"([0-9a-f]{64})  (.+)\n", line).groups()[::-1] for line in lines)
     except FileNotFoundError:
-        return [*found, f"{SUMS} is missing"]
+        return [*damage, f"{SUMS_FILE} is missing"]
     except (OSError, ValueError, AttributeError):  # AttributeError: a line is no match
-        return [*found, f"{SUMS} cannot be read: it is damaged"]
-    there = _files(folder)  # only these are opened, whatever SUMS names
+        return [*damage, f"{SUMS_FILE} cannot be read: it is damaged"]
+    present = _files(folder)  # only these are opened, whatever SUMS names
 
     def check(name: str) -> str | None:
-        if name not in there:
+        if name not in present:
             return f"{name} is missing"
         try:
             is_equal = _hash(folder / name) == expected[name]
@@ -74,19 +76,19 @@ def faults(folder: Path) -> list[str]:
         return None if is_equal else f"{name} is not what was saved"
 
     with ThreadPoolExecutor(THREADS) as pool:
-        found += [fault for fault in pool.map(check, sorted(expected)) if fault]
+        damage += [fault for fault in pool.map(check, sorted(expected)) if fault]
     # SUMS may have lost its last lines. Beside the items, files may appear later: Orbax's mark of the commit is one.
-    items = {name for name in there if "/" in name and not Path(name).name.startswith(".")}
-    return found + [f"{name} is not in {SUMS}" for name in sorted(items - expected.keys())]
+    items = {name for name in present if "/" in name and not Path(name).name.startswith(".")}
+    return damage + [f"{name} is not in {SUMS_FILE}" for name in sorted(items - expected.keys())]
 
 
-def _check_about(folder: Path) -> list[str]:
+def _check_metadata(folder: Path) -> list[str]:
     try:
-        json.loads((folder / ABOUT).read_bytes())
+        json.loads((folder / METADATA_FILE).read_bytes())
     except FileNotFoundError:
-        return [f"{ABOUT} is missing"]
+        return [f"{METADATA_FILE} is missing"]
     except (OSError, ValueError):
-        return [f"{ABOUT} cannot be read: it is damaged"]
+        return [f"{METADATA_FILE} cannot be read: it is damaged"]
     return []
 
 

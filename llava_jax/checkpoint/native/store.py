@@ -37,16 +37,18 @@ class LatestCheckpoint:
 class CheckpointStore:
     """The checkpoints below one folder. `state` is any pytree; flat parameter dicts keep their paths as names."""
 
-    def __init__(self, folder: Path, keep: int, at_once: int | None = None):
-        """keep: newest checkpoints kept. at_once: bytes of `state` that a save holds beside the arrays; then the arrays
-        must stay until `wait` returns. None: all of them. Raises DataError where the folder cannot be made."""
+    def __init__(self, folder: Path, keep: int, concurrent_bytes: int | None = None):
+        """keep: how many checkpoints are kept, the newest ones. concurrent_bytes: the most bytes of `state` that a save
+        copies to the host at a time; the arrays must then stay unchanged until `wait` returns. None: all of them at
+        once. Raises DataError where the folder cannot be made.
+        """
         self._saving = None  # the step that is being saved
         self._save_state, handlers = ocp.args.StandardSave, None
-        if at_once is not None:
+        if concurrent_bytes is not None:
             # Orbax counts in GB and wants more than the largest array has. A compressor would hold them all; weights
             # hardly become smaller by it.
             state = ocp.PyTreeCheckpointHandler(
-                save_device_host_concurrent_gb=(at_once + 1) / 1e9, use_compression=False
+                save_device_host_concurrent_gb=(concurrent_bytes + 1) / 1e9, use_compression=False
             )
             handlers = {"state": state, "data": ocp.JsonCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
             self._save_state = ocp.args.PyTreeSave
@@ -55,7 +57,7 @@ class CheckpointStore:
             async_options=ocp.AsyncOptions(
                 # Called on process 0 when all processes have written, before the folder gets its final name.
                 post_finalization_callback=self._write_hashes,
-                create_directories_asynchronously=at_once is None,  # else the first array waits for them forever
+                create_directories_asynchronously=concurrent_bytes is None,  # else the first array waits forever
             ),
         )  # fmt: skip
         try:
@@ -67,43 +69,43 @@ class CheckpointStore:
                 f"checkpoints cannot be kept in {folder}: {e.strerror or e}; choose another --workdir"
             ) from None
 
-    def latest(self) -> int | None:
+    def latest_step(self) -> int | None:
         """Global step of the newest complete checkpoint, None without one."""
         return self._manager.latest_step()
 
-    def newest(self) -> LatestCheckpoint:
+    def latest_intact(self) -> LatestCheckpoint:
         """Looks for the newest checkpoint whose files are what was saved; reads all of it. Every process must call it,
         process 0 decides for all. Raises DataError where there are checkpoints and none is whole."""
         steps = sorted(self._manager.all_steps(), reverse=True)
-        chosen, notes = -1, []
+        intact, notes = -1, []
         for step in steps if jax.process_index() == 0 else ():
             folder = self._folder / str(step)
-            wrong = integrity.faults(folder)
-            if not wrong:
-                chosen = step
+            faults = integrity.faults(folder)
+            if not faults:
+                intact = step
                 if not integrity.is_hashed(folder):
                     notes.append(f"checkpoint {folder} is of before there were hashes: it is taken unchecked")
                 break
-            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            notes.append(f"WARNING: checkpoint {folder} is DAMAGED: {'; '.join(wrong[:3])}{more}")
-        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
-        if chosen < 0 and steps:
+            more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+            notes.append(f"WARNING: checkpoint {folder} is DAMAGED: {'; '.join(faults[:3])}{more}")
+        intact = int(multihost_utils.broadcast_one_to_all(np.int32(intact)))
+        if intact < 0 and steps:
             raise DataError(
                 "; ".join([*notes, f"no checkpoint in {self._folder} is whole"])
                 + ". Bring one back from a copy, or choose another --workdir"
             )
-        damaged = tuple(step for step in steps if step > chosen)
+        damaged = tuple(step for step in steps if step > intact)
         if damaged and notes:
-            notes.append(f"WARNING: falling back to checkpoint {chosen}")
-        return LatestCheckpoint(None if chosen < 0 else chosen, damaged, tuple(notes))
+            notes.append(f"WARNING: falling back to checkpoint {intact}")
+        return LatestCheckpoint(None if intact < 0 else intact, damaged, tuple(notes))
 
-    def set_aside(self, steps: tuple[int, ...]) -> None:
+    def quarantine(self, steps: tuple[int, ...]) -> None:
         """Renames damaged checkpoints to `<step>.damaged`: a new one will be saved in their place. Every process must
         call it."""
         for step in steps if jax.process_index() == 0 else ():
             names = (f"{step}.damaged" + (f"-{i}" if i else "") for i in itertools.count())
-            free = next(name for name in names if not (self._folder / name).exists())
-            (self._folder / str(step)).rename(self._folder / free)
+            unused = next(name for name in names if not (self._folder / name).exists())
+            (self._folder / str(step)).rename(self._folder / unused)
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager.reload()
 
@@ -114,20 +116,20 @@ class CheckpointStore:
             return  # the end of a stage may coincide with a periodic save
         self.wait()
         self._saving = step
-        with self._writing():
+        with self._reporting_write_errors():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=self._save_state(state), data=ocp.args.JsonSave(data), run=ocp.args.JsonSave(run)
                 ),
-                custom_metadata=integrity.MARK,
+                custom_metadata=integrity.HASH_MARKER,
             )
 
     def _write_hashes(self) -> None:
         integrity.write_hashes(self._folder / f"{self._saving}{ocp.path.atomicity.TMP_DIR_SUFFIX}")
 
     @contextlib.contextmanager
-    def _writing(self):
+    def _reporting_write_errors(self):
         try:
             yield
         except (OSError, ValueError, RuntimeError) as e:  # tensorstore raises ValueError for a full disk
@@ -149,7 +151,7 @@ class CheckpointStore:
         items = self._read(step, state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
         return items["state"], items["data"]
 
-    def params(self, step: int) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+    def param_metadata(self, step: int) -> dict[str, tuple[str, str, tuple[int, ...]]]:
         """Path of every parameter -> (the part of the state that holds it, dtype, shape). Reads no arrays."""
         tree = ocp.PyTreeCheckpointHandler().metadata(self._folder / str(step) / "state").tree
         return {
@@ -160,13 +162,13 @@ class CheckpointStore:
 
     def restore_params(self, step: int, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """The parameters of `like` (path -> shape, dtype, sharding), nothing else; each device reads its own part."""
-        at = self.params(step)
-        wanted = {part: {p: x for p, x in like.items() if at[p][0] == part} for part in ("frozen", "trainable")}
-        wanted = {part: specs for part, specs in wanted.items() if specs}
-        how = ocp.checkpoint_utils.construct_restore_args(wanted)
-        args = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
-        found = self._read(step, state=args)["state"]
-        return {p: found[at[p][0]][p] for p in like}
+        metadata = self.param_metadata(step)
+        specs = {part: {p: x for p, x in like.items() if metadata[p][0] == part} for part in ("frozen", "trainable")}
+        specs = {part: part_specs for part, part_specs in specs.items() if part_specs}
+        restore_args = ocp.checkpoint_utils.construct_restore_args(specs)
+        args = ocp.args.PyTreeRestore(specs, restore_args=restore_args, partial_restore=True)
+        state = self._read(step, state=args)["state"]
+        return {p: state[metadata[p][0]][p] for p in like}
 
     def _read(self, step: int, **items):
         try:
@@ -177,10 +179,10 @@ class CheckpointStore:
 
     def wait(self) -> None:
         """Returns when every started save is complete. Raises DataError where one failed in the background."""
-        with self._writing():
+        with self._reporting_write_errors():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits as `wait` does, and raises as it does."""
-        with self._writing():
+        with self._reporting_write_errors():
             self._manager.close()

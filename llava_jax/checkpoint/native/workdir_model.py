@@ -46,33 +46,33 @@ class WorkdirModel:
 
     def dtypes(self, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, str]:
         """Parameter path -> dtype in the checkpoint; float32 for what is not there."""
-        found = self._ask(lambda store: store.params(self.step))
-        return {path: found[path][1] if path in found else "float32" for path in shapes}
+        stored = self._with_store(lambda store: store.param_metadata(self.step))
+        return {path: stored[path][1] if path in stored else "float32" for path in shapes}
 
     def load(self, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """The parameters of `like` (path -> shape, dtype, sharding), of some modules or of all. Raises DataError where
         they are not exactly those of the checkpoint."""
         modules = {path.split("/")[0] for path in like}
-        stored = self._ask(lambda store: store.params(self.step))
-        found = {path: value for path, value in stored.items() if path.split("/")[0] in modules}
-        missing, extra = sorted(like.keys() - found.keys()), sorted(found.keys() - like.keys())
+        metadata = self._with_store(lambda store: store.param_metadata(self.step))
+        stored = {path: value for path, value in metadata.items() if path.split("/")[0] in modules}
+        missing, extra = sorted(like.keys() - stored.keys()), sorted(stored.keys() - like.keys())
         if missing or extra:
             raise DataError(
                 f"checkpoint {self.step} of {self.path} does not fit its config: missing {missing[:3] or 'none'}, "
                 f"unexpected {extra[:3] or 'none'}"
             )
         for path, spec in like.items():
-            if found[path][2] != spec.shape:
+            if stored[path][2] != spec.shape:
                 raise DataError(
-                    f"checkpoint {self.step} of {self.path}: {path} has shape {found[path][2]}, the config asks for "
+                    f"checkpoint {self.step} of {self.path}: {path} has shape {stored[path][2]}, the config asks for "
                     f"{spec.shape}"
                 )
-        return self._ask(lambda store: store.restore_params(self.step, like))
+        return self._with_store(lambda store: store.restore_params(self.step, like))
 
-    def _ask(self, question):
+    def _with_store(self, read):
         store = CheckpointStore(self.path / CHECKPOINTS, keep=1)
         try:
-            return question(store)
+            return read(store)
         finally:
             store.close()
 
@@ -89,10 +89,10 @@ def open_workdir_model(path: Path) -> WorkdirModel:
     values = read_object(file, "what the run is")
     store = CheckpointStore(path / CHECKPOINTS, keep=1)
     try:
-        newest = store.newest()
-        for note in newest.notes:
+        checkpoint = store.latest_intact()
+        for note in checkpoint.notes:
             log(note, to_stderr=True)
-        step = newest.step
+        step = checkpoint.step
         if step is None:
             raise DataError(f"{path / CHECKPOINTS} holds no complete checkpoint")
         stage = store.read_run(step).get("stage")
@@ -114,26 +114,26 @@ def open_workdir_model(path: Path) -> WorkdirModel:
 
 
 def save_workdir_model(
-    folder: Path, params: dict[str, jax.Array], config: ModelConfig, tokenizer: Tokenizer, tokenizer_at: Path | None,
+    folder: Path, params: dict[str, jax.Array], config: ModelConfig, tokenizer: Tokenizer, tokenizer_path: Path | None,
     template: str, aspect: str, image_token_id: int, wraps_images: bool,
 ) -> None:  # fmt: skip
     """Writes a whole model into a new folder, laid out as a run's, each parameter in its own dtype and in shards.
 
-    tokenizer_at: where its files are, copied as they are; None: they are made. Every process must call it. The folder
+    tokenizer_path: where its files are, copied as they are; None: they are made. Every process must call it. The folder
     appears when it is complete. Raises DataError where it exists or cannot be written.
     """
     check_new(folder)
-    about = dict(
+    config_json = dict(
         model=dataclasses.asdict(config), template=template, aspect=aspect, image_token_id=image_token_id,
         wraps_images=wraps_images,
     )  # fmt: skip
     with new_folder(folder) as partial:
         if jax.process_index() == 0:
             (partial / TOKENIZER).mkdir()
-            copy_tokenizer(partial / TOKENIZER, tokenizer, tokenizer_at, config.llm.max_positions)
-            (partial / "config.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+            copy_tokenizer(partial / TOKENIZER, tokenizer, tokenizer_path, config.llm.max_positions)
+            (partial / "config.json").write_text(json.dumps(config_json, indent=1), encoding="utf-8")
         multihost_utils.sync_global_devices("the folder is there")
-        store = CheckpointStore(partial / CHECKPOINTS, keep=1, at_once=max(x.nbytes for x in params.values()))
+        store = CheckpointStore(partial / CHECKPOINTS, keep=1, concurrent_bytes=max(x.nbytes for x in params.values()))
         try:
             store.save(0, {"frozen": params, "trainable": {}}, {}, {})
             store.wait()

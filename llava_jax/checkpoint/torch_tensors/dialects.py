@@ -64,9 +64,9 @@ IGNORED_IN_CLIP = r"text_model\..*|logit_scale|(visual|text)_projection\.weight"
 
 def find_dialect(files: TorchFiles) -> Dialect:
     """The dialect of the files. Raises DataError where the tensors are of no model that is known."""
-    found = files.names()
+    names = files.names()
     for dialect in DIALECTS:
-        if dialect.projector and any(name.startswith(dialect.projector) for name in found):
+        if dialect.projector and any(name.startswith(dialect.projector) for name in names):
             return dialect
     clip, llm = DIALECTS[-2:]
     if "model.embed_tokens.weight" in files:
@@ -75,7 +75,7 @@ def find_dialect(files: TorchFiles) -> Dialect:
         return clip
     raise DataError(
         f"{files.path} holds no LLaVA, CLIP tower or LLaMA that is known: its tensors begin with "
-        f"{', '.join(found[:3]) or 'nothing'}"
+        f"{', '.join(names[:3]) or 'nothing'}"
     )
 
 
@@ -87,24 +87,24 @@ def torch_mappings(
     files: decide between the spellings of the tower; None for `tower`, or without one for the first, which every
     reader knows. depth: layers of the projector.
     """
-    found = {}
+    mappings = {}
     if dialect.vision:
         prefix = next((p for p in dialect.vision if files and p + PATCHES in files), tower or dialect.vision[0])
-        found |= {f"vision/{row.path}": dataclasses.replace(row, name=prefix + row.name) for row in CLIP}
+        mappings |= {f"vision/{m.path}": dataclasses.replace(m, name=prefix + m.name) for m in CLIP}
     if dialect.projector:
         style = "llava" if dialect.name == "original" else "hf"
-        rows = projector_mappings(depth, style)
-        found |= {f"projector/{row.path}": dataclasses.replace(row, name=dialect.projector + row.name) for row in rows}
+        layers = projector_mappings(depth, style)
+        mappings |= {f"projector/{m.path}": dataclasses.replace(m, name=dialect.projector + m.name) for m in layers}
     if dialect.model:
-        for row in LLAMA:
-            head, inside = row.name.startswith("lm_head."), row.name.split(".", 1)[1]
+        for m in LLAMA:
+            head, inside = m.name.startswith("lm_head."), m.name.split(".", 1)[1]
             name = (dialect.head if head else dialect.model) + inside
-            found[f"llm/{row.path}"] = dataclasses.replace(row, name=name)
-    return found
+            mappings[f"llm/{m.path}"] = dataclasses.replace(m, name=name)
+    return mappings
 
 
 def check_tensors(
-    files: TorchFiles, rows: dict[str, TensorMapping], shapes: dict[str, tuple[int, ...]], tied: bool,
+    files: TorchFiles, mappings: dict[str, TensorMapping], shapes: dict[str, tuple[int, ...]], tied: bool,
     unused: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
     """Every parameter of `shapes` has its tensors, of the right shape, and no tensor is left over.
@@ -112,18 +112,18 @@ def check_tensors(
     Raises DataError that names the tensors. tied: a head in the file repeats the embedding and is not read, as
     transformers does. unused: regexes of names that need no parameter.
     """
-    wanted: dict[str, tuple[int, ...]] = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for path, shape in shapes.items():
-        row = rows[path]
-        one = torch_shape(row.groups, shape[1:] if row.stacked else shape)
-        wanted |= dict.fromkeys(tensor_names(row, shape), one)
-    head = [re.escape(rows["llm/head/kernel"].name)] if tied and "llm/head/kernel" in rows else []
+        mapping = mappings[path]
+        tensor_shape = torch_shape(mapping.groups, shape[1:] if mapping.stacked else shape)
+        expected |= dict.fromkeys(tensor_names(mapping, shape), tensor_shape)
+    head = [re.escape(mappings["llm/head/kernel"].name)] if tied and "llm/head/kernel" in mappings else []
     ignored = "|".join([IGNORED, IGNORED_IN_CLIP, *head, *unused])
-    left = {name for name in files.names() if not re.fullmatch(ignored, name)}
-    missing, extra = sorted(wanted.keys() - left), sorted(left - wanted.keys())
+    stored = {name for name in files.names() if not re.fullmatch(ignored, name)}
+    missing, extra = sorted(expected.keys() - stored), sorted(stored - expected.keys())
     if missing or extra:
         raise DataError(f"{files.path} does not fit its config: missing {_some(missing)}, unexpected {_some(extra)}")
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         if files.shape(name) != shape:
             raise DataError(f"{files.path}: tensor {name} has shape {files.shape(name)}, the config asks for {shape}")
 
@@ -133,15 +133,15 @@ def _some(names: list[str]) -> str:
 
 
 def load_parameters(
-    files: TorchFiles, rows: dict[str, TensorMapping], like: dict[str, jax.ShapeDtypeStruct]
+    files: TorchFiles, mappings: dict[str, TensorMapping], like: dict[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
     """The parameters of `like` (path -> shape, dtype, sharding), each device's part read from the files on its own."""
-    found = {}
+    params = {}
     for path, spec in like.items():
-        row = rows[path]
+        mapping = mappings[path]
 
-        def part(index, row=row, spec=spec):
-            return read_parameter(row, spec.shape, index, spec.dtype, files.read)
+        def part(index, mapping=mapping, spec=spec):
+            return read_parameter(mapping, spec.shape, index, spec.dtype, files.read)
 
-        found[path] = jax.make_array_from_callback(spec.shape, spec.sharding, part)
-    return found
+        params[path] = jax.make_array_from_callback(spec.shape, spec.sharding, part)
+    return params

@@ -32,7 +32,7 @@ class TensorMapping:
         return self.path.startswith("layers/")
 
 
-def _both(
+def _kernel_and_bias(
     path: str, name: str, kernel: Groups, bias: Groups = VECTOR, kernel_name: str = "kernel"
 ) -> tuple[TensorMapping, ...]:
     return TensorMapping(f"{path}/{kernel_name}", f"{name}.weight", kernel), TensorMapping(
@@ -41,7 +41,7 @@ def _both(
 
 
 def _norm(path: str, name: str) -> tuple[TensorMapping, ...]:
-    return _both(path, name, VECTOR, kernel_name="scale")
+    return _kernel_and_bias(path, name, VECTOR, kernel_name="scale")
 
 
 CLIP = (
@@ -51,22 +51,22 @@ CLIP = (
     *_norm("pre_norm", "pre_layrnorm"),  # misspelt in every published file
     *_norm("post_norm", "post_layernorm"),
     *_norm("layers/attention_norm", "encoder.layers.{}.layer_norm1"),
-    *_both("layers/q", "encoder.layers.{}.self_attn.q_proj", HEADS_IN, HEADS_BIAS),
-    *_both("layers/k", "encoder.layers.{}.self_attn.k_proj", HEADS_IN, HEADS_BIAS),
-    *_both("layers/v", "encoder.layers.{}.self_attn.v_proj", HEADS_IN, HEADS_BIAS),
-    *_both("layers/o", "encoder.layers.{}.self_attn.out_proj", HEADS_OUT),
+    *_kernel_and_bias("layers/q", "encoder.layers.{}.self_attn.q_proj", HEADS_IN, HEADS_BIAS),
+    *_kernel_and_bias("layers/k", "encoder.layers.{}.self_attn.k_proj", HEADS_IN, HEADS_BIAS),
+    *_kernel_and_bias("layers/v", "encoder.layers.{}.self_attn.v_proj", HEADS_IN, HEADS_BIAS),
+    *_kernel_and_bias("layers/o", "encoder.layers.{}.self_attn.out_proj", HEADS_OUT),
     *_norm("layers/mlp_norm", "encoder.layers.{}.layer_norm2"),
-    *_both("layers/up", "encoder.layers.{}.mlp.fc1", LINEAR),
-    *_both("layers/down", "encoder.layers.{}.mlp.fc2", LINEAR),
+    *_kernel_and_bias("layers/up", "encoder.layers.{}.mlp.fc1", LINEAR),
+    *_kernel_and_bias("layers/down", "encoder.layers.{}.mlp.fc2", LINEAR),
 )
 LLAMA = (
     TensorMapping("embed/embedding", "model.embed_tokens.weight", TABLE),
     TensorMapping("norm/scale", "model.norm.weight", VECTOR),
     TensorMapping("head/kernel", "lm_head.weight", LINEAR),
     TensorMapping("layers/attention_norm/scale", "model.layers.{}.input_layernorm.weight", VECTOR),
-    *_both("layers/q", "model.layers.{}.self_attn.q_proj", HEADS_IN, HEADS_BIAS),
-    *_both("layers/k", "model.layers.{}.self_attn.k_proj", HEADS_IN, HEADS_BIAS),
-    *_both("layers/v", "model.layers.{}.self_attn.v_proj", HEADS_IN, HEADS_BIAS),
+    *_kernel_and_bias("layers/q", "model.layers.{}.self_attn.q_proj", HEADS_IN, HEADS_BIAS),
+    *_kernel_and_bias("layers/k", "model.layers.{}.self_attn.k_proj", HEADS_IN, HEADS_BIAS),
+    *_kernel_and_bias("layers/v", "model.layers.{}.self_attn.v_proj", HEADS_IN, HEADS_BIAS),
     TensorMapping("layers/o/kernel", "model.layers.{}.self_attn.o_proj.weight", HEADS_OUT),
     TensorMapping("layers/mlp_norm/scale", "model.layers.{}.post_attention_layernorm.weight", VECTOR),
     TensorMapping("layers/gate/kernel", "model.layers.{}.mlp.gate_proj.weight", LINEAR),
@@ -78,15 +78,15 @@ LLAMA = (
 def projector_mappings(depth: int, dialect: str) -> tuple[TensorMapping, ...]:
     """Rows of a projector of `depth` Linear layers. dialect `hf`: linear_1, linear_2; `llava`, the original's: the
     places of the layers in a torch Sequential, 0, 2, 4 (GELU lies between), or nothing for a lone layer."""
-    found = []
+    mappings = []
     for i in range(1, depth + 1):
-        place = f"linear_{i}" if dialect == "hf" else f"{2 * i - 2}"
-        name = place if dialect == "hf" or depth > 1 else ""
-        found += [
+        layer = f"linear_{i}" if dialect == "hf" else f"{2 * i - 2}"
+        name = layer if dialect == "hf" or depth > 1 else ""
+        mappings += [
             TensorMapping(f"linear_{i}/kernel", f"{name}.weight".removeprefix("."), LINEAR),
             TensorMapping(f"linear_{i}/bias", f"{name}.bias".removeprefix("."), VECTOR),
         ]
-    return tuple(found)
+    return tuple(mappings)
 
 
 def torch_shape(groups: Groups, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -101,17 +101,17 @@ def torch_shape(groups: Groups, shape: tuple[int, ...]) -> tuple[int, ...]:
 def torch_index(groups: Groups, shape: tuple[int, ...], index: tuple[slice, ...]) -> tuple[slice, ...]:
     """The part of the torch tensor that holds `index` of ours. Of several axes that make one up, only the first may
     be split (heads are sharded, a head's inside never is)."""
-    found = []
+    torch_slices = []
     for group in groups:
-        first, *rest = group
-        whole = math.prod(shape[axis] for axis in rest)
-        assert all(index[axis].indices(shape[axis]) == (0, shape[axis], 1) for axis in rest), (groups, index)
+        first, *inner_axes = group
+        inner_size = math.prod(shape[axis] for axis in inner_axes)
+        assert all(index[axis].indices(shape[axis]) == (0, shape[axis], 1) for axis in inner_axes), (groups, index)
         start, stop, step = index[first].indices(shape[first])
         assert step == 1
-        found.append(slice(start * whole, stop * whole))
-    return tuple(found)
+        torch_slices.append(slice(start * inner_size, stop * inner_size))
+    return tuple(torch_slices)
 
 
-def tensor_names(row: TensorMapping, shape: tuple[int, ...]) -> list[str]:
+def tensor_names(mapping: TensorMapping, shape: tuple[int, ...]) -> list[str]:
     """The torch tensors that make up our parameter of `shape`: one, or one per layer."""
-    return [row.name.format(i) for i in range(shape[0])] if row.stacked else [row.name]
+    return [mapping.name.format(i) for i in range(shape[0])] if mapping.stacked else [mapping.name]

@@ -27,14 +27,16 @@ Index = tuple[slice, ...]
 ALL = slice(None)
 LORA = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 # What a file may bring that its base, a language model alone, has not.
-NEW = re.compile(r"(?!.*lora_)(model\.)?(mm_projector|multi_modal_projector|vision_tower)\..*(weight|bias|_embedding)")
+NEW_MODULES = re.compile(
+    r"(?!.*lora_)(model\.)?(mm_projector|multi_modal_projector|vision_tower)\..*(weight|bias|_embedding)"
+)
 # PEFT names modules as they are in memory, transformers >= 4.52 keeps those of a LLaVA under other names in its files.
 HUB, MEMORY = DIALECTS[:2]
-IN_FILES = (
+FILE_PREFIXES = (
     (MEMORY.model, (HUB.model,)), (MEMORY.head, (HUB.head,)), (MEMORY.projector, (HUB.projector,)),
     *((prefix, HUB.vision) for prefix in MEMORY.vision),
 )  # fmt: skip
-TABLES = ("embed_tokens.weight", "lm_head.weight")  # one row per word: they grow with the vocabulary
+VOCABULARY_TENSORS = ("embed_tokens.weight", "lm_head.weight")  # one row per word: they grow with the vocabulary
 # Each of these makes the result another one than W + scale * B @ A.
 VARIANTS = (
     "use_dora", "use_qalora", "use_bdlora", "lora_bias", "rank_pattern", "alpha_pattern", "layer_replication",
@@ -93,7 +95,7 @@ def with_extra(base: TensorReader, extra: TensorReader) -> OverlaidTensors:
     if any(name.startswith("model.model.") for name in names.values()):
         names = {stored: name.removeprefix("model.") for stored, name in names.items()}
     names = {stored: re.sub(r"^(model\.)?mm_projector\.", "model.mm_projector.", n) for stored, n in names.items()}
-    return OverlaidTensors(base, extra, _placed(base, extra, names))
+    return OverlaidTensors(base, extra, _added_tensors(base, extra, names))
 
 
 def read_lora_config(folder: Path) -> dict:
@@ -113,22 +115,22 @@ def with_lora(base: TensorReader, adapter: TensorReader, config: dict) -> Overla
 
     >>> # r = 2, lora_alpha = 4: one entry of q becomes W[5, 7] + 2 * sum(B[5] * A[:, 7])
     """
-    rank, scale, transposed = _rule(config, f"the adapter {adapter.path}")
-    halves: dict[str, dict[str, str]] = {}
-    whole = {}
+    rank, scale, transposed = _read_lora_scaling(config, f"the adapter {adapter.path}")
+    lora_pairs: dict[str, dict[str, str]] = {}
+    full_tensors = {}
     for stored in adapter.names():
         if match := LORA.fullmatch(stored):
-            halves.setdefault(f"{match[1]}.weight", {})[match[2]] = stored
+            lora_pairs.setdefault(f"{match[1]}.weight", {})[match[2]] = stored
         else:
-            whole[stored] = _in_file(base, stored.removeprefix("base_model.model."))
-    if not halves:
+            full_tensors[stored] = _stored_name(base, stored.removeprefix("base_model.model."))
+    if not lora_pairs:
         raise DataError(f"{adapter.path} holds no LoRA tensors (base_model.model.<module>.lora_A.weight)")
-    changed = _placed(base, adapter, whole)
+    changed = _added_tensors(base, adapter, full_tensors)
     for module in config.get("modules_to_save") or []:
         if not any(f".{module}." in f".{name}" for name in changed):
             raise DataError(f"{adapter.path} lacks {module}, one of adapter_config.json's modules_to_save")
-    for module, pair in halves.items():
-        name, where = _in_file(base, module), f"{adapter.path}: tensor {min(pair.values())} cannot be merged"
+    for module, pair in lora_pairs.items():
+        name, where = _stored_name(base, module), f"{adapter.path}: tensor {min(pair.values())} cannot be merged"
         if len(pair) == 1:
             raise DataError(f"{where}: its other half is missing")
         if name in changed:
@@ -136,15 +138,15 @@ def with_lora(base: TensorReader, adapter: TensorReader, config: dict) -> Overla
         if name not in base:
             raise DataError(f"{where}: the base {base.path} has no tensor {name}")
         a, b, shape = pair["A"], pair["B"], base.shape(name)
-        wanted = tuple(reversed(shape)) if transposed else shape
-        if len(shape) != 2 or adapter.shape(b) != (wanted[0], rank) or adapter.shape(a) != (rank, wanted[1]):
+        expected = tuple(reversed(shape)) if transposed else shape
+        if len(shape) != 2 or adapter.shape(b) != (expected[0], rank) or adapter.shape(a) != (rank, expected[1]):
             raise DataError(
                 f"{where}: A {adapter.shape(a)} and B {adapter.shape(b)} of rank {rank} do not fit {name} {shape} of "
                 f"{base.path}; is it the base that the adapter was trained on?"
             )
-        changed[name] = shape, base.dtype(name), _merge(base, name, adapter, a, b, scale, transposed)
-    if forgotten := _forgotten(base, changed, config):
-        raise DataError(f"{adapter.path} lacks a change of {forgotten[0]}, which adapter_config.json targets")
+        changed[name] = shape, base.dtype(name), _lora_reader(base, name, adapter, a, b, scale, transposed)
+    if missing := _missing_targets(base, changed, config):
+        raise DataError(f"{adapter.path} lacks a change of {missing[0]}, which adapter_config.json targets")
     return OverlaidTensors(base, adapter, changed)
 
 
@@ -159,35 +161,36 @@ def with_delta(base: TensorReader, delta: TensorReader) -> OverlaidTensors:
     >>> # base [32000, D], delta [32003, D]: row 31999 is base + delta, row 32000 is delta's
     """
     names = {name: name for name in delta.names() if not re.fullmatch(IGNORED, name)}
-    changed = _placed(base, delta, names)
+    changed = _added_tensors(base, delta, names)
     for name in base.names():
         if name not in names and not re.fullmatch(IGNORED, name):
             raise DataError(f"{delta.path} has no tensor {name} of the base {base.path}; is it the base of this delta?")
         if name in names:
-            changed[name] = delta.shape(name), base.dtype(name), _add(base, delta, name)
+            changed[name] = delta.shape(name), base.dtype(name), _delta_reader(base, delta, name)
     return OverlaidTensors(base, delta, changed)
 
 
-def _placed(base: TensorReader, added: TensorReader, names: dict[str, str]) -> dict:
+def _added_tensors(base: TensorReader, added: TensorReader, names: dict[str, str]) -> dict:
     """(shape, dtype, read) of added's tensors by the name in the model; `names`: stored name -> that name."""
-    found = {}
+    tensors = {}
     for stored, name in names.items():
         shape = added.shape(stored)
-        if name in found:
+        if name in tensors:
             raise DataError(f"{added.path}: tensor {stored} is there twice, as {name} too")
-        if name not in base and not NEW.fullmatch(name):
+        if name not in base and not NEW_MODULES.fullmatch(name):
             raise DataError(
                 f"{added.path}: tensor {stored} belongs neither to the base {base.path} nor to a projector or tower"
             )
         if name in base and shape != base.shape(name):
-            have = base.shape(name)
-            if not name.endswith(TABLES) or shape[1:] != have[1:] or shape[0] < have[0]:
-                raise DataError(f"{added.path}: tensor {stored} has shape {shape}, the base {base.path} has {have}")
-        found[name] = shape, added.dtype(stored), lambda index, stored=stored: added.read(stored, index)
-    return found
+            base_shape = base.shape(name)
+            if not name.endswith(VOCABULARY_TENSORS) or shape[1:] != base_shape[1:] or shape[0] < base_shape[0]:
+                wrong = f"has shape {shape}, the base {base.path} has {base_shape}"
+                raise DataError(f"{added.path}: tensor {stored} {wrong}")
+        tensors[name] = shape, added.dtype(stored), lambda index, stored=stored: added.read(stored, index)
+    return tensors
 
 
-def _rule(config: dict, where: str) -> tuple[int, float, bool]:
+def _read_lora_scaling(config: dict, where: str) -> tuple[int, float, bool]:
     """Rank, scale, and whether weights are [in, out] (Conv1D; PEFT saves False for every Linear)."""
     if config.get("peft_type") != "LORA":
         raise DataError(f"{where} is {config.get('peft_type')!r} in adapter_config.json; only LORA can be merged")
@@ -196,10 +199,10 @@ def _rule(config: dict, where: str) -> tuple[int, float, bool]:
     for key in VARIANTS:
         if config.get(key):
             raise DataError(f"{where} is not plain LoRA: {key}={config[key]!r} in adapter_config.json; merge it first")
-    start = config.get("init_lora_weights", True)
-    if start not in (True, False, "gaussian", "orthogonal"):
+    init = config.get("init_lora_weights", True)
+    if init not in (True, False, "gaussian", "orthogonal"):
         raise DataError(
-            f"{where} began with init_lora_weights={start!r}, which changes the base as well; save it with PEFT's "
+            f"{where} began with init_lora_weights={init!r}, which changes the base as well; save it with PEFT's "
             f"path_initial_model_for_weight_conversion first"
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")
@@ -208,32 +211,34 @@ def _rule(config: dict, where: str) -> tuple[int, float, bool]:
     return rank, alpha / (rank**0.5 if config.get("use_rslora") else rank), bool(config.get("fan_in_fan_out"))
 
 
-def _in_file(base: TensorReader, name: str) -> str:
+def _stored_name(base: TensorReader, name: str) -> str:
     """The base's name of what is `name` in memory, where it has one."""
-    spellings = [new + name.removeprefix(old) for old, prefixes in IN_FILES if name.startswith(old) for new in prefixes]
+    renames = [(old, new) for old, prefixes in FILE_PREFIXES if name.startswith(old) for new in prefixes]
+    spellings = [new + name.removeprefix(old) for old, new in renames]
     return next((spelling for spelling in (name, *spellings) if spelling in base), name)
 
 
-def _forgotten(base: TensorReader, changed: dict, config: dict) -> list[str]:
+def _missing_targets(base: TensorReader, changed: dict, config: dict) -> list[str]:
     """Tensors in an adapted stack of layers that the config targets and the file leaves out: a file cut short."""
     targets = config.get("target_modules")
     if not isinstance(targets, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
         return []
     stacks = tuple({match[0] for name in changed if (match := re.match(r".*?\.(?=\d+\.)", name))})
-    ends = tuple(f".{target}.weight" for target in targets)
-    return [name for name in base.names() if name.startswith(stacks) and name.endswith(ends) and name not in changed]
+    suffixes = tuple(f".{target}.weight" for target in targets)
+    targeted = [name for name in base.names() if name.startswith(stacks) and name.endswith(suffixes)]
+    return [name for name in targeted if name not in changed]
 
 
-def _merge(base: TensorReader, name: str, adapter: TensorReader, a: str, b: str, scale: float, transposed: bool):
+def _lora_reader(base: TensorReader, name: str, adapter: TensorReader, a: str, b: str, scale: float, transposed: bool):
     def read(index: Index) -> np.ndarray:
-        out, inside = reversed(index) if transposed else index
-        change = _float32(adapter, b, (out, ALL)) @ _float32(adapter, a, (ALL, inside))
-        return _float32(base, name, index) + np.float32(scale) * (change.T if transposed else change)
+        rows, columns = reversed(index) if transposed else index
+        delta = _float32(adapter, b, (rows, ALL)) @ _float32(adapter, a, (ALL, columns))
+        return _float32(base, name, index) + np.float32(scale) * (delta.T if transposed else delta)
 
     return read
 
 
-def _add(base: TensorReader, delta: TensorReader, name: str):
+def _delta_reader(base: TensorReader, delta: TensorReader, name: str):
     def read(index: Index) -> np.ndarray:
         total = _float32(delta, name, index)
         start, stop, _ = index[0].indices(delta.shape(name)[0])

@@ -101,10 +101,10 @@ def read_pickled(path: Path, allowed: bool) -> TorchFiles:
 def _copy(source: Path, target: Path) -> None:
     # -I: no module beside the weights, in the working folder or on PYTHONPATH can pass for torch.
     command = [sys.executable, "-I", "-c", READER, str(source), str(target)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-    if done.returncode == NO_TORCH:
+    process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if process.returncode == NO_TORCH:
         raise ConfigError(f"{source} can only be read with torch >= 2.10, which {sys.executable} has not: install it")
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"the process that read it ended with {done.returncode}"]
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f"the process that read it ended with {process.returncode}"]
         hint = f" (in {target.parent}; TMPDIR chooses another place)" if "No space left" in lines[-1] else ""
         raise DataError(f"{source} cannot be read as weights: {lines[-1]}{hint}")

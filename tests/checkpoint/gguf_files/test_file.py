@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llava_jax.checkpoint.external import open_external
-from llava_jax.checkpoint.gguf_files import file as ours
+from llava_jax.checkpoint.gguf_files import file as gguf_module
 from llava_jax.checkpoint.gguf_files.config import architecture
 from llava_jax.checkpoint.gguf_files.file import GgufFile, is_gguf
 from llava_jax.checkpoint.module_file import load_module
@@ -20,11 +20,11 @@ from llava_jax.models.params import abstract_model
 from tests.checkpoint.gguf_files.gguf_files import (
     CONFIG,
     KINDS,
-    everything,
     finish,
     gguf,
-    originals,
+    hf_tensors,
     permuted,
+    read_all,
     smollm2,
     write,
 )
@@ -33,131 +33,145 @@ from tests.fixtures.tiny_models import uneven
 # Tensors
 
 
-def test_the_permutation_of_one_head_of_four_rows(tmp_path):
+def test_row_permutation_of_one_small_head_is_undone(tmp_path):
     config = dataclasses.replace(CONFIG, heads=1, kv_heads=1, head_size=4, width=4, mlp_width=4, layers=1, vocab_size=2)
     q = np.arange(4, dtype=np.float32)[:, None] * np.ones(4, np.float32)
     assert permuted(q, 1)[:, 0].tolist() == [0, 2, 1, 3]
     file = GgufFile(
-        write(tmp_path / "a.gguf", originals(config) | {"model.layers.0.self_attn.q_proj.weight": q}, config)
+        write(tmp_path / "a.gguf", hf_tensors(config) | {"model.layers.0.self_attn.q_proj.weight": q}, config)
     )
-    np.testing.assert_array_equal(everything(file, "model.layers.0.self_attn.q_proj.weight"), q)
+    np.testing.assert_array_equal(read_all(file, "model.layers.0.self_attn.q_proj.weight"), q)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])
-def test_names_shapes_and_values_are_those_of_hugging_face(tmp_path, arch, kind):
+def test_names_shapes_and_values_equal_hugging_face(tmp_path, arch, kind):
     config = dataclasses.replace(CONFIG, qkv_bias=arch == "qwen2")
-    wanted = originals(config)
-    file = GgufFile(write(tmp_path / "größe 模型.gguf", wanted, config, kind, arch))
-    assert file.names() == sorted(wanted) and all(name in file for name in wanted)
+    expected = hf_tensors(config)
+    file = GgufFile(write(tmp_path / "größe 模型.gguf", expected, config, kind, arch))
+    assert file.names() == sorted(expected) and all(name in file for name in expected)
     assert architecture(file) == config
-    for name, value in wanted.items():
-        found = everything(file, name)
-        assert found.dtype == np.float32 and found.shape == file.shape(name) == value.shape
+    for name, value in expected.items():
+        values = read_all(file, name)
+        assert values.dtype == np.float32 and values.shape == file.shape(name) == value.shape
         stored = KINDS[kind] if value.ndim == 2 else KINDS["F32"]
-        np.testing.assert_array_equal(found, gguf.dequantize(gguf.quantize(value, stored), stored), err_msg=name)
-        np.testing.assert_allclose(found, value, atol=np.abs(value).max() / {"F32": 1e9, "F16": 1e3, "Q8_0": 250}[kind])
+        np.testing.assert_array_equal(values, gguf.dequantize(gguf.quantize(value, stored), stored), err_msg=name)
+        np.testing.assert_allclose(
+            values, value, atol=np.abs(value).max() / {"F32": 1e9, "F16": 1e3, "Q8_0": 250}[kind]
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_part_is_that_part_of_the_whole(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(ours, "_CHUNK", 200)  # several pieces for each tensor
+def test_partial_read_equals_slice_of_full_tensor(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(gguf_module, "_CHUNK", 200)  # several pieces for each tensor
     file = GgufFile(write(tmp_path / "a.gguf", kind=kind))
     random = np.random.default_rng(0)
     for name in ("model.embed_tokens.weight", "model.layers.1.self_attn.k_proj.weight", "model.norm.weight"):
-        whole = everything(file, name)
+        whole = read_all(file, name)
         for _ in range(40):
             index = tuple(slice(*sorted(random.choice(n + 1, 2, replace=False).tolist())) for n in whole.shape)
             np.testing.assert_array_equal(file.read(name, index), whole[index], err_msg=f"{name} {index}")
 
 
 @pytest.mark.parametrize("kind", ["BF16", "Q4_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"])
-def test_other_kinds_of_blocks(tmp_path, kind):
+def test_other_quantizations_are_decoded(tmp_path, kind):
     kind = gguf.GGMLQuantizationType[kind]
-    numbers, size = gguf.GGML_QUANT_SIZES[kind]
-    stored = np.random.default_rng(0).integers(0, 60, (6, 512 // numbers * size), np.uint8)  # no infinite scales
+    block_length, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    stored = np.random.default_rng(0).integers(
+        0, 60, (6, 512 // block_length * block_bytes), np.uint8
+    )  # no infinite scales
     writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
     writer.add_uint32("llama.attention.head_count", 1)
     writer.add_tensor("blk.0.ffn_up.weight", stored, raw_dtype=kind)
     finish(writer)
-    wanted = gguf.dequantize(stored, kind)
-    found = GgufFile(tmp_path / "a.gguf").read("model.layers.0.mlp.up_proj.weight", (slice(1, 5), slice(100, 300)))
-    assert wanted.shape == (6, 512) and len(np.unique(found)) > 2
-    np.testing.assert_array_equal(found, wanted[1:5, 100:300])
+    expected = gguf.dequantize(stored, kind)
+    values = GgufFile(tmp_path / "a.gguf").read("model.layers.0.mlp.up_proj.weight", (slice(1, 5), slice(100, 300)))
+    assert expected.shape == (6, 512) and len(np.unique(values)) > 2
+    np.testing.assert_array_equal(values, expected[1:5, 100:300])
 
 
-def test_the_file_is_loaded_as_a_language_model(tmp_path):
+def test_gguf_loads_as_a_language_model(tmp_path):
     path = write(tmp_path / "a file.gguf")
     config = dataclasses.replace(uneven(), llm=architecture(GgufFile(path)))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = {path: x.shape for path, x in abstract_model(config)[0].items()}
-    like = {path: jax.ShapeDtypeStruct(shape, np.float32, sharding=here) for path, shape in shapes.items()}
-    found = load_module(str(path), "llm", like)
-    assert set(found) == {path for path in shapes if path.startswith("llm/")}
-    q = originals(CONFIG)["model.layers.1.self_attn.q_proj.weight"]
-    np.testing.assert_array_equal(found["llm/layers/q/kernel"][1], q.T.reshape(64, 4, 16))
+    specs = {path: jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding) for path, shape in shapes.items()}
+    params = load_module(str(path), "llm", specs)
+    assert set(params) == {path for path in shapes if path.startswith("llm/")}
+    q = hf_tensors(CONFIG)["model.layers.1.self_attn.q_proj.weight"]
+    np.testing.assert_array_equal(params["llm/layers/q/kernel"][1], q.T.reshape(64, 4, 16))
     with pytest.raises(DataError, match="a file.gguf holds no vision"):
-        load_module(str(path), "vision", like)
+        load_module(str(path), "vision", specs)
     with pytest.raises(ConfigError, match="a file.gguf is a whole language model; it takes no tower and no base"):
         open_external(path, base=tmp_path)
 
 
-def test_nothing_stays_mapped(tmp_path):
+def test_file_does_not_stay_mapped(tmp_path):
     file = GgufFile(write(tmp_path / "a.gguf"))
-    everything(file, "model.norm.weight")
+    read_all(file, "model.norm.weight")
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 # Architecture
 
 
-def changed(tmp_path, extra=(), without=(), tensors=(), **fields) -> GgufFile:
+def gguf_with(tmp_path, extra=(), without=(), tensors=(), **fields) -> GgufFile:
     config = dataclasses.replace(CONFIG, **fields)
-    weights = {name: value for name, value in originals(config).items() if not (config.tied_head and "lm_head" in name)}
+    weights = {
+        name: value for name, value in hf_tensors(config).items() if not (config.tied_head and "lm_head" in name)
+    }
     return GgufFile(write(tmp_path / "a.gguf", weights | dict(tensors), config, extra=extra, without=without))
 
 
-def factors(scaling: RopeScaling, base: float, head_size: int) -> np.ndarray:
+def rope_factors(scaling: RopeScaling, base: float, head_size: int) -> np.ndarray:
     """rope_freqs.weight as llama.cpp's converter makes it, one frequency after the other."""
-    found = []
+    frequency_factors = []
     for i in range(0, head_size, 2):
         wavelength = 2 * np.pi * base ** (i / head_size)
         if wavelength < scaling.original_max_positions / scaling.high_freq_factor:
-            found.append(1.0)
+            frequency_factors.append(1.0)
         elif wavelength > scaling.original_max_positions / scaling.low_freq_factor:
-            found.append(scaling.factor)
+            frequency_factors.append(scaling.factor)
         else:
             part = scaling.original_max_positions / wavelength - scaling.low_freq_factor
             part /= scaling.high_freq_factor - scaling.low_freq_factor
-            found.append(1 / ((1 - part) / scaling.factor + part))
-    return np.asarray(found, np.float32)
+            frequency_factors.append(1 / ((1 - part) / scaling.factor + part))
+    return np.asarray(frequency_factors, np.float32)
 
 
-def test_a_file_without_a_head_ties_it_to_the_embedding(tmp_path):
-    file = changed(tmp_path, tied_head=True)
+def test_missing_head_is_tied_to_the_embedding(tmp_path):
+    file = gguf_with(tmp_path, tied_head=True)
     assert "lm_head.weight" not in file and architecture(file).tied_head
 
 
-def test_what_a_file_may_leave_out(tmp_path):
-    short = ("rope.freq_base", "rope.dimension_count", "attention.key_length", "attention.value_length", "vocab_size")
-    assert architecture(changed(tmp_path, without=[f"llama.{key}" for key in short])) == CONFIG
+def test_optional_keys_have_defaults(tmp_path):
+    optional = (
+        "rope.freq_base",
+        "rope.dimension_count",
+        "attention.key_length",
+        "attention.value_length",
+        "vocab_size",
+    )
+    assert architecture(gguf_with(tmp_path, without=[f"llama.{key}" for key in optional])) == CONFIG
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
-def test_llama_3_1s_rotations_are_recognised(tmp_path, factor):
+def test_llama_3_1_rope_scaling_is_recognised(tmp_path, factor):
     scaling = RopeScaling("llama3", factor)
-    found = {"rope_freqs.weight": factors(scaling, 500_000.0, 16)}
-    assert len(set(found["rope_freqs.weight"])) > 2, "stretched, not stretched, and between"
-    file = changed(tmp_path, tensors=found, rope_base=500_000.0)
+    tensors = {"rope_freqs.weight": rope_factors(scaling, 500_000.0, 16)}
+    assert len(set(tensors["rope_freqs.weight"])) > 2, "stretched, not stretched, and between"
+    file = gguf_with(tmp_path, tensors=tensors, rope_base=500_000.0)
     assert architecture(file).rope_scaling == scaling
     assert "rope_freqs.weight" not in file and "rope_freqs.weight" not in file.names()
 
 
-def test_linear_scaling_and_a_sliding_window(tmp_path):
-    file = changed(tmp_path, {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0})
+def test_linear_rope_scaling_and_sliding_window_are_read(tmp_path):
+    file = gguf_with(tmp_path, {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0})
     assert architecture(file).rope_scaling == RopeScaling("linear", 4.0)
-    assert architecture(changed(tmp_path, {"llama.rope.scale_linear": 2.0})).rope_scaling == RopeScaling("linear", 2.0)
-    assert architecture(changed(tmp_path, {"llama.attention.sliding_window": 32})).max_positions == 32
+    assert architecture(gguf_with(tmp_path, {"llama.rope.scale_linear": 2.0})).rope_scaling == RopeScaling(
+        "linear", 2.0
+    )
+    assert architecture(gguf_with(tmp_path, {"llama.attention.sliding_window": 32})).max_positions == 32
 
 
 BIAS = {"model.layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)}
@@ -185,24 +199,24 @@ BIAS = {"model.layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)}
         (dict(tensors={"blk.0.ffn_gate_inp.weight": np.zeros((4, 64), np.float32)}), "ffn_gate_inp.weight .* is not"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_computed_is_refused_by_name(tmp_path, change, message):
+def test_unsupported_architecture_raises_naming_the_key(tmp_path, change, message):
     with pytest.raises(DataError, match=message) as caught:
-        architecture(changed(tmp_path, **change))
+        architecture(gguf_with(tmp_path, **change))
     assert str(caught.value).startswith(str(tmp_path / "a.gguf")) and "\n" not in str(caught.value)
 
 
 # Broken files
 
 
-def test_a_file_is_known_by_its_first_bytes(tmp_path):
+def test_gguf_is_recognised_by_its_first_bytes(tmp_path):
     (tmp_path / "b.gguf").write_bytes(b"PK\x03\x04")
     assert is_gguf(write(tmp_path / "a.bin")) and not is_gguf(tmp_path / "b.gguf") and not is_gguf(tmp_path)
 
 
-def test_a_file_cut_anywhere_is_named(tmp_path):
-    whole = write(tmp_path / "a.gguf", extra={"tokenizer.ggml.scores": [0.5] * 64}).read_bytes()
-    for length in sorted({*range(0, 4096, 61), *range(4096, len(whole), len(whole) // 40), len(whole) - 1}):
-        (tmp_path / "cut.gguf").write_bytes(whole[:length])
+def test_truncated_file_raises_naming_the_file(tmp_path):
+    data = write(tmp_path / "a.gguf", extra={"tokenizer.ggml.scores": [0.5] * 64}).read_bytes()
+    for length in sorted({*range(0, 4096, 61), *range(4096, len(data), len(data) // 40), len(data) - 1}):
+        (tmp_path / "cut.gguf").write_bytes(data[:length])
         with pytest.raises(DataError, match=r"cut.gguf is (damaged|not a GGUF file)"):
             GgufFile(tmp_path / "cut.gguf")
 
@@ -234,19 +248,19 @@ VAST = text("token_embd.weight") + struct.pack("<IQQIQ", 2, 1 << 32, 1 << 32, 0,
     ],
     ids=["another kind", "version 1", "empty", "gemma", "a vast array", "a key twice", "a vast tensor", "many tensors"],
 )  # fmt: skip
-def test_a_broken_file_is_named(tmp_path, data, message):
+def test_damaged_file_raises_naming_the_file(tmp_path, data, message):
     (tmp_path / "a.gguf").write_bytes(data)
     with pytest.raises(DataError, match=f"a.gguf.*{message}") as caught:
         GgufFile(tmp_path / "a.gguf")
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_missing_file_raises_naming_the_file(tmp_path):
     with pytest.raises(DataError, match="a.gguf does not exist"):
         GgufFile(tmp_path / "a.gguf")
 
 
-def test_a_kind_that_cannot_be_decoded_is_named(tmp_path):
+def test_undecodable_quantization_raises_naming_the_tensor(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
     writer.add_tensor("token_embd.weight", np.zeros((2, 4), np.int8))
     finish(writer)
@@ -254,7 +268,7 @@ def test_a_kind_that_cannot_be_decoded_is_named(tmp_path):
         GgufFile(tmp_path / "a.gguf")
 
 
-def test_without_the_package_one_is_told_what_to_install(tmp_path, monkeypatch):
+def test_missing_gguf_package_raises_with_install_command(tmp_path, monkeypatch):
     path = write(tmp_path / "a.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ConfigError, match=r"pip install 'llava_jax\[gguf\]'"):
@@ -264,7 +278,7 @@ def test_without_the_package_one_is_told_what_to_install(tmp_path, monkeypatch):
 # A published file
 
 
-def test_smollm2_tensors_are_as_transformers_reads_them():
+def test_smollm2_tensors_equal_transformers():
     pytest.importorskip("accelerate", reason="transformers reads GGUF files only with the package accelerate")
     from transformers import AutoModelForCausalLM
 
@@ -274,4 +288,4 @@ def test_smollm2_tensors_are_as_transformers_reads_them():
     assert architecture(file) == LLM["smollm2_135m"]
     assert {*file.names(), "lm_head.weight"} == set(theirs)
     for name in file.names():
-        np.testing.assert_array_equal(everything(file, name), theirs[name].numpy(), err_msg=name)
+        np.testing.assert_array_equal(read_all(file, name), theirs[name].numpy(), err_msg=name)

@@ -24,7 +24,7 @@ def ours():
     return llava_jax.load(smollm2().path, dtype="float32", mesh=make_mesh(1, 1, 1, jax.devices()[:1]))
 
 
-def test_32_greedy_tokens_of_5_prompts_are_transformers(ours):
+def test_32_greedy_tokens_of_5_prompts_equal_transformers(ours):
     pytest.importorskip("accelerate", reason="transformers reads GGUF files only with the package accelerate")
     from transformers import AutoModelForCausalLM
 
@@ -36,18 +36,18 @@ def test_32_greedy_tokens_of_5_prompts_are_transformers(ours):
     for i, row in enumerate(rows):  # padded on the left, as transformers generates
         ids[i, length - len(row) :], mask[i, length - len(row) :] = row, 1
     with torch.no_grad():
-        wanted = theirs.generate(
+        expected = theirs.generate(
             torch.tensor(ids), attention_mask=torch.tensor(mask), max_new_tokens=NEW, do_sample=False,
             eos_token_id=ours.tokenizer.eos_id, pad_token_id=ours.tokenizer.pad_id,
         ).numpy()[:, length:]  # fmt: skip
-    found = ours.generate(ids, attention_mask=mask, max_new_tokens=NEW)
-    assert found.shape == wanted.shape == (5, NEW), "no prompt ends at once"
-    for text, a, b in zip(PROMPTS, found, wanted, strict=True):
+    actual = ours.generate(ids, attention_mask=mask, max_new_tokens=NEW)
+    assert actual.shape == expected.shape == (5, NEW), "no prompt ends at once"
+    for text, a, b in zip(PROMPTS, actual, expected, strict=True):
         assert a.tolist() == b.tolist(), f"{text!r}: {ours.tokenizer.decode(a)!r}, theirs {ours.tokenizer.decode(b)!r}"
-    assert "Paris" in ours.tokenizer.decode(found[0])
+    assert "Paris" in ours.tokenizer.decode(actual[0])
 
 
-def test_it_is_asked_in_its_own_format_and_answers(ours):
+def test_chat_uses_the_chatml_template_and_answers(ours):
     assert (ours.template, ours.config.vision) == ("chatml", None)
     answer = ours.chat([{"role": "user", "content": "What is the capital of France?"}], max_new_tokens=24)
     assert "Paris" in answer and "<|im_" not in answer

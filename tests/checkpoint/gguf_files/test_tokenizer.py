@@ -75,38 +75,38 @@ def with_tokenizer(tmp_path, tokenizer: dict, without=()) -> GgufFile:
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
-def test_byte_level_tokenizers_are_the_published_ones(tmp_path, pre):
+def test_byte_level_tokenizer_equals_the_published_one(tmp_path, pre):
     theirs = published(pre)
     theirs.encode_special_tokens = True
     file = with_tokenizer(tmp_path, byte_level(theirs, pre))
-    found = open_tokenizer(str(file.path))  # as config.tokenizer names it
-    assert {name: theirs.token_to_id(name) for name in found.special} == found.special
-    assert set(found.special) == {"<|endoftext|>", "<|im_start|>", "<|im_end|>"}
+    ours = open_tokenizer(str(file.path))  # as config.tokenizer names it
+    assert {name: theirs.token_to_id(name) for name in ours.special} == ours.special
+    assert set(ours.special) == {"<|endoftext|>", "<|im_start|>", "<|im_end|>"}
     names = ("im_start", "im_end", "endoftext")
-    assert (found.bos_id, found.eos_id, found.pad_id) == tuple(theirs.token_to_id(f"<|{name}|>") for name in names)
-    assert found.vocab_size == theirs.get_vocab_size() and found.add_bos == (pre == "llama-bpe")
+    assert (ours.bos_id, ours.eos_id, ours.pad_id) == tuple(theirs.token_to_id(f"<|{name}|>") for name in names)
+    assert ours.vocab_size == theirs.get_vocab_size() and ours.add_bos == (pre == "llama-bpe")
     for line in [*TEXTS, "a <think> b"]:
-        assert found.encode(line) == theirs.encode(line, add_special_tokens=False).ids, line
-        assert found.decode(found.encode(line)) == theirs.decode(found.encode(line)), line
-        assert not set(found.encode(line)) & set(found.special.values())
-    assert found.chat_template == file.chat_template == "{{ messages }}"
+        assert ours.encode(line) == theirs.encode(line, add_special_tokens=False).ids, line
+        assert ours.decode(ours.encode(line)) == theirs.decode(ours.encode(line)), line
+        assert not set(ours.encode(line)) & set(ours.special.values())
+    assert ours.chat_template == file.chat_template == "{{ messages }}"
 
 
 @pytest.mark.parametrize("pre", ["smollm", "llama-bpe"])
-def test_transformers_reads_the_files_of_the_tokenizer(tmp_path, pre):
+def test_transformers_loads_the_tokenizer_files(tmp_path, pre):
     transformers = pytest.importorskip("transformers")
     file = with_tokenizer(tmp_path, byte_level(published(pre), pre))
     for name, content in tokenizer_files(file).items():
         (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
-    theirs, found = transformers.AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
-    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (found.bos_id, found.eos_id, found.pad_id)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (ours.bos_id, ours.eos_id, ours.pad_id)
     assert theirs.chat_template == "{{ messages }}"
     for line in TEXTS:
         if "<|" not in line:
-            assert theirs(line).input_ids == [found.bos_id] * found.add_bos + found.encode(line)
+            assert theirs(line).input_ids == [ours.bos_id] * ours.add_bos + ours.encode(line)
 
 
-def test_sentencepiece(tmp_path, real_data):
+def test_sentencepiece_tokenizer_equals_llama_2(tmp_path, real_data):
     """LLaMA 2's own tokenizer, through the fields that llama.cpp keeps of it."""
     model = real_data / "tokenizers/llama2.model"
     pieces = [dict(_protobuf(value)) for field, value in _protobuf(model.read_bytes()) if field == 1]
@@ -118,14 +118,14 @@ def test_sentencepiece(tmp_path, real_data):
         "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.ggml.add_bos_token": True,
     })  # fmt: skip
-    found, wanted = read_tokenizer(file), load_tokenizer(model)
-    same = ("special", "bos_id", "eos_id", "pad_id", "unk_id", "vocab_size", "add_bos", "dummy_prefix", "legacy")
-    assert [getattr(found, name) for name in same] == [getattr(wanted, name) for name in same]
+    ours, original = read_tokenizer(file), load_tokenizer(model)
+    fields = ("special", "bos_id", "eos_id", "pad_id", "unk_id", "vocab_size", "add_bos", "dummy_prefix", "legacy")
+    assert [getattr(ours, name) for name in fields] == [getattr(original, name) for name in fields]
     assert not read_tokenizer(file, legacy=False).legacy and file.chat_template is None
     for line in TEXTS:
         for prefix in (True, False):
-            assert found.encode(line, prefix) == wanted.encode(line, prefix), line
-        assert found.decode(found.encode(line)) == line
+            assert ours.encode(line, prefix) == original.encode(line, prefix), line
+        assert ours.decode(ours.encode(line)) == line
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_sentencepiece(tmp_path, real_data):
           for key in ("tokens", "token_type", "merges", "pre", "model", "eos_token_id")),
     ],
 )  # fmt: skip
-def test_tokenizers_that_cannot_be_read_are_named(tmp_path, extra, without, message):
+def test_invalid_tokenizer_raises_naming_the_key(tmp_path, extra, without, message):
     tokenizer = byte_level(published("gpt-2"), "gpt-2") | extra
     with pytest.raises(DataError, match=message) as caught:
         read_tokenizer(with_tokenizer(tmp_path, tokenizer, without))
@@ -154,23 +154,23 @@ def test_tokenizers_that_cannot_be_read_are_named(tmp_path, extra, without, mess
 # A published file
 
 
-def test_smollm2_ids_are_those_of_transformers():
+def test_smollm2_token_ids_equal_transformers():
     """SmolLM2's tokenizer.json and llama.cpp take digits one by one before GPT-2's pattern. transformers leaves that
     out when it reads a GGUF, which shows where white space comes before a number, as in a numbered list."""
     from transformers import AutoTokenizer
 
     file = smollm2()
     theirs = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name)
-    found = read_tokenizer(file)
+    ours = read_tokenizer(file)
     assert len(TEXTS) == 20
     for line in TEXTS:
-        assert found.encode(line) == theirs(line, split_special_tokens=True).input_ids, line
+        assert ours.encode(line) == theirs(line, split_special_tokens=True).input_ids, line
     assert theirs.chat_template == file.chat_template and "<|im_start|>" in file.chat_template
-    assert (found.bos_id, found.eos_id, found.pad_id, found.vocab_size) == (1, 2, 2, 49_152)
-    numbers = "A list:\n\n1. one\n\n2.   2222 Ⅷ"
-    assert found.encode(numbers) != theirs(numbers).input_ids
+    assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.vocab_size) == (1, 2, 2, 49_152)
+    numbered_list = "A list:\n\n1. one\n\n2.   2222 Ⅷ"
+    assert ours.encode(numbered_list) != theirs(numbered_list).input_ids
     theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), GPT2]
     )
-    for line in [*TEXTS, numbers]:
-        assert found.encode(line) == theirs(line, split_special_tokens=True).input_ids, line
+    for line in [*TEXTS, numbered_list]:
+        assert ours.encode(line) == theirs(line, split_special_tokens=True).input_ids, line

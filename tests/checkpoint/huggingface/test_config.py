@@ -26,16 +26,16 @@ VARIANTS = [
 ]  # fmt: skip
 
 
-def through_a_file(config, folder) -> dict:
+def save_and_read(config, folder) -> dict:
     config.save_pretrained(folder)
     return read_hf_config(folder)
 
 
 @pytest.mark.parametrize("cls", [LlamaConfig, MistralConfig, Qwen2Config])
 @pytest.mark.parametrize("whole", [False, True], ids=["only what differs", "everything"])
-def test_defaults_are_those_of_transformers(tmp_path, cls, whole):
+def test_language_model_defaults_equal_transformers(tmp_path, cls, whole):
     c = cls(num_hidden_layers=3)
-    config = through_a_file(c, tmp_path) if whole else {"model_type": cls.model_type, "num_hidden_layers": 3}
+    config = save_and_read(c, tmp_path) if whole else {"model_type": cls.model_type, "num_hidden_layers": 3}
     ours = language_model(config, "config.json")
     window = c.sliding_window if cls is MistralConfig else None
     assert (ours.vocab_size, ours.width, ours.layers, ours.heads) == (
@@ -50,9 +50,9 @@ def test_defaults_are_those_of_transformers(tmp_path, cls, whole):
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["only what differs", "everything"])
-def test_a_tower_s_defaults_are_those_of_transformers(tmp_path, whole):
+def test_vision_tower_defaults_equal_transformers(tmp_path, whole):
     c = CLIPVisionConfig(num_hidden_layers=3)
-    config = through_a_file(c, tmp_path) if whole else {"model_type": "clip_vision_model", "num_hidden_layers": 3}
+    config = save_and_read(c, tmp_path) if whole else {"model_type": "clip_vision_model", "num_hidden_layers": 3}
     ours = vision_tower(config, "config.json", -2, "patch")
     assert (ours.width, ours.mlp_width, ours.layers, ours.heads) == (768, 3072, 3, 12) == (
         c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads,
@@ -63,19 +63,19 @@ def test_a_tower_s_defaults_are_those_of_transformers(tmp_path, whole):
 
 @pytest.mark.parametrize("llm", VARIANTS, ids=str)
 @pytest.mark.parametrize("vision", [{}, dict(select_layer=-1, select_feature="cls_patch", activation="gelu")], ids=str)
-def test_a_llava_config_comes_back(tmp_path, llm, vision):
+def test_llava_config_is_read_from_a_transformers_file(tmp_path, llm, vision):
     c = uneven(llm=llm, vision=vision)
     strategy = {"patch": "default", "cls_patch": "full"}[c.vision.select_feature]
     config = LlavaConfig(
         vision_config=clip_config(c.vision), text_config=llama_config(c.llm),
         vision_feature_layer=c.vision.select_layer, vision_feature_select_strategy=strategy,
     )  # fmt: skip
-    assert hf_llava(through_a_file(config, tmp_path), "config.json") == (c.vision, c.llm, "gelu")
+    assert hf_llava(save_and_read(config, tmp_path), "config.json") == (c.vision, c.llm, "gelu")
 
 
 @pytest.mark.parametrize("llm", VARIANTS, ids=str)
 @pytest.mark.parametrize("vision", [{}, dict(select_layer=-1, select_feature="cls_patch", activation="gelu")], ids=str)
-def test_what_we_write_is_what_transformers_and_we_read(tmp_path, llm, vision):
+def test_written_config_reads_back_here_and_in_transformers(tmp_path, llm, vision):
     c = uneven(llm=llm, vision=vision)
     (tmp_path / "config.json").write_text(json.dumps(to_hf(c.vision, c.llm, c.projector, 63, "float32")))
     assert hf_llava(read_hf_config(tmp_path), "config.json") == (c.vision, c.llm, "gelu")
@@ -91,13 +91,13 @@ def test_what_we_write_is_what_transformers_and_we_read(tmp_path, llm, vision):
     "llm, projector, message",
     [({}, "mlp3x_gelu", "mlp3x_gelu cannot be written"), (dict(qkv_bias=True, head_size=16), "linear", "head size")],
 )
-def test_what_their_classes_cannot_hold_is_refused(llm, projector, message):
+def test_config_transformers_cannot_represent_raises(llm, projector, message):
     c = uneven(llm=llm)
     with pytest.raises(DataError, match=message):
         to_hf(c.vision, c.llm, projector, 63, "float32")
 
 
-def test_the_published_llava_1_5_file_says_little_and_means_vicuna_and_clip():
+def test_published_llava_1_5_config_gets_vicuna_and_clip_defaults():
     """llava-hf/llava-1.5-7b-hf: what its text_config leaves out is LLaMA 7B's."""
     text = dict(model_type="llama", max_position_embeddings=4096, rms_norm_eps=1e-5, vocab_size=32_064)
     vision, llm, act = hf_llava({"model_type": "llava", "text_config": text}, "config.json")
@@ -106,7 +106,7 @@ def test_the_published_llava_1_5_file_says_little_and_means_vicuna_and_clip():
     assert TOWERS["openai/clip-vit-large-patch14"].image_size == 224
 
 
-def test_old_rotary_keys_are_read():
+def test_old_rope_keys_are_read():
     old = dict(rope_theta=5e5, rope_scaling=dict(type="linear", factor=4.0))
     ours = language_model(old, "config.json")
     assert (ours.rope_base, ours.rope_scaling) == (5e5, RopeScaling("linear", 4.0))
@@ -123,7 +123,7 @@ def test_old_rotary_keys_are_read():
     ],
     ids=str,
 )
-def test_what_we_cannot_compute_is_refused_by_name(changes, message):
+def test_unsupported_language_model_raises_naming_the_key(changes, message):
     with pytest.raises(DataError, match=f"here/config.json: {message}"):
         language_model(changes, "here/config.json")
 
@@ -140,7 +140,7 @@ def test_what_we_cannot_compute_is_refused_by_name(changes, message):
     ],
     ids=str,
 )
-def test_a_llava_that_we_cannot_compute_is_refused_by_name(changes, message):
+def test_unsupported_llava_config_raises_naming_the_key(changes, message):
     with pytest.raises(DataError, match=message):
         hf_llava(changes, "config.json")
 
@@ -162,7 +162,7 @@ def test_a_llava_that_we_cannot_compute_is_refused_by_name(changes, message):
         (dict(vision_feature_select_strategy={}), "vision_feature_select_strategy=.* is not one of"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_named(changes, message):
+def test_wrong_value_type_raises_naming_the_key(changes, message):
     with pytest.raises(DataError, match=f"config.json: {message}"):
         hf_llava(changes, "config.json")
 
@@ -171,14 +171,14 @@ def test_a_value_of_the_wrong_type_is_named(changes, message):
     "text, message",
     [(None, "does not exist"), ("{", "cannot be read"), ("[]", "holds no object"), ('{"auto_map": {}}', "auto_map")],
 )
-def test_a_config_that_cannot_be_read_is_named(tmp_path, text, message):
+def test_unreadable_config_raises_naming_the_file(tmp_path, text, message):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(DataError, match=f"{tmp_path}/config.json .*{message}"):
         read_hf_config(tmp_path)
 
 
-def test_the_configs_of_these_tests_are_what_transformers_reads(tmp_path):
+def test_fixture_configs_survive_a_transformers_round_trip(tmp_path):
     """Guards the tests above: a config of ours, written and read again by transformers, is the same there."""
     config = LlavaConfig(vision_config=clip_config(uneven().vision), text_config=llama_config(uneven().llm))
     config.save_pretrained(tmp_path)

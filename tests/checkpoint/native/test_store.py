@@ -56,18 +56,18 @@ def saved(folder, *steps, keep=10) -> CheckpointStore:
 
 
 @pytest.mark.parametrize("mesh", [(1, 8, 1), (1, 2, 1), (1, 1, 1), (2, 2, 2)], ids=str)
-def test_any_mesh_restores_what_another_one_saved(tmp_path, mesh):
+def test_any_mesh_restores_a_checkpoint_of_another_mesh(tmp_path, mesh):
     saved(tmp_path / "checkpoints", 3).close()
     store = CheckpointStore(tmp_path / "checkpoints", 10)
-    assert store.latest() == 3
-    wanted = abstract(state(0, mesh))
-    restored, data = store.restore(3, wanted)
+    assert store.latest_step() == 3
+    specs = abstract(state(0, mesh))
+    restored, data = store.restore(3, specs)
     assert_equal(restored, state(3))
     assert data == {"step": 3} and store.read_run(3) == {"stage": "one", "config": {"seed": 3}}
-    assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, wanted)
+    assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, specs)
 
 
-def test_a_state_without_frozen_parameters_goes_through(tmp_path):
+def test_state_without_frozen_parameters_is_restored(tmp_path):
     store = CheckpointStore(tmp_path, 1)
     store.save(1, state(1, frozen=False), {}, {})
     store.wait()
@@ -75,7 +75,7 @@ def test_a_state_without_frozen_parameters_goes_through(tmp_path):
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 8, 1)], ids=str)
-def test_the_step_after_may_overwrite_the_arrays_that_are_being_saved(tmp_path, mesh):
+def test_next_step_may_donate_arrays_being_saved(tmp_path, mesh):
     """`save` returns before anything is on disk, and the next step is given the same buffers to write to."""
     mesh = make_mesh(*mesh, jax.devices()[: int(np.prod(mesh))])
     sharding = NamedSharding(mesh, PartitionSpec("fsdp"))
@@ -94,27 +94,27 @@ def test_the_step_after_may_overwrite_the_arrays_that_are_being_saved(tmp_path, 
         assert all(np.all(np.asarray(y) == 6 * step - 5) for y in restored.values()), step
 
 
-def test_only_the_newest_are_kept(tmp_path):
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
     store = saved(tmp_path, 1, 2, 3, 4, keep=2)
     store.close()
     assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [3, 4]
-    assert CheckpointStore(tmp_path, 2).latest() == 4
+    assert CheckpointStore(tmp_path, 2).latest_step() == 4
 
 
-def test_an_unfinished_save_is_no_checkpoint_and_is_in_nobody_s_way(tmp_path):
+def test_unfinished_save_is_ignored_and_can_be_repeated(tmp_path):
     saved(tmp_path, 1, 2).close()
     (tmp_path / "2").rename(tmp_path / "2.orbax-checkpoint-tmp")  # what a kill leaves behind
     store = CheckpointStore(tmp_path, 10)
-    assert store.latest() == 1
+    assert store.latest_step() == 1
     assert_equal(store.restore(1, abstract(state(0)))[0], state(1))
     store.save(2, state(2), {"step": 2}, {})
     store.wait()
-    assert store.latest() == 2
+    assert store.latest_step() == 2
     assert_equal(store.restore(2, abstract(state(0)))[0], state(2))
 
 
-def test_an_empty_folder_holds_no_checkpoint(tmp_path):
-    assert CheckpointStore(tmp_path / "a" / "b", 1).latest() is None
+def test_empty_folder_has_no_latest_step(tmp_path):
+    assert CheckpointStore(tmp_path / "a" / "b", 1).latest_step() is None
 
 
 def test_saving_a_step_again_changes_nothing(tmp_path):
@@ -143,21 +143,21 @@ def remove(folder):
 
 
 @pytest.mark.parametrize("wanted", [other_shape, more_trained], ids=lambda f: f.__name__)
-def test_a_checkpoint_of_something_else_is_named(tmp_path, wanted):
+def test_mismatched_state_raises_naming_the_checkpoint(tmp_path, wanted):
     store = saved(tmp_path / "checkpoints", 1)
     with pytest.raises(DataError, match=rf"checkpoint 1 in {tmp_path}/checkpoints cannot be restored: ."):
         store.restore(1, abstract(wanted(state(0))))
 
 
 @pytest.mark.parametrize("damage", [truncate, remove], ids=lambda f: f.__name__)
-def test_a_damaged_checkpoint_is_named(tmp_path, damage):
+def test_damaged_state_raises_naming_the_checkpoint(tmp_path, damage):
     saved(tmp_path / "checkpoints", 1).close()
     damage(tmp_path / "checkpoints")
     with pytest.raises(DataError, match=rf"checkpoint 1 in {tmp_path}/checkpoints cannot be restored: ."):
         CheckpointStore(tmp_path / "checkpoints", 10).restore(1, abstract(state(0)))
 
 
-def test_a_damaged_record_of_the_run_is_named(tmp_path):
+def test_damaged_run_record_raises_naming_the_checkpoint(tmp_path):
     saved(tmp_path, 1).close()
     (record,) = (tmp_path / "1" / "run").rglob("metadata")
     record.write_text('{"stage": "o')
@@ -165,7 +165,7 @@ def test_a_damaged_record_of_the_run_is_named(tmp_path):
         CheckpointStore(tmp_path, 10).read_run(1)
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_unwritable_folder_raises_naming_it(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file" / "checkpoints", type(tmp_path)("/proc/none/checkpoints")):
         with pytest.raises(DataError, match=f"cannot be kept in {folder}: .*choose another --workdir"):
@@ -193,10 +193,10 @@ def files_of(folder):
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
-def test_no_file_of_a_checkpoint_can_be_damaged_unseen(copied, damage):
+def test_damage_to_every_checkpoint_file_is_detected(copied, damage):
     """All but the empty ones and Orbax's note that the folder is complete, which nothing reads."""
     names = [name for name in files_of(copied / "2") if name != "commit_success.txt"]
-    assert len(names) > 10 and integrity.SUMS in names
+    assert len(names) > 10 and integrity.SUMS_FILE in names
     for name in names:
         shutil.copytree(copied / "2", copied / "3")
         damage(copied / "3" / name)
@@ -205,67 +205,67 @@ def test_no_file_of_a_checkpoint_can_be_damaged_unseen(copied, damage):
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
-def test_the_step_before_is_taken_and_the_damaged_file_named(copied, damage):
+def test_fallback_to_previous_checkpoint_names_the_damaged_file(copied, damage):
     file = next(p for p in sorted((copied / "2" / "state").rglob("d/*")))
     damage(file)
     store = CheckpointStore(copied, 10)
-    found = store.newest()
-    assert (found.step, found.damaged) == (1, (2,))
-    assert f"checkpoint {copied}/2 is DAMAGED: {file.relative_to(copied / '2')}" in found.notes[0]
-    assert found.notes[1:] == ("WARNING: falling back to checkpoint 1",)
+    latest = store.latest_intact()
+    assert (latest.step, latest.damaged) == (1, (2,))
+    assert f"checkpoint {copied}/2 is DAMAGED: {file.relative_to(copied / '2')}" in latest.notes[0]
+    assert latest.notes[1:] == ("WARNING: falling back to checkpoint 1",)
     assert_equal(store.restore(1, abstract(state(0)))[0], state(1))
 
 
-def test_the_newest_is_taken_where_nothing_is_damaged(copied, tmp_path):
+def test_newest_intact_checkpoint_is_chosen(copied, tmp_path):
     (copied / "1" / "run" / "metadata").unlink()  # older ones are not even looked at
-    found = CheckpointStore(copied, 10).newest()
-    assert (found.step, found.damaged, found.notes) == (2, (), ())
-    found = CheckpointStore(tmp_path / "none", 10).newest()
-    assert (found.step, found.damaged, found.notes) == (None, (), ())
+    latest = CheckpointStore(copied, 10).latest_intact()
+    assert (latest.step, latest.damaged, latest.notes) == (2, (), ())
+    latest = CheckpointStore(tmp_path / "none", 10).latest_intact()
+    assert (latest.step, latest.damaged, latest.notes) == (None, (), ())
 
 
-def test_where_none_is_whole_that_is_an_error_that_names_them_all(copied):
+def test_no_intact_checkpoint_raises_naming_all(copied):
     (copied / "1" / "run" / "metadata").unlink()
     (copied / "2" / "data" / "metadata").unlink()
     with pytest.raises(
         DataError, match="2 is DAMAGED: data/metadata is missing; .*1 is DAMAGED: run/.* another --workdir"
     ):
-        CheckpointStore(copied, 10).newest()
+        CheckpointStore(copied, 10).latest_intact()
 
 
-def test_a_checkpoint_without_hashes_is_taken_and_that_is_said(copied):
-    (copied / "2" / integrity.SUMS).unlink()
-    about = json.loads((copied / "2" / integrity.ABOUT).read_text())
-    (copied / "2" / integrity.ABOUT).write_text(json.dumps(about | {"custom_metadata": {}}))
+def test_checkpoint_without_hashes_is_used_with_a_note(copied):
+    (copied / "2" / integrity.SUMS_FILE).unlink()
+    metadata = json.loads((copied / "2" / integrity.METADATA_FILE).read_text())
+    (copied / "2" / integrity.METADATA_FILE).write_text(json.dumps(metadata | {"custom_metadata": {}}))
     store = CheckpointStore(copied, 10)
-    found = store.newest()
-    assert found.step == 2 and len(found.notes) == 1 and "before there were hashes" in found.notes[0]
+    latest = store.latest_intact()
+    assert latest.step == 2 and len(latest.notes) == 1 and "before there were hashes" in latest.notes[0]
     assert_equal(store.restore(2, abstract(state(0)))[0], state(2))
 
 
-def test_a_damaged_checkpoint_that_was_set_aside_is_saved_anew_and_kept(copied):
+def test_quarantined_checkpoint_is_kept_and_its_step_saved_again(copied):
     for name in ("2.damaged", "2.damaged-1"):
         (copied / "2" / "data" / "metadata").unlink()
         store = CheckpointStore(copied, 10)
-        store.set_aside(store.newest().damaged)
-        assert store.latest() == 1 and (copied / name).is_dir()
+        store.quarantine(store.latest_intact().damaged)
+        assert store.latest_step() == 1 and (copied / name).is_dir()
         store.save(2, state(2), {"step": 2}, {})
         store.close()
     store = CheckpointStore(copied, 10)
-    assert store.newest().step == 2
+    assert store.latest_intact().step == 2
     assert_equal(store.restore(2, abstract(state(0)))[0], state(2))
 
 
-def test_every_process_takes_the_step_that_process_0_found(copied, monkeypatch):
+def test_every_process_uses_the_step_of_process_0(copied, monkeypatch):
     """Another process may see other faults, or read later, when they are gone."""
     store = CheckpointStore(copied, 10)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda own: np.int32(1) if own == -1 else own)
-    found = store.newest()
-    assert (found.step, found.damaged, found.notes) == (1, (2,), ())
+    latest = store.latest_intact()
+    assert (latest.step, latest.damaged, latest.notes) == (1, (2,), ())
 
 
-def test_a_checkpoint_counts_only_when_its_hashes_are_written(copied, monkeypatch):
+def test_checkpoint_is_complete_only_after_hashes_are_written(copied, monkeypatch):
     def fail(folder):
         assert folder.is_dir() and not (copied / "3").exists(), "hashed before it has its name"
         raise OSError(28, "No space left on device")
@@ -275,11 +275,11 @@ def test_a_checkpoint_counts_only_when_its_hashes_are_written(copied, monkeypatc
     store.save(3, state(3), {}, {})
     with pytest.raises(DataError, match="checkpoint 3 cannot be written to .* bytes are free there.: .*No space left"):
         store.wait()
-    assert integrity.steps_in(copied) == [1, 2] and CheckpointStore(copied, 10).newest().step == 2
+    assert integrity.steps_in(copied) == [1, 2] and CheckpointStore(copied, 10).latest_intact().step == 2
 
 
 @pytest.mark.parametrize("size", [0, 100, 1000])
-def test_a_disk_that_is_full_is_said_and_costs_only_that_checkpoint(copied, size, capfd):
+def test_full_disk_raises_and_loses_only_that_checkpoint(copied, size, capfd):
     store = CheckpointStore(copied, 2)
     with files_of_at_most(size):
         with pytest.raises(DataError, match="checkpoint 3 cannot be written .* complete one is 2;"):

@@ -34,11 +34,11 @@ def params(model):
 
 def renamed(model, *prefixes: tuple[str, str]) -> dict[str, torch.Tensor]:
     """The state dict with each name's first matching prefix replaced."""
-    found = {}
+    tensors = {}
     for name, value in model.state_dict().items():
         old, new = next(p for p in prefixes if name.startswith(p[0]))
-        found[new + name.removeprefix(old)] = value.contiguous()
-    return found
+        tensors[new + name.removeprefix(old)] = value.contiguous()
+    return tensors
 
 
 VISION, PROJECTOR, LLM, HEAD = (
@@ -82,46 +82,46 @@ def test_every_dialect_gives_the_same_sharded_parameters(tmp_path, model, params
     files = save(tmp_path, renamed(model, *WRITERS[writer]), shards)
     dialect = find_dialect(files)
     assert dialect.name == writer.split(",")[0]
-    rows = torch_mappings(dialect, files, depth=2)
-    check_tensors(files, rows, SHAPES, tied=False)
-    wanted = like()
-    found = load_parameters(files, rows, wanted)
-    assert found.keys() == params.keys()
-    for path, value in found.items():
+    mappings = torch_mappings(dialect, files, depth=2)
+    check_tensors(files, mappings, SHAPES, tied=False)
+    specs = like()
+    loaded = load_parameters(files, mappings, specs)
+    assert loaded.keys() == params.keys()
+    for path, value in loaded.items():
         np.testing.assert_array_equal(np.asarray(value), params[path], err_msg=path)
-        assert value.sharding == wanted[path].sharding
+        assert value.sharding == specs[path].sharding
 
 
-def test_what_transformers_saves_is_read(tmp_path, model, params):
+def test_folder_saved_by_transformers_is_read(tmp_path, model, params):
     model.save_pretrained(tmp_path, max_shard_size="40KB")
     files = TorchFiles(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 3
-    rows = torch_mappings(find_dialect(files), files, depth=2)
-    check_tensors(files, rows, SHAPES, tied=False)
-    found = load_parameters(files, rows, like((1, 8, 1)))
-    for path, value in found.items():
+    mappings = torch_mappings(find_dialect(files), files, depth=2)
+    check_tensors(files, mappings, SHAPES, tied=False)
+    loaded = load_parameters(files, mappings, like((1, 8, 1)))
+    for path, value in loaded.items():
         np.testing.assert_array_equal(np.asarray(value), params[path], err_msg=path)
 
 
 @pytest.mark.parametrize("prefix", ["", "vision_model."])
-def test_a_tower_alone(tmp_path, prefix):
+def test_lone_vision_tower_is_read(tmp_path, prefix):
     tensors = {prefix + name: x for name, x in hf_clip(CONFIG.vision).state_dict().items()}
     extra = {"text_model.embeddings.position_ids": torch.ones(3), "logit_scale": torch.ones(1)} if prefix else {}
     files = save(tmp_path, tensors | extra)
     assert find_dialect(files).name == "clip"
-    rows = torch_mappings(find_dialect(files), files, depth=0)
-    check_tensors(files, rows, {p: s for p, s in SHAPES.items() if p.startswith("vision/")}, tied=False)
+    mappings = torch_mappings(find_dialect(files), files, depth=0)
+    check_tensors(files, mappings, {p: s for p, s in SHAPES.items() if p.startswith("vision/")}, tied=False)
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_language_model_alone_with_what_old_files_keep(tmp_path, tied):
+def test_lone_language_model_ignores_obsolete_tensors(tmp_path, tied):
     config = uneven(llm=dict(tied_head=tied))
     tensors = hf_llama(config.llm).state_dict() | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(5)}
     files = save(tmp_path, {name: x.clone() for name, x in tensors.items()})  # a tied head is in the state dict too
     assert find_dialect(files).name == "llm" and "lm_head.weight" in files
-    rows = torch_mappings(find_dialect(files), files, depth=0)
+    mappings = torch_mappings(find_dialect(files), files, depth=0)
     shapes = {path: x.shape for path, x in abstract_model(config)[0].items() if path.startswith("llm/")}
-    check_tensors(files, rows, shapes, tied)
+    check_tensors(files, mappings, shapes, tied)
 
 
 FAULTS = {
@@ -137,7 +137,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("message", FAULTS)
-def test_tensors_that_do_not_fit_are_named(tmp_path, model, message):
+def test_mismatched_tensors_raise_naming_them(tmp_path, model, message):
     tensors = renamed(model, *WRITERS["memory, new"])
     FAULTS[message](tensors)
     files = save(tmp_path, tensors)
@@ -145,6 +145,6 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, model, message):
         check_tensors(files, torch_mappings(find_dialect(files), files, depth=2), SHAPES, tied=False)
 
 
-def test_an_unknown_model_is_refused_with_what_it_holds(tmp_path):
+def test_unknown_model_raises_naming_its_tensors(tmp_path):
     with pytest.raises(DataError, match=r"no LLaVA, CLIP tower or LLaMA .* begin with transformer.h.0.weight"):
         find_dialect(save(tmp_path, {"transformer.h.0.weight": torch.ones(3)}))

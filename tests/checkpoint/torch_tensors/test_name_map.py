@@ -31,24 +31,24 @@ def shapes_of(projector: str, llm: str) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("projector, depth", [("linear", 1), ("mlp2x_gelu", 2), ("mlp3x_gelu", 3)])
 @pytest.mark.parametrize("llm", ["vicuna_13b_v1.5", "llama3_8b", "smollm2_135m"])
-def test_every_parameter_has_one_row_and_no_torch_tensor_has_two(projector, depth, llm):
-    rows = {"vision": CLIP, "projector": projector_mappings(depth, "llava"), "llm": LLAMA}
-    found = {f"{module}/{row.path}": row for module, table in rows.items() for row in table}
+def test_parameters_and_torch_tensors_map_one_to_one(projector, depth, llm):
+    tables = {"vision": CLIP, "projector": projector_mappings(depth, "llava"), "llm": LLAMA}
+    mappings = {f"{module}/{mapping.path}": mapping for module, table in tables.items() for mapping in table}
     shapes = shapes_of(projector, llm)
-    assert shapes.keys() <= found.keys()
-    unused = found.keys() - shapes.keys()
+    assert shapes.keys() <= mappings.keys()
+    unused = mappings.keys() - shapes.keys()
     assert unused <= {f"llm/layers/{x}/bias" for x in "qkv"} | {"llm/head/kernel"}, "what only some models have"
-    tensors = [(path.split("/")[0], n) for path, shape in shapes.items() for n in tensor_names(found[path], shape)]
+    tensors = [(path.split("/")[0], n) for path, shape in shapes.items() for n in tensor_names(mappings[path], shape)]
     assert len(set(tensors)) == len(tensors)
 
 
-def test_shapes_are_those_of_the_published_files():
+def test_torch_shapes_equal_the_published_files():
     def tensors(table, module, shapes):
-        rows = {f"{module}/{row.path}": row for row in table}
-        for path in rows.keys() & shapes.keys():
-            shape = shapes[path][1:] if rows[path].stacked else shapes[path]
-            for name in tensor_names(rows[path], shapes[path]):
-                yield name, name_map.torch_shape(rows[path].groups, shape)
+        mappings = {f"{module}/{mapping.path}": mapping for mapping in table}
+        for path in mappings.keys() & shapes.keys():
+            shape = shapes[path][1:] if mappings[path].stacked else shapes[path]
+            for name in tensor_names(mappings[path], shapes[path]):
+                yield name, name_map.torch_shape(mappings[path].groups, shape)
 
     shapes = shapes_of("mlp2x_gelu", "llama3_8b")
     llm, vision = dict(tensors(LLAMA, "llm", shapes)), dict(tensors(CLIP, "vision", shapes))
@@ -76,51 +76,53 @@ SHAPES = {
 
 # the matrices are larger than the blocks in which they are turned around, and no multiple of them; the last ones are
 # large enough for several threads
-@pytest.mark.parametrize("piece", [transpose.PIECE, 700], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("chunk", [transpose.CHUNK, 700], ids=["at once", "in chunks"])
 @pytest.mark.parametrize("path", SHAPES)
-def test_what_is_written_is_read_back_whole_and_in_parts(path, piece, monkeypatch):
-    monkeypatch.setattr(transpose, "PIECE", piece)
-    row, shape = next(row for row in CLIP if row.path == path), SHAPES[path]
-    assert path != "layers/down/kernel" or shape[1] * shape[2] > transpose.SMALL
+def test_transposed_tensors_read_back_whole_and_in_parts(path, chunk, monkeypatch):
+    monkeypatch.setattr(transpose, "CHUNK", chunk)
+    mapping, shape = next(mapping for mapping in CLIP if mapping.path == path), SHAPES[path]
+    assert path != "layers/down/kernel" or shape[1] * shape[2] > transpose.SINGLE_THREAD_SIZE
     value = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    layers = value if row.stacked else [value]
-    tensors = {name: to_torch(row.groups, x) for name, x in zip(tensor_names(row, shape), layers, strict=True)}
+    layers = value if mapping.stacked else [value]
+    tensors = {name: to_torch(mapping.groups, x) for name, x in zip(tensor_names(mapping, shape), layers, strict=True)}
     assert all(x.flags.c_contiguous for x in tensors.values())
-    asked = []
+    sizes = []
 
-    def tensor(name, index):
-        asked.append(tensors[name][index].size)
+    def read_tensor(name, index):
+        sizes.append(tensors[name][index].size)
         return tensors[name][index]
 
     whole = (slice(None),) * len(shape)
-    np.testing.assert_array_equal(read_parameter(row, shape, whole, np.float32, tensor), value)
+    np.testing.assert_array_equal(read_parameter(mapping, shape, whole, np.float32, read_tensor), value)
     splits = [axis for axis, n in enumerate(shape) if n in (3, 4, 6, 8) and path != "patch/kernel"]
     for axis in splits:  # as a mesh splits it: layers never, but a pipeline might
         index = (*whole[:axis], slice(shape[axis] // 2, shape[axis]), *whole[axis + 1 :])
-        asked.clear()
-        part = read_parameter(row, shape, index, np.float16, tensor)
-        assert part.dtype == np.float16 and sum(asked) == part.size, "nothing beyond the part is read"
+        sizes.clear()
+        part = read_parameter(mapping, shape, index, np.float16, read_tensor)
+        assert part.dtype == np.float16 and sum(sizes) == part.size, "nothing beyond the part is read"
         np.testing.assert_array_equal(part, value[index].astype(np.float16))
 
 
-def test_the_memory_read_into_becomes_the_device_s():
+def test_device_array_takes_over_the_aligned_buffer():
     """A copy would take as much memory again: 500 MB for a matrix of all layers of 1.1 billion weights."""
-    row, made = next(row for row in CLIP if row.path == "layers/up/kernel"), []
+    mapping, buffers = next(mapping for mapping in CLIP if mapping.path == "layers/up/kernel"), []
 
     def part(index):
-        made.append(read_parameter(row, (3, 4, 40), index, np.float32, lambda name, _: np.ones((40, 4), np.float32)))
-        return made[-1]
+        buffers.append(
+            read_parameter(mapping, (3, 4, 40), index, np.float32, lambda name, _: np.ones((40, 4), np.float32))
+        )
+        return buffers[-1]
 
-    here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     for _ in range(8):  # by chance, memory is on a border of 64 bytes now and then
-        array = jax.make_array_from_callback((3, 4, 40), here, part)
-        assert array.unsafe_buffer_pointer() == made[-1].ctypes.data
+        array = jax.make_array_from_callback((3, 4, 40), sharding, part)
+        assert array.unsafe_buffer_pointer() == buffers[-1].ctypes.data
 
 
-def test_a_head_is_never_split_inside():
+def test_splitting_inside_a_head_raises():
     with pytest.raises(AssertionError):
         torch_index(HEADS_IN, (4, 6, 2), (slice(None), slice(None), slice(0, 1)))
 
 
-def test_the_docstrings_tell_the_truth():
+def test_docstring_examples_are_correct():
     assert doctest.testmod(name_map).failed == 0

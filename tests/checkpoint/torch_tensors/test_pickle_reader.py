@@ -37,16 +37,16 @@ def copies(tmp_path, monkeypatch):
     return folder
 
 
-def test_every_tensor_of_several_files_byte_by_byte(tmp_path, copies, monkeypatch):
+def test_tensors_of_several_files_are_byte_equal(tmp_path, copies, monkeypatch):
     folder = tmp_path / "größe 01"
     folder.mkdir()
     tied = torch.randn(3, 5, dtype=torch.bfloat16)
-    one = {"embed": tied, "head": tied, "half": torch.randn(4, 6).half().T, "scalar": torch.tensor(2.5)}
-    two = {"part": torch.randn(8, 8)[2:4, 1:5], "ids": torch.arange(5), "trained": torch.nn.Parameter(torch.ones(2))}
-    torch.save(one, folder / "pytorch_model-00001-of-00002.bin")
-    torch.save(two, folder / "pytorch_model-00002-of-00002.bin", _use_new_zipfile_serialization=False)
+    first = {"embed": tied, "head": tied, "half": torch.randn(4, 6).half().T, "scalar": torch.tensor(2.5)}
+    second = {"part": torch.randn(8, 8)[2:4, 1:5], "ids": torch.arange(5), "trained": torch.nn.Parameter(torch.ones(2))}
+    torch.save(first, folder / "pytorch_model-00001-of-00002.bin")
+    torch.save(second, folder / "pytorch_model-00002-of-00002.bin", _use_new_zipfile_serialization=False)
     (folder / "training_args.bin").write_bytes(b"not weights")
-    names = {name: f"pytorch_model-0000{1 + (name in two)}-of-00002.bin" for name in one | two}
+    names = {name: f"pytorch_model-0000{1 + (name in second)}-of-00002.bin" for name in first | second}
     (folder / INDEX).write_text(json.dumps({"weight_map": names}))
     # A false torch where the program runs is not what reads the weights.
     (folder / "torch.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
@@ -54,13 +54,13 @@ def test_every_tensor_of_several_files_byte_by_byte(tmp_path, copies, monkeypatc
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
     files = open_weights(folder, True)
-    assert files.path == folder and files.names() == sorted(one | two)
-    for name, value in (one | two).items():
+    assert files.path == folder and files.names() == sorted(first | second)
+    for name, value in (first | second).items():
         assert files.shape(name) == tuple(value.shape)
         if name != "ids":
             read = files.read(name, (ALL,) * value.ndim)
             assert read.tobytes() == value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), name
-    np.testing.assert_array_equal(files.read("half", (slice(1, 3), ALL)), one["half"][1:3].numpy())
+    np.testing.assert_array_equal(files.read("half", (slice(1, 3), ALL)), first["half"][1:3].numpy())
     assert not (tmp_path / "ran").exists()
 
     assert len(list(copies.rglob("*.safetensors"))) == 2
@@ -69,7 +69,7 @@ def test_every_tensor_of_several_files_byte_by_byte(tmp_path, copies, monkeypatc
     assert not list(copies.iterdir()), "the copies go with their reader"
 
 
-def test_without_leave_nothing_is_read(tmp_path, copies, monkeypatch):
+def test_nothing_is_read_without_permission(tmp_path, copies, monkeypatch):
     monkeypatch.setattr(subprocess, "run", None)
     torch.save({"a": torch.ones(2)}, tmp_path / "mm_projector.bin")
     with pytest.raises(DataError, match=r"mm_projector.bin is a pickle, a program .*convert it .*allow_pickle=True"):
@@ -78,7 +78,7 @@ def test_without_leave_nothing_is_read(tmp_path, copies, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["of torch", "plain"])
-def test_a_program_in_a_pickle_does_not_run(tmp_path, copies, kind):
+def test_code_in_a_pickle_does_not_run(tmp_path, copies, kind):
     marker, file = tmp_path / "ran", tmp_path / "pytorch_model.bin"
     contents = {"a": torch.ones(2), "b": Writes(marker)}
     if kind == "of torch":
@@ -102,20 +102,20 @@ def test_a_program_in_a_pickle_does_not_run(tmp_path, copies, kind):
     "contents, message",
     [({"model": {"a": torch.ones(2)}}, "'model' is a dict, not a tensor"), ([torch.ones(2)], "it holds a list, not")],
 )
-def test_what_is_no_tensors_by_name_is_named(tmp_path, copies, contents, message):
+def test_pickle_without_named_tensors_raises(tmp_path, copies, contents, message):
     torch.save(contents, tmp_path / "weights.bin")
     with pytest.raises(DataError, match=f"weights.bin cannot be read as weights: {message}"):
         read_pickled(tmp_path / "weights.bin", True)
 
 
-def test_a_file_cut_short_is_named(tmp_path, copies):
+def test_truncated_file_raises_naming_it(tmp_path, copies):
     torch.save({"a": torch.ones(1000)}, tmp_path / "whole.bin")
     (tmp_path / "short.bin").write_bytes((tmp_path / "whole.bin").read_bytes()[:-200])
     with pytest.raises(DataError, match="short.bin cannot be read as weights: .+"):
         read_pickled(tmp_path / "short.bin", True)
 
 
-def test_without_torch_the_error_says_so(tmp_path, copies, monkeypatch):
+def test_missing_torch_raises(tmp_path, copies, monkeypatch):
     (tmp_path / "weights.bin").write_bytes(b"")
     venv.create(tmp_path / "bare", with_pip=False)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
@@ -125,7 +125,7 @@ def test_without_torch_the_error_says_so(tmp_path, copies, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": {"a": "../x.bin"}}', '{"weight_map": {"a": "gone.bin"}}'])
-def test_an_index_that_does_not_fit_is_named(tmp_path, text):
+def test_invalid_index_raises_naming_it(tmp_path, text):
     folder = tmp_path / "weights"
     folder.mkdir()
     (tmp_path / "x.bin").write_bytes(b"")
@@ -134,14 +134,14 @@ def test_an_index_that_does_not_fit_is_named(tmp_path, text):
         open_weights(folder, True)
 
 
-def test_safetensors_come_first_and_need_no_leave(tmp_path):
+def test_safetensors_are_preferred_and_need_no_permission(tmp_path):
     with pytest.raises(DataError, match="holds no weights: neither .safetensors nor pytorch_model.bin"):
         open_weights(tmp_path, True)
     assert find_weights(tmp_path, "adapter_model") is None
     (tmp_path / "adapter_model.bin").write_bytes(b"")
     assert find_weights(tmp_path, "adapter_model").name == "adapter_model.bin"
     save_file({"a": np.ones(2, np.float32)}, tmp_path / "adapter_model.safetensors")
-    found = find_weights(tmp_path, "adapter_model")
-    assert found.name == "adapter_model.safetensors"
-    for path in (found, tmp_path):
+    adapter = find_weights(tmp_path, "adapter_model")
+    assert adapter.name == "adapter_model.safetensors"
+    for path in (adapter, tmp_path):
         assert open_weights(path, False).names() == ["a"]

@@ -25,7 +25,7 @@ def shards(folder, **files):
 
 
 @pytest.mark.parametrize("name", ["01", "with space", "größe 模型"])
-def test_one_file_a_folder_of_them_and_an_indexed_folder(tmp_path, name):
+def test_file_folder_and_indexed_folder_are_read(tmp_path, name):
     folder = shards(tmp_path / name, one={"a": A}, two={"b": -A})
     for source in (folder, folder / "one.safetensors"):
         files = TorchFiles(source)
@@ -37,7 +37,7 @@ def test_one_file_a_folder_of_them_and_an_indexed_folder(tmp_path, name):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
-def test_numbers_come_in_the_dtype_of_the_file(tmp_path, dtype):
+def test_values_keep_the_dtype_of_the_file(tmp_path, dtype):
     files = TorchFiles(shards(tmp_path, one={"a": A.astype(dtype)}))
     assert files.read("a", ALL).dtype == dtype
     np.testing.assert_array_equal(files.read("a", ALL), A.astype(dtype))
@@ -62,7 +62,7 @@ def test_no_file_stays_open_or_mapped(tmp_path):
 
 
 @pytest.mark.parametrize("index", [ALL, (slice(0, 2), slice(0, 1))], ids=["rows", "columns"])
-def test_a_file_that_changed_since_is_named(tmp_path, index):
+def test_file_changed_after_opening_raises_naming_it(tmp_path, index):
     file = shards(tmp_path, one={"a": A}) / "one.safetensors"
     files = TorchFiles(file)
     os.truncate(file, file.stat().st_size - 40)
@@ -73,18 +73,18 @@ def test_a_file_that_changed_since_is_named(tmp_path, index):
         files.read("a", index)
 
 
-def test_a_tensor_in_two_files_is_named(tmp_path):
+def test_tensor_in_two_files_raises_naming_both(tmp_path):
     with pytest.raises(DataError, match=r"tensor a is in both .*one.safetensors and .*two.safetensors"):
         TorchFiles(shards(tmp_path, one={"a": A}, two={"a": A}))
 
 
-def test_whole_numbers_are_no_weights(tmp_path):
+def test_integer_tensor_raises(tmp_path):
     files = TorchFiles(shards(tmp_path, one={"a": A.astype(np.int8)}))
     with pytest.raises(DataError, match=r"one.safetensors: tensor a holds I8, not one of"):
         files.read("a", ALL)
 
 
-def test_a_folder_without_weights_is_named(tmp_path):
+def test_folder_without_weights_raises_naming_it(tmp_path):
     for source in (tmp_path, tmp_path / "missing"):
         with pytest.raises(DataError, match=f"{source} holds no .safetensors"):
             TorchFiles(source)
@@ -100,7 +100,7 @@ def test_a_folder_without_weights_is_named(tmp_path):
         ('{"weight_map": {"a": "two.safetensors"}}', "names 'two.safetensors', which is not a file beside it"),
     ],
 )
-def test_an_index_that_does_not_fit_is_named(tmp_path, text, message):
+def test_invalid_index_raises_naming_it(tmp_path, text, message):
     (shards(tmp_path, one={"a": A}) / INDEX).write_text(text)
     with pytest.raises(DataError, match=message):
         TorchFiles(tmp_path)
@@ -121,7 +121,7 @@ def header(content: bytes, length: int | None = None) -> bytes:
     ],
     ids=["empty", "a header of 200 MB", "no json", "truncated", "offsets past the end"],
 )
-def test_a_broken_file_is_named(tmp_path, data):
+def test_broken_file_raises_naming_it(tmp_path, data):
     (tmp_path / "one.safetensors").write_bytes(data)
     with pytest.raises(DataError, match=r"one.safetensors is broken or not a safetensors file"):
         TorchFiles(tmp_path)
