@@ -9,6 +9,6 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    if name == "load":  # only now: with jax it takes seconds to import, and a typo in a flag is to be reported at once
+    if name == "load":  # lazy: importing jax takes seconds, and a mistyped flag is reported at once
         return importlib.import_module("llava_jax.api.load").load
     raise AttributeError(f"module 'llava_jax' has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""The errors a user can cause: what happened, where, what to do. `main` prints them without a traceback.
+"""Errors that a user can cause, which `main` prints without a traceback, and a decorator for renamed keywords.
 
-And the warning about a keyword that has a new name.
+A message says what happened, where (file, sample id, tensor) and what to do.
 """
 
 import functools
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """A fault in what the user gave us. `exit_code` is what the process ends with."""
+    """Invalid input or environment. `exit_code`: the exit status of the process."""
 
     exit_code = 1
 
@@ -24,12 +24,12 @@ class ConfigError(UserError):
 class DataError(UserError):
     """A sample, image or data file that cannot be used; the message names it (exit code 1).
 
-    `kind`: what reports sort by and count, one of `data.check.KINDS`.
+    `kind`: the category in reports, one of `data.inspection.check.KINDS`.
     """
 
     def __init__(self, message: str, kind: str = "unusable"):
         super().__init__(message)
-        self.kind = kind  # not in args; pickling keeps it, as part of __dict__
+        self.kind = kind  # not in args, but in __dict__, so pickling keeps it
 
 
 class Diverged(UserError):
@@ -43,20 +43,19 @@ class TooLong(DataError):
 
 
 def harmless(text: object) -> str:
-    """`str(text)` without control characters (but for line breaks and tabs), which can do more to a terminal than
-    write: names of files, ids and answers come from others. Half characters, which cannot be printed at all, become
-    question marks."""
+    """Returns `str(text)` without control characters (except line breaks and tabs), which can manipulate a terminal:
+    file names, ids and answers come from others. Lone surrogates, which cannot be encoded, become question marks."""
     kept = "".join(c for c in str(text) if c in "\n\t" or unicodedata.category(c) != "Cc")
     return kept.encode(errors="replace").decode()
 
 
 def renamed_keywords(**new_names: str) -> Callable[[Callable], Callable]:
-    """A decorator for a function some of whose keywords were renamed: the old ones still work.
+    """Returns a decorator that keeps old names of keyword arguments working.
 
         @renamed_keywords(is_streamed="stream")
         def chat(..., stream=False): ...
 
-    An old keyword gives a DeprecationWarning; both at once raise TypeError.
+    An old keyword emits a DeprecationWarning; the old and the new one together raise TypeError.
     """
 
     def decorate(function: Callable) -> Callable:

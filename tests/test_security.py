@@ -1,4 +1,4 @@
-"""What the code must never do with other people's files: run them, unpickle them, or open more than is allowed."""
+"""The code never executes or unpickles foreign files, and opens images only in allowed formats."""
 
 import ast
 from pathlib import Path
@@ -6,13 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# These compare with transformers, which needs torch.
 MAY_IMPORT_TORCH = (
-    "parity_transformers.py",
-    "measure_generate.py",
-    "bench_step.py",
-    "torch_step.py",
-    "input_pipeline.py",
-)  # compare with transformers, whose models are torch's
+    "parity_transformers.py", "measure_generate.py", "bench_step.py", "torch_step.py", "input_pipeline.py",
+)  # fmt: skip
 FILES = sorted(p for folder in ("llava_jax", "configs", "launch") for p in (ROOT / folder).rglob("*.py"))
 NEVER_IMPORTED = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch"}
 NEVER_CALLED = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "tempfile.mktemp", "yaml.load"}
@@ -20,21 +17,20 @@ NEVER_TRUE = {"allow_pickle", "trust_remote_code", "shell"}
 
 
 def passes_user_flag(call: ast.Call, value: ast.expr, package_functions: set[str]) -> bool:
-    """Whether a call gives the user's own `allow_pickle` to a function of this package, as a variable of that name."""
+    """Returns whether a call passes a variable `allow_pickle` to a function of this package."""
     is_flag = isinstance(value, ast.Name | ast.Attribute) and ast.unparse(value).split(".")[-1] == "allow_pickle"
     return is_flag and ast.unparse(call.func) in package_functions
 
 
 def violations(tree: ast.AST) -> list[str]:
-    """Each forbidden thing with its line."""
+    """Returns every forbidden import, call or keyword with its line."""
     messages, package_functions, keyword_names = [], {"llava_jax.load"}, set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "llava_jax":
             package_functions |= {alias.asname or alias.name for alias in node.names}
         if isinstance(node, ast.FunctionDef):
-            package_functions |= (
-                {node.name} if "allow_pickle" in {a.arg for a in (*node.args.args, *node.args.kwonlyargs)} else set()
-            )  # its own calls are looked at too
+            if "allow_pickle" in {a.arg for a in (*node.args.args, *node.args.kwonlyargs)}:
+                package_functions.add(node.name)  # its own calls are checked too
             # @renamed_keywords(pickles_allowed="allow_pickle")
             calls = [call for call in node.decorator_list if isinstance(call, ast.Call)]
             named = [call for call in calls if ast.unparse(call.func) == "renamed_keywords"]
@@ -107,7 +103,7 @@ def test_torch_pickles_are_read_once_as_weights_only():
         (path.name, line.strip()) for path in FILES for line in path.read_text(encoding="utf-8").splitlines()
         if "torch.load(" in line
     ]  # fmt: skip
-    assert [name for name, _ in calls] == ["pickle_reader.py"], "in the text of its other process"
+    assert [name for name, _ in calls] == ["pickle_reader.py"], "in the program of its subprocess"
     assert "weights_only=True" in calls[0][1]
 
 

@@ -1,1 +1,1 @@
-"""What `import llava_jax` gives: load a model, ask it, compare it with transformers. Never imports train/."""
+"""The public API: load a model, generate, compare with transformers. Never imports `train`."""

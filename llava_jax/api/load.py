@@ -1,5 +1,4 @@
-"""`llava_jax.load`: a LLaVA from anything, or a language model alone, its weights read straight into the shards of the
-devices at hand."""
+"""`llava_jax.load`: loads a LLaVA or a language model of any supported format directly into device shards."""
 
 import dataclasses
 from pathlib import Path
@@ -23,14 +22,15 @@ def load(
     base: str | Path | None = None, tokenizer: str | Path | None = None, template: str | None = None,
     aspect: str | None = None, allow_pickle: bool = False, mesh: Mesh | None = None,
 ) -> LlavaModel:  # fmt: skip
-    """A model from a folder of Hugging Face's LLaVA or of the original's, the workdir of a run (its newest checkpoint),
-    or what `save` wrote; or a language model alone, from a folder or a GGUF file. Its content decides.
+    """Loads a model; its format is detected by content.
 
-    dtype: float32 | bfloat16 | float16, of the weights; None: each as its file has it. Arithmetic is in bfloat16 where
-    all of them are, else in float32. tower, base, allow_pickle: see `open_parameters`. tokenizer: where the folder has
-    none, or another one. template: None for what the run says, chatml where the model's own chat template is, else
-    vicuna_v1. aspect: crop | pad; None takes what the folder's own files say. mesh: None spreads the weights over all
-    devices. Raises DataError or ConfigError that name what is missing or does not fit.
+    path: a folder in Hugging Face's or the original LLaVA's format, the workdir of a run (its newest checkpoint), a
+    folder that `save` wrote, or a language model alone as a folder or a GGUF file. dtype: float32 | bfloat16 | float16
+    of the weights; None: as stored. Computes in bfloat16 if all weights are bfloat16, else in float32. tower, base,
+    allow_pickle: see `open_parameters`. tokenizer: a file or folder that replaces the model's, or that it lacks.
+    template: None: the run's own, chatml if the model's chat template is ChatML, else vicuna_v1. aspect: crop | pad;
+    None: as in the model's own files. mesh: None: shards the weights over all devices. Raises DataError or ConfigError
+    that names what is missing or does not match.
     """
     mesh = mesh or make_mesh(1, -1, 1)
     check_option(dtype, (None, *DTYPES), "dtype")
@@ -45,7 +45,7 @@ def load(
 
 
 def _read(checkpoint: Checkpoint, dtype: str | None, mesh: Mesh) -> tuple[Params, ModelConfig]:
-    """(parameters on the mesh, config that computes in their dtype)."""
+    """Returns (parameters on the mesh, config that computes in their dtype)."""
     config = checkpoint.config
     shapes, specs = abstract_model(config)
     dtypes = dict.fromkeys(shapes, dtype) if dtype else checkpoint.parameters.dtypes(shapes)

@@ -1,9 +1,9 @@
-"""The public Python surface: a LLaVA, or a language model alone, on the devices at hand, that answers and is saved.
+"""LlavaModel: a loaded LLaVA or language model, with chat, generation, logits and export.
 
     lv = llava_jax.load("llava-1.5-7b-hf")
     lv.chat([{"role": "user", "content": "What is unusual here?"}], images=["taxi.jpg"])
 
-`llava_jax.load` is the way to make one, see `loading`.
+See `api.load` for the formats that `llava_jax.load` opens.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ FORMATS = ("hf", "llava", "orbax")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LlavaModel:
-    """A model with its weights. `template` and `aspect` are those it was trained with."""
+    """A model with its weights on a mesh. `template`, `aspect` and `wraps_images` are those it was trained with."""
 
     config: ModelConfig
     params: Params
@@ -47,30 +47,30 @@ class LlavaModel:
     tokenizer: Tokenizer
     template: str
     aspect: str
-    image_token_id: int  # what stands for an image feature in ids that come from transformers' processor
+    image_token_id: int  # the placeholder token of an image feature in ids from transformers' processor
     source_info: SourceInfo = SourceInfo()
     wraps_images: bool = False  # whether each image stands between <im_start> and <im_end>
 
     def logits(self, input_ids, pixel_values=None, attention_mask=None) -> np.ndarray:
-        """float32[B, T, V] of what transformers' LlavaProcessor returns: input_ids int[B, T] with one image token per
-        feature, pixel_values float[N, 3, H, W] of all images in order, attention_mask int[B, T] (padding on either
-        side; its positions mean nothing). Raises DataError where images and image tokens disagree."""
+        """Computes logits float32[B, T, V] of what transformers' LlavaProcessor returns: input_ids int[B, T] with one
+        image token per feature, pixel_values float[N, 3, H, W] of all images in order, attention_mask int[B, T] with
+        padding on either side, where logits are meaningless. Raises DataError if images and image tokens disagree."""
         prompts, is_token = self._prompts(input_ids, pixel_values, attention_mask)
         shape = BatchShape(*is_token.shape, max((len(prompt.images) for prompt in prompts), default=0))
         batch = prompt_batch(prompts, shape, self.config.image_size)
         with jax.set_mesh(self.mesh):
             logits = np.asarray(_logits(Llava(self.config), nested(self.params), batch))
-        if np.array_equal(is_token, batch.segment_ids > 0):  # padded on the right, as the batch is
+        if np.array_equal(is_token, batch.segment_ids > 0):  # right-padded, like the batch
             return logits
-        unsorted = np.zeros_like(logits)
-        unsorted[is_token] = logits[batch.segment_ids > 0]
-        return unsorted
+        aligned = np.zeros_like(logits)
+        aligned[is_token] = logits[batch.segment_ids > 0]
+        return aligned
 
     def generate(
         self, input_ids, pixel_values=None, attention_mask=None, *, max_new_tokens: int = 512,
         temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0,
     ) -> np.ndarray:  # fmt: skip
-        """New ids int32[B, n], n the longest answer, shorter ones filled up with the pad token; inputs as `logits`."""
+        """Generates ids int32[B, n], padded to the longest answer with the pad token. Inputs: see `logits`."""
         prompts, _ = self._prompts(input_ids, pixel_values, attention_mask)
         settings = GenerationConfig(
             stop_ids(self.tokenizer, self.template), max_new_tokens=max_new_tokens, temperature=temperature,
@@ -88,12 +88,11 @@ class LlavaModel:
         max_new_tokens: int = 512, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0,
         stop: Sequence[str] = (), seed: int = 0,
     ) -> str | Iterator[str]:  # fmt: skip
-        """The assistant's answer to OpenAI-style messages, whole or as an iterator of pieces.
+        """Answers OpenAI-style messages. Returns the text, or with `stream` an iterator of text pieces.
 
         A message is {"role": "user" | "assistant", "content": text or a list of {"type": "text", "text": ...} and
-        {"type": "image"}}. The k-th image part is the k-th of `images` (PIL images or paths; nothing is fetched from
-        the net). Messages without image parts get all images before the first question. Raises DataError for
-        messages or images that cannot be used.
+        {"type": "image"}}. The k-th image part refers to the k-th of `images` (PIL images or paths, never URLs).
+        Without image parts, all images precede the first question. Raises DataError for invalid messages or images.
         """
         prompt = self._prompt(messages, images)
         settings = self.settings(
@@ -104,27 +103,27 @@ class LlavaModel:
         return self.answers([prompt], settings)[0].text.strip()
 
     def settings(self, *stop: str, **sampling) -> GenerationConfig:
-        """How this model is to answer: its answers end where its template says, or at one of `stop`. drawn: what else
-        `GenerationConfig` has."""
+        """Returns a GenerationConfig that stops at the template's end of turn or at one of `stop`. sampling: other
+        fields of `GenerationConfig`."""
         return GenerationConfig.of_template(self.tokenizer, self.template, *stop, **sampling)
 
     def answers(self, prompts: Sequence[Prompt], settings: GenerationConfig) -> list[Generation]:
-        """The answers to prompts of ids (see `place_images`) and pixels as one batch, spread over the mesh."""
+        """Answers prompts of ids (see `expand_image_tokens`) and pixels as one batch, sharded over the mesh."""
         return generate(Llava(self.config), self._decode_params, prompts, settings, self.tokenizer, self.mesh)
 
     def expand_image_tokens(self, ids: np.ndarray) -> np.ndarray:
-        """ids int32[T] with one IMAGE_TOKEN_ID an image -> int32[L] with what this model wants in its place."""
+        """Expands ids int32[T] with one IMAGE_TOKEN_ID per image to int32[L]: one per feature, wrapped if needed."""
         return expand_image_tokens(self.tokenizer, ids, self.config.features, self.wraps_images)
 
     def save(self, path: str | Path, format: str = "hf", dtype: str | None = None) -> None:
-        """Writes a new folder: `hf`, which transformers loads; `llava`, the original's; `orbax`, our own, laid out as a
-        run's. dtype: float32 | bfloat16 | float16, of the files; None: each weight as it is here.
+        """Writes a new folder. format: `hf` for transformers; `llava`, the original's; `orbax`, our own, in the layout
+        of a workdir. dtype: float32 | bfloat16 | float16 of the files; None: each weight's own.
 
-        The folder appears when it is complete. Raises DataError where it exists or cannot be written, for a model that
-        the format cannot hold, and for a language model alone.
+        The folder appears when it is complete. Raises DataError if it exists or cannot be written, for a model that
+        the format cannot represent, and for a language model alone.
         """
         if not self.config.vision:
-            raise DataError("a language model alone is not written; a run starts from it with --config.load.llm=FOLDER")
+            raise DataError("a language model alone cannot be saved; use it in a run with --config.load.llm=FOLDER")
         check_option(format, FORMATS, "format")
         check_option(dtype, (None, *DTYPES), "dtype")
         path, c, source, tokenizer = Path(path), self.config, self.source_info, self.tokenizer
@@ -161,12 +160,12 @@ class LlavaModel:
     def _prompt(self, messages: Sequence[dict], images: Sequence) -> Prompt:
         turns = [_parse_message(i, message) for i, message in enumerate(messages)]
         if not turns or turns[-1][0] != "human":
-            raise DataError("messages must end with one of the user's")
+            raise DataError("the last message must have the role 'user'")
         if images and not any(IMAGE_MARKER in text for _, text in turns):
             role, text = turns[0]
             turns[0] = (role, f"{IMAGE_MARKER}\n" * len(images) + text)
         if images and not self.config.vision:
-            raise DataError("this is a language model alone, it takes no images")
+            raise DataError("this is a language model alone: it accepts no images")
         ids = encode_prompt(
             turns, len(images), tokenizer=self.tokenizer, template=self.template, features=self.config.features,
             wraps_images=self.wraps_images,
@@ -178,7 +177,7 @@ class LlavaModel:
         return Prompt(ids, pixels)
 
     def _prompts(self, input_ids, pixel_values, attention_mask) -> tuple[list[Prompt], np.ndarray]:
-        """(a prompt for each row of what `logits` takes, bool[B, T]: where its tokens are)."""
+        """Returns (one prompt per row of the inputs of `logits`, bool[B, T]: which positions are not padding)."""
         ids = np.asarray(input_ids)
         if ids.ndim != 2:
             raise DataError(f"input_ids has shape {ids.shape}; it must be [rows, tokens]")
@@ -188,7 +187,7 @@ class LlavaModel:
         counts = (tokens == IMAGE_TOKEN_ID).sum(axis=1)
         image_count = 0 if pixel_values is None else len(pixel_values)
         if (image_count or counts.any()) and not features:
-            raise DataError("this is a language model alone, it takes no images")
+            raise DataError("this is a language model alone: it accepts no images")
         if (counts % max(features, 1)).any() or counts.sum() != image_count * features:
             raise DataError(
                 f"{image_count} image(s) of {features} features, but {counts.tolist()} image tokens in the rows of "
@@ -198,7 +197,7 @@ class LlavaModel:
         if image_count:
             pixels = np.asarray(pixel_values, np.float32).transpose(0, 2, 3, 1)
             if pixels.shape[1:] != (size, size, 3):
-                raise DataError(f"pixel_values has images of shape {pixels.shape[1:3]}, the tower takes {(size, size)}")
+                raise DataError(f"pixel_values has images of shape {pixels.shape[1:3]}, the tower needs {(size, size)}")
         images = np.split(pixels, np.cumsum(counts // max(features, 1))[:-1])
         rows = enumerate(zip(tokens, is_token, images, strict=True))
         return [Prompt(row[mask], images, i) for i, (row, mask, images) in rows], is_token
@@ -218,7 +217,7 @@ def _parse_message(number: int, message: dict) -> tuple[str, str]:
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise DataError(
-            f"message {number} has the role {role!r}; there are user and assistant, and the template's own system text"
+            f"message {number} has the role {role!r}, not user or assistant (the template sets the system text)"
         )
     if isinstance(content, str):
         return ROLES[role], content

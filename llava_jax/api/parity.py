@@ -1,6 +1,6 @@
-"""Whether two models compute the same: seven points of a forward pass over a fixed image and a short prompt.
+"""Compares two models at seven points of a forward pass over a fixed image and a short prompt.
 
-Both compute in float32, whatever their weights are stored in: what differs then are the weights.
+Both compute in float32, whatever the dtype of their weights, so differences come from the weights.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ QUESTION = "\nWhat is in the picture?"
 POINTS = (
     "pixels", "patch embedding", "selected layer", "projector", "merged embeddings", "last hidden", "logits",
 )  # fmt: skip
-# Largest difference allowed, as a share of the largest value at that point, where weights were rounded to a dtype.
-# `float32` is also for weights that were not: there only the order of sums differs.
+# Largest allowed difference relative to the largest value at a point, for weights rounded to a dtype. `float32` also
+# covers weights that were not rounded: there only the order of summation differs.
 BOUNDS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-GREY_LEVEL = 1.01 / 255 / 0.26  # of a pixel, over the smallest deviation it is divided by: the rounding of a resize
+GREY_LEVEL = 1.01 / 255 / 0.26  # rounding of a resized pixel, divided by the smallest STD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Trace:
 
 
 def probe_image() -> Image.Image:
-    """128 x 96 pixels, made of colours that run in every direction and a sharp edge."""
+    """Returns 128 x 96 pixels with colour gradients in all directions and a sharp edge."""
     y, x = np.mgrid[0:96, 0:128]
     pixels = np.stack([2 * x, 255 - 2 * y, (x + y) % 64 * 4], axis=-1)
     pixels[30:60, 40:90] = (250, 20, 60)
@@ -47,7 +47,7 @@ def probe_image() -> Image.Image:
 
 
 def trace(model: LlavaModel) -> Trace:
-    """What the model makes of the probe, with its own tokenizer and image preparation."""
+    """Runs the model on the probe image and question, with its own tokenizer and preprocessing."""
     config = dataclasses.replace(model.config, dtype="float32", feature_dtype="float32")
     tokenizer = model.tokenizer
     bos = [tokenizer.bos_id] if tokenizer.add_bos else []
@@ -62,7 +62,7 @@ def trace(model: LlavaModel) -> Trace:
 
 @jax.jit(static_argnums=0)
 def _points(model: Llava, params: dict, ids, images) -> dict:
-    """The points are outputs of modules and methods, so flax captures them; the model's code knows nothing of it."""
+    """Computes the points, which are outputs of modules and methods that Flax captures as intermediates."""
     methods = {("patch", "__call__"), ("vision", "__call__"), ("projector", "__call__"), (None, "embed")}
     positions = jax.numpy.broadcast_to(jax.numpy.arange(ids.shape[1]), ids.shape)
     with logical_rules():
@@ -81,10 +81,10 @@ def _points(model: Llava, params: dict, ids, images) -> dict:
 
 
 def compare_traces(source: Trace, written: LlavaModel, hf_folder: Path | None, rounded_to: str) -> int:
-    """Prints a table of differences; 0 where all are within their bounds, else 1.
+    """Prints a table of differences. Returns 0 if all are within their bounds, else 1.
 
-    wanted: of the source. again: what was written, loaded. hf_folder: where transformers reads the same. rounded_to:
-    the dtype that the source's weights were rounded to, float32 for not at all.
+    source: trace of the source model. written: the written model, loaded. hf_folder: its folder for transformers, if
+    any. rounded_to: the dtype that the source's weights were rounded to, float32 if they were not.
     """
     written_trace = trace(written)
     hf_points = None
@@ -98,13 +98,13 @@ def compare_traces(source: Trace, written: LlavaModel, hf_folder: Path | None, r
     for name in POINTS:
         expected, actual = source.points[name], written_trace.points[name]
         if name == "logits":
-            actual = actual[..., : expected.shape[-1]]  # a vocabulary may have grown
+            actual = actual[..., : expected.shape[-1]]  # the export may have added tokens
         scale = float(np.abs(expected).max())
         cells = [(_difference(expected, actual), BOUNDS[rounded_to] * scale)]
         if hf_points:
             hf_bound = GREY_LEVEL if name == "pixels" else BOUNDS["float32"] * scale
             cells.append((_difference(written_trace.points[name], hf_points[name]), hf_bound))
-        is_equal &= all(difference <= bound for difference, bound in cells)  # of NaN, false
+        is_equal &= all(difference <= bound for difference, bound in cells)  # False for NaN
         text = "".join(f"{d:>{12 + 3 * i}.2e}{b:>10.1e}" for i, (d, b) in enumerate(cells))
         print(f"{name:18}{scale:>10.2e}{text}" + ("" if all(d <= b for d, b in cells) else "  BEYOND"))
     if hf_folder and not hf_points:

@@ -1,5 +1,4 @@
-"""What transformers computes from a folder that was written for it. The only module that may import torch, and only
-`verify` asks for it, where it is installed."""
+"""Runs transformers on an exported folder. The only module that imports torch; used by `convert --verify`."""
 
 from pathlib import Path
 
@@ -10,10 +9,10 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 
 def transformers_trace(folder: Path, ids: np.ndarray, pixels: np.ndarray, image: Image.Image) -> dict[str, np.ndarray]:
-    """The points of `verify.Trace`, in float32 and channels last.
+    """Returns the points of `parity.Trace`, float32, channels last.
 
-    ids int[1, T] with the image token per feature, pixels float32[1, H, W, 3]: what the model is given. `pixels` of the
-    result is what transformers' own image processor makes of `image`.
+    ids: int[1, T] with one image token per feature. pixels: float32[1, H, W, 3], the model's input. The result's
+    `pixels` are those that transformers' own image processor computes from `image`.
     """
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True)

@@ -1,1 +1,1 @@
-"""Models on disk: our own checkpoints, Hugging Face's, the original LLaVA's, GGUF; read and written."""
+"""Reads and writes checkpoints: native (Orbax), Hugging Face, original LLaVA; reads GGUF."""

@@ -1,8 +1,8 @@
-"""A checkpoint of others, opened: which model it is, and which of its tensors are which parameters.
+"""Opens checkpoints in formats other than ours: detects the model and maps its tensors to parameters.
 
-What the folder holds, its tensors and its config.json say: a whole LLaVA, a CLIP tower or a language model alone. The
-original LLaVA's releases lack their tower; `tower` then names a folder with one. LoRA folders, projectors and delta
-weights need the model they were made from: `base`. `open_checkpoint` is the door to all this.
+Tensor names and config.json tell whether a folder holds a whole LLaVA, a CLIP tower or a language model alone.
+Releases of the original LLaVA lack their tower: `tower` names a folder with one. LoRA folders, projectors and delta
+weights need the model they were made from: `base`. The public entry point is `open_checkpoint`.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ from llava_jax.errors import ConfigError, DataError, renamed_keywords
 
 @dataclasses.dataclass(frozen=True)
 class TensorGroup:
-    """Modules whose tensors one reader holds. `unused`: regexes of names that say nothing the config does not."""
+    """Modules whose tensors come from one reader. `unused`: regexes of tensor names that need no parameter."""
 
     modules: tuple[str, ...]
     files: TensorReader
@@ -48,7 +48,7 @@ class TensorGroup:
 
 @dataclasses.dataclass(frozen=True)
 class ExternalCheckpoint:
-    """`vision`, `llm` and `projector` are None where the source does not have that module. `about`: its config.json."""
+    """An opened checkpoint. `vision`, `llm` and `projector` are None if it lacks that module."""
 
     path: Path
     dialect: str
@@ -64,22 +64,22 @@ class ExternalCheckpoint:
 
     @property
     def gguf(self) -> GgufFile | None:
-        """The one file of a GGUF, opened."""
+        """The opened file if this is a GGUF, else None."""
         files = self.groups[0].files
         return files if isinstance(files, GgufFile) else None
 
     def model(self, dtype: str) -> ModelConfig:
-        """The whole model, computing in `dtype`: a LLaVA, or a language model and nothing else. Raises DataError where
-        a module is missing, and says which."""
+        """Returns the config of a whole LLaVA or a lone language model, computing in `dtype`. Raises DataError that
+        names the missing modules of anything else."""
         missing = {"vision", "projector", "llm"} - set(self.modules) if self.modules != ("llm",) else ()
         if missing:
             module = self.modules[0]
             raise DataError(
                 f"{self.path} is not a whole LLaVA: it has no {' and no '.join(sorted(missing))}; "
                 + (
-                    "name a folder with the CLIP tower (tower=, --tower)"
+                    "pass the folder of its CLIP tower (tower=, --tower)"
                     if missing == {"vision"}
-                    else f"a run starts from it with --config.load.{module}={self.path}"
+                    else f"to start a run from it, set --config.load.{module}={self.path}"
                 )
             )
         return ModelConfig(
@@ -87,7 +87,7 @@ class ExternalCheckpoint:
         )
 
     def dtypes(self, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, str]:
-        """Parameter path -> float32 | bfloat16 | float16 in which it loses nothing; float32 for what is not there."""
+        """Maps parameter paths to float32 | bfloat16 | float16 without loss; float32 for a tensor that is missing."""
         dtypes = {}
         for path, spec in shapes.items():
             group = next(group for group in self.groups if path.split("/")[0] in group.modules)
@@ -98,19 +98,19 @@ class ExternalCheckpoint:
 
     @property
     def tower_prefix(self) -> str | None:
-        """What the names of the tower's tensors begin with, where it lies beside the language model."""
+        """The prefix of the tower's tensor names, None if the tower and the language model are not in one reader."""
         group = next((group for group in self.groups if {"vision", "llm"} <= set(group.modules)), None)
         return group and group.mappings["vision/cls/embedding"].name.removesuffix("embeddings.class_embedding")
 
     def load(self, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-        """The parameters of `like` (path -> shape, dtype, sharding), of some modules or of all.
+        """Reads the parameters of `like` (path -> shape, dtype, sharding), of some modules or of all.
 
-        Every parameter must have its tensors and every tensor of these modules its parameter, of the right shape;
-        DataError names those that do not, before anything is read.
+        Raises DataError, before reading, unless the parameters and the tensors of these modules match in names and
+        shapes; the message names those that do not.
         """
         modules = {path.split("/")[0] for path in like}
         if missing := modules - set(self.modules):
-            raise DataError(f"{self.path} holds no {' and no '.join(sorted(missing))}")
+            raise DataError(f"{self.path} has no {' and no '.join(sorted(missing))}")
         tied = self.llm is not None and self.llm.tied_head
         groups = [(g, {p: x for p, x in like.items() if p.split("/")[0] in g.modules}) for g in self.groups]
         for group, specs in groups:
@@ -129,16 +129,17 @@ class ExternalCheckpoint:
 def open_external(
     path: Path, tower: Path | None = None, base: Path | None = None, allow_pickle: bool = False
 ) -> ExternalCheckpoint:
-    """Opens a folder of weights with its config.json, one file beside its own, or a GGUF, by content. Reads no weights
-    yet.
+    """Opens a folder of weights with a config.json, one weights file next to a config.json, or a GGUF file.
 
-    tower: a CLIP folder, for a LLaVA that lacks its own. base: the model that a LoRA folder, a projector or delta
-    weights are to be joined with (see `adapters`). Raises DataError for what is missing, broken or unknown, and
-    ConfigError for a `tower` or `base` that is not needed.
+    The format is detected by content. Reads no weights yet.
+
+    tower: a CLIP folder, for a LLaVA without its own. base: the model to merge a LoRA folder, a projector or delta
+    weights with (see `overlays`). Raises DataError for what is missing, broken or unknown, and ConfigError for a
+    `tower` or `base` that is not needed.
     """
     if is_gguf(path):
         if tower or base:
-            raise ConfigError(f"{path} is a whole language model; it takes no tower and no base")
+            raise ConfigError(f"{path} is a language model in one file; leave out tower and base")
         files = GgufFile(path)
         mappings = torch_mappings(find_dialect(files), files, 0)
         return ExternalCheckpoint(
@@ -147,10 +148,10 @@ def open_external(
     files = _open_tensors(path, base, allow_pickle)
     dialect, folder = find_dialect(files), folder_of(path)
     if base and not (folder / "config.json").exists():
-        folder = folder_of(base)  # PEFT writes none
+        folder = folder_of(base)  # PEFT writes no config.json
     config, where = hf_config.read_hf_config(folder), str(folder / "config.json")
     if tower and dialect.name != "original":
-        raise ConfigError(f"{path} needs no separate tower")
+        raise ConfigError(f"{path} needs no separate tower; leave it out")
     if dialect.name == "clip":
         vision = hf_config.vision_tower(config.get("vision_config", config), where, -2, "patch")
         group = TensorGroup(("vision",), files, torch_mappings(dialect, files, 0))
@@ -172,25 +173,25 @@ def open_external(
 
 
 def folder_of(path: Path) -> Path:
-    """The folder of a checkpoint's small files: itself, or where the one file is."""
+    """Returns the folder of a checkpoint's config and tokenizer: `path` itself, or the parent of a file."""
     return path if path.is_dir() else path.parent
 
 
 def _open_tensors(path: Path, base: Path | None, allow_pickle: bool) -> TensorReader:
-    """The tensors of `path`, joined with those of `base` where there is one."""
+    """Opens the tensors of `path`, merged with those of `base` if it is given."""
     if not path.exists():
         raise DataError(f"{path} does not exist")
     adapter, projector_file = find_weights(path, "adapter_model"), find_weights(path, "mm_projector")
     if base is None:
         if adapter:
-            raise DataError(f"{path} holds a LoRA adapter; name the model it was trained on as base (base=, --base)")
+            raise DataError(f"{path} holds a LoRA adapter; pass the model it was trained on (base=, --base)")
         files = open_weights(projector_file or path, allow_pickle)
         if _is_projector(files):
-            raise DataError(f"{path} holds a projector alone; name its language model as base (base=, --base)")
+            raise DataError(f"{path} holds a projector alone; pass its language model (base=, --base)")
         return files
     files = open_weights(base, allow_pickle)
     if adapter:
-        if extra := find_weights(path, "non_lora_trainables"):  # the original trains its projector beside the adapter
+        if extra := find_weights(path, "non_lora_trainables"):  # the original trains its projector with the adapter
             files = with_extra(files, open_weights(extra, allow_pickle))
         return with_lora(files, open_weights(adapter, allow_pickle), read_lora_config(path))
     overlay = open_weights(projector_file or path, allow_pickle)
@@ -203,8 +204,8 @@ def _is_projector(files: TensorReader) -> bool:
 
 
 def _identity_layer_names(files: TensorReader, mappings: dict[str, TensorMapping]) -> tuple[str, ...]:
-    """Regexes of the names of a second projector layer that changes nothing. Raises DataError where it does: two linear
-    layers without an activation between them are not a projector of ours."""
+    """Returns regexes of the tensor names of the projector's second layer, which must be the identity. Raises DataError
+    otherwise: we have no projector of two linear layers without an activation between them."""
     kernel, bias = mappings["projector/linear_2/kernel"].name, mappings["projector/linear_2/bias"].name
     full = (slice(None),)
     if kernel in files and bias in files:
@@ -225,7 +226,7 @@ def _open_original(
     has_tower = any(prefix + PATCHES in files for prefix in dialect.vision)
     if tower:
         if has_tower:
-            raise ConfigError(f"{path} holds its tower already; leave out {tower.path}")
+            raise ConfigError(f"{path} already holds its tower; leave out {tower.path}")
         clip = find_dialect(tower)
         if clip.name != "clip":
             raise DataError(f"{tower.path} holds no CLIP tower")
@@ -242,7 +243,7 @@ def _open_original(
             path, dialect.name, config, None, llm, projector, (TensorGroup(("projector", "llm"), files, mappings),)
         )
     group = TensorGroup(("vision", "projector", "llm"), files, mappings)
-    if "vision_config" in config:  # ours, see original_export: the tower is none that has a name
+    if "vision_config" in config:  # written by `save_original` for a tower without a published name
         vision = hf_config.vision_tower(config["vision_config"], where, layer, feature)
     elif name in hf_config.TOWERS:
         vision = dataclasses.replace(hf_config.TOWERS[name], select_layer=layer, select_feature=feature)

@@ -1,4 +1,4 @@
-"""One module's weights in a safetensors file: read straight into device shards, written as the flat parameter paths.
+"""Loads one module's weights into device shards, and saves them as a safetensors file.
 
 Keys are parameter paths below the module (`layers/q/kernel` for `llm/layers/q/kernel`), values have the stored dtype.
 """
@@ -22,17 +22,17 @@ from llava_jax.output.files import atomic_path
 
 
 def resolve(path: str) -> Path:
-    """`tiny:NAME` is a file that ships with the package, everything else a path of the user's."""
+    """Returns the file that ships with the package for `tiny:NAME`, else `path` itself."""
     return BUILT_IN / f"{path.removeprefix('tiny:')}.safetensors" if path.startswith("tiny:") else Path(path)
 
 
 def load_module(path: str, module: str, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Reads the parameters of `module` ("vision", "projector" or "llm") from a file that `save_module` wrote, or from
-    a checkpoint that holds it (a CLIP, a Vicuna, a whole LLaVA, a GGUF, a run's workdir): see `open_parameters`.
+    any checkpoint with this module (a CLIP tower, a Vicuna, a whole LLaVA, a GGUF, a workdir), see `open_parameters`.
 
-    like: parameter path -> shape, dtype and sharding wanted; only paths below `module/` are read. Each device reads its
-    own slice of the file, so no whole tensor is ever in memory where the weights are sharded.
-    Raises DataError when the file is missing or broken, or its tensors are not exactly the module's.
+    like: parameter path -> shape, dtype and sharding; only paths below `module/` are read. Each device reads only its
+    own slice of the file, so sharded tensors are never whole in memory.
+    Raises DataError if the file is missing or broken, or its tensors do not match the module.
     """
     file = resolve(path)
     if file.is_dir() or is_gguf(file):
@@ -56,26 +56,26 @@ def load_module(path: str, module: str, like: dict[str, jax.ShapeDtypeStruct]) -
 def _read(tensors, name: str, spec: jax.ShapeDtypeStruct, file: Path) -> jax.Array:
     view = tensors.get_slice(name)
     if tuple(view.get_shape()) != spec.shape:
-        raise DataError(f"{file}: tensor {name} has shape {tuple(view.get_shape())}, the model wants {spec.shape}")
+        raise DataError(f"{file}: tensor {name} has shape {tuple(view.get_shape())}, the model needs {spec.shape}")
     if view.get_dtype() not in FLOATS:
-        raise DataError(f"{file}: tensor {name} holds {view.get_dtype()}, not numbers of {', '.join(FLOATS)}")
+        raise DataError(f"{file}: tensor {name} holds {view.get_dtype()}, not one of {', '.join(FLOATS)}")
     return jax.make_array_from_callback(spec.shape, spec.sharding, lambda index: np.asarray(view[index], spec.dtype))
 
 
 def check_writable(path: str, module: str) -> None:
-    """Raises DataError where `save_module` could not write; asked before hours of training, not after them."""
+    """Raises DataError if `save_module` could not write to `path`; called before hours of training."""
     file = resolve(path)
     folder = next(p for p in file.parents if p.exists())
     if file.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        reason = "it is a folder" if file.is_dir() else f"{folder} is not a folder one may write to"
+        reason = "it is a folder" if file.is_dir() else f"{folder} is not a writable folder"
         raise DataError(f"weights file {file} (for `{module}`) cannot be written: {reason}")
 
 
 def save_module(path: str, module: str, params: dict[str, jax.Array], dtype: str, note: dict[str, str]) -> Path:
-    """Writes the parameters below `module/` in `dtype`, atomically, with `note` as the file's metadata.
+    """Writes the parameters below `module/` in `dtype`, atomically, with `note` in the file's metadata.
 
-    Every process must call it: sharded tensors are gathered, one at a time, and process 0 writes.
-    Raises DataError where it cannot; a file that was there stays.
+    Every process must call it: sharded tensors are gathered one at a time, and process 0 writes.
+    Raises DataError if it cannot write; an existing file is then kept.
     """
     file = resolve(path)
     tensors = {}
@@ -88,7 +88,7 @@ def save_module(path: str, module: str, params: dict[str, jax.Array], dtype: str
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(file) as partial:
-            # One entry: the library writes several in an order of its own, and equal runs are to give equal files.
+            # One entry: safetensors writes several in arbitrary order, and equal runs must give equal files.
             save_file(tensors, partial, metadata={"about": json.dumps({"module": module} | note, sort_keys=True)})
     except (SafetensorError, OSError) as e:
         raise DataError(f"weights file {file} (for `{module}`) cannot be written: {e}") from None

@@ -1,4 +1,4 @@
-"""A folder that appears when it is complete, and not at all when something goes wrong."""
+"""Creates an output folder atomically: it appears when it is complete, and not at all after an error."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from llava_jax.output.files import atomic_path
 
 
 def check_new(folder: Path) -> None:
-    """Raises DataError where there is something already. Asked first of all, before anything is read."""
+    """Raises DataError if `folder` or its `.partial` folder exists. Called before anything is read."""
     if folder.exists() or folder.is_symlink():
         raise DataError(f"{folder} exists already; choose a new folder")
     partial = _partial(folder)
-    if jax.process_index() == 0 and partial.exists():  # which makes it; the others may come later
+    if jax.process_index() == 0 and partial.exists():  # process 0 creates it, perhaps before others check
         raise DataError(f"{partial} exists, perhaps left by a program that was killed; remove it first")
 
 
@@ -26,10 +26,10 @@ def _partial(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """The folder to write to, `<folder>.partial`; it gets its name when the block ends.
+    """Yields `<folder>.partial` to write to, and renames it to `folder` when the block ends.
 
-    Every process enters it; process 0 makes and renames the folder, and it alone may write small files there. Raises
-    DataError where the folder exists or cannot be written; after any error or interrupt nothing is left behind.
+    Every process must enter it; process 0 creates and renames the folder, and only it may write small files there.
+    Raises DataError if the folder exists or cannot be written. After an error or interrupt nothing is left behind.
     """
     check_new(folder)
     partial, is_main = _partial(folder), jax.process_index() == 0
@@ -37,7 +37,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         if is_main:
             partial.parent.mkdir(parents=True, exist_ok=True)
             partial.mkdir()
-    except OSError as e:  # what is there by now is not ours to remove
+    except OSError as e:  # a folder that exists by now was made by another program: do not remove it
         raise DataError(f"{folder} cannot be written: {e}") from None
     try:
         with atomic_path(folder, partial) if is_main else contextlib.nullcontext():

@@ -1,11 +1,11 @@
-"""The one door for checkpoints: a folder or file of any supported format is opened here, by its content.
+"""The single entry point for checkpoints: opens a folder or file of any supported format, detected by content.
 
     checkpoint = open_checkpoint("llava-1.5-7b-hf")
     params = checkpoint.parameters.load(like)               # path -> sharded array
 
-Behind it are two readers: `native.workdir_model` for the workdir of a run and what `save` writes; `external` for
-folders of Hugging Face's and of the original LLaVA's, and for GGUF files. Opening parses headers and small files, each
-once, and reads no weights.
+It has two readers: `native.workdir_model` for workdirs of runs and for models saved as `orbax`; `external` for folders
+in Hugging Face's or the original LLaVA's format, and for GGUF files. Opening parses headers and small files, each once,
+and reads no weights.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclasses.dataclass(frozen=True)
 class SourceInfo:
-    """What an export needs to write a model as it was found, where it is written in the format it was read from.
+    """What an export in the format that a model was read from keeps of its source.
 
     tokenizer: the folder or file it was read from. original: config.json of an original LLaVA. hf_tower,
-    original_tower: prefix of the vision tower's tensors, None for the usual one. tower_is_inside: whether the tower's
-    tensors belong into the original's folder.
+    original_tower: prefix of the vision tower's tensor names, None for the default. tower_is_inside: whether the
+    original's folder contains the tower's tensors.
     """
 
     tokenizer: Path | None = None
@@ -44,14 +44,14 @@ class SourceInfo:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A model whose weights are not read yet; all fields are those it was trained with."""
+    """A model whose weights are not read yet, with the settings it was trained with."""
 
-    parameters: ExternalCheckpoint | WorkdirModel  # `load` reads them, `dtypes` says in what they are stored
-    config: ModelConfig  # computing in float32
+    parameters: ExternalCheckpoint | WorkdirModel  # `load` reads them, `dtypes` returns the stored dtypes
+    config: ModelConfig  # computes in float32
     tokenizer: Tokenizer
     template: str
     aspect: str  # crop | pad
-    image_token_id: int  # the placeholder token of an image feature, in ids from transformers' processor
+    image_token_id: int  # the placeholder token of an image feature in ids from transformers' processor
     wraps_images: bool  # whether each image stands between <im_start> and <im_end>
     source_info: SourceInfo
 
@@ -62,8 +62,8 @@ def open_checkpoint(
 ) -> Checkpoint:  # fmt: skip
     """Opens a whole LLaVA or a language model alone, with its tokenizer.
 
-    tower, base, allow_pickle: see `open_parameters`. tokenizer: a file or folder to use in place of the model's own;
-    `tiny` is built in. Raises DataError or ConfigError that name what is missing, broken or does not fit.
+    tower, base, allow_pickle: see `open_parameters`. tokenizer: a file or folder that replaces the model's own; `tiny`
+    is built in. Raises DataError or ConfigError that names what is missing, broken or does not match.
     """
     parameters = open_parameters(path, tower=tower, base=base, allow_pickle=allow_pickle)
     parameters.model("float32")  # a missing module is reported before a missing tokenizer
@@ -78,22 +78,22 @@ def open_checkpoint(
 def open_parameters(
     path: str | Path, *, tower: str | Path | None = None, base: str | Path | None = None, allow_pickle: bool = False
 ) -> ExternalCheckpoint | WorkdirModel:
-    """Opens the weights alone, of a whole model or of some modules (a CLIP tower, a language model).
+    """Opens only the weights, of a whole model or of some modules (a CLIP tower, a language model).
 
-    tower: a CLIP folder, for a LLaVA that lacks its own. base: the model that a LoRA folder, a projector or delta
-    weights were made from. allow_pickle: also opens `.bin` files, see `pickle_reader`. Raises DataError for what is
-    missing, broken or unknown, and ConfigError for a `tower` or `base` that is not needed.
+    tower: a CLIP folder, for a LLaVA without its own. base: the model that a LoRA folder, a projector or delta weights
+    were made from. allow_pickle: also open `.bin` files, see `pickle_reader`. Raises DataError for what is missing,
+    broken or unknown, and ConfigError for a `tower` or `base` that is not needed.
     """
     path = Path(path)
     if is_workdir_model(path):
         if tower or base:
-            raise ConfigError(f"{path} is a whole model of ours; it takes no tower and no base")
+            raise ConfigError(f"{path} is a complete native model; leave out tower and base")
         return open_workdir_model(path)
     return open_external(path, tower and Path(tower), base and Path(base), allow_pickle=allow_pickle)
 
 
 def check_option(value: str | None, allowed: tuple, name: str) -> None:
-    """Raises ConfigError where an option called `name` has another value than those `allowed`."""
+    """Raises ConfigError if the option `name` has a value that is not in `allowed`."""
     if value not in allowed:
         raise ConfigError(f"{name}={value!r} is not one of {', '.join(x for x in allowed if x)}")
 
@@ -101,9 +101,8 @@ def check_option(value: str | None, allowed: tuple, name: str) -> None:
 def _open_workdir(workdir: WorkdirModel, tokenizer_path: str | None) -> Checkpoint:
     tokenizer_path = tokenizer_path or workdir.tokenizer
     tokenizer, info = open_tokenizer(tokenizer_path), SourceInfo(tokenizer_location(tokenizer_path))
-    return _build_checkpoint(
-        workdir, tokenizer, workdir.template, workdir.aspect, workdir.image_token_id, workdir.wraps_images, info
-    )
+    w = workdir
+    return _build_checkpoint(w, tokenizer, w.template, w.aspect, w.image_token_id, w.wraps_images, info)
 
 
 def _open_gguf(source: ExternalCheckpoint, file: GgufFile, tokenizer_path: str | None) -> Checkpoint:
@@ -117,7 +116,7 @@ def _open_folder(source: ExternalCheckpoint, tokenizer_path: str | None, base: P
     aspect, image_token_id = _image_settings(source)
     folder = folder_of(source.path)
     if base and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-        folder = folder_of(base)  # a LoRA folder or a projector may leave its tokenizer to its base
+        folder = folder_of(base)  # a LoRA folder or a projector may have no tokenizer of its own
     tokenizer = open_tokenizer(tokenizer_path or str(folder))
     template, wraps_images = _read_chat_template(_chat_templates(folder, None if tokenizer_path else tokenizer))
     wraps_images = wraps_images or source.config_json.get("mm_use_im_start_end") is True
@@ -126,7 +125,7 @@ def _open_folder(source: ExternalCheckpoint, tokenizer_path: str | None, base: P
 
 
 def _image_settings(source: ExternalCheckpoint) -> tuple[str, int | None]:
-    """(aspect, image token) as the folder's own config.json and preprocessor_config.json give them."""
+    """Returns (aspect, image token id) from the folder's own config.json and preprocessor_config.json."""
     folder = folder_of(source.path)
     has_config = (folder / "config.json").exists()  # a LoRA folder has none; `config_json` is then that of its base
     settings = (source.config_json if has_config else {}) | _read_settings(folder / "preprocessor_config.json")
@@ -135,7 +134,7 @@ def _image_settings(source: ExternalCheckpoint) -> tuple[str, int | None]:
 
 
 def _chat_templates(folder: Path, tokenizer: Tokenizer | None) -> str:
-    """The chat templates (Jinja) of a folder, joined. tokenizer: the folder's own, where it has been read."""
+    """Returns a folder's chat templates (Jinja), concatenated. tokenizer: the folder's own if it has been read."""
     file = folder / "chat_template.jinja"
     jinja = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
     if tokenizer is None:
@@ -150,7 +149,7 @@ def _read_settings(file: Path) -> dict:
 
 
 def _read_chat_template(text: str) -> tuple[str, bool]:
-    """(name of the conversation template, whether images are wrapped) that a model's chat template (Jinja) shows."""
+    """Returns (name of the conversation template, whether images are wrapped), detected in a Jinja chat template."""
     return "chatml" if "<|im_start|>" in text else "vicuna_v1", WRAPPED in text
 
 
@@ -167,7 +166,7 @@ def _build_checkpoint(
     parameters: ExternalCheckpoint | WorkdirModel, tokenizer: Tokenizer, template: str, aspect: str,
     image_token_id: int | None, wraps_images: bool, source_info: SourceInfo,
 ) -> Checkpoint:  # fmt: skip
-    """image_token_id: None where the files do not name one. Raises DataError for a tokenizer of another model."""
+    """Builds a Checkpoint. image_token_id: None if the files name none. Raises DataError for a foreign tokenizer."""
     config = parameters.model("float32")
     if image_token_id is None:
         image_token_id = tokenizer.special.get(IMAGE_MARKER, tokenizer.vocab_size)

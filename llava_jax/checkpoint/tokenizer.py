@@ -1,4 +1,4 @@
-"""A tokenizer's files beside a model that is written: those it was read from, as they are, or made of what was read."""
+"""Opens tokenizers of any format, and writes one next to exported weights."""
 
 import shutil
 from importlib import resources
@@ -9,7 +9,7 @@ from llava_jax.checkpoint.gguf_files.tokenizer import read_tokenizer
 from llava_jax.text.tokenizer import Tokenizer, load_tokenizer
 from llava_jax.text.tokenizer_json import json_text, tokenizer_config, tokenizer_spec
 
-BUILT_IN = Path(str(resources.files("llava_jax") / "pretrained"))  # the folder of what ships with the package
+BUILT_IN = Path(str(resources.files("llava_jax") / "pretrained"))  # ships with the package
 TINY_TOKENIZER = BUILT_IN / "tokenizer"
 
 CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -17,10 +17,10 @@ FILES = ("tokenizer.json", "tokenizer.model", *CONFIG_FILES, "chat_template.jinj
 
 
 def copy_tokenizer(folder: Path, tokenizer: Tokenizer, source: Path | None, max_length: int) -> None:
-    """Writes the files into an existing folder, from where `load_tokenizer` reads the same tokenizer.
+    """Writes files into an existing folder from which `load_tokenizer` reads the same tokenizer.
 
-    source: the folder or file it was read from; where that is None or a GGUF, the files are made. longest: tokens of a
-    context, for files that are made. Raises OSError.
+    source: the folder or file it was read from, whose files are copied; for None or a GGUF they are generated.
+    max_length: context length in tokens, for generated files. Raises OSError.
     """
     if source is None or is_gguf(source):
         (folder / "tokenizer.json").write_text(json_text(tokenizer_spec(tokenizer)), encoding="utf-8")
@@ -39,11 +39,11 @@ def copy_tokenizer(folder: Path, tokenizer: Tokenizer, source: Path | None, max_
 
 
 def tokenizer_location(name: str) -> Path:
-    """`tiny` is the tokenizer that ships with the package, everything else a path."""
+    """Returns the folder of the built-in tokenizer for `tiny`, else `name` as a path."""
     return TINY_TOKENIZER if name == "tiny" else Path(name)
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer at `tokenizer_location(name)`: a file or folder, see `load_tokenizer`, or a GGUF."""
+    """Opens the tokenizer at `tokenizer_location(name)`: a file or folder, see `load_tokenizer`, or a GGUF."""
     path = tokenizer_location(name)
     return read_tokenizer(GgufFile(path)) if is_gguf(path) else load_tokenizer(path)

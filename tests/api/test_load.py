@@ -1,4 +1,4 @@
-"""`llava_jax.load`: what it imports, and the old names of its options."""
+"""`llava_jax.load`: its imports, and the old names of its options."""
 
 import inspect
 import os
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 LOADS = """
 import sys
 import llava_jax
-assert not {"numpy", "jax", "flax"} & set(sys.modules), "import llava_jax takes seconds"
+assert not {"numpy", "jax", "flax"} & set(sys.modules), "import llava_jax imports jax, which takes seconds"
 llava_jax.load(sys.argv[1])
 training = {name for name in sys.modules if name.split(".")[0] in ("optax", "grain") or "llava_jax.train" in name}
 assert not training, training
@@ -28,7 +28,7 @@ assert not training, training
 
 
 def test_load_imports_no_training_modules(tmp_path):
-    """From a workdir, which Orbax reads."""
+    """Loads a workdir, which imports Orbax."""
     config = uneven(llm=dict(vocab_size=512))
     tokenizer = open_tokenizer("tiny")
     save_workdir_model(
@@ -57,6 +57,6 @@ def test_old_option_names_still_work(tmp_path):
 
     with pytest.warns(DeprecationWarning, match=r"chat\(\): is_streamed= is now stream=") as caught:
         assert Model().chat([1], is_streamed=True) == ([1], True)
-    assert caught[0].filename == __file__, "the caller's line is shown"
+    assert caught[0].filename == __file__, "the warning points to the caller's line"
     with pytest.raises(TypeError, match="stream= and is_streamed="):
         Model().chat([1], is_streamed=True, stream=True)

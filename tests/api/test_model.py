@@ -1,4 +1,4 @@
-"""loaded.py: what `llava_jax.load` gives answers as transformers does from the same folder."""
+"""A model from `llava_jax.load` gives the same logits and answers as transformers from the same folder."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def theirs(folder):
 
 @pytest.fixture(scope="module")
 def inputs(folder):
-    """Three conversations, with one image, with none, with two; padded on the left, as transformers generates."""
+    """Three conversations with one, no and two images; left-padded, as transformers generates."""
     processor = AutoProcessor.from_pretrained(folder)
     pictures = [Image.new("RGB", (30 + 9 * i, 40), (40 * i, 200 - 50 * i, 90)) for i in range(3)]
     prompts = [
@@ -92,7 +92,7 @@ def test_chat_equals_generate_on_processor_ids(ours, folder):
     expected = TOKENIZER.decode(ids).strip()
     assert ours.chat(messages, [picture], max_new_tokens=20) == expected
     plain = [{"role": "user", "content": "what color is the cross ?"}]
-    assert ours.chat(plain, [picture], max_new_tokens=20) == expected, "images come before the first question"
+    assert ours.chat(plain, [picture], max_new_tokens=20) == expected, "images precede the first question"
     pieces = list(ours.chat(plain, [picture], max_new_tokens=20, stream=True))
     assert "".join(pieces).strip() == expected and len(pieces) > 1
 
@@ -115,11 +115,11 @@ def test_save_and_load_keep_every_tensor_and_file(ours, folder, tmp_path):
         assert (np.asarray(reloaded.params[path]) == np.asarray(value)).all(), path
     for file in folder.iterdir():
         before, after = file.read_bytes(), (tmp_path / "again" / file.name).read_bytes()
-        assert before == after or json.loads(before) == json.loads(after), file.name  # json: the order of keys is free
+        assert before == after or json.loads(before) == json.loads(after), file.name  # JSON: key order may differ
 
 
 def test_image_start_and_end_tokens_survive_every_format(tmp_path):
-    """`mm_use_im_start_end`, in every format; transformers' processor writes the same ids from the chat template."""
+    """`mm_use_im_start_end` survives every format; transformers' processor produces the same ids."""
     markers = ("<im_start>", "<im_end>")
     tokenizer = train_tokenizer(["what is there ? USER: ASSISTANT:"], 300, tmp_path / "words", markers)
     start, end = (tokenizer.special[marker] for marker in markers)
@@ -150,11 +150,11 @@ def test_invalid_inputs_raise_with_the_reason(ours, inputs, tmp_path):
         ours.logits(ids, pixels[:2], inputs["attention_mask"])
     with pytest.raises(DataError, match="input_ids has shape"):
         ours.logits(ids[0], pixels)
-    with pytest.raises(DataError, match="images of shape .12, 12., the tower takes .24, 24."):
+    with pytest.raises(DataError, match="images of shape .12, 12., the tower needs .24, 24."):
         ours.logits(ids, pixels[:, :, ::2, ::2], inputs["attention_mask"])
     picture = Image.new("RGB", (50, 40))
     for messages, images, message in (
-        ([], (), "messages must end with one of the user's"),
+        ([], (), "the last message must have the role 'user'"),
         ([{"role": "system", "content": "be brief"}], (), "message 0 has the role 'system'"),
         ([{"role": "user", "content": [{"type": "video"}]}], (), "message 0 has a part that is neither text nor image"),
         ([{"role": "user", "content": [{"type": "image"}]}], (), "1 <image> marker.s., but the sample has 0 image"),
@@ -171,13 +171,13 @@ def test_tokenizer_of_another_model_raises(tmp_path):
     with pytest.raises(DataError, match="the tokenizer has 500 tokens, the weights have 64"):
         llava_jax.load(tmp_path / "it", tokenizer=llava_jax.__path__[0] + "/pretrained/tokenizer")
     (tmp_path / "it" / "config.json").write_text(json.dumps({"auto_map": {}}))
-    with pytest.raises(DataError, match="asks for code of its own"):
+    with pytest.raises(DataError, match="needs custom code"):
         llava_jax.load(tmp_path / "it")
 
 
 @pytest.fixture(scope="module")
 def llm_folder(tmp_path_factory):
-    """A language model's folder, with a chat template of its own."""
+    """A folder with a language model and a tokenizer."""
     folder = tmp_path_factory.mktemp("words")
     hf_llama(CONFIG.llm).save_pretrained(folder)
     for file in TINY_TOKENIZER.iterdir():
@@ -226,7 +226,7 @@ def test_chatml_chat_template_selects_the_chatml_template(llm_folder, tmp_path, 
 
 
 def test_answer_stops_at_the_template_separator(ours):
-    """Text in some templates, where no id says it."""
+    """Some templates end answers with text instead of a token id."""
     messages = [{"role": "user", "content": "what is it ?"}]
     for template, stops in (("llava_v0", ["###"]), ("plain", ["\n"]), ("vicuna_v1", [])):
         assert template in TEMPLATES

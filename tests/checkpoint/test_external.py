@@ -1,4 +1,4 @@
-"""source.py: folders that others wrote are opened by what is in them, and compute what their writers compute."""
+"""Folders in external formats are opened by content, and their logits equal those of transformers."""
 
 import copy
 import dataclasses
@@ -38,7 +38,7 @@ def like(config, modules=("vision", "projector", "llm")) -> dict[str, jax.ShapeD
 
 
 def write_original(folder, model, config, with_tower: bool, **changes) -> None:
-    """As LLaVA's trainer saves it."""
+    """Writes a folder as LLaVA's trainer saves it."""
     renames = (
         ("model.vision_tower.", "model.vision_tower.vision_tower.vision_model."),
         ("model.multi_modal_projector.linear_1.", "model.mm_projector.0."),
@@ -133,9 +133,9 @@ def test_original_folder_loads_with_inner_or_separate_tower(tmp_path, monkeypatc
     clip.save_pretrained(tmp_path / "clip")
     source = open_external(tmp_path / "without", tower=tmp_path / "clip")
     assert np.abs(our_logits(source.model("float32"), source.load(like(CONFIG))) - expected).max() <= 1e-4
-    with pytest.raises(DataError, match="without is not a whole LLaVA: it has no vision; name a folder with the CLIP"):
+    with pytest.raises(DataError, match="without is not a whole LLaVA: it has no vision; pass the folder of its CLIP"):
         open_external(tmp_path / "without").model("float32")
-    with pytest.raises(ConfigError, match="holds its tower already; leave out .*clip"):
+    with pytest.raises(ConfigError, match="already holds its tower; leave out .*clip"):
         open_external(tmp_path / "with", tower=tmp_path / "clip")
 
 
@@ -166,7 +166,7 @@ def test_linear_projector_requires_an_identity_second_layer(tmp_path):
     source = open_external(tmp_path)
     config = source.model("float32")
     assert config.projector == "linear"
-    source.load(like(config))  # nothing is left over
+    source.load(like(config))  # raises if a tensor is left over
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_linear_projector_requires_an_identity_second_layer(tmp_path):
         (dict(mm_vision_tower="/home/me/clip"), "mm_vision_tower='/home/me/clip' is not one of openai"),
         (dict(mm_projector_type="mlp3x_gelu"), "missing model.mm_projector.4"),
         (dict(num_hidden_layers=2), "unexpected model.layers.2"),
-        (dict(vocab_size=65), "has shape .64, 40., the config asks for .65, 40."),
+        (dict(vocab_size=65), "has shape .64, 40., the config expects .65, 40."),
     ],
 )
 def test_mismatched_original_config_raises_naming_the_key(tmp_path, monkeypatch, changes, message):
@@ -200,26 +200,24 @@ def test_one_module_loads_from_a_whole_llava(tmp_path):
             (params[path] == whole[path]).all() and params[path].sharding == whole[path].sharding for path in params
         )
     hf_clip(CONFIG.vision).save_pretrained(tmp_path / "clip")
-    with pytest.raises(DataError, match="clip holds no llm"):
+    with pytest.raises(DataError, match="clip has no llm"):
         load_module(str(tmp_path / "clip"), "llm", like(CONFIG))
 
 
 def test_file_without_tensors_and_missing_path_raise(tmp_path):
     hf_llama(CONFIG.llm).save_pretrained(tmp_path)
     save_file({}, tmp_path / "model.safetensors")
-    with pytest.raises(
-        DataError, match="holds no LLaVA, CLIP tower or LLaMA that is known: its tensors begin with nothing"
-    ):
+    with pytest.raises(DataError, match="holds no known LLaVA, CLIP tower or LLaMA: its tensors start with nothing"):
         open_external(tmp_path)
     with pytest.raises(DataError, match="nowhere does not exist"):
         open_external(tmp_path / "nowhere")
 
 
-# ------------------------------------------------------------------------------------------------ with a base
+# --- checkpoints that need a base
 
 
 def perturbed(model, scale: float):
-    """The same model, every tensor moved by something of its own."""
+    """Returns a copy of the model with noise added to every tensor."""
     other = copy.deepcopy(model)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -254,10 +252,10 @@ def test_lone_projector_opens_with_base_and_tower(tmp_path):
     assert_computes(open_external(tmp_path / "stage1", **files, allow_pickle=True), model)
     with pytest.raises(DataError, match="mm_projector.bin is a pickle.*convert it.*allow_pickle=True"):
         open_external(tmp_path / "stage1", **files)
-    with pytest.raises(DataError, match="stage1 holds a projector alone; name its language model as base"):
+    with pytest.raises(DataError, match="stage1 holds a projector alone; pass its language model"):
         open_external(tmp_path / "stage1", allow_pickle=True)
     (tmp_path / "clip" / "model.safetensors").unlink()
-    torch.save(clip.state_dict(), tmp_path / "clip" / "pytorch_model.bin")  # as the 336 px tower is published
+    torch.save(clip.state_dict(), tmp_path / "clip" / "pytorch_model.bin")  # as published for the 336 px tower
     assert_computes(open_external(tmp_path / "stage1", **files, allow_pickle=True), model)
 
 
@@ -292,6 +290,6 @@ def test_a_lora_folder_is_merged_into_its_base(tmp_path):
     save_file(tensors, tmp_path / "lora" / "adapter_model.safetensors")
     adapter_config = dict(peft_type="LORA", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], bias="none")
     (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(adapter_config))
-    with pytest.raises(DataError, match="lora holds a LoRA adapter; name the model it was trained on as base"):
+    with pytest.raises(DataError, match="lora holds a LoRA adapter; pass the model it was trained on"):
         open_external(tmp_path / "lora")
     assert_computes(open_external(tmp_path / "lora", base=tmp_path / "base"), target)

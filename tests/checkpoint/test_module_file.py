@@ -85,7 +85,7 @@ GOOD = {path.removeprefix("llm/"): np.ones(shape, np.float32) for path, (shape, 
     [
         ({k: v for k, v in GOOD.items() if k != "norm/scale"}, r"missing \['norm/scale'\], unexpected none"),
         (GOOD | {"head/kernel": np.ones(2, np.float32)}, r"missing none, unexpected \['head/kernel'\]"),
-        (GOOD | {"norm/scale": np.ones(9, np.float32)}, r"tensor norm/scale has shape \(9,\), the model wants \(8,\)"),
+        (GOOD | {"norm/scale": np.ones(9, np.float32)}, r"tensor norm/scale has shape \(9,\), the model needs \(8,\)"),
         (GOOD | {"norm/scale": np.ones((8, 1), np.float32)}, r"norm/scale has shape \(8, 1\)"),
         (GOOD | {"norm/scale": np.ones(8, np.int8)}, "tensor norm/scale holds I8"),
     ],

@@ -1,4 +1,4 @@
-"""One door for checkpoints: every format opens through it, and each small file is opened and parsed once."""
+"""open_checkpoint opens every format, and opens and parses each small file once."""
 
 import collections
 import json
@@ -33,12 +33,12 @@ def _record(event: str, args: tuple) -> None:
         _recording[-1].append(str(args[0]))
 
 
-sys.addaudithook(_record)  # of every file that Python opens, by whatever function; a hook cannot be removed
+sys.addaudithook(_record)  # sees every file that Python opens; audit hooks cannot be removed
 
 
 @pytest.fixture
 def opened():
-    """The paths of all files opened during the test, as often as they were."""
+    """The paths of all files opened during the test, with repetitions."""
     _recording.append([])
     yield _recording[-1]
     _recording.pop()
@@ -52,7 +52,7 @@ def like(config=CONFIG) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def chatml_gguf(file):
-    """A GGUF with a byte-level tokenizer of 48 tokens and ChatML's template."""
+    """Writes a GGUF with a byte-level tokenizer of 48 tokens and a ChatML chat template."""
     tokens = ["w", "o", "wo", *(f"word{i}" for i in range(42)), "<s>", "<|im_start|>", "<|im_end|>"]
     tokenizer = {
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": tokens,
@@ -68,19 +68,11 @@ def test_each_small_file_of_a_folder_is_opened_once(tmp_path, opened):
     opened.clear()
     model = llava_jax.load(tmp_path / "hf", dtype=None)
     counts = collections.Counter(path.removeprefix(f"{tmp_path}/hf/") for path in opened)
-    names = (
-        "config.json",
-        "preprocessor_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-    )
+    names = ["preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+    names.append("config.json")
     assert {name: counts[name] for name in names} == dict.fromkeys(names, 1)
-    assert (model.aspect, model.image_token_id, model.source_info.hf_tower) == (
-        "pad",
-        500,
-        "vision_tower.vision_model.",
-    )
+    assert (model.aspect, model.image_token_id) == ("pad", 500)
+    assert model.source_info.hf_tower == "vision_tower.vision_model."
 
 
 def test_gguf_header_is_parsed_once_without_temporary_files(tmp_path, monkeypatch, opened):
@@ -130,7 +122,7 @@ def test_module_loads_without_tokenizer_or_valid_image_config(tmp_path):
 
 
 def test_projector_uses_tokenizer_and_template_of_its_base(tmp_path):
-    """The base may be one file of weights; its tokenizer then lies beside it."""
+    """The base may be a single weights file; its tokenizer is then in the same folder."""
     save_original(tmp_path / "whole", PARAMS, CONFIG, TOKENIZER, TINY_TOKENIZER, "float32")
     tensors = load_file(tmp_path / "whole" / "model.safetensors")
     (tmp_path / "stage1").mkdir()

@@ -161,7 +161,7 @@ def test_of_a_workdir_whose_newest_step_is_damaged_the_one_before_is_loaded(tmp_
     assert f"9 is DAMAGED: {file.relative_to(folder / 'checkpoints' / '9')}" in said and "back to checkpoint 5" in said
     assert sorted(p for p in folder.rglob("*")) == before, "reading changes nothing"
     (folder / "checkpoints" / "5" / "run" / "metadata").unlink()
-    with pytest.raises(DataError, match="no checkpoint in .* is whole"):
+    with pytest.raises(DataError, match="no checkpoint in .* is intact"):
         llava_jax.load(folder)
 
 
@@ -185,7 +185,7 @@ def test_a_workdir_gives_its_newest_step_its_template_and_its_shards(tmp_path, m
     assert (again.template, again.aspect, again.image_token_id) == ("llava_v1", "pad", found.image_token_id)
     assert {x.dtype.name for x in again.params.values()} == {"float16"}
     monkeypatch.setitem(architectures.LLM, "small", dataclasses.replace(CONFIG.llm, vocab_size=640))
-    with pytest.raises(DataError, match=r"has shape \(512, 40\), the config asks for \(640, 40\)"):
+    with pytest.raises(DataError, match=r"has shape \(512, 40\), the config expects \(640, 40\)"):
         llava_jax.load(folder)
 
 
@@ -238,7 +238,7 @@ BAD = {  # what is done to a good folder, flags, what the line says
     "extra": (lambda f: change(f, image_newline=torch.ones(3)), (), "unexpected image_newline"),
     "shape": (
         lambda f: change(f, language_model__model__norm__weight=torch.ones(3)), (),
-        r"tensor language_model.model.norm.weight has shape \(3,\), the config asks for \(40,\)",
+        r"tensor language_model.model.norm.weight has shape \(3,\), the config expects \(40,\)",
     ),
     "integers": (
         lambda f: change(f, language_model__model__norm__weight=torch.ones(40, dtype=torch.int32)), (),
@@ -247,7 +247,7 @@ BAD = {  # what is done to a good folder, flags, what the line says
     "truncated": (cut, (), "model.safetensors is broken"),
     "header of 100 MB": (long_header, (), "model.safetensors is broken"),
     "offsets beyond the end": (beyond, (), "model.safetensors is broken"),
-    "auto_map": (auto_map, (), r"config.json asks for code of its own \(auto_map\)"),
+    "auto_map": (auto_map, (), r"config.json needs custom code \(auto_map\)"),
     "pickle": (pickled, (), "pytorch_model.bin is a pickle.*allow_pickle=True or --allow-pickle"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), (), "src 01 ä: no tokenizer there"),
     "no config": (lambda f: (f / "config.json").unlink(), (), "config.json does not exist"),

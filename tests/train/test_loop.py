@@ -385,7 +385,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_loses_nothing(other
     for step in ("6", "8"):
         (other / "checkpoints" / step / "data" / "metadata").unlink()
     files = {p: p.read_bytes() for p in other.rglob("*") if p.is_file()}
-    with pytest.raises(DataError, match="8 is DAMAGED: data/metadata is missing; .* no checkpoint in .* is whole"):
+    with pytest.raises(DataError, match="8 is DAMAGED: data/metadata is missing; .* no checkpoint in .* is intact"):
         train(other)
     assert {p: p.read_bytes() for p in other.rglob("*") if p.is_file()} == files
 

@@ -1,1 +1,1 @@
-"""GGUF files of llama.cpp: their tensors, config and tokenizer."""
+"""Reads GGUF files (llama.cpp): tensors, config and tokenizer."""

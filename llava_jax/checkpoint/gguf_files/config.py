@@ -9,11 +9,11 @@ from llava_jax.errors import DataError
 
 
 def architecture(file: GgufFile) -> LlamaConfig:
-    """The decoder of a file, by way of the config.json that Hugging Face would have for it.
+    """Returns the decoder config of a file, derived through the equivalent Hugging Face config.json.
 
-    LLaMA 3.1's rotary scaling is in no key but in the factors of `rope_freqs.weight`; it is recognised by them.
-    Raises DataError, naming the key or tensor, where one is missing, contradicts another (the vocabulary's size), or
-    asks for what our models do not have: experts, yarn, partial rotations, biases in a LLaMA, ...
+    LLaMA 3.1's RoPE scaling has no metadata key; it is recognised by the factors in `rope_freqs.weight`.
+    Raises DataError, naming the key or tensor, if one is missing, contradicts another (the vocabulary size), or
+    needs what our models do not support: experts, YaRN, partial rotary dimensions, biases in a LLaMA, ...
     """
     arch, size = file.arch, file.size
     if "model.embed_tokens.weight" not in file:
@@ -47,7 +47,7 @@ def architecture(file: GgufFile) -> LlamaConfig:
 
 
 def _rope_scaling(file: GgufFile, config: dict) -> dict | None:
-    """`rope_scaling` of a config.json."""
+    """Returns the `rope_scaling` of the equivalent config.json."""
     factor = float(file.value(f"{file.arch}.rope.scaling.factor", float, 0.0))
     factor = factor or float(file.value(f"{file.arch}.rope.scale_linear", float, 0.0))
     kind = file.value(f"{file.arch}.rope.scaling.type", str, "linear" if factor not in (0.0, 1.0) else "none")
@@ -60,7 +60,7 @@ def _rope_scaling(file: GgufFile, config: dict) -> dict | None:
     smooth = np.clip((scaling.original_max_positions / wavelength - low) / (high - low), 0, 1)
     expected = 1 / ((1 - smooth) / scaling.factor + smooth)
     if kind != "none" or stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-4):
-        raise DataError(f"{file.path}: tensor {ROPE_FACTORS} does not scale rotations as LLaMA 3.1 does; not supported")
+        raise DataError(f"{file.path}: tensor {ROPE_FACTORS} is not the RoPE scaling of LLaMA 3.1; not supported")
     return dict(
         rope_type="llama3", factor=scaling.factor, low_freq_factor=low, high_freq_factor=high,
         original_max_position_embeddings=scaling.original_max_positions,

@@ -1,12 +1,11 @@
-"""A GGUF file of the LLaMA family: its tensors under Hugging Face's names, and its architecture.
+"""Reads the tensors of a GGUF file of the LLaMA family under Hugging Face's names.
 
-Sources: ggml's `docs/gguf.md` for the format; llama.cpp's `convert_hf_to_gguf.py` for what was done to a checkpoint
-and is undone here, its `llama-vocab.cpp` for the tokenizers. The package `gguf` (extra `[gguf]`) reads the header and
-turns blocks into numbers; it is imported only when a file is opened.
+Sources: ggml's `docs/gguf.md` for the format; llama.cpp's `convert_hf_to_gguf.py` for the changes to a checkpoint,
+undone here. The package `gguf` (extra `[gguf]`), imported on first use, parses the header and dequantizes blocks.
 
-    file = GgufFile(Path("SmolLM2-135M-Instruct.Q4_1.gguf"))     # a reader of tensors, in the dialect `llm`
-    architecture(file) == LLM["smollm2_135m"]
-    read_tokenizer(file).encode("Hello") == [19556]              # gguf_tokenizer
+    file = GgufFile(Path("SmolLM2-135M-Instruct.Q4_1.gguf"))     # a TensorReader in the dialect `llm`
+    architecture(file) == LLM["smollm2_135m"]                    # gguf_files.config
+    read_tokenizer(file).encode("Hello") == [19556]              # gguf_files.tokenizer
     file.chat_template                                           # text of a Jinja template, or None
 """
 
@@ -41,20 +40,20 @@ SUPPORTED_KEYS = set(
     rope.scaling.factor rope.scaling.original_context_length rope.scaling.finetuned tensor_data_layout""".split()
 )
 ROPE_FACTORS = "rope_freqs.weight"  # not a parameter: divides the rotary frequencies
-_CHUNK = 1 << 21  # numbers made at a time: the temporaries of decoding are several times as large
+_CHUNK = 1 << 21  # values decoded at a time: dequantization needs several times as much temporary memory
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-    shape: tuple[int, ...]  # as torch has it
+    shape: tuple[int, ...]  # in torch's order
     quantization: Any  # gguf.GGMLQuantizationType
     offset: int  # bytes from the start of the file
-    block: tuple[int, int]  # numbers in a block, bytes of a block
-    heads: int  # whose rows llama.cpp has interleaved; 0 for none
+    block: tuple[int, int]  # values per block, bytes per block
+    heads: int  # number of heads whose rows llama.cpp interleaved; 0 for none
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether the file's first bytes are those of a GGUF."""
+    """Returns whether the file starts with GGUF's magic bytes."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -62,14 +61,14 @@ def is_gguf(path: Path) -> bool:
 
 
 class GgufFile:
-    """Names, shapes and parts of a file's tensors as float32 and in the dialect `llm`; `metadata` by llama.cpp's keys.
+    """A TensorReader of float32 values in the dialect `llm`; `metadata` has llama.cpp's keys.
 
-    No part of the file stays mapped or open. llama.cpp interleaves the two halves of each head in the rows of q and k
-    of a LLaMA, because it rotates neighbouring pairs; `read` puts them back.
+    The file does not stay mapped or open. In a LLaMA's q and k, llama.cpp interleaves the rows of the two halves of
+    each head, because its RoPE rotates adjacent pairs; `read` undoes that.
 
-    Raises ConfigError where the package gguf is missing. Raises DataError, naming the file and the key or tensor, for a
-    file that is missing, truncated or no GGUF, one of several files of a split model, another architecture, and tensors
-    that are not of a LLaMA (experts) or of a kind that gguf cannot turn into numbers.
+    Raises ConfigError if the package gguf is missing. Raises DataError, naming the file and the key or tensor, for a
+    file that is missing, truncated or not a GGUF, for one part of a split model, another architecture, tensors that
+    a LLaMA does not have (experts), and quantizations that gguf cannot decode.
     """
 
     def __init__(self, path: Path):
@@ -97,8 +96,8 @@ class GgufFile:
                         raise DataError(f"{path}: tensor {name}: {tensor.shape[0]} rows for {tensor.heads} heads")
                 prefix = f"model.layers.{int(block)}." if block else ""
                 self._tensors[f"{prefix}{hf_module}.{leaf}"] = tensor
-            elif module != "attn_rot_embd":  # old files keep these frequencies although they follow from the base
-                raise DataError(f"{path}: tensor {name} {tensor.shape} is not of a LLaMA that is known")
+            elif module != "attn_rot_embd":  # only in old files, and derived from rope_theta
+                raise DataError(f"{path}: tensor {name} {tensor.shape} is not part of a known LLaMA")
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -113,16 +112,14 @@ class GgufFile:
         return "float32"  # what `read` gives
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """The part `index` of a tensor, float32: only its rows are read, and decoded in pieces of some MB.
-
-        Raises DataError where the file has changed meanwhile.
-        """
+        """Returns the part `index` of a tensor as float32. Reads only its rows and decodes a few MB at a time. Raises
+        DataError if the file has changed since it was opened."""
         return self._read(name, self._tensors[name], index)
 
     def _read(self, name: str, tensor: _Tensor, index: tuple[slice, ...]) -> np.ndarray:
         from gguf import dequantize
 
-        shape = (*tensor.shape, 1)[:2]  # a vector is a matrix with one column
+        shape = (*tensor.shape, 1)[:2]  # a vector is read as a matrix of one column
         (top, bottom, step), (left, right, column_step) = (
             (*index, slice(None))[axis].indices(shape[axis]) for axis in range(2)
         )
@@ -152,7 +149,7 @@ class GgufFile:
         return values if len(tensor.shape) == 2 else values[:, 0]
 
     def value(self, key: str, kind: type, default=None):
-        """A value of the metadata. Raises DataError where it is missing (without a default) or of another type."""
+        """Returns a metadata value. Raises DataError if it is missing without a default, or not of type `kind`."""
         value = self.metadata.get(key, default)
         if value is None:
             raise DataError(f"{self.path}: metadata key {key} is missing")
@@ -161,30 +158,30 @@ class GgufFile:
         return value
 
     def size(self, key: str, default: int | None = None) -> int:
-        """A positive number of the architecture's own metadata."""
+        """Returns a positive integer from the metadata of the architecture. Raises DataError otherwise."""
         value = self.value(f"{self.arch}.{key}", int, default)
         if value < 1:
-            raise DataError(f"{self.path}: metadata key {self.arch}.{key} is {value}")
+            raise DataError(f"{self.path}: metadata key {self.arch}.{key} is {value}, not positive")
         return value
 
     @property
     def chat_template(self) -> str | None:
-        """The text of the chat template (Jinja), where the file has one."""
+        """The chat template (Jinja), None if the file has none."""
         return self.value("tokenizer.chat_template", str, "") or None
 
 
 def _header(path: Path) -> tuple[dict[str, Any], dict[str, _Tensor]]:
-    """(metadata, tensors by llama.cpp's names), every tensor inside the file."""
+    """Returns (metadata, tensors by llama.cpp's names). Checks that every tensor lies inside the file."""
     try:
         import gguf
     except ImportError:
-        raise ConfigError(f"{path}: reading a GGUF file needs a package: pip install 'llava_jax[gguf]'") from None
+        raise ConfigError(f"{path}: reading GGUF files needs the package gguf: pip install 'llava_jax[gguf]'") from None
 
     class Reader(gguf.GGUFReader):
-        # gguf's own returns fewer bytes than asked for at the end of a file, and a false length then never ends.
+        # gguf's own method returns too few bytes at the end of a file; with a wrong length it then loops forever.
         def _get(self, offset, dtype, count=1, override_order=None):
             if int(offset) + int(count) * np.dtype(dtype).itemsize > self.data.size:
-                raise ValueError("it ends too early")
+                raise ValueError("it is truncated")
             return super()._get(offset, dtype, count, override_order)
 
     try:
@@ -192,7 +189,7 @@ def _header(path: Path) -> tuple[dict[str, Any], dict[str, _Tensor]]:
             raise DataError(f"{path} " + ("is not a GGUF file" if path.exists() else "does not exist"))
         reader = Reader(path)
         if reader.byte_order != "I":
-            raise ValueError("its byte order is not this machine's")
+            raise ValueError("its byte order differs from this machine's")
         metadata = {}
         for key, field in reader.fields.items():
             metadata[key] = field.contents()
@@ -202,7 +199,7 @@ def _header(path: Path) -> tuple[dict[str, Any], dict[str, _Tensor]]:
         for t in reader.tensors:
             shape, block = tuple(int(n) for n in reversed(t.shape)), gguf.GGML_QUANT_SIZES[t.tensor_type]
             if not all(shape) or not shape or shape[-1] % block[0] or len(shape) == 1 < block[0]:
-                raise ValueError(f"tensor {t.name} of shape {shape} has no whole blocks of {block[0]}")
+                raise ValueError(f"tensor {t.name} of shape {shape} does not divide into blocks of {block[0]}")
             if t.n_bytes != math.prod(shape) // block[0] * block[1]:
                 raise ValueError(f"tensor {t.name} has the impossible shape {shape}")
             try:

@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file, as the contents of the files that Hugging Face keeps one in.
+"""Converts the tokenizer in a GGUF file to Hugging Face's tokenizer files, in memory.
 
 Sources: llama.cpp's `llama-vocab.cpp` and `convert_hf_to_gguf.py`.
 """
@@ -9,25 +9,25 @@ from llava_jax.text.sentencepiece import added_token, sentencepiece_spec
 from llava_jax.text.tokenizer import Tokenizer, build_tokenizer
 
 _ROLES = {"unk": "unknown", "bos": "bos", "eos": "eos", "pad": "padding"}
-_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # kinds of tokens, with SentencePiece's numbers
+_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # token types, numbered as in SentencePiece
 _ADDED = (_UNKNOWN, _CONTROL, _USER_DEFINED)
 
 _LLAMA_3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-_PRE_TOKENIZERS = {  # tokenizer.ggml.pre: pattern (None: GPT-2's), digits one by one, normalizer, of LLaMA 3's kind
+_PRE_TOKENIZERS = {  # tokenizer.ggml.pre: pattern (None: GPT-2's), split single digits, normalizer, is like LLaMA 3
     "gpt-2": (None, False, None, False),
     "smollm": (None, True, None, False),
     "qwen2": (_LLAMA_3_PATTERN.replace("{1,3}", ""), False, {"type": "NFC"}, False),
-    "llama-bpe": (_LLAMA_3_PATTERN, False, None, True),  # whole words of the vocabulary need no merges; begins with BOS
+    "llama-bpe": (_LLAMA_3_PATTERN, False, None, True),  # words in the vocabulary need no merges; starts with BOS
     "llama3": (_LLAMA_3_PATTERN, False, None, True),
     "llama-v3": (_LLAMA_3_PATTERN, False, None, True),
 }
 
 
 def read_tokenizer(file: GgufFile, legacy: bool | None = None) -> Tokenizer:
-    """The tokenizer of a file; `legacy` as in `load_tokenizer` (a GGUF does not say: LLaMA's are legacy).
+    """Builds the tokenizer of a file. legacy: see `load_tokenizer`; a GGUF does not record it, LLaMA's are legacy.
 
     Raises DataError, naming the file and the key, for tokenizers other than byte-level BPE ("gpt2") with a known
     `tokenizer.ggml.pre` and SentencePiece's BPE ("llama"), and for missing or contradictory keys.
@@ -35,26 +35,26 @@ def read_tokenizer(file: GgufFile, legacy: bool | None = None) -> Tokenizer:
     spec, config = tokenizer_files(file).values()
     try:
         return build_tokenizer(spec, config, {}, legacy)
-    except Exception as e:  # the tokenizers library raises bare Exception
+    except Exception as e:  # the package tokenizers raises bare Exception
         raise DataError(f"{file.path}: tokenizer.ggml.*: {e}") from None
 
 
 def tokenizer_files(file: GgufFile) -> dict[str, dict]:
-    """Name -> content of tokenizer.json and tokenizer_config.json (with the chat template); raises as above."""
+    """Returns the contents of tokenizer.json and tokenizer_config.json by name. Raises as `read_tokenizer`."""
     tokens = _list(file, "tokens", str)
     kinds = _list(file, "token_type", int, len(tokens))
     if len(set(tokens)) < len(tokens) or not set(kinds) <= set(range(1, 7)):
-        raise DataError(f"{file.path}: tokenizer.ggml.tokens has a token twice, or one of an unknown token_type")
+        raise DataError(f"{file.path}: tokenizer.ggml.tokens has a duplicate token, or one of unknown token_type")
     roles = {}
     for role, key in _ROLES.items():
         key = f"tokenizer.ggml.{key}_token_id"
         if key in file.metadata or role == "eos":
             roles[role] = file.value(key, int)
             if not 0 <= roles[role] < len(tokens):
-                raise DataError(f"{file.path}: {key}={roles[role]} is not one of {len(tokens)} tokens")
+                raise DataError(f"{file.path}: {key}={roles[role]} is not one of the {len(tokens)} tokens")
     count = len(tokens)
     while kinds[count - 1] == _UNUSED and count - 1 not in roles.values():
-        count -= 1  # padding of the embedding
+        count -= 1  # padding rows of the embedding
     tokens, kinds = tokens[:count], kinds[:count]
     model = file.value("tokenizer.ggml.model", str)
     if model not in ("gpt2", "llama"):
@@ -76,7 +76,7 @@ def tokenizer_files(file: GgufFile) -> dict[str, dict]:
 
 
 def _list(file: GgufFile, key: str, kind: type, length: int | None = None) -> list:
-    """A list of the tokenizer, of `length`. Raises DataError where it is missing, empty or not such a one."""
+    """Returns the list `tokenizer.ggml.<key>`. Raises DataError if it is missing, empty, or of wrong type or length."""
     key = f"tokenizer.ggml.{key}"
     values = file.value(key, list)
     if not values or not all(isinstance(value, kind) for value in values):
@@ -87,7 +87,7 @@ def _list(file: GgufFile, key: str, kind: type, length: int | None = None) -> li
 
 
 def _byte_level(file: GgufFile, tokens: list[str], kinds: list[int], roles: dict[str, int]) -> tuple[dict, bool]:
-    """(tokenizer.json, whether sequences begin with BOS where the file does not say)."""
+    """Returns (tokenizer.json, whether sequences start with BOS by default)."""
     name = file.value("tokenizer.ggml.pre", str)
     if name not in _PRE_TOKENIZERS:
         raise DataError(f"{file.path}: tokenizer.ggml.pre={name!r} is not one of {', '.join(_PRE_TOKENIZERS)}")
@@ -98,7 +98,7 @@ def _byte_level(file: GgufFile, tokens: list[str], kinds: list[int], roles: dict
     added = [id for id, kind in enumerate(kinds) if kind in _ADDED]
     vocabulary_size = len(tokens)
     while vocabulary_size and kinds[vocabulary_size - 1] in _ADDED:
-        vocabulary_size -= 1  # kept out of the model, where ignore_merges would let text reach them
+        vocabulary_size -= 1  # kept out of the BPE vocabulary, where ignore_merges would match them in text
     return {
         "version": "1.0",
         "added_tokens": [added_token(id, tokens[id], kinds[id] != _USER_DEFINED) for id in added],
@@ -115,11 +115,11 @@ def _byte_level(file: GgufFile, tokens: list[str], kinds: list[int], roles: dict
 
 
 def _sentencepiece(file: GgufFile, tokens: list[str], kinds: list[int], roles: dict[str, int]) -> tuple[dict, bool]:
-    """The same for LLaMA's."""
+    """Returns the same for a SentencePiece BPE tokenizer (LLaMA)."""
     for key in ("precompiled_charsmap", "remove_extra_whitespaces"):
         if file.metadata.get(f"tokenizer.ggml.{key}"):
             raise DataError(f"{file.path}: tokenizer.ggml.{key}: text is normalised, which is not supported")
-    scores = _list(file, "scores", float)[: len(tokens)]  # it also has the padding's
+    scores = _list(file, "scores", float)[: len(tokens)]  # the list also covers padding
     if len(scores) < len(tokens):
         raise DataError(f"{file.path}: tokenizer.ggml.scores has {len(scores)} entries for {len(tokens)} tokens")
     dummy_prefix = file.value("tokenizer.ggml.add_space_prefix", bool, True)

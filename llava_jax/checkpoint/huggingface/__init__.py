@@ -1,1 +1,1 @@
-"""Hugging Face folders: config, processor and export."""
+"""Hugging Face format: config, processor files and export."""

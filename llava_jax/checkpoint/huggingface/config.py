@@ -1,7 +1,7 @@
-"""config.json of Hugging Face and of the original LLaVA -> our architectures.
+"""Converts between Hugging Face's config.json and our architectures.
 
-transformers leaves out what equals its defaults, so the defaults of its classes stand here (5.23,
-`configuration_{llama,mistral,qwen2,clip,llava}.py`). What our models cannot compute is refused by name, never dropped.
+transformers omits values equal to its defaults, so these defaults are repeated here (from 5.23,
+`configuration_{llama,mistral,qwen2,clip,llava}.py`). Settings that our models do not support raise, naming the key.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ _CLIP = dict(
     hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, num_channels=3,
     image_size=224, patch_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5,
 )  # fmt: skip
-# The tower of a LlavaConfig whose file does not describe it is CLIP's L/14-336.
+# The default tower of a LlavaConfig: CLIP L/14-336.
 _LLAVA_TOWER = dict(
     hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
     patch_size=14,
@@ -42,21 +42,21 @@ TOWERS = {
 
 
 def read_hf_config(folder: Path) -> dict:
-    """config.json as a dict. Raises DataError where it is missing, broken, or asks for code of its own."""
+    """Reads config.json. Raises DataError if it is missing or broken, or needs custom code (auto_map)."""
     file = folder / "config.json"
     config = read_object(file, "what model the weights are of")
     if "auto_map" in config:
-        raise DataError(f"{file} asks for code of its own (auto_map); only the architectures built in are loaded")
+        raise DataError(f"{file} needs custom code (auto_map); only built-in architectures are loaded")
     return config
 
 
 def language_model(config: dict, where: str) -> LlamaConfig:
-    """The decoder that a LLaMA, Mistral or Qwen2 config describes; `where` names its file in messages.
+    """Converts a LLaMA, Mistral or Qwen2 config; `where` names its file in messages.
 
-    Beyond a sliding window (Mistral 0.1) attention would differ, so the window is the longest context. Raises DataError
-    for another model, and for biases, activations or rotary scalings that we do not have.
+    The context is limited to the sliding window if there is one (Mistral 0.1), because attention differs beyond it.
+    Raises DataError for another model, and for unsupported biases, activations or RoPE scalings.
     """
-    kind = str(config.get("model_type", "llama"))  # of a list, one could not ask whether it is in a dict
+    kind = str(config.get("model_type", "llama"))  # str: a list is not hashable
     if kind not in LANGUAGE_MODELS:
         raise DataError(f"{where}: language model {kind!r} is not one of {', '.join(LANGUAGE_MODELS)}")
     c = LANGUAGE_MODELS[kind] | config
@@ -83,15 +83,15 @@ def language_model(config: dict, where: str) -> LlamaConfig:
 
 
 def _check_numbers(c: dict, where: str, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
-    """Raises DataError for what is no positive number, whole but for an epsilon; `optional` may be null or 0."""
+    """Raises DataError unless values are positive integers (floats for an epsilon); `optional` may be null or 0."""
     for key in (*needed, *(key for key in optional if c[key] is not None)):
         kinds = (int, float) if key.endswith("eps") else (int,)
         if type(c[key]) not in kinds or c[key] < 0 or (c[key] == 0 and key in needed):
-            raise DataError(f"{where}: {key}={c[key]!r} is not a number that it can be")
+            raise DataError(f"{where}: {key}={c[key]!r} is not a valid number")
 
 
 def _rope(c: dict, where: str) -> tuple[float, RopeScaling | None]:
-    """transformers 5 writes `rope_parameters`, earlier ones `rope_theta` and `rope_scaling`."""
+    """Returns (base, scaling). transformers 5 writes `rope_parameters`, older ones `rope_theta`, `rope_scaling`."""
     rope = {"rope_theta": c.get("rope_theta", 10_000.0)}
     for key in ("rope_scaling", "rope_parameters"):
         rope |= _group(c, key, where)
@@ -114,7 +114,7 @@ def _rope(c: dict, where: str) -> tuple[float, RopeScaling | None]:
 
 
 def _group(config: dict, key: str, where: str) -> dict:
-    """The group of settings `key`, empty where it is absent or null. Raises DataError for anything else."""
+    """Returns the nested settings `key`, {} if absent or null. Raises DataError if they are not a dict."""
     group = config.get(key) or {}
     if not isinstance(group, dict):
         raise DataError(f"{where}: {key}={group!r} is not a group of settings")
@@ -122,7 +122,7 @@ def _group(config: dict, key: str, where: str) -> dict:
 
 
 def vision_tower(config: dict, where: str, select_layer: int, select_feature: str) -> VisionConfig:
-    """The tower that a `clip_vision_model` config (or the vision part of a `clip` one) describes."""
+    """Converts a `clip_vision_model` config, or the vision part of a `clip` config. Raises DataError otherwise."""
     kind = config.get("model_type", "clip_vision_model")
     if kind != "clip_vision_model":
         raise DataError(f"{where}: vision tower {kind!r} is not supported, only clip_vision_model")
@@ -142,7 +142,7 @@ def vision_tower(config: dict, where: str, select_layer: int, select_feature: st
 
 
 def hf_llava(config: dict, where: str) -> tuple[VisionConfig, LlamaConfig, str]:
-    """(tower, decoder, activation between the projector's two layers) of a LlavaConfig."""
+    """Returns (tower, decoder, activation between the projector's two layers) of a LlavaConfig."""
     layer = config.get("vision_feature_layer", -2)
     if not isinstance(layer, int):
         raise DataError(f"{where}: vision_feature_layer={layer!r}: features of several layers are not supported")
@@ -155,7 +155,7 @@ def hf_llava(config: dict, where: str) -> tuple[VisionConfig, LlamaConfig, str]:
     if tower.get("model_type", "clip_vision_model") == "clip_vision_model":
         tower = _LLAVA_TOWER | tower
     text = dict(_group(config, "text_config", where))
-    # transformers keeps this flag on either level
+    # transformers writes this flag on either level
     text["tie_word_embeddings"] = text.get("tie_word_embeddings", False) or config.get("tie_word_embeddings", False)
     act = config.get("projector_hidden_act", "gelu")
     if act not in ("gelu", "linear"):
@@ -164,16 +164,16 @@ def hf_llava(config: dict, where: str) -> tuple[VisionConfig, LlamaConfig, str]:
 
 
 def to_hf(vision: VisionConfig, llm: LlamaConfig, projector: str, image_token_id: int, dtype: str) -> dict:
-    """The config.json of a `LlavaForConditionalGeneration`; read back, it gives the same architectures.
+    """Returns the config.json of a `LlavaForConditionalGeneration`; reading it gives the same architectures.
 
-    Rotary settings are written under the keys that every transformers knows (`rope_theta`, `rope_scaling`). A linear
-    projector is written with `projector_hidden_act="linear"`: its second layer is the identity, see `hf_export`.
-    Raises DataError for a model that transformers' classes cannot hold.
+    RoPE settings use the keys of every transformers version (`rope_theta`, `rope_scaling`). A linear projector is
+    written with `projector_hidden_act="linear"` and an identity as second layer, see `save_hf`.
+    Raises DataError for a model that transformers' classes cannot represent.
     """
     if projector not in ("linear", "mlp2x_gelu"):
         raise DataError(f"Hugging Face's LLaVA has a projector of two layers; {projector} cannot be written for it")
     if llm.qkv_bias and llm.head_size * llm.heads != llm.width:
-        raise DataError("Hugging Face's Qwen2 has no head size of its own: heads * head_size must be the width")
+        raise DataError("Hugging Face's Qwen2 has no separate head size: heads * head_size must equal the width")
     text = hf_text(llm) | dict(
         model_type="qwen2" if llm.qkv_bias else "llama",
         architectures=["Qwen2ForCausalLM" if llm.qkv_bias else "LlamaForCausalLM"], dtype=dtype,
@@ -190,7 +190,7 @@ def to_hf(vision: VisionConfig, llm: LlamaConfig, projector: str, image_token_id
 
 
 def hf_text(llm: LlamaConfig) -> dict:
-    """The keys of a decoder's config.json that LLaMA and Qwen2 share."""
+    """Returns the keys of a decoder's config.json that LLaMA and Qwen2 share."""
     return dict(
         vocab_size=llm.vocab_size, hidden_size=llm.width, intermediate_size=llm.mlp_width,
         num_hidden_layers=llm.layers, num_attention_heads=llm.heads, num_key_value_heads=llm.kv_heads,
@@ -200,7 +200,7 @@ def hf_text(llm: LlamaConfig) -> dict:
 
 
 def hf_tower(vision: VisionConfig) -> dict:
-    """A CLIP tower's config.json."""
+    """Returns a CLIP tower's config.json."""
     return dict(
         model_type="clip_vision_model", hidden_size=vision.width, intermediate_size=vision.mlp_width,
         num_hidden_layers=vision.layers, num_attention_heads=vision.heads, image_size=vision.image_size,

@@ -1,4 +1,4 @@
-"""Writes a model as transformers' `LlavaForConditionalGeneration` and `AutoProcessor` load it."""
+"""Exports a model for transformers' `LlavaForConditionalGeneration` and `AutoProcessor`."""
 
 import dataclasses
 import json
@@ -36,16 +36,16 @@ def save_hf(
 ) -> None:  # fmt: skip
     """Writes a whole model into a new folder.
 
-    params: every parameter by path. dtype: float32 | bfloat16 | float16, that of the files; None: each parameter's own.
-    template, aspect, wraps_images: how the model was trained, for the chat template and the image processor. tower: the
-    prefix of its tensors, where it is not to be that of llava-hf's files.
+    params: every parameter by path. dtype: float32 | bfloat16 | float16 of the files; None: each parameter's own.
+    template, aspect, wraps_images: as in training, for the chat template and the image processor. tower: prefix of the
+    tower's tensor names, None for that of llava-hf's files.
 
-    image_token_id: where the vocabulary has `<image>` already. None: it comes behind the tokenizer's last token, and
-    the embedding grows to the next multiple of 64 where it has no row for it, as llava-hf's own conversion does it.
+    image_token_id: the id of `<image>` if the vocabulary has it. None: it follows the tokenizer's last token, and an
+    embedding without a row for it grows to the next multiple of 64, as in llava-hf's own conversion.
 
-    Every process must call it; process 0 writes. No more than one tensor is gathered at a time. The folder appears when
-    it is complete. Raises DataError where it exists or cannot be written, for a model that transformers' classes cannot
-    hold, and for what `processor_files` refuses.
+    Every process must call it; process 0 writes. One tensor is gathered at a time. The folder appears when it is
+    complete. Raises DataError if it exists or cannot be written, for a model that transformers' classes cannot
+    represent, and as `processor_files` does.
     """
     check_new(folder)
     if image_token_id is None:
@@ -74,7 +74,7 @@ def _tensors(
             yield _resized_vocabulary(mappings[path], params[path], VOCABULARY_AXIS[path], vocabulary, dtype)
         else:
             yield from torch_tensors(mappings[path], params[path], dtype)
-    if config.projector == "linear":  # the second layer that their class has: it changes nothing
+    if config.projector == "linear":  # transformers' class has a second layer: the identity
         width, stored = config.llm.width, dtype or params["projector/linear_1/kernel"].dtype.name
         kernel, bias = mappings["projector/linear_2/kernel"].name, mappings["projector/linear_2/bias"].name
         yield Tensor(kernel, (width, width), stored, lambda: np.eye(width, dtype=stored))
@@ -82,8 +82,8 @@ def _tensors(
 
 
 def _resized_vocabulary(mapping: TensorMapping, param: jax.Array, axis: int, size: int, dtype: str | None) -> Tensor:
-    """A table with more words. A new word's row is the mean of the old ones: its logit is the mean of theirs, so it is
-    never the most likely."""
+    """Returns an embedding or head grown to `size` tokens. New rows are the mean of the old ones: their logit is the
+    mean logit, so a new token is never the most likely."""
     dtype = dtype or param.dtype.name
     width = param.shape[1 - axis]
 

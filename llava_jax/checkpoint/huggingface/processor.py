@@ -1,6 +1,6 @@
-"""What transformers needs beside the weights: image processor, tokenizer with an `<image>` token, chat template.
+"""Writes the files of transformers' `LlavaProcessor`: image processor, tokenizer with `<image>`, chat template.
 
-`AutoProcessor.from_pretrained` puts them together to a `LlavaProcessor`, whose ids and pixels are those we train on.
+`AutoProcessor.from_pretrained` loads them; its token ids and pixels equal those in our training.
 """
 
 import json
@@ -14,19 +14,19 @@ from llava_jax.text.templates import IMAGE_MARKER, Segment, find_template
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.text.tokenizer_json import json_text, tokenizer_config, tokenizer_spec
 
-WRAPPED = IMAGE_MARKER.join(IMAGE_ENDS)  # an image in a chat template, where `wrap_images` is due
+WRAPPED = IMAGE_MARKER.join(IMAGE_ENDS)  # an image in a chat template with `wraps_images`
 
 
 def processor_files(
     config: ModelConfig, tokenizer: Tokenizer, image_token_id: int, template: str, aspect: str, wraps_images: bool
 ) -> dict[str, str]:
-    """Name -> text of preprocessor_config.json, processor_config.json, the tokenizer's files, chat_template.jinja and
-    generation_config.json. aspect: crop | pad, as in training.
+    """Returns the processor's files as name -> text: preprocessor_config.json, processor_config.json, the tokenizer's
+    files, chat_template.jinja and generation_config.json. aspect: crop | pad, as in training.
 
-    Raises DataError for a template that has no chat form, for an image token that is another word, and as `image_ends`.
+    Raises DataError for a template without a chat form, if image_token_id is another token, and as `image_ends`.
     """
     if wraps_images:
-        image_ends(tokenizer)  # as text in the chat template they would be other ids
+        image_ends(tokenizer)  # raises unless both are special tokens: as plain text they would get other ids
     vision = config.vision
     has_cls = vision.select_feature == "cls_patch"
     files = {
@@ -36,7 +36,7 @@ def processor_files(
             patch_size=vision.patch_size,
             vision_feature_select_strategy="full" if has_cls else "default",
             image_token=IMAGE_MARKER,
-            num_additional_image_tokens=1,  # CLS; the strategy `default` takes it off again
+            num_additional_image_tokens=1,  # CLS, which the strategy `default` drops
         ),
         "tokenizer.json": tokenizer_spec(tokenizer, image_token_id),
         "tokenizer_config.json": tokenizer_config(tokenizer, config.llm.max_positions)
@@ -63,10 +63,10 @@ def _image_processor(vision: VisionConfig, aspect: str) -> dict:
 
 
 def chat_template(name: str, wraps_images: bool = False) -> str:
-    """The template `name` for transformers' chat messages (jinja), made from the same table that training uses.
+    """Returns the conversation template `name` as a Jinja chat template, generated from the table used in training.
 
-    A message is a string, or a list of {"type": "text", "text": ...} and {"type": "image"}; an image is written before
-    what follows it, with a newline. wraps_images: see `wrap_images`. Raises DataError for `plain`, which is no chat.
+    A message's content is a string, or a list of {"type": "text", "text": ...} and {"type": "image"}; an image becomes
+    its token and a newline. wraps_images: see `wrap_images`. Raises DataError for `plain`, which is not for chats.
     """
     template = find_template(name)
     if template.text_is_dropped:

@@ -1,1 +1,1 @@
-"""Folders in the original LLaVA's format: config and export."""
+"""The original LLaVA's format: config and export."""

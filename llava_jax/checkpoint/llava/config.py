@@ -1,7 +1,7 @@
-"""config.json of the original LLaVA (`LlavaLlamaForCausalLM`) -> our architectures.
+"""Converts the original LLaVA's config.json (`LlavaLlamaForCausalLM`) to our architectures.
 
-It is a LLaMA's config with `mm_*` keys beside it; what is absent has the defaults of the original's `builder.py` and
-`llava_arch.py`. The tower is a name there, not a description, and its weights are often somewhere else.
+It is a LLaMA config with additional `mm_*` keys; missing ones have the defaults of the original's `builder.py` and
+`llava_arch.py`. It only names the tower, and the tower's weights are often in another folder.
 """
 
 import re
@@ -10,7 +10,7 @@ from llava_jax.checkpoint.huggingface.config import language_model
 from llava_jax.config.architectures import LlamaConfig
 from llava_jax.errors import DataError
 
-# LLaVA says which decoder it wraps in its own model_type; v0 releases kept `llama`.
+# LLaVA's model_type -> the decoder's. v0 releases kept `llama`.
 DECODERS = {
     "llava_llama": "llama",
     "llava": "llama",
@@ -22,9 +22,9 @@ DECODERS = {
 
 
 def read_original(config: dict, where: str) -> tuple[str, LlamaConfig, str, int, str]:
-    """(name of the tower, decoder, projector, select_layer, select_feature); `where` names the file in messages.
+    """Returns (tower name, decoder, projector, select_layer, select_feature); `where` names the file in messages.
 
-    Raises DataError for a decoder or projector that we do not have, and for the tiles of v1.6.
+    Raises DataError for an unsupported decoder or projector, and for the image tiles of v1.6.
     """
     kind = config.get("model_type", "llava")
     if kind not in DECODERS:

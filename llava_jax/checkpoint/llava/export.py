@@ -1,8 +1,8 @@
-"""Writes a model in the original LLaVA's format (`LlavaLlamaForCausalLM`), as safetensors.
+"""Exports a model in the original LLaVA's format (`LlavaLlamaForCausalLM`), as safetensors.
 
-The tower is written inside (`model.vision_tower.vision_tower.*`), except where it came from a folder of its own, beside
-an original that has none: such a model is written as it was found. The original's code builds the towers it knows by
-name; one of another shape is described by `vision_config`, a key of ours which it does not read.
+The tower is included (`model.vision_tower.vision_tower.*`), unless the model was read from an original without a tower
+and a separate tower folder. The original's code builds towers by name; a tower with another shape is described by
+`vision_config`, our own key, which the original ignores.
 """
 
 import dataclasses
@@ -29,13 +29,12 @@ def save_original(
 ) -> None:  # fmt: skip
     """Writes a whole model into a new folder.
 
-    params, dtype: as `save_hf` has them. tokenizer_path: where its files are, copied as they are; None: they are made.
-    known: the config.json of the original that the model was read from; what does not contradict the model stays.
-    tower: the prefix of its tensors, None for the original's own. tower_is_inside: False leaves them out. wraps_images:
-    see `wrap_images`.
+    params, dtype: see `save_hf`. tokenizer_path: the tokenizer's files to copy; None: they are generated.
+    known: config.json of the original that the model was read from; keys that do not contradict the model are kept.
+    tower: prefix of its tensor names, None: the default. tower_is_inside: False omits it. wraps_images: as in training.
 
-    Every process must call it; process 0 writes. No more than one tensor is gathered at a time. The folder appears when
-    it is complete. Raises DataError where it exists or cannot be written.
+    Every process must call it; process 0 writes. One tensor is gathered at a time. The folder appears when it is
+    complete. Raises DataError if it exists or cannot be written.
     """
     check_new(folder)
     depth = projector_depth(config.projector)
@@ -54,9 +53,9 @@ def save_original(
 def to_original(
     config: ModelConfig, dtype: str, aspect: str, known: dict, tower_is_inside: bool, wraps_images: bool
 ) -> dict:
-    """The original's config.json; read back, it gives the same architectures.
+    """Returns the original's config.json; reading it gives the same architectures.
 
-    The keys that say whether words are added for an image must be there: the original takes their absence for a yes.
+    `mm_use_im_start_end` and `mm_use_im_patch_token` are always written: the original reads their absence as true.
     """
     vision, llm = config.vision, config.llm
     kind = ("llava_qwen", "LlavaQwenForCausalLM") if llm.qkv_bias else ("llava_llama", "LlavaLlamaForCausalLM")
@@ -74,14 +73,14 @@ def to_original(
         mm_projector_type=config.projector,
         mm_vision_select_layer=vision.select_layer, mm_vision_select_feature=vision.select_feature,
     )  # fmt: skip
-    if scaling and scaling.kind == "linear":  # under the name that transformers had when LLaVA was made
+    if scaling and scaling.kind == "linear":  # the key of the transformers version that LLaVA uses
         required["rope_scaling"] = dict(type="linear", factor=scaling.factor)
     if llm.head_size * llm.heads != llm.width:
         required["head_dim"] = llm.head_size
     if aspect == "pad" or known.get("image_aspect_ratio") == "pad":
         required["image_aspect_ratio"] = "pad" if aspect == "pad" else "square"
     if tower_is_inside:
-        required["unfreeze_mm_vision_tower"] = True  # or the original builds the tower too late to fill it
+        required["unfreeze_mm_vision_tower"] = True  # else the original builds the tower after loading weights
         if known.get("mm_vision_tower", name) not in TOWERS:
             required["vision_config"] = hf_tower(vision)
     stale = ("rope_parameters", "dtype", "sliding_window", "use_sliding_window", "vision_config")

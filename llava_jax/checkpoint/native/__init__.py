@@ -1,1 +1,1 @@
-"""Our own checkpoints: Orbax, with a SHA-256 of every file; a workdir as a model."""
+"""Native checkpoints: Orbax with a SHA-256 of every file; workdirs as models."""

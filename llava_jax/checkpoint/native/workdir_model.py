@@ -1,7 +1,7 @@
-"""Our own folders, read as a model: the workdir of a run, and what `save_workdir_model` writes.
+"""Opens native folders as models: workdirs of runs, and folders that `save_workdir_model` writes.
 
-Both have a config.json and checkpoints/<step>/. A run's config.json names its towers and its tokenizer; that of a saved
-model holds the shapes themselves, and its tokenizer's files are in the folder.
+Both have a config.json and checkpoints/<step>/. A run's config.json names its architectures and its tokenizer; that of
+a saved model contains the architecture's sizes, and the tokenizer's files are in the folder.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"
 
 @dataclasses.dataclass(frozen=True)
 class WorkdirModel:
-    """`tokenizer`: a name or path, see `open_tokenizer`. `image_token_id`: None where the folder does not say."""
+    """An opened model. `tokenizer`: see `open_tokenizer`. `image_token_id`: None if the folder does not record it."""
 
     path: Path
     step: int
@@ -40,18 +40,18 @@ class WorkdirModel:
     wraps_images: bool
 
     def model(self, dtype: str) -> ModelConfig:
-        """The whole model, computing in `dtype`."""
+        """Returns the config of the whole model that computes in `dtype`."""
         plain = dict(remat="none", unroll=False, attention="xla")
         return dataclasses.replace(self.config, dtype=dtype, feature_dtype=dtype, **plain)
 
     def dtypes(self, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, str]:
-        """Parameter path -> dtype in the checkpoint; float32 for what is not there."""
+        """Returns parameter path -> dtype in the checkpoint, float32 if it is missing."""
         stored = self._with_store(lambda store: store.param_metadata(self.step))
         return {path: stored[path][1] if path in stored else "float32" for path in shapes}
 
     def load(self, like: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-        """The parameters of `like` (path -> shape, dtype, sharding), of some modules or of all. Raises DataError where
-        they are not exactly those of the checkpoint."""
+        """Restores the parameters of `like` (path -> shape, dtype, sharding), of some modules or of all. Raises
+        DataError if their paths or shapes differ from the checkpoint's."""
         modules = {path.split("/")[0] for path in like}
         metadata = self._with_store(lambda store: store.param_metadata(self.step))
         stored = {path: value for path, value in metadata.items() if path.split("/")[0] in modules}
@@ -64,7 +64,7 @@ class WorkdirModel:
         for path, spec in like.items():
             if stored[path][2] != spec.shape:
                 raise DataError(
-                    f"checkpoint {self.step} of {self.path}: {path} has shape {stored[path][2]}, the config asks for "
+                    f"checkpoint {self.step} of {self.path}: {path} has shape {stored[path][2]}, the config expects "
                     f"{spec.shape}"
                 )
         return self._with_store(lambda store: store.restore_params(self.step, like))
@@ -78,13 +78,13 @@ class WorkdirModel:
 
 
 def is_workdir_model(path: Path) -> bool:
-    """Whether the folder is a run's or one of `save_workdir_model`'s."""
+    """Returns whether the folder is a run's workdir or written by `save_workdir_model`."""
     return (path / CHECKPOINTS).is_dir() and (path / "config.json").is_file()
 
 
 def open_workdir_model(path: Path) -> WorkdirModel:
-    """Opens the newest whole checkpoint of a folder; damaged ones are told on standard error. Raises DataError for a
-    folder without a whole checkpoint, and for a config.json that is broken or of another version."""
+    """Opens the newest intact checkpoint of a folder. Logs newer damaged ones to standard error. Raises DataError for a
+    folder without an intact checkpoint, and for a config.json that is broken or of another version."""
     file = path / "config.json"
     values = read_object(file, "what the run is")
     store = CheckpointStore(path / CHECKPOINTS, keep=1)
@@ -101,26 +101,26 @@ def open_workdir_model(path: Path) -> WorkdirModel:
     try:
         if isinstance(values["model"]["vision"], dict):
             config = build_dataclass(ModelConfig, values["model"], "model")
-            where = str(path / TOKENIZER)
-            habits = (values[name] for name in ("template", "aspect", "image_token_id"))
+            template, aspect, image_token_id = (values[key] for key in ("template", "aspect", "image_token_id"))
+            wraps_images = values.get("wraps_images", False)  # missing in older folders
             return WorkdirModel(
-                path, step, config, where, *habits, values.get("wraps_images", False)
-            )  # older ones lack it
+                path, step, config, str(path / TOKENIZER), template, aspect, image_token_id, wraps_images
+            )
         run = build_dataclass(Config, values, "config")
         data = run.stages[stage].data
         return WorkdirModel(path, step, model_config(run.model), run.tokenizer, data.template, data.aspect, None, False)
     except (KeyError, TypeError, ConfigError) as e:
-        raise DataError(f"{file} is not the config of a run or a model of this version: {e}") from None
+        raise DataError(f"{file} is not a config of a run or model of this version: {e}") from None
 
 
 def save_workdir_model(
     folder: Path, params: dict[str, jax.Array], config: ModelConfig, tokenizer: Tokenizer, tokenizer_path: Path | None,
     template: str, aspect: str, image_token_id: int, wraps_images: bool,
 ) -> None:  # fmt: skip
-    """Writes a whole model into a new folder, laid out as a run's, each parameter in its own dtype and in shards.
+    """Writes a whole model into a new folder in the layout of a workdir, each parameter in its own dtype, sharded.
 
-    tokenizer_path: where its files are, copied as they are; None: they are made. Every process must call it. The folder
-    appears when it is complete. Raises DataError where it exists or cannot be written.
+    tokenizer_path: the tokenizer's files to copy; None: they are generated. Every process must call it. The folder
+    appears when it is complete. Raises DataError if it exists or cannot be written.
     """
     check_new(folder)
     config_json = dict(

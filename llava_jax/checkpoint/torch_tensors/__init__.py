@@ -1,1 +1,1 @@
-"""Tensors of PyTorch checkpoints: file formats, names, transposition, adapters and deltas over them."""
+"""Tensors of PyTorch checkpoints: file formats, names, layouts, LoRA adapters and delta weights."""

@@ -1,14 +1,14 @@
-"""The names under which published checkpoints keep a model's tensors, and reading one into sharded parameters.
+"""Detects the naming scheme (dialect) of a PyTorch checkpoint and reads it into sharded parameters.
 
 | dialect  | written by                                                     | projector                          |
 |----------|----------------------------------------------------------------|------------------------------------|
-| hub      | files of llava-hf, and `save_pretrained` of every transformers | `multi_modal_projector.linear_1.`  |
-| memory   | `state_dict()` of transformers >= 4.52, saved as it is         | `model.multi_modal_projector.`     |
+| hub      | llava-hf's files, and `save_pretrained` of any transformers    | `multi_modal_projector.linear_1.`  |
+| memory   | `state_dict()` of transformers >= 4.52, saved unchanged        | `model.multi_modal_projector.`     |
 | original | LLaVA's own trainer and releases                               | `model.mm_projector.`              |
-| clip     | a CLIP vision tower alone, or the whole of CLIP                | -                                  |
+| clip     | a CLIP vision tower alone, or a whole CLIP                     | -                                  |
 | llm      | a LLaMA, Vicuna, Mistral or Qwen2 alone                        | -                                  |
 
-What a checkpoint is, its tensors say, never the name of its folder.
+The tensors' names decide, never the name of the folder.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from llava_jax.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-    """Prefixes of the modules; None where there is none. `vision` lists the spellings in use."""
+    """Name prefixes of the modules, None for a missing module. `vision` lists all spellings in use."""
 
     name: str
     vision: tuple[str, ...] | None
@@ -57,13 +57,13 @@ DIALECTS = (
     Dialect("llm", None, None, "model.", "lm_head."),
 )  # fmt: skip
 PATCHES = "embeddings.patch_embedding.weight"
-# Old files keep these although they follow from the config; the text half of CLIP is not part of a LLaVA.
+# Old files contain these buffers, which are derived from the config. CLIP's text tower is not part of a LLaVA.
 IGNORED = r".*\.rotary_emb\.inv_freq|.*\.position_ids"
 IGNORED_IN_CLIP = r"text_model\..*|logit_scale|(visual|text)_projection\.weight"
 
 
 def find_dialect(files: TorchFiles) -> Dialect:
-    """The dialect of the files. Raises DataError where the tensors are of no model that is known."""
+    """Returns the dialect of the files. Raises DataError if the tensors belong to no known model."""
     names = files.names()
     for dialect in DIALECTS:
         if dialect.projector and any(name.startswith(dialect.projector) for name in names):
@@ -74,7 +74,7 @@ def find_dialect(files: TorchFiles) -> Dialect:
     if any(prefix + PATCHES in files for prefix in clip.vision):
         return clip
     raise DataError(
-        f"{files.path} holds no LLaVA, CLIP tower or LLaMA that is known: its tensors begin with "
+        f"{files.path} holds no known LLaVA, CLIP tower or LLaMA: its tensors start with "
         f"{', '.join(names[:3]) or 'nothing'}"
     )
 
@@ -82,10 +82,10 @@ def find_dialect(files: TorchFiles) -> Dialect:
 def torch_mappings(
     dialect: Dialect, files: TorchFiles | None, depth: int, tower: str | None = None
 ) -> dict[str, TensorMapping]:
-    """Parameter path -> row with the tensor's whole name, of every module that the dialect knows.
+    """Returns parameter path -> mapping with the full tensor name, for every module of the dialect.
 
-    files: decide between the spellings of the tower; None for `tower`, or without one for the first, which every
-    reader knows. depth: layers of the projector.
+    files: decide the spelling of the tower's prefix. None: `tower`, by default the first spelling, which every reader
+    knows. depth: number of layers of the projector.
     """
     mappings = {}
     if dialect.vision:
@@ -107,10 +107,10 @@ def check_tensors(
     files: TorchFiles, mappings: dict[str, TensorMapping], shapes: dict[str, tuple[int, ...]], tied: bool,
     unused: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
-    """Every parameter of `shapes` has its tensors, of the right shape, and no tensor is left over.
+    """Checks that every parameter of `shapes` has its tensors with matching shapes, and that no tensor is left over.
 
-    Raises DataError that names the tensors. tied: a head in the file repeats the embedding and is not read, as
-    transformers does. unused: regexes of names that need no parameter.
+    tied: the head is ignored if present, because it repeats the embedding, as in transformers. unused: regexes of
+    tensor names that need no parameter. Raises DataError that names the tensors.
     """
     expected: dict[str, tuple[int, ...]] = {}
     for path, shape in shapes.items():
@@ -125,7 +125,7 @@ def check_tensors(
         raise DataError(f"{files.path} does not fit its config: missing {_some(missing)}, unexpected {_some(extra)}")
     for name, shape in expected.items():
         if files.shape(name) != shape:
-            raise DataError(f"{files.path}: tensor {name} has shape {files.shape(name)}, the config asks for {shape}")
+            raise DataError(f"{files.path}: tensor {name} has shape {files.shape(name)}, the config expects {shape}")
 
 
 def _some(names: list[str]) -> str:
@@ -135,7 +135,7 @@ def _some(names: list[str]) -> str:
 def load_parameters(
     files: TorchFiles, mappings: dict[str, TensorMapping], like: dict[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
-    """The parameters of `like` (path -> shape, dtype, sharding), each device's part read from the files on its own."""
+    """Reads the parameters of `like` (path -> shape, dtype, sharding); for each device only its own part."""
     params = {}
     for path, spec in like.items():
         mapping = mappings[path]

@@ -1,9 +1,9 @@
-"""Which tensor of a torch checkpoint is which parameter of ours: one row per tensor, read in both directions.
+"""Maps torch tensors to our parameters, in both directions: one TensorMapping per parameter.
 
-Ours are stacked over the layers and keep heads and head size apart; torch's `Linear` holds [out, in] and has one tensor
-per layer. A row's `groups` says, for each axis of the torch tensor, which of our axes (without the layer axis) make it
-up: ((1, 2), (0,)) reads our [D, H, E] as torch's [H * E, D]. Sources: `modeling_clip.py`, `modeling_llama.py` and
-`modeling_llava.py` of transformers; `llava/model` of the original.
+Our parameters are stacked over the layers, with separate axes for heads and head size. torch has one tensor per layer,
+and its `Linear` weights are [out, in]. `groups` lists for each torch axis the axes of ours (without the layer axis)
+that it flattens: ((1, 2), (0,)) maps our [D, H, E] to torch's [H * E, D]. Sources: `modeling_clip.py`,
+`modeling_llama.py` and `modeling_llava.py` of transformers; `llava/model` of the original.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ TABLE: Groups = ((0,), (1,))
 
 @dataclasses.dataclass(frozen=True)
 class TensorMapping:
-    """`path`: ours below the module. `name`: torch's below the module's prefix, {} for the number of the layer."""
+    """`path`: our path below the module. `name`: torch's name below the module's prefix, {} for the layer number."""
 
     path: str
     name: str
@@ -48,7 +48,7 @@ CLIP = (
     TensorMapping("cls/embedding", "embeddings.class_embedding", VECTOR),
     TensorMapping("patch/kernel", "embeddings.patch_embedding.weight", CONVOLUTION),
     TensorMapping("position/embedding", "embeddings.position_embedding.weight", TABLE),
-    *_norm("pre_norm", "pre_layrnorm"),  # misspelt in every published file
+    *_norm("pre_norm", "pre_layrnorm"),  # misspelled in every published file
     *_norm("post_norm", "post_layernorm"),
     *_norm("layers/attention_norm", "encoder.layers.{}.layer_norm1"),
     *_kernel_and_bias("layers/q", "encoder.layers.{}.self_attn.q_proj", HEADS_IN, HEADS_BIAS),
@@ -76,8 +76,8 @@ LLAMA = (
 
 
 def projector_mappings(depth: int, dialect: str) -> tuple[TensorMapping, ...]:
-    """Rows of a projector of `depth` Linear layers. dialect `hf`: linear_1, linear_2; `llava`, the original's: the
-    places of the layers in a torch Sequential, 0, 2, 4 (GELU lies between), or nothing for a lone layer."""
+    """Returns the mappings of a projector with `depth` Linear layers. dialect: `hf` names them linear_1, linear_2;
+    `llava` by their index in a torch Sequential with GELUs between (0, 2, 4), and a single layer not at all."""
     mappings = []
     for i in range(1, depth + 1):
         layer = f"linear_{i}" if dialect == "hf" else f"{2 * i - 2}"
@@ -90,7 +90,7 @@ def projector_mappings(depth: int, dialect: str) -> tuple[TensorMapping, ...]:
 
 
 def torch_shape(groups: Groups, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The torch tensor's shape for our `shape` (without the layer axis).
+    """Returns the torch tensor's shape for our `shape` (without the layer axis).
 
     >>> torch_shape(HEADS_IN, (4096, 32, 128))
     (4096, 4096)
@@ -99,8 +99,8 @@ def torch_shape(groups: Groups, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def torch_index(groups: Groups, shape: tuple[int, ...], index: tuple[slice, ...]) -> tuple[slice, ...]:
-    """The part of the torch tensor that holds `index` of ours. Of several axes that make one up, only the first may
-    be split (heads are sharded, a head's inside never is)."""
+    """Returns the part of the torch tensor that corresponds to `index` of ours. Of axes flattened into one, only the
+    first may be split: heads are sharded, the inside of a head never is."""
     torch_slices = []
     for group in groups:
         first, *inner_axes = group
@@ -113,5 +113,5 @@ def torch_index(groups: Groups, shape: tuple[int, ...], index: tuple[slice, ...]
 
 
 def tensor_names(mapping: TensorMapping, shape: tuple[int, ...]) -> list[str]:
-    """The torch tensors that make up our parameter of `shape`: one, or one per layer."""
+    """Returns the names of the torch tensors of our parameter of `shape`: one, or one per layer."""
     return [mapping.name.format(i) for i in range(shape[0])] if mapping.stacked else [mapping.name]

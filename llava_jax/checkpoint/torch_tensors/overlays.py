@@ -1,14 +1,14 @@
-"""Weights that are published apart from the model they belong to, joined with it as they are read.
+"""Merges weights that are published separately from their base model, while they are read.
 
 | files                                               | a tensor becomes   | function     |
 |-----------------------------------------------------|--------------------|--------------|
-| `mm_projector`, `non_lora_trainables`               | what the file says | `with_extra` |
+| `mm_projector`, `non_lora_trainables`               | that of the file   | `with_extra` |
 | PEFT's LoRA: `adapter_config.json`, `adapter_model` | W + scale * B @ A  | `with_lora`  |
 | the original's delta weights (v0, v1.1)             | base + delta       | `with_delta` |
 
-Each takes readers of tensors (TorchFiles is one) and is one, so they nest. Only the part of a tensor that is asked for
-is ever read or computed; sums are made in float32, and a tensor that nothing changes stays as the base has it, bit by
-bit. A tensor that has no place is an error, never dropped.
+Each function takes TensorReaders (e.g. TorchFiles) and returns one, so they nest. Only the requested part of a tensor
+is read or computed. Sums are float32; an unchanged tensor is bit-equal to the base's. A tensor that matches nothing
+raises DataError and is never dropped.
 """
 
 import dataclasses
@@ -26,18 +26,18 @@ from llava_jax.output.files import read_object
 Index = tuple[slice, ...]
 ALL = slice(None)
 LORA = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-# What a file may bring that its base, a language model alone, has not.
+# Tensors that a file may add to its base, a lone language model.
 NEW_MODULES = re.compile(
     r"(?!.*lora_)(model\.)?(mm_projector|multi_modal_projector|vision_tower)\..*(weight|bias|_embedding)"
 )
-# PEFT names modules as they are in memory, transformers >= 4.52 keeps those of a LLaVA under other names in its files.
+# PEFT uses in-memory module names; for a LLaVA, transformers >= 4.52 uses other names in files.
 HUB, MEMORY = DIALECTS[:2]
 FILE_PREFIXES = (
     (MEMORY.model, (HUB.model,)), (MEMORY.head, (HUB.head,)), (MEMORY.projector, (HUB.projector,)),
     *((prefix, HUB.vision) for prefix in MEMORY.vision),
 )  # fmt: skip
-VOCABULARY_TENSORS = ("embed_tokens.weight", "lm_head.weight")  # one row per word: they grow with the vocabulary
-# Each of these makes the result another one than W + scale * B @ A.
+VOCABULARY_TENSORS = ("embed_tokens.weight", "lm_head.weight")  # one row per token: they grow with the vocabulary
+# With any of these settings the result differs from W + scale * B @ A.
 VARIANTS = (
     "use_dora", "use_qalora", "use_bdlora", "lora_bias", "rank_pattern", "alpha_pattern", "layer_replication",
     "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "arrow_config", "kasa_config",
@@ -45,18 +45,18 @@ VARIANTS = (
 
 
 class TensorReader(Protocol):
-    path: Path  # for messages
+    path: Path  # for error messages
 
     def __contains__(self, name: str) -> bool: ...
     def names(self) -> list[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
-    def dtype(self, name: str) -> str: ...  # that of the file; a sum of two tensors has its base's
+    def dtype(self, name: str) -> str: ...  # as stored; a merged tensor has its base's
     def read(self, name: str, index: Index) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class OverlaidTensors:
-    """The tensors of `base`, except where `changed` has (shape, dtype, read) for a name, made of `added` or of both."""
+    """The tensors of `base`, overridden or extended by `changed`: name -> (shape, dtype, read)."""
 
     base: TensorReader
     added: TensorReader
@@ -83,13 +83,13 @@ class OverlaidTensors:
 
 
 def with_extra(base: TensorReader, extra: TensorReader) -> OverlaidTensors:
-    """`base` with the tensors of `extra` in place of its own or beside them.
+    """Returns `base` with the tensors of `extra` replacing or extending its own.
 
-    extra: a projector (`model.mm_projector.0.weight`, or from `mm_projector.` on) or the `non_lora_trainables` of a
-    LoRA folder (`base_model.model.model.mm_projector.0.weight`). An embedding or head may have more rows than the
-    base's. Raises DataError for a tensor that is neither of the base, in the base's shape, nor of a projector or tower.
+    extra: a projector (`model.mm_projector.0.weight`, with or without `model.`) or the `non_lora_trainables` of a LoRA
+    folder (`base_model.model.model.mm_projector.0.weight`). An embedding or head may have more rows than the base's.
+    Raises DataError for a tensor that is neither in the base, with the same shape, nor part of a projector or tower.
 
-    LoRA goes on top, as the original loads it: with_lora(with_extra(vicuna, non_lora_trainables), adapter, config).
+    LoRA is applied afterwards, as in the original: with_lora(with_extra(vicuna, non_lora_trainables), adapter, config).
     """
     names = {name: name.removeprefix("base_model.") for name in extra.names()}
     if any(name.startswith("model.model.") for name in names.values()):
@@ -99,19 +99,19 @@ def with_extra(base: TensorReader, extra: TensorReader) -> OverlaidTensors:
 
 
 def read_lora_config(folder: Path) -> dict:
-    """adapter_config.json of a LoRA folder. Raises DataError where it is missing or broken."""
+    """Reads adapter_config.json of a LoRA folder. Raises DataError if it is missing or broken."""
     return read_object(folder / "adapter_config.json", "how the adapter is merged")
 
 
 def with_lora(base: TensorReader, adapter: TensorReader, config: dict) -> OverlaidTensors:
-    """`base` with a LoRA merged in: float32 W + scale * B @ A, where scale is lora_alpha / r, or lora_alpha / sqrt(r)
-    with `use_rslora`; (B @ A) transposed with `fan_in_fan_out`.
+    """Returns `base` with a LoRA merged in: float32 W + scale * B @ A, where scale is lora_alpha / r, or lora_alpha /
+    sqrt(r) with `use_rslora`; B @ A is transposed with `fan_in_fan_out`.
 
-    adapter: `base_model.model.<module>.lora_A.weight` [r, in] and `.lora_B.weight` [out, r], and, of modules_to_save,
-    whole tensors that replace the base's. config: the dict of adapter_config.json.
+    adapter: `base_model.model.<module>.lora_A.weight` [r, in] and `.lora_B.weight` [out, r], and for modules_to_save
+    full tensors that replace the base's. config: the dict of adapter_config.json.
 
-    Raises DataError for what is not plain LoRA (DoRA, ranks by module, trained biases, PiSSA, ...), and for a tensor
-    without its place, without its other half or of another shape, and where layers that the config targets are missing.
+    Raises DataError for anything but plain LoRA (DoRA, per-module ranks, trained biases, PiSSA, ...), for a tensor
+    that matches no module, lacks its counterpart or has another shape, and if targeted layers are missing.
 
     >>> # r = 2, lora_alpha = 4: one entry of q becomes W[5, 7] + 2 * sum(B[5] * A[:, 7])
     """
@@ -128,13 +128,13 @@ def with_lora(base: TensorReader, adapter: TensorReader, config: dict) -> Overla
     changed = _added_tensors(base, adapter, full_tensors)
     for module in config.get("modules_to_save") or []:
         if not any(f".{module}." in f".{name}" for name in changed):
-            raise DataError(f"{adapter.path} lacks {module}, one of adapter_config.json's modules_to_save")
+            raise DataError(f"{adapter.path} lacks {module}, listed in modules_to_save of adapter_config.json")
     for module, pair in lora_pairs.items():
         name, where = _stored_name(base, module), f"{adapter.path}: tensor {min(pair.values())} cannot be merged"
         if len(pair) == 1:
-            raise DataError(f"{where}: its other half is missing")
+            raise DataError(f"{where}: its counterpart (lora_A or lora_B) is missing")
         if name in changed:
-            raise DataError(f"{where}: the file has {name} a second time")
+            raise DataError(f"{where}: the file also has the full tensor {name}")
         if name not in base:
             raise DataError(f"{where}: the base {base.path} has no tensor {name}")
         a, b, shape = pair["A"], pair["B"], base.shape(name)
@@ -146,17 +146,16 @@ def with_lora(base: TensorReader, adapter: TensorReader, config: dict) -> Overla
             )
         changed[name] = shape, base.dtype(name), _lora_reader(base, name, adapter, a, b, scale, transposed)
     if missing := _missing_targets(base, changed, config):
-        raise DataError(f"{adapter.path} lacks a change of {missing[0]}, which adapter_config.json targets")
+        raise DataError(f"{adapter.path} has no LoRA for {missing[0]}, which adapter_config.json targets")
     return OverlaidTensors(base, adapter, changed)
 
 
 def with_delta(base: TensorReader, delta: TensorReader) -> OverlaidTensors:
-    """`base` plus the original's delta weights, in float32: cast to float16 that is bit by bit what its own
-    `apply_delta` gives, which adds in float16.
+    """Returns `base` plus the original's delta weights, in float32. Cast to float16, the sum is bit-equal to that of
+    the original's `apply_delta`, which adds in float16.
 
-    An embedding or head of the delta may have more rows (added tokens): the base is added to the first ones. A
-    projector or tower is in the delta as it is. Raises DataError for any other tensor that only one of the two has, and
-    for other shapes.
+    An embedding or head of the delta may have more rows (added tokens): the base is added to the first ones. Projector
+    and tower are copied. Raises DataError for other tensors that only one of the two has, and for different shapes.
 
     >>> # base [32000, D], delta [32003, D]: row 31999 is base + delta, row 32000 is delta's
     """
@@ -171,12 +170,12 @@ def with_delta(base: TensorReader, delta: TensorReader) -> OverlaidTensors:
 
 
 def _added_tensors(base: TensorReader, added: TensorReader, names: dict[str, str]) -> dict:
-    """(shape, dtype, read) of added's tensors by the name in the model; `names`: stored name -> that name."""
+    """Returns name -> (shape, dtype, read) of the tensors of `added`. `names`: stored name -> name in the model."""
     tensors = {}
     for stored, name in names.items():
         shape = added.shape(stored)
         if name in tensors:
-            raise DataError(f"{added.path}: tensor {stored} is there twice, as {name} too")
+            raise DataError(f"{added.path}: tensor {stored} duplicates {name}")
         if name not in base and not NEW_MODULES.fullmatch(name):
             raise DataError(
                 f"{added.path}: tensor {stored} belongs neither to the base {base.path} nor to a projector or tower"
@@ -191,7 +190,7 @@ def _added_tensors(base: TensorReader, added: TensorReader, names: dict[str, str
 
 
 def _read_lora_scaling(config: dict, where: str) -> tuple[int, float, bool]:
-    """Rank, scale, and whether weights are [in, out] (Conv1D; PEFT saves False for every Linear)."""
+    """Returns rank, scale, and whether weights are [in, out] (Conv1D; PEFT saves False for every Linear)."""
     if config.get("peft_type") != "LORA":
         raise DataError(f"{where} is {config.get('peft_type')!r} in adapter_config.json; only LORA can be merged")
     if config.get("bias", "none") != "none":
@@ -202,24 +201,24 @@ def _read_lora_scaling(config: dict, where: str) -> tuple[int, float, bool]:
     init = config.get("init_lora_weights", True)
     if init not in (True, False, "gaussian", "orthogonal"):
         raise DataError(
-            f"{where} began with init_lora_weights={init!r}, which changes the base as well; save it with PEFT's "
+            f"{where} used init_lora_weights={init!r}, which also changes the base; save it with PEFT's "
             f"path_initial_model_for_weight_conversion first"
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise DataError(f"{where}: r={rank!r} and lora_alpha={alpha!r} of adapter_config.json are no rank and scale")
+        raise DataError(f"{where}: r={rank!r} and lora_alpha={alpha!r} of adapter_config.json are not valid")
     return rank, alpha / (rank**0.5 if config.get("use_rslora") else rank), bool(config.get("fan_in_fan_out"))
 
 
 def _stored_name(base: TensorReader, name: str) -> str:
-    """The base's name of what is `name` in memory, where it has one."""
+    """Returns the base's name for the in-memory module name `name`, or `name` if the base has neither."""
     renames = [(old, new) for old, prefixes in FILE_PREFIXES if name.startswith(old) for new in prefixes]
     spellings = [new + name.removeprefix(old) for old, new in renames]
     return next((spelling for spelling in (name, *spellings) if spelling in base), name)
 
 
 def _missing_targets(base: TensorReader, changed: dict, config: dict) -> list[str]:
-    """Tensors in an adapted stack of layers that the config targets and the file leaves out: a file cut short."""
+    """Returns tensors in adapted layer stacks that the config targets but the file lacks: it is truncated."""
     targets = config.get("target_modules")
     if not isinstance(targets, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
         return []

@@ -1,8 +1,8 @@
-"""Weights in torch's own `.bin` files, which are pickles: a pickle is a program that runs as it is read.
+"""Reads torch's `.bin` files, which are pickles: programs that run when they are loaded.
 
-They are read only where the user says so, in another process, by torch's reader that knows tensors and nothing else.
-That process writes them as safetensors, which hold no code, and this one reads those. Neither torch nor pickle is ever
-imported here.
+They are read only with the user's permission, in a subprocess, with torch's weights_only unpickler. The subprocess
+converts them to safetensors, which contain no code, and this process reads those. Neither torch nor pickle is imported
+here.
 """
 
 import shutil
@@ -16,9 +16,9 @@ from llava_jax.checkpoint.torch_tensors.safetensors_reader import TorchFiles, we
 from llava_jax.errors import ConfigError, DataError
 
 INDEX = "pytorch_model.bin.index.json"
-NO_TORCH = 3  # what the other process ends with
-# The whole text of the other process: arguments source .bin, target .safetensors. Before 2.10, weights_only could be
-# made to run code (CVE-2025-32434, CVE-2026-24747). Tensors are written one by one as they lie in the mapped file.
+NO_TORCH = 3  # exit status of the subprocess
+# The program of the subprocess; arguments: source .bin, target .safetensors. Before torch 2.10, weights_only could run
+# code (CVE-2025-32434, CVE-2026-24747). Tensors are written one at a time from the memory-mapped file.
 READER = """
 import json, sys, zipfile
 try:
@@ -54,36 +54,34 @@ with open(target, "xb") as file:
 
 
 def find_weights(folder: Path, stem: str) -> Path | None:
-    """`stem`.safetensors or else `stem`.bin of the folder: adapter_model, non_lora_trainables, mm_projector."""
+    """Returns `stem`.safetensors, else `stem`.bin, else None. stem: e.g. adapter_model, non_lora_trainables."""
     return next((file for end in (".safetensors", ".bin") if (file := folder / (stem + end)).is_file()), None)
 
 
 def open_weights(path: Path, allowed: bool) -> TorchFiles:
-    """The tensors of a file or folder: its safetensors where there are any, else its `.bin` files, see read_pickled.
-
-    path: any weights file, or a folder of model.safetensors or pytorch_model.bin, or of several with their index.
-    """
+    """Opens the tensors of a file or folder: safetensors if there are any, else `.bin` files, see `read_pickled`. path:
+    a weights file, or a folder with model.safetensors or pytorch_model.bin, or with shards and their index."""
     if path.suffix == ".safetensors" or path.is_dir() and any(path.glob("*.safetensors")):
         return TorchFiles(path)
     return read_pickled(path, allowed)
 
 
 def read_pickled(path: Path, allowed: bool) -> TorchFiles:
-    """The tensors of a `.bin` file, or of the pytorch_model*.bin of a folder, through copies as safetensors.
+    """Opens the tensors of a `.bin` file, or of a folder's pytorch_model*.bin, through safetensors copies.
 
-    The copies need as much room as the files, in the system's temporary folder (TMPDIR chooses it), and go when the
-    reader does, at the latest when the program ends. One file at a time is unpickled.
+    The copies take as much disk space as the files, in the system's temporary folder (set TMPDIR to change it), and are
+    deleted with the reader, at the latest at exit. Files are unpickled one at a time.
 
-    allowed: the user's word for it; without it DataError says why and what to do. Raises ConfigError where there is
-    no torch >= 2.10, and DataError for files that are missing, broken, or hold anything but tensors by name.
+    allowed: whether the user permits it; else raises DataError that says why and what to do. Raises ConfigError
+    without torch >= 2.10, and DataError for files that are missing, broken, or hold anything but named tensors.
     """
     sources = weight_files(path, INDEX, "pytorch_model*.bin")
     if not sources:
         raise DataError(f"{path} holds no weights: neither .safetensors nor pytorch_model.bin")
     if not allowed:
         raise DataError(
-            f"{sources[0]} is a pickle, a program that runs as it is read; convert it to safetensors, or, if you trust "
-            f"where it is from, open it with allow_pickle=True or --allow-pickle (in its own process, tensors only)"
+            f"{sources[0]} is a pickle, a program that runs when it is loaded; convert it to safetensors, or, if you "
+            f"trust its source, pass allow_pickle=True or --allow-pickle (it loads only tensors, in a subprocess)"
         )
     folder = Path(tempfile.mkdtemp(prefix="llava_jax-"))
     try:
@@ -99,12 +97,12 @@ def read_pickled(path: Path, allowed: bool) -> TorchFiles:
 
 
 def _copy(source: Path, target: Path) -> None:
-    # -I: no module beside the weights, in the working folder or on PYTHONPATH can pass for torch.
+    # -I: no module next to the weights, in the working directory or on PYTHONPATH can shadow torch.
     command = [sys.executable, "-I", "-c", READER, str(source), str(target)]
     process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if process.returncode == NO_TORCH:
-        raise ConfigError(f"{source} can only be read with torch >= 2.10, which {sys.executable} has not: install it")
+        raise ConfigError(f"{source} can only be read with torch >= 2.10; install it for {sys.executable}")
     if process.returncode:
-        lines = process.stderr.strip().splitlines() or [f"the process that read it ended with {process.returncode}"]
-        hint = f" (in {target.parent}; TMPDIR chooses another place)" if "No space left" in lines[-1] else ""
+        lines = process.stderr.strip().splitlines() or [f"the subprocess exited with {process.returncode}"]
+        hint = f" (in {target.parent}; set TMPDIR to another folder)" if "No space left" in lines[-1] else ""
         raise DataError(f"{source} cannot be read as weights: {lines[-1]}{hint}")

@@ -1,6 +1,6 @@
-"""The tensors of a folder of safetensors files, read part by part, as transformers and the original LLaVA write them.
+"""Reads parts of tensors from safetensors files, as transformers and the original LLaVA write them.
 
-A part is read, not mapped: a mapped file comes in pieces of a page and counts as memory for as long as it is mapped.
+Parts are read, not memory-mapped: a mapped file is loaded page by page and counts as memory while it is mapped.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dt
 
 @dataclasses.dataclass(frozen=True)
 class _TensorLocation:
-    """`start`: the byte of the file where the tensor begins. `kind`: its dtype as safetensors spells it."""
+    """Where a tensor is. `dtype`: in safetensors' spelling. `start`: byte offset in the file."""
 
     file: Path
     dtype: str
@@ -31,10 +31,10 @@ class _TensorLocation:
 
 
 class TorchFiles:
-    """Names, shapes and parts of the tensors of a folder or of one `.safetensors` file. Nothing stays open.
+    """A TensorReader of a folder or of one `.safetensors` file. No file stays open.
 
-    Raises DataError for a folder without weights, an index that does not fit its files, a broken file, and a tensor in
-    two files. safetensors itself checks the header's size and that the offsets lie inside the file.
+    Raises DataError for a folder without weights, an index that does not match its files, a broken file, and a tensor
+    in two files. safetensors itself checks the header size and that offsets lie inside the file.
     """
 
     def __init__(self, path: Path):
@@ -59,11 +59,11 @@ class TorchFiles:
         return self._locations[name].shape
 
     def dtype(self, name: str) -> str:
-        return FLOATS.get(self._locations[name].dtype, "float32")  # `read` refuses what is not among them
+        return FLOATS.get(self._locations[name].dtype, "float32")  # `read` raises for others
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """The part `index` of a tensor, in the dtype of the file. Raises DataError where it does not hold numbers, or
-        the file is gone or shorter than it was."""
+        """Returns the part `index` of a tensor, in its stored dtype. Raises DataError if that is not a float dtype, or
+        the file is missing or has become shorter."""
         location = self._locations[name]
         if location.dtype not in DTYPES:
             raise DataError(f"{location.file}: tensor {name} holds {location.dtype}, not one of {', '.join(FLOATS)}")
@@ -74,16 +74,16 @@ class TorchFiles:
                 values = aligned_empty((stop - first, *location.shape[1:]) if index else (), dtype)
                 _fill(values, location.file, location.start + first * math.prod(location.shape[1:]) * dtype.itemsize)
                 return values
-            # Some columns of every row: through a map, so that no more is read than the pages they lie in.
+            # Some columns of every row: a temporary map reads only the pages that contain them.
             return np.array(np.memmap(location.file, dtype, "r", location.start, location.shape)[index])
-        except (OSError, ValueError) as e:  # ValueError: numpy's, of a file that is too short for its map
+        except (OSError, ValueError) as e:  # ValueError: from numpy, the file is too short to map
             raise DataError(f"{location.file}: tensor {name} cannot be read: {e}") from None
 
 
 def _tensor_locations(file: Path) -> dict[str, _TensorLocation]:
-    """Where the tensors of one file are. Raises DataError for a file that is missing or broken."""
+    """Returns tensor name -> location in one file. Raises DataError if the file is missing or broken."""
     try:
-        with safe_open(file, framework="np") as tensors:  # checks the header before anything is believed
+        with safe_open(file, framework="np") as tensors:  # validates the header
             views = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118, not a dict
             types = {name: (view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
         with file.open("rb") as opened:
@@ -98,7 +98,7 @@ def _tensor_locations(file: Path) -> dict[str, _TensorLocation]:
 
 
 def _fill(target: np.ndarray, file: Path, start: int) -> None:
-    """Reads the bytes of a contiguous array from `start` on. Raises OSError where the file ends too early."""
+    """Fills a contiguous array with the bytes from `start`. Raises OSError if the file ends too early."""
     remaining = memoryview(target.reshape(-1).view(np.uint8))
     with file.open("rb", buffering=0) as opened:
         opened.seek(start)
@@ -110,8 +110,8 @@ def _fill(target: np.ndarray, file: Path, start: int) -> None:
 
 
 def weight_files(path: Path, index_name: str, pattern: str) -> list[Path]:
-    """The files of a checkpoint: `path` itself if it is one, those that the folder's index names, else all that match
-    `pattern`; empty where there are none. Raises DataError for a broken index, and one that leaves its folder."""
+    """Returns the files of a checkpoint: `path` itself if it is a file, else those in the folder's index, else all that
+    match `pattern`, perhaps none. Raises DataError for a broken index, and for one that names files elsewhere."""
     if path.is_file():
         return [path]
     index = path / index_name
@@ -123,5 +123,5 @@ def weight_files(path: Path, index_name: str, pattern: str) -> list[Path]:
         raise DataError(f"{index} is not an index of weights files: {e!r}") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not (path / name).is_file():
-            raise DataError(f"{index} names {name!r}, which is not a file beside it")
+            raise DataError(f"{index} names {name!r}, which is not a file in its folder")
     return [path / name for name in sorted(names)]

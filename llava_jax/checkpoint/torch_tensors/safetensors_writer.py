@@ -1,7 +1,7 @@
-"""Parameters -> a folder of safetensors files as transformers and the original name them; one tensor at a time.
+"""Writes safetensors files in torch's layout, holding one tensor in memory at a time.
 
-A file's header names the place of every tensor before the first one is there. So the places are planned from shapes
-alone, and then each tensor is gathered, turned into torch's layout, written and forgotten.
+The header contains every tensor's offset and comes first. Offsets are therefore computed from shapes; then each tensor
+is gathered, converted to torch's layout, written and freed.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from llava_jax.checkpoint.torch_tensors.name_map import TensorMapping, tensor_na
 from llava_jax.checkpoint.torch_tensors.safetensors_reader import FLOATS, INDEX
 from llava_jax.checkpoint.torch_tensors.transpose import to_torch
 
-SHARD_BYTES = 5_000_000_000  # as much as transformers puts into one file
+SHARD_BYTES = 5_000_000_000  # transformers' default
 CODES = {dtype: code for code, dtype in FLOATS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """`dtype`: float32 | bfloat16 | float16. `value()` gives the array; every process must call it."""
+    """`dtype`: float32 | bfloat16 | float16. `value()` returns the array; every process must call it."""
 
     name: str
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class Tensor:
 
 
 def torch_tensors(mapping: TensorMapping, param: jax.Array, dtype: str | None) -> list[Tensor]:
-    """The torch tensors that make up a parameter, one per layer where it is stacked. dtype: None for its own."""
+    """Returns the torch tensors of a parameter, one per layer if it is stacked. dtype: None for its own."""
     dtype = dtype or param.dtype.name
     shape = param.shape[1:] if mapping.stacked else param.shape
 
@@ -52,19 +52,19 @@ def torch_tensors(mapping: TensorMapping, param: jax.Array, dtype: str | None) -
 
 
 def gather_to_host(x: jax.Array) -> np.ndarray:
-    """The whole array on this host; every process must call it."""
+    """Returns the whole array on this host. Every process must call it."""
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def files_dtype(params: Iterable[jax.Array], dtype: str | None) -> str:
-    """What a config.json may say of the files: the dtype of all tensors, or where they differ, one that holds each."""
+    """Returns the dtype for config.json: that of all tensors, or float32 if they differ."""
     dtypes = {dtype} if dtype else {x.dtype.name for x in params}
     return dtypes.pop() if len(dtypes) == 1 else "float32"
 
 
 def write_tensors(folder: Path, tensors: Sequence[Tensor], max_bytes: int) -> None:
-    """Writes model.safetensors, or model-00001-of-00003.safetensors and so on with their index, none above `limit`
-    bytes (but for a tensor that is larger). Process 0 writes. Raises OSError."""
+    """Writes model.safetensors, or shards model-00001-of-00003.safetensors ... and their index. A shard has up to
+    `max_bytes`, unless a single tensor is larger. Process 0 writes. Raises OSError."""
     shards: list[list[Tensor]] = [[]]
     for tensor in tensors:
         if shards[-1] and sum(t.bytes for t in shards[-1]) + tensor.bytes > max_bytes:
@@ -82,7 +82,7 @@ def write_tensors(folder: Path, tensors: Sequence[Tensor], max_bytes: int) -> No
 
 
 def _write_file(file: Path, tensors: list[Tensor]) -> None:
-    tensors = sorted(tensors, key=lambda t: -np.dtype(t.dtype).itemsize)  # so that none lies across its own size
+    tensors = sorted(tensors, key=lambda t: -np.dtype(t.dtype).itemsize)  # aligns every tensor to its item size
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for t in tensors:
         start, end = end, end + t.bytes

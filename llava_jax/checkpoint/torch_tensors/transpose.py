@@ -1,4 +1,4 @@
-"""Between torch's layout of a tensor and ours: transposed in blocks, on several threads, straight into a shard."""
+"""Converts between torch's tensor layout and ours: transposes in blocks, multithreaded, directly into shards."""
 
 import math
 import os
@@ -9,21 +9,21 @@ import numpy as np
 
 from llava_jax.checkpoint.torch_tensors.name_map import Groups, TensorMapping, torch_index, torch_shape
 
-BLOCK = 16  # rows: their cache lines fit the fastest cache
+BLOCK = 16  # rows: their cache lines fit in the L1 cache
 ALIGNMENT = 64  # bytes
 THREADS = min(8, os.cpu_count() or 1)
-CHUNK = 1 << 22  # numbers
-SINGLE_THREAD_SIZE = 1 << 18  # numbers: one thread is done with them before the others have heard of it
+CHUNK = 1 << 22  # values per read
+SINGLE_THREAD_SIZE = 1 << 18  # values: for fewer, starting threads takes longer than the copy
 
 
 def from_torch(groups: Groups, shape: tuple[int, ...], value: np.ndarray) -> np.ndarray:
-    """A torch tensor, or the part of one that `torch_index` names, as our array of `shape` (that part's); a view."""
+    """Returns a view of a torch tensor, or of the part that `torch_index` selects, in our layout with `shape`."""
     order = [axis for group in groups for axis in group]
     return value.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
 
 
 def to_torch(groups: Groups, value: np.ndarray) -> np.ndarray:
-    """One of our parameters, or one layer of it, in torch's layout, contiguous."""
+    """Returns one of our parameters, or one layer of it, as a contiguous array in torch's layout."""
     shape = torch_shape(groups, value.shape)
     if _is_transposed(groups):
         transposed = np.empty(shape, value.dtype)
@@ -35,28 +35,28 @@ def to_torch(groups: Groups, value: np.ndarray) -> np.ndarray:
 
 
 def _is_transposed(groups: Groups) -> bool:
-    """Whether torch's tensor is a matrix and ours, its last axes taken together, is the same one turned around."""
+    """Returns whether torch's tensor is a matrix and ours, with its axes flattened, is its transpose."""
     return len(groups) == 2 and groups[1] + groups[0] == tuple(range(len(groups[0] + groups[1])))
 
 
 def _transpose(matrix: np.ndarray, target: np.ndarray, pool: ThreadPoolExecutor) -> None:
-    """target[:] = matrix.T, five times as fast: numpy reads a column at a time, and of each cache line a single number.
-    Of BLOCK rows, the lines stay in the cache until all of their numbers are read."""
-    integer = f"u{matrix.itemsize}"  # numpy knows how to copy integers, but not bfloat16, in one loop
+    """Computes target[:] = matrix.T, five times as fast. numpy reads a column at a time, so one value per cache line.
+    The lines of BLOCK rows stay in the cache until all of their values are read."""
+    integer = f"u{matrix.itemsize}"  # numpy copies integers, but not bfloat16, in one loop
     matrix, target = matrix.view(integer), target.view(integer)
-    rows_per_thread = -(-len(matrix) // (THREADS * BLOCK)) * BLOCK  # rows a thread
+    rows_per_thread = -(-len(matrix) // (THREADS * BLOCK)) * BLOCK
 
     def transpose_rows(start: int) -> None:
         for i in range(start, min(start + rows_per_thread, len(matrix)), BLOCK):
             target[:, i : i + BLOCK] = matrix[i : i + BLOCK].T
 
-    # numpy lets the others run while it copies
+    # numpy releases the GIL while it copies
     starts = range(0, len(matrix), rows_per_thread)
     list((pool.map if matrix.size > SINGLE_THREAD_SIZE else map)(transpose_rows, starts))
 
 
 def aligned_empty(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """np.empty, but on a border of 64 bytes: from there a CPU device takes the memory over, else it copies it."""
+    """Returns np.empty aligned to 64 bytes: a CPU device uses aligned memory directly and copies other memory."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
@@ -71,10 +71,8 @@ def read_parameter(
     dtype,
     read_tensor: Callable[[str, tuple[slice, ...]], object],
 ) -> np.ndarray:
-    """The part `index` of our parameter of `shape`, in `dtype`.
-
-    read_tensor(name, index) reads that part of a torch tensor; nothing beyond the part is ever in memory.
-    """
+    """Reads the part `index` of our parameter of `shape`, in `dtype`. read_tensor(name, index) reads a part of a torch
+    tensor; no more than the requested part is in memory."""
     inner_shape, inner_index = (shape[1:], index[1:]) if mapping.stacked else (shape, index)
     part_shape = tuple(len(range(*s.indices(n))) for s, n in zip(inner_index, inner_shape, strict=True))
     torch_part = torch_index(mapping.groups, inner_shape, inner_index)
@@ -90,7 +88,7 @@ def read_parameter(
     def fetch(slot: int, tensor_part: tuple[slice, ...]) -> np.ndarray:
         return read_tensor(mapping.name.format(layers[slot]), tensor_part)
 
-    # The next piece is read while this one is turned around. Threads of their own for every piece would cost a tenth.
+    # The next chunk is read while this one is transposed. New threads for every chunk would take 10 % longer.
     with ThreadPoolExecutor(1) as read_pool, ThreadPoolExecutor(THREADS) as copy_pool:
         next_read = read_pool.submit(fetch, *requests[0])
         for n, (slot, tensor_part) in enumerate(requests):
@@ -107,8 +105,8 @@ def read_parameter(
 
 
 def _row_chunks(torch_part: tuple[slice, ...]) -> list[slice]:
-    """The rows of a matrix, in pieces. Larger ones would come into new memory each, which the system must find and
-    clear; memory of this size is used again."""
+    """Splits the rows of a matrix into chunks. Memory for larger chunks would be newly allocated and cleared by the
+    system each time; this size is reused."""
     rows, columns = torch_part
     step = max(BLOCK, CHUNK // (columns.stop - columns.start))
     return [slice(first, min(first + step, rows.stop)) for first in range(rows.start, rows.stop, step)]

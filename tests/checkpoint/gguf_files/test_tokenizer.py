@@ -1,4 +1,4 @@
-"""gguf_tokenizer.py: a file's tokenizer gives the ids of the one it was made from."""
+"""The tokenizer of a GGUF file gives the same ids as the one it was made from."""
 
 import json
 import struct
@@ -29,7 +29,7 @@ BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
 
 def published(pre: str) -> Tokenizer:
-    """The parts of a tokenizer as SmolLM2, LLaMA 3, Qwen2 and GPT-2 publish it, with a vocabulary of its own."""
+    """Trains a tokenizer with the components of SmolLM2's, LLaMA 3's, Qwen2's or GPT-2's."""
     transformers = pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping")
     backend = Tokenizer(models.BPE(ignore_merges=pre == "llama-bpe"))
     split = transformers.GGUF_PRE_TOKENIZER_SPLITS.get(pre)
@@ -43,7 +43,7 @@ def published(pre: str) -> Tokenizer:
         vocab_size=420, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=first, show_progress=False
     )
     backend.train_from_iterator([t for t in TEXTS if "<|" not in t] * 3, trainer)
-    if pre == "llama-bpe":  # some words are then in the vocabulary that merges do not reach
+    if pre == "llama-bpe":  # then some words in the vocabulary cannot be reached by merges
         spec = json.loads(backend.to_str())
         spec["model"]["merges"] = spec["model"]["merges"][:-60]
         backend = Tokenizer.from_str(json.dumps(spec))
@@ -54,7 +54,7 @@ def published(pre: str) -> Tokenizer:
 
 
 def byte_level(backend: Tokenizer, pre: str, padding: int = 5) -> dict:
-    """The metadata that llama.cpp's converter writes of it."""
+    """Returns the metadata that llama.cpp's converter writes for a tokenizer."""
     spec = json.loads(backend.to_str())
     added = {token["id"]: token for token in spec["added_tokens"]}
     names = {id: name for name, id in backend.get_vocab().items()}
@@ -79,7 +79,7 @@ def test_byte_level_tokenizer_equals_the_published_one(tmp_path, pre):
     theirs = published(pre)
     theirs.encode_special_tokens = True
     file = with_tokenizer(tmp_path, byte_level(theirs, pre))
-    ours = open_tokenizer(str(file.path))  # as config.tokenizer names it
+    ours = open_tokenizer(str(file.path))  # as for config.tokenizer
     assert {name: theirs.token_to_id(name) for name in ours.special} == ours.special
     assert set(ours.special) == {"<|endoftext|>", "<|im_start|>", "<|im_end|>"}
     names = ("im_start", "im_end", "endoftext")
@@ -107,7 +107,7 @@ def test_transformers_loads_the_tokenizer_files(tmp_path, pre):
 
 
 def test_sentencepiece_tokenizer_equals_llama_2(tmp_path, real_data):
-    """LLaMA 2's own tokenizer, through the fields that llama.cpp keeps of it."""
+    """Converts LLaMA 2's own tokenizer to the metadata that llama.cpp keeps."""
     model = real_data / "tokenizers/llama2.model"
     pieces = [dict(_protobuf(value)) for field, value in _protobuf(model.read_bytes()) if field == 1]
     file = with_tokenizer(tmp_path, {
@@ -137,7 +137,7 @@ def test_sentencepiece_tokenizer_equals_llama_2(tmp_path, real_data):
         ({"tokenizer.ggml.token_type": [1, 1]}, [], "tokenizer.ggml.token_type has 2 entries for"),
         ({"tokenizer.ggml.merges": ["zz yy"]}, [], "tokenizer.ggml.*out of vocabulary"),
         ({"tokenizer.ggml.merges": [1, 2]}, [], "tokenizer.ggml.merges is not a list of str"),
-        ({"tokenizer.ggml.tokens": ["a"] * 9, "tokenizer.ggml.token_type": [1] * 9}, [], "has a token twice"),
+        ({"tokenizer.ggml.tokens": ["a"] * 9, "tokenizer.ggml.token_type": [1] * 9}, [], "has a duplicate token"),
         ({"tokenizer.ggml.model": "llama"}, [], "tokenizer.ggml.scores is missing"),
         ({"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [0.5]}, [], "scores has 1 entries for"),
         *(({}, [f"tokenizer.ggml.{key}"], f"tokenizer.ggml.{key} is missing")
@@ -155,8 +155,8 @@ def test_invalid_tokenizer_raises_naming_the_key(tmp_path, extra, without, messa
 
 
 def test_smollm2_token_ids_equal_transformers():
-    """SmolLM2's tokenizer.json and llama.cpp take digits one by one before GPT-2's pattern. transformers leaves that
-    out when it reads a GGUF, which shows where white space comes before a number, as in a numbered list."""
+    """SmolLM2's tokenizer.json and llama.cpp split off single digits before GPT-2's pattern. For a GGUF, transformers
+    does not, which matters for white space before a number, as in a numbered list."""
     from transformers import AutoTokenizer
 
     file = smollm2()

@@ -1,4 +1,4 @@
-"""hf_config.py: the same architecture as transformers reads from the same file, or a refusal."""
+"""config.json gives the same architecture as in transformers, or raises."""
 
 import dataclasses
 import json
@@ -98,7 +98,7 @@ def test_config_transformers_cannot_represent_raises(llm, projector, message):
 
 
 def test_published_llava_1_5_config_gets_vicuna_and_clip_defaults():
-    """llava-hf/llava-1.5-7b-hf: what its text_config leaves out is LLaMA 7B's."""
+    """llava-hf/llava-1.5-7b-hf: its text_config omits LLaMA 7B's values."""
     text = dict(model_type="llama", max_position_embeddings=4096, rms_norm_eps=1e-5, vocab_size=32_064)
     vision, llm, act = hf_llava({"model_type": "llava", "text_config": text}, "config.json")
     assert vision == VISION["clip_l14_336"] and act == "gelu"
@@ -150,15 +150,15 @@ def test_unsupported_llava_config_raises_naming_the_key(changes, message):
     [
         (dict(vision_config=[1]), r"vision_config=\[1\] is not a group"),
         (dict(text_config="big"), "text_config='big' is not a group"),
-        (dict(text_config=dict(hidden_size="wide")), "hidden_size='wide' is not a number"),
-        (dict(text_config=dict(num_attention_heads=0)), "num_attention_heads=0 is not a number"),
-        (dict(text_config=dict(num_hidden_layers=2.5)), "num_hidden_layers=2.5 is not a number"),
-        (dict(text_config=dict(rms_norm_eps=None)), "rms_norm_eps=None is not a number"),
-        (dict(text_config=dict(head_dim="64")), "head_dim='64' is not a number"),
+        (dict(text_config=dict(hidden_size="wide")), "hidden_size='wide' is not a valid number"),
+        (dict(text_config=dict(num_attention_heads=0)), "num_attention_heads=0 is not a valid number"),
+        (dict(text_config=dict(num_hidden_layers=2.5)), "num_hidden_layers=2.5 is not a valid number"),
+        (dict(text_config=dict(rms_norm_eps=None)), "rms_norm_eps=None is not a valid number"),
+        (dict(text_config=dict(head_dim="64")), "head_dim='64' is not a valid number"),
         (dict(text_config=dict(model_type=["llama"])), "language model .*llama.* is not one of"),
         (dict(text_config=dict(rope_scaling=7)), "rope_scaling=7 is not a group"),
         (dict(text_config=dict(rope_theta="far")), "rotary scaling .*far.* no number"),
-        (dict(vision_config=dict(patch_size=True)), "patch_size=True is not a number"),
+        (dict(vision_config=dict(patch_size=True)), "patch_size=True is not a valid number"),
         (dict(vision_feature_select_strategy={}), "vision_feature_select_strategy=.* is not one of"),
     ],
 )
@@ -179,7 +179,7 @@ def test_unreadable_config_raises_naming_the_file(tmp_path, text, message):
 
 
 def test_fixture_configs_survive_a_transformers_round_trip(tmp_path):
-    """Guards the tests above: a config of ours, written and read again by transformers, is the same there."""
+    """Validates the tests above: the fixtures' configs are unchanged after transformers writes and reads them."""
     config = LlavaConfig(vision_config=clip_config(uneven().vision), text_config=llama_config(uneven().llm))
     config.save_pretrained(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)

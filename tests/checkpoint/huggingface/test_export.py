@@ -1,4 +1,4 @@
-"""hf_export.py: transformers loads what we write, says nothing, and computes the same."""
+"""transformers loads exported folders without warnings and computes the same logits."""
 
 import dataclasses
 import json
@@ -30,12 +30,12 @@ IMAGE = TOKENIZER.vocab_size
 
 
 def tiny_config(vision=(), llm=(), **changes) -> ModelConfig:
-    """A uneven model with room for the tokenizer's words and <image>."""
+    """An uneven config with room for the tokenizer's tokens and <image>."""
     return uneven(vision, dict(vocab_size=512) | dict(llm), **changes)
 
 
 def both_logits(config, params, folder):
-    """Logits of one prompt with an image: ours, theirs."""
+    """Returns (our logits, transformers' logits) for a prompt with an image."""
     theirs, info = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     rng = np.random.default_rng(1)
@@ -124,7 +124,7 @@ def test_existing_folder_and_unsupported_projector_raise(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-# ------------------------------------------------------------------------------------------------ the processor
+# --- the processor
 
 
 def folder_with(tmp_path, config, **options):
@@ -169,7 +169,7 @@ def test_auto_processor_produces_our_pixels(tmp_path, aspect, size):
     theirs = processor.image_processor(picture, return_tensors="np")["pixel_values"][0]
     ours = np.asarray(normalize(preprocess(picture, 24, aspect))).transpose(2, 0, 1)
     assert theirs.shape == ours.shape
-    # a rounding of one grey level in 255, over the smallest STD
+    # pad: rounding by one of 255 grey levels, divided by the smallest STD
     assert np.abs(theirs - ours).max() <= (1e-4 if aspect == "crop" else 1.01 / 255 / 0.26)
 
 
@@ -198,7 +198,7 @@ def test_exported_llama_tokenizer_keeps_its_dummy_prefix(tmp_path, real_data, fo
     tokenizer = load_tokenizer(real_data / "tokenizers" / "llama2.model")
     config = uneven(llm=dict(vocab_size=32_000))
     save_hf(tmp_path / "out", random_params(config), config, tokenizer, "bfloat16")
-    if form == "Metaspace":  # how later conversions say the same
+    if form == "Metaspace":  # the equivalent form in later conversions
         file = tmp_path / "out" / "tokenizer.json"
         spec = json.loads(file.read_text())
         metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}
@@ -209,7 +209,8 @@ def test_exported_llama_tokenizer_keeps_its_dummy_prefix(tmp_path, real_data, fo
     processor = AutoProcessor.from_pretrained(tmp_path / ("out" if form == "Prepend" else "again"))
     turns = [("human", "<image>\nIs it a bus?"), ("gpt", "Yes, a red one."), ("human", "<s> Where is it?")]
     messages = [{"role": {"human": "user", "gpt": "assistant"}[role], "content": text} for role, text in turns]
-    text = processor.apply_chat_template(messages).replace("<s>", "[s]")  # typed by a user, and special for them
+    # <s> is typed by a user, but transformers reads it as a special token
+    text = processor.apply_chat_template(messages).replace("<s>", "[s]")
     their_ids = processor(text=text, images=[Image.new("RGB", (40, 24))], return_tensors="np")["input_ids"][0]
     turns[-1] = ("human", "[s] Where is it?")
     ids = tokenize_prompt(tokenizer, "vicuna_v1", turns, 1)

@@ -18,7 +18,7 @@ from tests.fixtures.file_damage import DAMAGES, delete, flip
 
 @pytest.fixture
 def folder(tmp_path):
-    """What a checkpoint looks like, hashed."""
+    """A folder like a checkpoint, with hashes."""
     folder = tmp_path / "7"
     for name in ("state/d/0a1b", "state/ocdbt.process_0/d/0a1b", "state/manifest.ocdbt", "data/metadata", "empty"):
         file = folder / name
@@ -31,9 +31,8 @@ def folder(tmp_path):
 
 def test_untouched_checkpoint_is_intact_also_for_sha256sum(folder):
     assert is_hashed(folder) and faults(folder) == []
-    (folder / METADATA_FILE).write_text(
-        json.dumps({"custom_metadata": HASH_MARKER, "commit_timestamp_nsecs": 1})
-    )  # as Orbax does
+    metadata = {"custom_metadata": HASH_MARKER, "commit_timestamp_nsecs": 1}  # as Orbax writes it
+    (folder / METADATA_FILE).write_text(json.dumps(metadata))
     (folder / "commit_success.txt").write_text("done")
     (folder / "state" / ".nfs0001").touch()
     assert faults(folder) == []
@@ -77,7 +76,7 @@ def test_checkpoint_without_hashes_is_not_damaged(folder):
     assert not is_hashed(folder) and faults(folder) == []
     shutil.rmtree(folder)
     folder.mkdir()
-    assert faults(folder) == [f"{METADATA_FILE} is missing"], "an empty folder is not"
+    assert faults(folder) == [f"{METADATA_FILE} is missing"], "an empty folder is damaged"
 
 
 @pytest.mark.parametrize("text", ["\xff", "nothing", "0a1b  state/d/0a1b\n"], ids=repr)

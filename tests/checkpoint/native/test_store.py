@@ -76,7 +76,7 @@ def test_state_without_frozen_parameters_is_restored(tmp_path):
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 8, 1)], ids=str)
 def test_next_step_may_donate_arrays_being_saved(tmp_path, mesh):
-    """`save` returns before anything is on disk, and the next step is given the same buffers to write to."""
+    """`save` returns before anything is on disk, and the next steps overwrite the donated buffers."""
     mesh = make_mesh(*mesh, jax.devices()[: int(np.prod(mesh))])
     sharding = NamedSharding(mesh, PartitionSpec("fsdp"))
     add = jax.jit(lambda x: jax.tree.map(lambda x: x + 1, x), donate_argnums=0)
@@ -103,7 +103,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 def test_unfinished_save_is_ignored_and_can_be_repeated(tmp_path):
     saved(tmp_path, 1, 2).close()
-    (tmp_path / "2").rename(tmp_path / "2.orbax-checkpoint-tmp")  # what a kill leaves behind
+    (tmp_path / "2").rename(tmp_path / "2.orbax-checkpoint-tmp")  # as left by a kill
     store = CheckpointStore(tmp_path, 10)
     assert store.latest_step() == 1
     assert_equal(store.restore(1, abstract(state(0)))[0], state(1))
@@ -168,16 +168,16 @@ def test_damaged_run_record_raises_naming_the_checkpoint(tmp_path):
 def test_unwritable_folder_raises_naming_it(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file" / "checkpoints", type(tmp_path)("/proc/none/checkpoints")):
-        with pytest.raises(DataError, match=f"cannot be kept in {folder}: .*choose another --workdir"):
+        with pytest.raises(DataError, match=f"cannot be saved in {folder}: .*choose another --workdir"):
             CheckpointStore(folder, 1)
 
 
-# ---------------------------------------------------------------------------------------------------- damage on disk
+# --- damage on disk
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """A folder with the checkpoints 1 and 2."""
+    """A folder with checkpoints 1 and 2."""
     folder = tmp_path_factory.mktemp("two")
     saved(folder, 1, 2).close()
     return folder
@@ -194,7 +194,7 @@ def files_of(folder):
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
 def test_damage_to_every_checkpoint_file_is_detected(copied, damage):
-    """All but the empty ones and Orbax's note that the folder is complete, which nothing reads."""
+    """All files except Orbax's commit marker, which nothing reads."""
     names = [name for name in files_of(copied / "2") if name != "commit_success.txt"]
     assert len(names) > 10 and integrity.SUMS_FILE in names
     for name in names:
@@ -217,7 +217,7 @@ def test_fallback_to_previous_checkpoint_names_the_damaged_file(copied, damage):
 
 
 def test_newest_intact_checkpoint_is_chosen(copied, tmp_path):
-    (copied / "1" / "run" / "metadata").unlink()  # older ones are not even looked at
+    (copied / "1" / "run" / "metadata").unlink()  # older checkpoints are not checked
     latest = CheckpointStore(copied, 10).latest_intact()
     assert (latest.step, latest.damaged, latest.notes) == (2, (), ())
     latest = CheckpointStore(tmp_path / "none", 10).latest_intact()
@@ -239,7 +239,7 @@ def test_checkpoint_without_hashes_is_used_with_a_note(copied):
     (copied / "2" / integrity.METADATA_FILE).write_text(json.dumps(metadata | {"custom_metadata": {}}))
     store = CheckpointStore(copied, 10)
     latest = store.latest_intact()
-    assert latest.step == 2 and len(latest.notes) == 1 and "before there were hashes" in latest.notes[0]
+    assert latest.step == 2 and len(latest.notes) == 1 and "before hashes existed" in latest.notes[0]
     assert_equal(store.restore(2, abstract(state(0)))[0], state(2))
 
 
@@ -257,7 +257,7 @@ def test_quarantined_checkpoint_is_kept_and_its_step_saved_again(copied):
 
 
 def test_every_process_uses_the_step_of_process_0(copied, monkeypatch):
-    """Another process may see other faults, or read later, when they are gone."""
+    """Other processes may see other faults, or none if they read later."""
     store = CheckpointStore(copied, 10)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda own: np.int32(1) if own == -1 else own)
@@ -267,7 +267,7 @@ def test_every_process_uses_the_step_of_process_0(copied, monkeypatch):
 
 def test_checkpoint_is_complete_only_after_hashes_are_written(copied, monkeypatch):
     def fail(folder):
-        assert folder.is_dir() and not (copied / "3").exists(), "hashed before it has its name"
+        assert folder.is_dir() and not (copied / "3").exists(), "hashes are written before the final rename"
         raise OSError(28, "No space left on device")
 
     store = CheckpointStore(copied, 10)
@@ -285,7 +285,7 @@ def test_full_disk_raises_and_loses_only_that_checkpoint(copied, size, capfd):
         with pytest.raises(DataError, match="checkpoint 3 cannot be written .* complete one is 2;"):
             store.save(3, state(3), {"step": 3}, {})
             store.wait()
-        with contextlib.suppress(DataError):  # another of its threads may have failed too
+        with contextlib.suppress(DataError):  # another Orbax thread may have failed too
             store.close()
     assert integrity.steps_in(copied) == [1, 2] and not integrity.faults(copied / "1") + integrity.faults(copied / "2")
     assert "Traceback" not in capfd.readouterr().err

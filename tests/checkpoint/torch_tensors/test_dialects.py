@@ -1,4 +1,4 @@
-"""dialects.py: the same model under every name it is published with, in one file and in several."""
+"""The same model is read in every naming scheme, from one file and from shards."""
 
 import jax
 import numpy as np
@@ -33,7 +33,7 @@ def params(model):
 
 
 def renamed(model, *prefixes: tuple[str, str]) -> dict[str, torch.Tensor]:
-    """The state dict with each name's first matching prefix replaced."""
+    """Returns the state dict with the first matching prefix of each name replaced."""
     tensors = {}
     for name, value in model.state_dict().items():
         old, new = next(p for p in prefixes if name.startswith(p[0]))
@@ -117,7 +117,7 @@ def test_lone_vision_tower_is_read(tmp_path, prefix):
 def test_lone_language_model_ignores_obsolete_tensors(tmp_path, tied):
     config = uneven(llm=dict(tied_head=tied))
     tensors = hf_llama(config.llm).state_dict() | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(5)}
-    files = save(tmp_path, {name: x.clone() for name, x in tensors.items()})  # a tied head is in the state dict too
+    files = save(tmp_path, {name: x.clone() for name, x in tensors.items()})  # contains a tied head too
     assert find_dialect(files).name == "llm" and "lm_head.weight" in files
     mappings = torch_mappings(find_dialect(files), files, depth=0)
     shapes = {path: x.shape for path, x in abstract_model(config)[0].items() if path.startswith("llm/")}
@@ -127,7 +127,7 @@ def test_lone_language_model_ignores_obsolete_tensors(tmp_path, tied):
 FAULTS = {
     "missing model.language_model.norm.weight, unexpected none": lambda t: t.pop("model.language_model.norm.weight"),
     "missing none, unexpected model.image_newline": lambda t: t.update({"model.image_newline": torch.ones(4)}),
-    r"tensor lm_head.weight has shape \(64, 41\), the config asks for \(64, 40\)": lambda t: t.update(
+    r"tensor lm_head.weight has shape \(64, 41\), the config expects \(64, 40\)": lambda t: t.update(
         {"lm_head.weight": torch.ones(64, 41)}
     ),
     "missing model.vision_tower.encoder.layers.0.layer_norm1.bias, .* and 45 more": lambda t: [
@@ -146,5 +146,5 @@ def test_mismatched_tensors_raise_naming_them(tmp_path, model, message):
 
 
 def test_unknown_model_raises_naming_its_tensors(tmp_path):
-    with pytest.raises(DataError, match=r"no LLaVA, CLIP tower or LLaMA .* begin with transformer.h.0.weight"):
+    with pytest.raises(DataError, match=r"no known LLaVA, CLIP tower or LLaMA: .* start with transformer.h.0.weight"):
         find_dialect(save(tmp_path, {"transformer.h.0.weight": torch.ones(3)}))

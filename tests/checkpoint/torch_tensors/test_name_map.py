@@ -1,5 +1,5 @@
-"""torch_layout.py: every parameter has its torch tensors. That the values land in the right places is shown by the
-parity tests of tests/models, which read transformers' models through these rows."""
+"""Names, shapes and transposition of torch tensors. The parity tests in tests/models, which read transformers' models
+through these mappings, show that the values are correct."""
 
 import doctest
 import math
@@ -37,7 +37,7 @@ def test_parameters_and_torch_tensors_map_one_to_one(projector, depth, llm):
     shapes = shapes_of(projector, llm)
     assert shapes.keys() <= mappings.keys()
     unused = mappings.keys() - shapes.keys()
-    assert unused <= {f"llm/layers/{x}/bias" for x in "qkv"} | {"llm/head/kernel"}, "what only some models have"
+    assert unused <= {f"llm/layers/{x}/bias" for x in "qkv"} | {"llm/head/kernel"}, "parameters of some models only"
     tensors = [(path.split("/")[0], n) for path, shape in shapes.items() for n in tensor_names(mappings[path], shape)]
     assert len(set(tensors)) == len(tensors)
 
@@ -74,8 +74,7 @@ SHAPES = {
 }  # fmt: skip
 
 
-# the matrices are larger than the blocks in which they are turned around, and no multiple of them; the last ones are
-# large enough for several threads
+# The matrices are larger than a block but not a multiple of it; the last one is large enough for several threads.
 @pytest.mark.parametrize("chunk", [transpose.CHUNK, 700], ids=["at once", "in chunks"])
 @pytest.mark.parametrize("path", SHAPES)
 def test_transposed_tensors_read_back_whole_and_in_parts(path, chunk, monkeypatch):
@@ -95,16 +94,16 @@ def test_transposed_tensors_read_back_whole_and_in_parts(path, chunk, monkeypatc
     whole = (slice(None),) * len(shape)
     np.testing.assert_array_equal(read_parameter(mapping, shape, whole, np.float32, read_tensor), value)
     splits = [axis for axis, n in enumerate(shape) if n in (3, 4, 6, 8) and path != "patch/kernel"]
-    for axis in splits:  # as a mesh splits it: layers never, but a pipeline might
+    for axis in splits:  # as a mesh shards it; splitting layers is for pipelines
         index = (*whole[:axis], slice(shape[axis] // 2, shape[axis]), *whole[axis + 1 :])
         sizes.clear()
         part = read_parameter(mapping, shape, index, np.float16, read_tensor)
-        assert part.dtype == np.float16 and sum(sizes) == part.size, "nothing beyond the part is read"
+        assert part.dtype == np.float16 and sum(sizes) == part.size, "only the requested part is read"
         np.testing.assert_array_equal(part, value[index].astype(np.float16))
 
 
 def test_device_array_takes_over_the_aligned_buffer():
-    """A copy would take as much memory again: 500 MB for a matrix of all layers of 1.1 billion weights."""
+    """A copy would double the memory: 500 MB for one stacked matrix of a model with 1.1 billion weights."""
     mapping, buffers = next(mapping for mapping in CLIP if mapping.path == "layers/up/kernel"), []
 
     def part(index):
@@ -114,7 +113,7 @@ def test_device_array_takes_over_the_aligned_buffer():
         return buffers[-1]
 
     sharding = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-    for _ in range(8):  # by chance, memory is on a border of 64 bytes now and then
+    for _ in range(8):  # memory may be aligned to 64 bytes by chance
         array = jax.make_array_from_callback((3, 4, 40), sharding, part)
         assert array.unsafe_buffer_pointer() == buffers[-1].ctypes.data
 

@@ -1,4 +1,4 @@
-"""adapters.py: projector files, LoRA folders and delta weights over their base, against the formulas they come from."""
+"""Projector files, LoRA folders and delta weights merged with their base, checked against the formulas."""
 
 import json
 
@@ -20,7 +20,7 @@ LORA = dict(peft_type="LORA", r=2, lora_alpha=4, bias="none", target_modules=["q
 
 
 def integers(*shape, seed=0):
-    """Small enough that every sum of products is exact in float32, in any order."""
+    """Returns integers so small that sums of products are exact in float32, in any order."""
     return np.random.default_rng([seed, *shape]).integers(-8, 8, shape).astype(np.float32)
 
 
@@ -82,7 +82,7 @@ def test_untargeted_tensors_stay_bit_equal_to_the_base(tmp_path):
     assert merged.names() == base.names()
     for name in (EMBED, HEAD, NORM, V.format(0)):
         assert_same(whole(merged, name), tensors[name])
-    assert whole(merged, Q.format(0)).dtype == np.float32, "a sum is not rounded before its reader casts it"
+    assert whole(merged, Q.format(0)).dtype == np.float32, "a sum stays float32 until the caller casts it"
 
 
 PARTS = [(slice(1, 3), ALL), (ALL, slice(2, 4)), (slice(3, 4), slice(0, 1)), (ALL, ALL), (slice(2, 2), ALL)]
@@ -120,7 +120,7 @@ def test_only_requested_rows_and_columns_are_read(tmp_path):
     merged = with_lora(Spy(tmp_path / "base.safetensors"), Spy(tmp_path / "adapter.safetensors"), LORA)
     assert not sizes
     merged.read(Q.format(0), (slice(1, 3), slice(0, 1)))
-    assert sorted(sizes) == [2, 2, 4], "of W 2 x 1, of A rank x 1, of B 2 x rank"
+    assert sorted(sizes) == [2, 2, 4], "W: 2 x 1, A: rank x 1, B: 2 x rank"
 
 
 def test_modules_to_save_replace_or_extend_the_base(tmp_path):
@@ -130,12 +130,12 @@ def test_modules_to_save_replace_or_extend_the_base(tmp_path):
     merged = with_lora(base, reader(tmp_path, "adapter", lora_tensors() | saved), config)
     assert_same(whole(merged, HEAD), integers(7, 4))
     assert_same(whole(merged, PROJECTOR.format(0, "weight")), integers(4, 3))
-    with pytest.raises(DataError, match="adapter.safetensors lacks lm_head, one of .*modules_to_save"):
+    with pytest.raises(DataError, match="adapter.safetensors lacks lm_head, listed in modules_to_save"):
         with_lora(base, reader(tmp_path, "adapter", lora_tensors()), config)
 
 
 def test_in_memory_names_match_names_in_files(tmp_path):
-    """transformers >= 4.52 trains `model.language_model.layers`, which its files call `language_model.model.layers`."""
+    """transformers >= 4.52: `model.language_model.layers` in memory is `language_model.model.layers` in files."""
     base = {f"language_model.{n}": v for n, v in base_tensors().items()}
     memory = {n.replace(".model.model.", ".model.model.language_model."): v for n, v in lora_tensors().items()}
     merged = with_lora(reader(tmp_path, "base", base), reader(tmp_path, "a", memory), LORA)
@@ -149,15 +149,15 @@ A0 = f"base_model.model.{Q.format(0).removesuffix('.weight')}.lora_A.weight"
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda t: t.pop(A0), "lora_B.weight cannot be merged: its other half is missing"),
+        (lambda t: t.pop(A0), "lora_B.weight cannot be merged: its counterpart .* is missing"),
         (lambda t: t.update({A0: integers(2, 5)}), r"A \(2, 5\) and B \(6, 2\) of rank 2 do not fit model.layers.0"),
         (lambda t: t.update({A0: integers(3, 4)}), r"A \(3, 4\) and B \(6, 2\) of rank 2 do not fit"),
-        (lambda t: t.update({f"base_model.model.{Q.format(0)}": integers(6, 4)}), "file has model.* a second time"),
+        (lambda t: t.update({f"base_model.model.{Q.format(0)}": integers(6, 4)}), "also has the full tensor model"),
         (lambda t: t.update({A0.replace("lora_A", "lora_magnitude_vector"): integers(6)}), "lora_magnitude_vector"),
         (lambda t: t.update({"base_model.model.model.mm_projector.lora_B.bias": integers(6)}), "lora_B.bias belongs"),
         (lambda t: t.update({f"base_model.model.{EMBED}": integers(3, 4)}), r"has shape \(3, 4\), the base"),
         (lambda t: t.update({A0.replace("q_", "x_").replace("_A", f"_{h}"): t[A0] for h in "AB"}), "no tensor .*x_p"),
-        (lambda t: [t.pop(n) for n in list(t) if "layers.1.self_attn.v" in n], "lacks a change of model.layers.1.*v_p"),
+        (lambda t: [t.pop(n) for n in list(t) if "layers.1.self_attn.v" in n], "has no LoRA for model.layers.1.*v_p"),
         (lambda t: [t.pop(n) for n in list(t)] + [t.update({EMBED: integers(5, 4)})], "holds no LoRA tensors"),
     ],
 )  # fmt: skip
@@ -175,7 +175,7 @@ def test_unmatched_adapter_tensor_raises_naming_it(tmp_path, change, message):
         ({"use_dora": True}, "not plain LoRA: use_dora=True"),
         ({"alpha_pattern": {"q_proj": 8}}, "not plain LoRA: alpha_pattern="),
         ({"bias": "lora_only"}, r"trained biases \(bias='lora_only'\)"),
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4', which changes the base"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4', which also changes the base"),
         ({"r": None}, "r=None and lora_alpha=4"),
         ({"r": 3}, "of rank 3 do not fit"),
     ],
@@ -199,7 +199,7 @@ def test_missing_or_broken_adapter_config_raises(tmp_path):
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_merge_equals_peft(tmp_path, rslora):
-    peft = pytest.importorskip("peft", reason="pip install peft compares with PEFT's own merge")
+    peft = pytest.importorskip("peft", reason="pip install peft to compare with PEFT's own merge")
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -209,7 +209,7 @@ def test_merge_equals_peft(tmp_path, rslora):
     )
     model.save_pretrained(tmp_path / "base")
     targets = ["q_proj", "v_proj", "down_proj"]
-    # init_lora_weights=False: random B; the zeros that it begins with otherwise would test nothing
+    # init_lora_weights=False initializes B randomly; the default zeros would test nothing
     config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets, use_rslora=rslora, init_lora_weights=False)
     adapted = peft.get_peft_model(model, config)
     adapted.save_pretrained(tmp_path / "adapter")
@@ -238,11 +238,11 @@ def test_projector_turns_a_language_model_into_a_llava(tmp_path, prefix, places)
 
 
 def test_peft_prefixes_of_non_lora_trainables_are_removed(tmp_path):
-    """As the original: `base_model.`, then one `model.` if any name has two."""
+    """As in the original: `base_model.` is removed, then one `model.` if any name has two."""
     extra = {
         "base_model.model.model.mm_projector.weight": integers(4, 3),
     }
-    extra["base_model.model.lm_head.weight"] = integers(6, 4)  # grown by a word
+    extra["base_model.model.lm_head.weight"] = integers(6, 4)  # grown by a token
     merged = with_extra(reader(tmp_path, "base", base_tensors()), reader(tmp_path, "non_lora", extra))
     assert_same(whole(merged, HEAD), integers(6, 4))
     assert merged.shape(HEAD) == (6, 4) and "model.mm_projector.weight" in merged
@@ -253,7 +253,7 @@ def test_lora_is_merged_on_top_of_non_lora_trainables(tmp_path):
     merged = with_lora(with_extra(base, extra), reader(tmp_path, "adapter", lora_tensors()), LORA)
     assert set(merged.names()) == set(base_tensors()) | set(projector("0."))
     assert not np.array_equal(whole(merged, Q.format(0)), base_tensors()[Q.format(0)])
-    assert merged.path.name == "adapter.safetensors", "messages name what was asked for"
+    assert merged.path.name == "adapter.safetensors", "messages name the requested file"
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_lora_is_merged_on_top_of_non_lora_trainables(tmp_path):
         ({NORM: integers(5)}, r"model.norm.weight has shape \(5,\), the base .* has \(4,\)"),
         ({EMBED: integers(2, 4)}, r"embed_tokens.weight has shape \(2, 4\), the base .* has \(5, 4\)"),
         ({EMBED: integers(5, 8)}, r"embed_tokens.weight has shape \(5, 8\)"),
-        (projector("0.") | projector("0.", prefix="mm_projector."), "is there twice, as model.mm_projector.0"),
+        (projector("0.") | projector("0.", prefix="mm_projector."), "duplicates model.mm_projector.0"),
     ],
 )
 def test_unmatched_extra_tensor_raises_naming_it(tmp_path, extra, message):
@@ -275,13 +275,13 @@ def test_unmatched_extra_tensor_raises_naming_it(tmp_path, extra, message):
 
 
 def test_delta_restores_the_original_weights(tmp_path):
-    """make_delta's rule: target - base, the added words' rows and the projector as they are."""
+    """As make_delta: target - base, with added tokens' rows and the projector unchanged."""
     target = {n: v + 3 for n, v in base_tensors().items()}
     target |= {EMBED: integers(7, 4, seed=5), HEAD: integers(7, 4, seed=6)} | projector("")
     base, delta = base_tensors(), {n: v.copy() for n, v in target.items()}
     for name, value in base.items():
         delta[name][: len(value)] -= value
-    base["model.layers.0.self_attn.rotary_emb.inv_freq"] = integers(3)  # only old files have it
+    base["model.layers.0.self_attn.rotary_emb.inv_freq"] = integers(3)  # only in old files
     delta["model.layers.1.self_attn.rotary_emb.inv_freq"] = integers(3)
     merged = with_delta(reader(tmp_path, "base", base), reader(tmp_path, "delta", delta, np.float16))
     for name, value in target.items():

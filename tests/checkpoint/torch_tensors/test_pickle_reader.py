@@ -1,4 +1,4 @@
-"""pickled.py: torch's .bin files are refused unless asked for, and then read without running what is in them."""
+"""torch's .bin files are rejected without permission, and read without executing their code."""
 
 import gc
 import json
@@ -19,7 +19,7 @@ ALL = slice(None)
 
 
 class Writes:
-    """What an attacker pickles: reading it opens, and so creates, a file."""
+    """An attacker's object: unpickling it creates a file."""
 
     def __init__(self, path):
         self.path = path
@@ -30,7 +30,7 @@ class Writes:
 
 @pytest.fixture
 def copies(tmp_path, monkeypatch):
-    """The only folder that temporary files go to."""
+    """The folder for all temporary files."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
@@ -48,7 +48,7 @@ def test_tensors_of_several_files_are_byte_equal(tmp_path, copies, monkeypatch):
     (folder / "training_args.bin").write_bytes(b"not weights")
     names = {name: f"pytorch_model-0000{1 + (name in second)}-of-00002.bin" for name in first | second}
     (folder / INDEX).write_text(json.dumps({"weight_map": names}))
-    # A false torch where the program runs is not what reads the weights.
+    # A fake torch in the working directory must not be imported.
     (folder / "torch.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHONPATH", str(folder))
@@ -66,7 +66,7 @@ def test_tensors_of_several_files_are_byte_equal(tmp_path, copies, monkeypatch):
     assert len(list(copies.rglob("*.safetensors"))) == 2
     del files
     gc.collect()
-    assert not list(copies.iterdir()), "the copies go with their reader"
+    assert not list(copies.iterdir()), "the copies are deleted with their reader"
 
 
 def test_nothing_is_read_without_permission(tmp_path, copies, monkeypatch):
@@ -90,12 +90,12 @@ def test_code_in_a_pickle_does_not_run(tmp_path, copies, kind):
             open_weights(tmp_path, allowed)
         assert not marker.exists()
         assert "\n" not in str(error.value) and str(file) in str(error.value)
-    assert "weights_only" not in str(error.value), "torch's advice to read it without the guard is not passed on"
+    assert "weights_only" not in str(error.value), "torch's advice to disable weights_only is not repeated"
     assert not list(copies.iterdir())
     if kind == "of torch":
         assert "Unsupported global: GLOBAL io.open" in str(error.value)
         torch.load(file, weights_only=False)
-        assert marker.exists(), "the file is what this test takes it for"
+        assert marker.exists(), "the file does contain code"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_missing_torch_raises(tmp_path, copies, monkeypatch):
     (tmp_path / "weights.bin").write_bytes(b"")
     venv.create(tmp_path / "bare", with_pip=False)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
-    with pytest.raises(ConfigError, match=r"weights.bin can only be read with torch >= 2.10, which .*bare/bin/python"):
+    with pytest.raises(ConfigError, match="weights.bin can only be read with torch >= 2.10; install it .*bare/bin/pyt"):
         read_pickled(tmp_path / "weights.bin", True)
     assert not list(copies.iterdir())
 
@@ -130,7 +130,7 @@ def test_invalid_index_raises_naming_it(tmp_path, text):
     folder.mkdir()
     (tmp_path / "x.bin").write_bytes(b"")
     (folder / INDEX).write_text(text)
-    with pytest.raises(DataError, match=f"{INDEX} (is not an index|names .* not a file beside it)"):
+    with pytest.raises(DataError, match=f"{INDEX} (is not an index|names .* not a file in its folder)"):
         open_weights(folder, True)
 
 

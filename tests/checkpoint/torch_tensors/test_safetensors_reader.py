@@ -1,4 +1,4 @@
-"""torch_files.py: folders of safetensors files, good and bad."""
+"""Reading valid and invalid safetensors files and folders."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def test_file_folder_and_indexed_folder_are_read(tmp_path, name):
         np.testing.assert_array_equal(files.read("a", (slice(1, 3), slice(None))), A[1:3])
     np.testing.assert_array_equal(TorchFiles(folder).read("b", ALL), -A)
     (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
-    assert TorchFiles(folder).names() == ["a"], "a file that the index leaves out is not part of the model"
+    assert TorchFiles(folder).names() == ["a"], "files missing in the index are ignored"
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
@@ -51,7 +51,7 @@ def test_any_part_of_a_tensor_is_read(tmp_path):
         np.testing.assert_array_equal(files.read("cube", part), tensors["cube"][part])
     part = (slice(0, 2), slice(1, 3), slice(4, 5))
     np.testing.assert_array_equal(files.read("cube", part), tensors["cube"][part])
-    assert files.read("one", ()) == 7 and files.read("cube", part).flags.owndata, "a copy, and not of the map"
+    assert files.read("one", ()) == 7 and files.read("cube", part).flags.owndata, "a copy, not a view of the map"
 
 
 def test_no_file_stays_open_or_mapped(tmp_path):
@@ -95,9 +95,9 @@ def test_folder_without_weights_raises_naming_it(tmp_path):
     [
         ("{", "is not an index"),
         ("[]", "is not an index"),
-        ('{"weight_map": {"a": "../one.safetensors"}}', r"names '\.\./one.safetensors', which is not a file beside it"),
-        ('{"weight_map": {"a": 3}}', "names 3, which is not a file beside it"),
-        ('{"weight_map": {"a": "two.safetensors"}}', "names 'two.safetensors', which is not a file beside it"),
+        ('{"weight_map": {"a": "../one.safetensors"}}', r"names '\.\./one.safetensors', which is not a file in its"),
+        ('{"weight_map": {"a": 3}}', "names 3, which is not a file in its folder"),
+        ('{"weight_map": {"a": "two.safetensors"}}', "names 'two.safetensors', which is not a file in its folder"),
     ],
 )
 def test_invalid_index_raises_naming_it(tmp_path, text, message):
