@@ -51,7 +51,7 @@ def build(
     began = time.perf_counter()
     try:
         manifest = write_shards(
-            source, out, made_from=made_from, shard_rows=shard_rows, skip_bad=bad == "skip", threads=threads, say=log
+            source, out, made_from=made_from, shard_rows=shard_rows, skip_bad=bad == "skip", threads=threads, log=log
         )
     except KeyboardInterrupt:
         log(f"stopped; the same command continues {out}")

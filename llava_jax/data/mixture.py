@@ -51,41 +51,43 @@ class Mixture:
         parts: Sequence[MixtureComponent],
         seed: int,
         start: int = 0,
-        taken: dict[str, int] | None = None,
+        consumed: dict[str, int] | None = None,
         lengths: dict[str, int] | None = None,
         contents: dict[str, str] | None = None,
     ):
         self.parts, self.seed, self.start = tuple(sorted(parts, key=lambda part: part.name)), seed, start
         self.quotas = _quotas(self.parts)
         # All three also of parts that were left out. taken: examples before `start`.
-        self.taken = {part.name: 0 for part in self.parts} | (taken or {})
+        self.consumed = {part.name: 0 for part in self.parts} | (consumed or {})
         self.lengths = (lengths or {}) | {part.name: len(part.source) for part in self.parts}
         self.contents = (contents or {}) | {part.name: part.contents for part in self.parts}
+        seeds = [_combined_seed(seed, id_hash(part.name)) for part in self.parts]
         self._orders = [
-            grain.MapDataset.range(len(part.source)).shuffle(_mixed(seed, id_hash(part.name))) for part in self.parts
+            grain.MapDataset.range(len(part.source)).shuffle(seed) for part, seed in zip(self.parts, seeds, strict=True)
         ]
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, position: int):
-        which, index = self.place(position)
-        return self.parts[which].source[index]
+        component, index = self.locate(position)
+        return self.parts[component].source[index]
 
-    def place(self, position: int) -> tuple[int, int]:
+    def locate(self, position: int) -> tuple[int, int]:
         """(index of the part, index within its source). Raises IndexError before `start`: that was another mixture."""
         if not self.start <= position < ENDLESS:
             raise IndexError(f"position {position}: this mixture has {self.start} to {ENDLESS}")
         block, slot = divmod(position - self.start, BLOCK)
-        turns, ranks = _block(self.seed, self.start, block, tuple(self.quotas.values()))
-        which = int(turns[slot])
-        name = self.parts[which].name
-        return which, int(self._orders[which][self.taken[name] + block * self.quotas[name] + int(ranks[slot])])
+        components, ranks = _block_order(self.seed, self.start, block, tuple(self.quotas.values()))
+        component = int(components[slot])
+        name = self.parts[component].name
+        rank = self.consumed[name] + block * self.quotas[name] + int(ranks[slot])
+        return component, int(self._orders[component][rank])
 
     def state(self) -> dict:
         """What `resumed` needs beside the position, the same from one change of the mixture to the next."""
-        known = {"lengths": self.lengths, "contents": self.contents}
-        return {"start": self.start, "quotas": self.quotas, "taken": self.taken, **known}
+        metadata = {"lengths": self.lengths, "contents": self.contents}
+        return {"start": self.start, "quotas": self.quotas, "taken": self.consumed, **metadata}
 
     def resumed(self, state: dict, position: int) -> "Mixture":
         """These parts, continued at `position` of the mixture whose `state()` is given.
@@ -100,30 +102,30 @@ class Mixture:
                     f"cannot continue in the data: {part.name} is packed otherwise than before. Restore data.packing, "
                     "length, max_images, the template, the tokenizer and the texts, or start a new run."
                 )
-            before = state["lengths"].get(part.name, len(part.source))
-            if before != len(part.source):
+            old_length = state["lengths"].get(part.name, len(part.source))
+            if old_length != len(part.source):
                 raise ConfigError(
-                    f"cannot continue in the data: {part.name} had {before} examples, has {len(part.source)}. Restore "
-                    "it, or give the new data another path: then it begins anew."
+                    f"cannot continue in the data: {part.name} had {old_length} examples, has {len(part.source)}. "
+                    "Restore it, or give the new data another path: then it begins anew."
                 )
-        start, taken, known = state["start"], state["taken"], (state["lengths"], state.get("contents", {}))
+        start, consumed, metadata = state["start"], state["taken"], (state["lengths"], state.get("contents", {}))
         if state["quotas"] == self.quotas:
-            return Mixture(self.parts, self.seed, start, taken, *known)
+            return Mixture(self.parts, self.seed, start, consumed, *metadata)
         names, quotas = zip(*sorted(state["quotas"].items()), strict=True)
         block, slot = divmod(position - start, BLOCK)
-        turns, _ = _block(self.seed, start, block, quotas)
-        within = np.bincount(turns[:slot], minlength=len(quotas)).tolist()
-        since = {name: block * quota + more for name, quota, more in zip(names, quotas, within, strict=True)}
-        taken = {name: count + since.get(name, 0) for name, count in taken.items()}
-        return Mixture(self.parts, self.seed, position, taken, *known)
+        components, _ = _block_order(self.seed, start, block, quotas)
+        counts_in_block = np.bincount(components[:slot], minlength=len(quotas)).tolist()
+        added = {name: block * quota + n for name, quota, n in zip(names, quotas, counts_in_block, strict=True)}
+        consumed = {name: count + added.get(name, 0) for name, count in consumed.items()}
+        return Mixture(self.parts, self.seed, position, consumed, *metadata)
 
 
 def _quotas(parts: Sequence[MixtureComponent]) -> dict[str, int]:
     """Positions of each part in a block, by largest remainder."""
     names, weights = [part.name for part in parts], np.array([part.weight for part in parts], np.float64)
-    twice = {name for name in names if names.count(name) > 1}
-    if not parts or twice:
-        raise ConfigError(f"a mixture needs sources, each once; {', '.join(sorted(twice)) or 'none'} given twice")
+    duplicates = {name for name in names if names.count(name) > 1}
+    if not parts or duplicates:
+        raise ConfigError(f"a mixture needs sources, each once; {', '.join(sorted(duplicates)) or 'none'} given twice")
     if not (np.isfinite(weights).all() and (weights > 0).all()):
         raise ConfigError(
             f"the weights of a mixture must be positive: {dict(zip(names, weights.tolist(), strict=True))}"
@@ -137,17 +139,17 @@ def _quotas(parts: Sequence[MixtureComponent]) -> dict[str, int]:
     return dict(zip(names, quotas.tolist(), strict=True))
 
 
-def _mixed(*numbers: int) -> int:
+def _combined_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @functools.lru_cache(maxsize=64)
-def _block(seed: int, start: int, block: int, quotas: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _block_order(seed: int, start: int, block: int, quotas: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Of each position of a block: its part, and how many positions before it in the block have the same part."""
     # Raw bits, sorted: numpy promises that they stay the same in later versions, of its shuffle it does not.
     order = np.argsort(np.random.Philox(np.random.SeedSequence((seed, start, block))).random_raw(BLOCK), kind="stable")
-    turns = np.repeat(np.arange(len(quotas)), quotas)[order]
+    components = np.repeat(np.arange(len(quotas)), quotas)[order]
     ranks = np.empty(BLOCK, np.int64)
-    for part, quota in enumerate(quotas):
-        ranks[turns == part] = np.arange(quota)
-    return turns, ranks
+    for component, quota in enumerate(quotas):
+        ranks[components == component] = np.arange(quota)
+    return components, ranks

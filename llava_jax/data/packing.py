@@ -54,33 +54,34 @@ def pack(sizes: np.ndarray, length: int, max_images: int, seed: int | None) -> P
         window = window[np.argsort(-sizes[window, 0], kind="stable")]
         tokens, images = np.full(len(window), length), np.full(len(window), max_images)  # room in each row
         packed: list[list[int]] = []
-        for example, (t, m) in zip(window.tolist(), sizes[window].tolist(), strict=True):
-            row = int(((tokens[: len(packed) + 1] >= t) & (images[: len(packed) + 1] >= m)).argmax())
+        for example, (token_count, image_count) in zip(window.tolist(), sizes[window].tolist(), strict=True):
+            candidates = slice(len(packed) + 1)
+            row = int(((tokens[candidates] >= token_count) & (images[candidates] >= image_count)).argmax())
             if row == len(packed):
                 packed.append([])
             packed[row].append(example)
-            tokens[row] -= t
-            images[row] -= m
+            tokens[row] -= token_count
+            images[row] -= image_count
         rows += packed
     starts = np.cumsum([0, *map(len, rows)])
     return PackedRows(np.concatenate(rows).astype(np.int64), starts)
 
 
-def efficiency(sizes: np.ndarray, groups: PackedRows, length: int) -> float:
+def efficiency(sizes: np.ndarray, packed: PackedRows, length: int) -> float:
     """Share of the rows' tokens that are not padding."""
-    return float(sizes[groups.members, 0].sum() / (len(groups) * length))
+    return float(sizes[packed.members, 0].sum() / (len(packed) * length))
 
 
 def fill_unknown_sizes(sizes: np.ndarray) -> np.ndarray:
     """Sizes with those of examples that cannot be read (0 tokens) taken from the next that can: the room that their
     substitutes get. Raises DataError where there is none."""
-    good = np.flatnonzero(sizes[:, 0])
-    if not len(good):
+    readable = np.flatnonzero(sizes[:, 0])
+    if not len(readable):
         raise DataError(f"not one of {len(sizes)} samples can be read")
-    bad = np.flatnonzero(sizes[:, 0] == 0)
-    lent = sizes.copy()
-    lent[bad] = sizes[good[np.searchsorted(good, bad) % len(good)]]
-    return lent
+    unreadable = np.flatnonzero(sizes[:, 0] == 0)
+    filled = sizes.copy()
+    filled[unreadable] = sizes[readable[np.searchsorted(readable, unreadable) % len(readable)]]
+    return filled
 
 
 def buckets(sizes: np.ndarray, lengths: tuple[int, ...]) -> np.ndarray:
@@ -105,24 +106,24 @@ class LengthBucketedOrder:
 
     def batch(self, step: int) -> tuple[list[int], int]:
         """(examples of the batch, the length of its rows). The last batch of a run may have fewer examples."""
-        window, inside = divmod(step, BATCHES_PER_WINDOW)
+        window, index_in_window = divmod(step, BATCHES_PER_WINDOW)
         windows = self._windows  # one read: other threads may replace it
         if window not in windows:
-            kept = {near: batches for near, batches in windows.items() if abs(near - window) == 1}
-            windows = self._windows = {**kept, window: self._batches(window)}
-        batch = windows[window][inside]
+            neighbors = {other: batches for other, batches in windows.items() if abs(other - window) == 1}
+            windows = self._windows = {**neighbors, window: self._batches(window)}
+        batch = windows[window][index_in_window]
         return batch.tolist(), int(self.bucket[batch].max())
 
     def _batches(self, window: int) -> list[np.ndarray]:
         count = BATCHES_PER_WINDOW * self.batch_size
-        last = min((window + 1) * count, self.positions)
-        examples = np.array([int(self.order[i]) for i in range(window * count, last)])
+        stop = min((window + 1) * count, self.positions)
+        examples = np.array([int(self.order[i]) for i in range(window * count, stop)])
         examples = examples[np.argsort(self.bucket[examples], kind="stable")]
         batches = np.split(examples, range(self.batch_size, len(examples), self.batch_size))
         # One that is not full stays the last: filler belongs at the end of the run.
-        full = len(examples) // self.batch_size
-        shuffled = np.random.RandomState((self.seed % 2**32, window)).permutation(full).tolist()
-        return [batches[i] for i in [*shuffled, *range(full, len(batches))]]
+        full_batches = len(examples) // self.batch_size
+        shuffled = np.random.RandomState((self.seed % 2**32, window)).permutation(full_batches).tolist()
+        return [batches[i] for i in [*shuffled, *range(full_batches, len(batches))]]
 
 
 def digest(*arrays: np.ndarray) -> str:

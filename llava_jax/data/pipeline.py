@@ -52,28 +52,28 @@ class _Rows:
     positions: int  # how many of the run; what lies beyond is filler
     steps: int
     batch_size: int  # B
-    rows: int  # b
-    first: int  # p * b
+    rows_per_process: int  # b
+    first_row: int  # p * b
 
     def __len__(self) -> int:
-        return self.steps * self.rows
+        return self.steps * self.rows_per_process
 
     def __getitem__(self, index: int) -> tuple[int, SourceRow]:
         """(index of the example or FILLER, the row)."""
-        step, slot = divmod(index, self.rows)
-        example, real, length = self.place(step, self.first + slot)
+        step, slot = divmod(index, self.rows_per_process)
+        example, is_example, length = self.locate(step, self.first_row + slot)
         row = self.row_fn(self.source[example], *length)
-        return (example, row) if real else (FILLER, _filler(row))
+        return (example, row) if is_example else (FILLER, _filler(row))
 
-    def place(self, step: int, at: int) -> tuple[int, bool, tuple[int, ...]]:
+    def locate(self, step: int, row_index: int) -> tuple[int, bool, tuple[int, ...]]:
         """(index, whether it is no filler, (the row's length,) where they differ) of row `at` of a global batch."""
         if self.bucketed is None:
-            position = step * self.batch_size + at
+            position = step * self.batch_size + row_index
             example = position % len(self.source) if self.order is None else int(self.order[position])
             return example, position < self.positions, ()
         examples, length = self.bucketed.batch(step)
-        real = at < len(examples)
-        return examples[at if real else 0], real, (length,)
+        is_example = row_index < len(examples)
+        return examples[row_index if is_example else 0], is_example, (length,)
 
 
 class Batches:
@@ -98,14 +98,14 @@ class Batches:
 
     def __next__(self) -> tuple[Batch, BatchInfo]:
         if self._iterator is None:
-            b = self._rows.rows
+            b = self._rows.rows_per_process
             self._iterator = read_rows(
                 self._rows, self._step * b, threads=self._threads, ahead=self._prefetch * b, workers=self._workers
             )
         pairs: list[tuple[int, SourceRow]] = []
         self.ready = 0
         try:
-            while self.ready < self._rows.rows:
+            while self.ready < self._rows.rows_per_process:
                 pairs.append(next(self._iterator))
                 self.ready += 1
         except StopIteration:
@@ -123,9 +123,9 @@ class Batches:
     def indices(self, step: int, process: int) -> list[int]:
         """The `index` of each row that a process, this one or another, has in batch `step` of the run, 0 for the first.
         Reads no data, may be called by any thread."""
-        first = process * self._rows.rows
-        places = [self._rows.place(step, at) for at in range(first, first + self._rows.rows)]
-        return [example if real else FILLER for example, real, _ in places]
+        b = self._rows.rows_per_process
+        located = [self._rows.locate(step, row_index) for row_index in range(process * b, (process + 1) * b)]
+        return [example if is_example else FILLER for example, is_example, _ in located]
 
     def get_state(self) -> dict:
         """{"step": batches handed out, and what they depend on: "examples", "batch_size", "seed", "shuffle", and for
@@ -134,8 +134,9 @@ class Batches:
 
     def set_state(self, state: dict) -> None:
         """Continues behind batch `state["step"]`. Raises ConfigError when the state is of another run."""
-        names = [*self._run, *(k for k in state if k not in self._run and k != "step")]
-        changed = [f"{k} was {state.get(k)}, is {self._run.get(k)}" for k in names if state.get(k) != self._run.get(k)]
+        keys = [*self._run, *(key for key in state if key not in self._run and key != "step")]
+        differing = [key for key in keys if state.get(key) != self._run.get(key)]
+        changed = [f"{key} was {state.get(key)}, is {self._run.get(key)}" for key in differing]
         if changed:
             raise ConfigError(
                 f"cannot continue in the data at step {state.get('step')}: {'; '.join(changed)}. "
@@ -159,8 +160,8 @@ def read_rows(rows, start: int, *, threads: int, ahead: int, workers: int) -> gr
     """
     if workers:
         return WorkerRows(rows, start, workers, threads, -(-ahead // workers))
-    read = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
-    return iter(grain.MapDataset.source(rows)[start:].to_iter_dataset(read))
+    options = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
+    return iter(grain.MapDataset.source(rows)[start:].to_iter_dataset(options))
 
 
 def make_batches(
@@ -177,7 +178,7 @@ def make_batches(
     prefetch: int,
     workers: int = 0,
     buckets: np.ndarray | None = None,
-    about: dict | None = None,
+    metadata: dict | None = None,
 ) -> Batches:
     """Batches of the rows `row_fn(source[i])` for `epochs` passes (None: without end), this process's rows of each.
 
@@ -208,7 +209,7 @@ def make_batches(
             f"seed {seed}, threads {threads}, prefetch {prefetch} and workers {workers} must not be negative, "
             f"epochs {epochs} must be at least 1"
         )
-    examples, b = len(source), batch_size // process_count
+    examples, rows_per_process = len(source), batch_size // process_count
     if not 1 <= examples <= MAX_EXAMPLES:
         raise DataError(f"the source has {examples} examples; it must have 1 to {MAX_EXAMPLES}")
     order = None
@@ -217,7 +218,7 @@ def make_batches(
         order = grain.MapDataset.range(examples).shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0]))
     endless = epochs is None
     positions = sys.maxsize if endless else examples * epochs
-    run = {"examples": examples, "batch_size": batch_size, "seed": seed, "shuffle": shuffle, **(about or {})}
+    run = {"examples": examples, "batch_size": batch_size, "seed": seed, "shuffle": shuffle, **(metadata or {})}
     bucketed = None
     if buckets is not None:
         # More epochs would change which batches the last of these have.
@@ -232,8 +233,8 @@ def make_batches(
         positions=positions,
         steps=sys.maxsize // batch_size if endless else steps_per_run(examples, batch_size, epochs),
         batch_size=batch_size,
-        rows=b,
-        first=process_index * b,
+        rows_per_process=rows_per_process,
+        first_row=process_index * rows_per_process,
     )
     return Batches(rows, run, threads, prefetch, workers)
 

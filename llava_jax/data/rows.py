@@ -125,37 +125,38 @@ class Rows:
         """Row `index`, `length` tokens long where that is not the format's length."""
         segments, replaced = [], []
         for example in self._members(index):
-            name, segment, fault = self._used(example)
+            substitute, segment, reason = self._read_or_substitute(example)
             segments += [] if segment is None else [segment]
-            if fault:
-                replaced.append({"index": example, "sample": self._name(example), "reason": fault, "substitute": name})
+            if reason:
+                sample = self._example_id(example)
+                replaced.append({"index": example, "sample": sample, "reason": reason, "substitute": substitute})
         return SourceRow(self.format.row(segments, length), replaced if self.replace else None)
 
     def names(self, index: int) -> list[str]:
         """The ids of the examples that are in row `index`, substitutes by their own; `?` for a place that stayed empty.
         Opens the images, for only that tells which can be read."""
-        return [self._used(i)[0] or "?" for i in self._members(index)]
+        return [self._read_or_substitute(i)[0] or "?" for i in self._members(index)]
 
     def requested_names(self, index: int) -> list[str]:
         """The ids of the examples that row `index` is to hold, `?` where not even that can be read. Opens no image."""
-        return [self._name(i) or "?" for i in self._members(index)]
+        return [self._example_id(i) or "?" for i in self._members(index)]
 
     def readable(self, count: int) -> list[Example]:
         """The first `count` examples, without those that would be replaced."""
-        found: list[Example] = []
+        examples: list[Example] = []
         for index in range(len(self.source)):
-            if len(found) == count:
+            if len(examples) == count:
                 break
             try:
-                kept = len(self._segment(index).images)
+                kept_images = len(self._segment(index).images)
                 example = self.source[index]
-                for image in example.images[kept:]:  # that were cut off with the text, but belong to the example
+                for image in example.images[kept_images:]:  # that were cut off with the text, but belong to the example
                     load_image(image, str(image))
-                found.append(example)
+                examples.append(example)
             except DataError:
                 if not self.replace:
                     raise
-        return found
+        return examples
 
     def size(self, index: int) -> np.ndarray:
         """int32[2]: tokens and images of example `index`; 0, 0 where it cannot be read and is replaced."""
@@ -168,13 +169,13 @@ class Rows:
         return np.array((len(ids), self.format.images_of(ids)), np.int32)
 
     def _members(self, index: int) -> list[int]:
-        found = index if self.groups is None else self.groups[index]
-        return [found] if isinstance(found, int) else found
+        members = index if self.groups is None else self.groups[index]
+        return [members] if isinstance(members, int) else members
 
     def _segment(self, index: int) -> EncodedExample:
         return self.format.segment(self.source[index])
 
-    def _used(self, index: int) -> tuple[str | None, EncodedExample | None, str]:
+    def _read_or_substitute(self, index: int) -> tuple[str | None, EncodedExample | None, str]:
         """(id, segment, "") of example `index`, or of its substitute and why it has one."""
         try:
             example = self.source[index]
@@ -186,19 +187,19 @@ class Rows:
 
     def _substitute(self, index: int) -> tuple[str | None, EncodedExample | None]:
         """(id, segment) of an example that can be read and takes up no more than `index` was given."""
-        fits = range(len(self.source))
+        candidates = range(len(self.source))
         if self.sizes is not None:
-            fits = np.flatnonzero((self.sizes <= self.sizes[index]).all(axis=1)).tolist()
+            candidates = np.flatnonzero((self.sizes <= self.sizes[index]).all(axis=1)).tolist()
         rng = random.Random(f"substitute/{self.seed}/{index}")
         for _ in range(TRIES):
-            candidate = fits[rng.randrange(len(fits))]
+            candidate = candidates[rng.randrange(len(candidates))]
             try:
                 return self.source[candidate].id, self._segment(candidate)
             except DataError:
                 continue
         return None, None
 
-    def _name(self, index: int) -> str | None:
+    def _example_id(self, index: int) -> str | None:
         try:
             return self.source[index].id
         except DataError:  # not even the example could be read

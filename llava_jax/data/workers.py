@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from llava_jax.errors import UserError
 
-RUN_S_OWN = (signal.SIGINT, signal.SIGTERM)
+RUN_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class WorkerRows:
@@ -32,21 +32,23 @@ class WorkerRows:
         context = multiprocessing.get_context("spawn")
         self._start, self._next, self._stop = start, start, len(rows)
         self._pipes, self._processes = [], []
-        self._end = weakref.finalize(self, _kill, self._processes)
-        atexit.register(self._end)  # the last registered runs first: multiprocessing's would ask by SIGTERM and wait
-        for w in range(workers):
-            ours, theirs = context.Pipe(duplex=False)
-            work = (theirs, rows, range(start + w, len(rows), workers), threads, ahead)
-            name = f"data worker {w + 1} of {workers}"
-            process = context.Process(target=_work, args=work, name=name, daemon=True)
+        self._finalizer = weakref.finalize(self, _kill_all, self._processes)
+        atexit.register(
+            self._finalizer
+        )  # the last registered runs first: multiprocessing's would ask by SIGTERM and wait
+        for worker in range(workers):
+            reader, writer = context.Pipe(duplex=False)
+            arguments = (writer, rows, range(start + worker, len(rows), workers), threads, ahead)
+            name = f"data worker {worker + 1} of {workers}"
+            process = context.Process(target=_work, args=arguments, name=name, daemon=True)
             # Held back until the worker ignores them: while it starts, they would end it.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, RUN_S_OWN)
+            old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, RUN_SIGNALS)
             try:
                 process.start()
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            theirs.close()  # now the only writing end is the worker's
-            self._pipes.append(ours)
+                signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+            writer.close()  # now the only writing end is the worker's
+            self._pipes.append(reader)
             self._processes.append(process)
 
     def __iter__(self) -> "WorkerRows":
@@ -57,54 +59,56 @@ class WorkerRows:
             raise StopIteration
         for process in self._processes:  # not only the one whose turn it is: what the others have ready may last long
             if process.exitcode not in (None, 0):
-                raise _death(process)
-        w = (self._next - self._start) % len(self._pipes)
+                raise _worker_error(process)
+        worker = (self._next - self._start) % len(self._pipes)
         try:
-            row, fault = self._pipes[w].recv()
+            row, error = self._pipes[worker].recv()
         except (EOFError, OSError):
-            raise _death(self._processes[w]) from None
-        if fault is not None:
+            raise _worker_error(self._processes[worker]) from None
+        if error is not None:
             self.close()  # there is no way on: the row behind the fault would be taken for it
-            raise fault
+            raise error
         self._next += 1
         return row
 
     def close(self) -> None:
         """Ends the workers."""
-        self._end()
-        atexit.unregister(self._end)
+        self._finalizer()
+        atexit.unregister(self._finalizer)
         for pipe in self._pipes:
             pipe.close()
 
 
-def _kill(processes: list) -> None:
+def _kill_all(processes: list) -> None:
     for process in processes:
         process.kill()  # they hold nothing that needs tidying
     for process in processes:
         process.join()
 
 
-def _death(process) -> UserError:
+def _worker_error(process) -> UserError:
     process.join(5)
     code = process.exitcode
-    how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
+    cause = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
     hint = " (which is also how the kernel ends a process when memory runs out: lower data.workers or data.threads)"
-    then = "the same command continues behind the newest checkpoint" if code and code < 0 else "what it said is above"
-    return UserError(f"{process.name} (process {process.pid}) {how}{hint if code == -signal.SIGKILL else ''}; {then}")
+    advice = "the same command continues behind the newest checkpoint" if code and code < 0 else "what it said is above"
+    return UserError(
+        f"{process.name} (process {process.pid}) {cause}{hint if code == -signal.SIGKILL else ''}; {advice}"
+    )
 
 
-def _work(pipe, rows, indices: range, threads: int, ahead: int) -> None:
+def _work(writer, rows, indices: range, threads: int, ahead: int) -> None:
     """What a worker process does: sends (row, None), or (None, what was raised)."""
     # A signal to the whole group (Ctrl-C, a job scheduler's SIGTERM) is for the run, which saves and then ends us.
-    for number in RUN_S_OWN:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, RUN_S_OWN)
+    for signum in RUN_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, RUN_SIGNALS)
 
     def make(index: int) -> tuple:
         try:
             return rows[index], None
-        except UserError as fault:
-            return None, fault
+        except UserError as error:
+            return None, error
         except Exception:  # of which nobody knows whether it can be sent; its text can
             return None, RuntimeError(f"in a data worker:\n{traceback.format_exc()}")
 
@@ -114,8 +118,8 @@ def _work(pipe, rows, indices: range, threads: int, ahead: int) -> None:
             for index in indices:
                 pending.append(pool.submit(make, index))
                 if len(pending) > ahead:
-                    pipe.send(pending.popleft().result())
+                    writer.send(pending.popleft().result())
             while pending:
-                pipe.send(pending.popleft().result())
+                writer.send(pending.popleft().result())
         except OSError:  # the run is gone
             pool.shutdown(cancel_futures=True)

@@ -25,12 +25,12 @@ from llava_jax.images.preprocess import load_image
 from llava_jax.output.files import atomic_path, write_atomically
 
 LEFT_OUT = "left_out.jsonl"
-BEGUN = "building.json"  # what the build was begun from; locked while one works
-OPTIONS = "group_size:1,uncompressed"  # one record a read, as Grain wants it; images do not shrink
+BUILD_PLAN = "building.json"  # what the build was begun from; locked while one works
+WRITER_OPTIONS = "group_size:1,uncompressed"  # one record a read, as Grain wants it; images do not shrink
 
 
 def write_shards(
-    source, out: Path, *, made_from: dict, shard_rows: int, skip_bad: bool, threads: int, say: Callable[[str], None]
+    source, out: Path, *, made_from: dict, shard_rows: int, skip_bad: bool, threads: int, log: Callable[[str], None]
 ) -> dict:
     """Writes every example of `source` to `out`, or what is missing there -> the manifest.
 
@@ -42,36 +42,36 @@ def write_shards(
     where the disk is full.
     """
     plan = {"from": made_from, "examples": len(source), "shard_rows": shard_rows, "skip_bad": skip_bad}
-    with _claimed(out, plan):
+    with _locked_folder(out, plan):
         if not (out / MANIFEST).exists():
             count = -(-len(source) // shard_rows)
-            about = []
+            shards = []
             with ThreadPoolExecutor(threads) as pool:
                 for k in range(count):
-                    shard = out / f"shard-{k:05d}-of-{count:05d}.array_record"
-                    found = _complete(shard)
-                    if found is None:
+                    file = out / f"shard-{k:05d}-of-{count:05d}.array_record"
+                    shard = _read_complete_shard(file)
+                    if shard is None:
                         rows = range(k * shard_rows, min((k + 1) * shard_rows, len(source)))
-                        found = _write(source, shard, rows, skip_bad, pool, 4 * threads)
-                    about.append(found)
-                    left_out = f", {len(found['left_out'])} left out" if found["left_out"] else ""
-                    say(f"{shard.name}: {found['records']} records, {found['bytes'] / 1e6:,.1f} MB{left_out}")
-            _finish(out, plan, about)
+                        shard = _write(source, file, rows, skip_bad, pool, 4 * threads)
+                    shards.append(shard)
+                    left_out = f", {len(shard['left_out'])} left out" if shard["left_out"] else ""
+                    log(f"{file.name}: {shard['records']} records, {shard['bytes'] / 1e6:,.1f} MB{left_out}")
+            _finish(out, plan, shards)
         for file in out.glob("shard-*.array_record.json"):
             file.unlink()
-        (out / BEGUN).unlink(missing_ok=True)
+        (out / BUILD_PLAN).unlink(missing_ok=True)
     return read_manifest(out)
 
 
 @contextlib.contextmanager
-def _claimed(out: Path, plan: dict) -> Iterator[None]:
+def _locked_folder(out: Path, plan: dict) -> Iterator[None]:
     """Makes the folder, or takes up one begun from the same plan, and keeps others away."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        found = {path.name for path in out.iterdir()}
-        if found and not found & {BEGUN, MANIFEST}:
+        names = {path.name for path in out.iterdir()}
+        if names and not names & {BUILD_PLAN, MANIFEST}:
             raise ConfigError(f"{out} holds other files; choose a new folder")
-        handle = open(out / BEGUN, "a+", encoding="utf-8")
+        handle = open(out / BUILD_PLAN, "a+", encoding="utf-8")
     except OSError as fault:
         raise ConfigError(f"{out} cannot be written ({os.strerror(fault.errno)}); choose another folder") from None
     with handle:
@@ -81,57 +81,57 @@ def _claimed(out: Path, plan: dict) -> Iterator[None]:
             raise ConfigError(f"{out}: another process is building it; wait for its end, or stop it") from None
         handle.seek(0)
         text = handle.read()
-        complete = (out / MANIFEST).exists()
-        before = read_manifest(out)["plan"] if complete else _parsed(text)
-        if before is not None and before != plan:
-            if complete:
-                (out / BEGUN).unlink(missing_ok=True)
-            changed = [key for key in plan if before.get(key) != plan[key]]
+        is_complete = (out / MANIFEST).exists()
+        old_plan = read_manifest(out)["plan"] if is_complete else _parse_json(text)
+        if old_plan is not None and old_plan != plan:
+            if is_complete:
+                (out / BUILD_PLAN).unlink(missing_ok=True)
+            changed = [key for key in plan if old_plan.get(key) != plan[key]]
             raise ConfigError(
-                f"{out} was {'built' if complete else 'begun'} with other data or flags ({', '.join(changed)} differ); "
-                "give those again, or choose another folder"
+                f"{out} was {'built' if is_complete else 'begun'} with other data or flags "
+                f"({', '.join(changed)} differ); give those again, or choose another folder"
             )
-        if before is None:  # new, or killed within the next three lines
+        if old_plan is None:  # new, or killed within the next three lines
             handle.truncate(0)
             handle.write(json.dumps(plan))
             handle.flush()
         yield
 
 
-def _parsed(text: str) -> dict | None:
+def _parse_json(text: str) -> dict | None:
     try:
         return json.loads(text)
     except ValueError:
         return None
 
 
-def _complete(shard: Path) -> dict | None:
+def _read_complete_shard(file: Path) -> dict | None:
     """What is known of a shard that is there and as it was written, else None."""
-    about = Path(f"{shard}.json")
-    if not (shard.exists() and about.exists()):
+    shard_json = Path(f"{file}.json")
+    if not (file.exists() and shard_json.exists()):
         return None
-    about = _parsed(about.read_text(encoding="utf-8"))
-    return about if about and _sha256(shard) == about["sha256"] else None
+    shard = _parse_json(shard_json.read_text(encoding="utf-8"))
+    return shard if shard and _sha256(file) == shard["sha256"] else None
 
 
-def _write(source, shard: Path, rows: range, skip_bad: bool, pool: ThreadPoolExecutor, window: int) -> dict:
-    with atomic_path(shard, sync=True) as partial:
+def _write(source, file: Path, rows: range, skip_bad: bool, pool: ThreadPoolExecutor, window: int) -> dict:
+    with atomic_path(file, sync=True) as partial:
         partial.unlink(missing_ok=True)  # of a build that was killed
         ids, left_out = _write_records(source, partial, rows, skip_bad, pool, window)
-        about = {
-            "name": shard.name, "records": len(ids), "bytes": partial.stat().st_size, "sha256": _sha256(partial),
+        shard = {
+            "name": file.name, "records": len(ids), "bytes": partial.stat().st_size, "sha256": _sha256(partial),
             "ids": ids, "left_out": left_out,
         }  # fmt: skip
         # Before the shard, which says that it is there.
-        write_atomically(Path(f"{shard}.json"), json.dumps(about), sync=True)
-    return about
+        write_atomically(Path(f"{file}.json"), json.dumps(shard), sync=True)
+    return shard
 
 
 def _write_records(
     source, file: Path, rows: range, skip_bad: bool, pool: ThreadPoolExecutor, window: int
 ) -> tuple[list[int], list[dict]]:
     """Writes the examples `rows` of `source` -> (the id hashes of those that were written, those left out)."""
-    writer, ids, left_out = ArrayRecordWriter(str(file), OPTIONS), [], []
+    writer, ids, left_out = ArrayRecordWriter(str(file), WRITER_OPTIONS), [], []
     try:
         for first in range(0, len(rows), window):  # pool.map reads ahead without a bound
             for record, id_or_fault in pool.map(functools.partial(_record, source), rows[first : first + window]):
@@ -172,19 +172,19 @@ def _record(source, index: int) -> tuple[bytes | None, str | dict]:
         return None, {"index": index, "fault": str(fault)}
 
 
-def _finish(out: Path, plan: dict, about: list[dict]) -> None:
-    left_out = [fault for shard in about for fault in shard["left_out"]]
-    records = sum(shard["records"] for shard in about)
+def _finish(out: Path, plan: dict, shards: list[dict]) -> None:
+    left_out = [fault for shard in shards for fault in shard["left_out"]]
+    records = sum(shard["records"] for shard in shards)
     if not records:
         raise DataError(f"{out}: every sample is left out; the first: {left_out[0]['fault']}")
     ids = io.BytesIO()
-    np.save(ids, np.array([i for shard in about for i in shard["ids"]], np.int64))
+    np.save(ids, np.array([i for shard in shards for i in shard["ids"]], np.int64))
     write_atomically(out / IDS, ids.getvalue(), sync=True)
     write_atomically(out / LEFT_OUT, "".join(json.dumps(fault) + "\n" for fault in left_out), sync=True)
-    shards = [{key: shard[key] for key in ("name", "records", "bytes", "sha256")} for shard in about]
+    listed = [{key: shard[key] for key in ("name", "records", "bytes", "sha256")} for shard in shards]
     manifest = {
         "format": FORMAT, "records": records, "left_out": len(left_out), "ids_sha256": _sha256(out / IDS),
-        "plan": plan, "shards": shards,
+        "plan": plan, "shards": listed,
     }  # fmt: skip
     write_atomically(out / MANIFEST, json.dumps(manifest, indent=1), sync=True)
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from llava_jax.errors import DataError
 
 MAX_BYTES = 128 << 20  # of one entry, unpacked; 33 million pixels as a BMP are 100 MB
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # Python unpacks the others a whole piece at a time, however large
+COMPRESSION_METHODS = (
+    zipfile.ZIP_STORED,
+    zipfile.ZIP_DEFLATED,
+)  # Python unpacks the others a whole piece at a time, however large
 
 
 def below_folder(image: str, folder: Path, where: str) -> Path:
@@ -72,7 +75,7 @@ class ImageZip:
             raise DataError(message, "missing") from None
         if entry.file_size > MAX_BYTES:
             raise DataError(f"{where}: unpacks to {entry.file_size:,} bytes, over {MAX_BYTES:,}.", "extreme size")
-        if entry.flag_bits & 1 or entry.compress_type not in METHODS:
+        if entry.flag_bits & 1 or entry.compress_type not in COMPRESSION_METHODS:
             raise DataError(f"{where}: encrypted, or packed in a rare way. Pack it with `zip` again.", "damaged")
         try:
             with archive.open(entry) as file:
@@ -81,11 +84,11 @@ class ImageZip:
             raise DataError(f"{where}: damaged ({fault}). Pack it again.", "damaged") from None
 
 
-def open_images(path: str | Path, of: Path) -> ImageFolder | ImageZip:
+def open_images(path: str | Path, data_file: Path) -> ImageFolder | ImageZip:
     """A folder or a zip archive with the images of the data file `of`. Raises DataError where it is neither."""
     path = Path(path)
     if path.is_dir():
         return ImageFolder(path)
     if path.is_file():
         return ImageZip(path)
-    raise DataError(f"{path}: image folder of {of} not found. Unpack the images or correct the path.")
+    raise DataError(f"{path}: image folder of {data_file} not found. Unpack the images or correct the path.")

@@ -20,9 +20,9 @@ MAX_ASPECT = 200
 MAX_PIXELS = 33_000_000
 ASPECTS = ("crop", "pad")
 PAD_COLOR = (122, 116, 104)  # floor(255 * CLIP's mean)
-STRIP = 64  # rows of the padded canvas that exist at one time
+STRIP_ROWS = 64  # rows of the padded canvas that exist at one time
 
-_REPAIR = "Replace the file, or remove the sample that names it."
+_REPAIR_HINT = "Replace the file, or remove the sample that names it."
 
 
 def load_image(source: Path | str | bytes | Image.Image, name: str) -> Image.Image:
@@ -47,11 +47,11 @@ def load_image(source: Path | str | bytes | Image.Image, name: str) -> Image.Ima
         raise DataError(f"{name}: more than {MAX_PIXELS:,} pixels. Scale the image down.", "extreme size") from None
     except UnidentifiedImageError:
         # PIL's own text holds the memory address of the file object.
-        known = ", ".join(FORMATS)
-        raise DataError(f"{name}: not an image of a known format ({known}). {_REPAIR}", "wrong type") from None
+        formats = ", ".join(FORMATS)
+        raise DataError(f"{name}: not an image of a known format ({formats}). {_REPAIR_HINT}", "wrong type") from None
     except Exception as fault:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
-        kind = type(fault).__name__
-        message = f"{name}: the image cannot be read ({kind}); is it damaged or cut off? {_REPAIR}"
+        error_name = type(fault).__name__
+        message = f"{name}: the image cannot be read ({error_name}); is it damaged or cut off? {_REPAIR_HINT}"
         raise DataError(message, "damaged") from None
 
 
@@ -87,8 +87,8 @@ def _crop(image: Image.Image, size: int) -> Image.Image:
         return image.resize((size, to_height), Image.Resampling.BICUBIC).crop((0, top, size, top + size))
     # PIL resizes all rows to the new width, rounds to bytes, then resizes the columns. Done one by one, little is
     # resized that the crop leaves out.
-    x = _touched(left * width // to_width, -(-size * width // to_width), to_width, width)
-    rows = image.crop((x.from_start, 0, x.from_stop, height))
+    x = _resized_span(left * width // to_width, -(-size * width // to_width), to_width, width)
+    rows = image.crop((x.source_start, 0, x.source_stop, height))
     rows = rows.resize((x.stop - x.start, height), Image.Resampling.BICUBIC)
     rows = rows.crop((left - x.start, 0, left - x.start + size, height))
     return rows.resize((size, size), Image.Resampling.BICUBIC)
@@ -98,18 +98,18 @@ def _pad(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     long = max(width, height)
     left, top = (long - width) // 2, (long - height) // 2
-    x, y = _touched(left, width, size, long), _touched(top, height, size, long)
+    x, y = _resized_span(left, width, size, long), _resized_span(top, height, size, long)
     # PIL resizes all rows to the new width, rounds to bytes, then resizes the columns. Here only what an image's pixel
     # reaches is resized; the rest is padding, which resizing leaves as it is.
-    columns = Image.new("RGB", (x.stop - x.start, y.from_stop - y.from_start), PAD_COLOR)
+    columns = Image.new("RGB", (x.stop - x.start, y.source_stop - y.source_start), PAD_COLOR)
     if width == long:
-        columns.paste(image.resize((size, height), Image.Resampling.BICUBIC), (0, top - y.from_start))
+        columns.paste(image.resize((size, height), Image.Resampling.BICUBIC), (0, top - y.source_start))
     else:  # strip by strip, for a canvas around a narrow image may be large; rows are independent of each other
-        for row in range(0, height, STRIP):
-            strip = Image.new("RGB", (x.from_stop - x.from_start, min(STRIP, height - row)), PAD_COLOR)
-            strip.paste(image.crop((0, row, width, row + strip.height)), (left - x.from_start, 0))
+        for row in range(0, height, STRIP_ROWS):
+            strip = Image.new("RGB", (x.source_stop - x.source_start, min(STRIP_ROWS, height - row)), PAD_COLOR)
+            strip.paste(image.crop((0, row, width, row + strip.height)), (left - x.source_start, 0))
             resized = strip.resize((columns.width, strip.height), Image.Resampling.BICUBIC)
-            columns.paste(resized, (0, top - y.from_start + row))
+            columns.paste(resized, (0, top - y.source_start + row))
     square = Image.new("RGB", (size, size), PAD_COLOR)
     resized = columns.resize((columns.width, y.stop - y.start), Image.Resampling.BICUBIC)
     square.paste(resized, (x.start, y.start))
@@ -121,20 +121,20 @@ class _Span(NamedTuple):
 
     start: int
     stop: int
-    from_start: int
-    from_stop: int
+    source_start: int
+    source_stop: int
 
 
-def _touched(first: int, count: int, size: int, long: int) -> _Span:
+def _resized_span(first: int, count: int, size: int, long: int) -> _Span:
     """The part of an axis, resized from `long` to `size`, that can see the pixels first..first + count, and more.
 
     It begins and ends where borders of pixels of both sizes fall together, so that resized alone it gets the weights,
     to the last bit, that it has within the whole.
     """
-    every = size // math.gcd(size, long)
-    reach = 2 * max(1.0, long / size) + 1  # of a bicubic filter; twice, for what is seen must not be cut off either
-    start = math.floor((first - 2 * reach) * size / long / every) * every
-    stop = math.ceil((first + count + 2 * reach) * size / long / every) * every
+    period = size // math.gcd(size, long)
+    radius = 2 * max(1.0, long / size) + 1  # of a bicubic filter; twice, for what is seen must not be cut off either
+    start = math.floor((first - 2 * radius) * size / long / period) * period
+    stop = math.ceil((first + count + 2 * radius) * size / long / period) * period
     start, stop = max(start, 0), min(stop, size)
     return _Span(start, stop, start * long // size, stop * long // size)
 

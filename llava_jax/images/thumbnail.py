@@ -14,8 +14,8 @@ def thumbnail(image: Path | bytes | Image.Image | None, name: str, side: int = 9
     if image is None:
         return None
     try:
-        shown = load_image(image, name)
+        reduced = load_image(image, name)
     except DataError:
         return None
-    shown.thumbnail((side, side))
-    return shown
+    reduced.thumbnail((side, side))
+    return reduced

@@ -219,7 +219,7 @@ def training_batches(stage: Stage, data: StageData, seed: int) -> Batches:
         range(len(data.train)), data.train.row, batch_size=stage.batch, seed=seed, shuffle=not mixed,
         epochs=None if stage.steps or mixed else stage.epochs, process_index=jax.process_index(),
         process_count=jax.process_count(), threads=stage.data.threads, prefetch=2, workers=stage.data.workers,
-        buckets=data.buckets, about=about,
+        buckets=data.buckets, metadata=about,
     )  # fmt: skip
 
 

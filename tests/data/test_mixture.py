@@ -43,13 +43,13 @@ A, B, C = (part(name, LENGTHS[name], weight) for name, weight in (("a", 3.0), ("
 
 
 @functools.cache
-def alone(name: str) -> list[int]:
+def indices_alone(name: str) -> list[int]:
     """The first examples of a source by itself."""
-    return of(name, take(Mixture([part(name, LENGTHS[name], 1.0)], 3), range(9_600)))
+    return indices_of(name, take(Mixture([part(name, LENGTHS[name], 1.0)], 3), range(9_600)))
 
 
 @functools.cache
-def before() -> list[tuple[str, int]]:
+def examples_before() -> list[tuple[str, int]]:
     return take(Mixture([A, B], 3), range(BLOCK + 2001))
 
 
@@ -57,7 +57,7 @@ def take(mixture, positions) -> list[tuple[str, int]]:
     return [mixture[i] for i in positions]
 
 
-def of(name: str, examples) -> list[int]:
+def indices_of(name: str, examples) -> list[int]:
     return [index for source, index in examples if source == name]
 
 
@@ -65,46 +65,46 @@ def of(name: str, examples) -> list[int]:
     ("weights", "shares"),
     [((3, 1), (0.75, 0.25)), ((0.3, 0.1), (0.75, 0.25)), ((1, 1, 1), (1 / 3,) * 3), ((9999, 1), (0.9999, 0.0001))],
 )
-def test_every_block_holds_the_weights_to_one_example(weights, shares):
+def test_each_block_matches_the_weights_to_one_example(weights, shares):
     mixture = Mixture([part(f"{i}", 70_000, w) for i, w in enumerate(weights)], 0)
     for block in range(2):
-        turns = Counter(mixture.place(block * BLOCK + i)[0] for i in range(BLOCK))
+        counts = Counter(mixture.locate(block * BLOCK + i)[0] for i in range(BLOCK))
         for i, share in enumerate(shares):
-            assert abs(turns[i] - share * BLOCK) <= 1
+            assert abs(counts[i] - share * BLOCK) <= 1
 
 
-def test_sources_take_turns_evenly_within_a_block():
-    taken = [name for name, _ in take(Mixture([A, B], 3), range(2000))]
-    shares = [taken[i : i + 200].count("a") / 200 for i in range(0, 2000, 200)]
+def test_sources_alternate_evenly_within_a_block():
+    names = [name for name, _ in take(Mixture([A, B], 3), range(2000))]
+    shares = [names[i : i + 200].count("a") / 200 for i in range(0, 2000, 200)]
     assert 0.6 < min(shares) and max(shares) < 0.9
 
 
-def test_every_source_has_its_own_epochs_each_in_another_order():
+def test_each_source_has_its_own_epochs_in_new_orders():
     small = [part("a", 70, 3.0), part("b", 500, 1.0)]
-    taken = of("a", take(Mixture(small, 5), range(400)))
-    first, second, third = (taken[i : i + 70] for i in (0, 70, 140))
+    indices = indices_of("a", take(Mixture(small, 5), range(400)))
+    first, second, third = (indices[i : i + 70] for i in (0, 70, 140))
     assert sorted(first) == sorted(second) == sorted(third) == list(range(70))
     assert len({tuple(first), tuple(second), tuple(third), tuple(range(70))}) == 4
-    seam = BLOCK * 3 // 4 - 200  # of a, whose epochs go on across the end of a block
-    taken = of("a", before())
-    for epoch in range(seam // 700, seam // 700 + 2):
-        assert sorted(taken[epoch * 700 : epoch * 700 + 700]) == list(range(700))
+    block_end = BLOCK * 3 // 4 - 200  # of a, whose epochs go on across the end of a block
+    indices = indices_of("a", examples_before())
+    for epoch in range(block_end // 700, block_end // 700 + 2):
+        assert sorted(indices[epoch * 700 : epoch * 700 + 700]) == list(range(700))
 
 
-def test_a_position_is_known_without_a_history():
+def test_any_position_is_computed_without_history():
     mixture = Mixture([A, B], 3)
     for i in (BLOCK + 2000, 0, BLOCK, BLOCK - 1, 17):
-        assert mixture[i] == Mixture([A, B], 3)[i] == before()[i] == pickle.loads(pickle.dumps(mixture))[i]
+        assert mixture[i] == Mixture([A, B], 3)[i] == examples_before()[i] == pickle.loads(pickle.dumps(mixture))[i]
 
 
-def test_seed_and_names_decide_and_the_order_of_the_parts_does_not():
+def test_order_depends_on_seed_and_names_alone():
     assert take(Mixture([A, B], 1), range(300)) == take(Mixture([B, A], 1), range(300))
     assert take(Mixture([A, B], 1), range(300)) != take(Mixture([A, B], 2), range(300))
     renamed = take(Mixture([MixtureComponent("z", A.source, 3.0), B], 1), range(300))
-    assert of("a", take(Mixture([A, B], 1), range(300))) != of("a", renamed)
+    assert indices_of("a", take(Mixture([A, B], 1), range(300))) != indices_of("a", renamed)
 
 
-def test_the_same_for_ever():
+def test_order_is_the_same_in_every_version():
     """A checkpoint of today must find its place in later versions, of numpy too."""
     assert take(Mixture([A, B], 7), [0, 1, 2, 3, 9_999, 10_000, 123_456]) == GOLDEN
 
@@ -121,36 +121,36 @@ CHANGES = {
 
 @pytest.mark.parametrize("position", [0, 1, 137, BLOCK, BLOCK + 2001])
 @pytest.mark.parametrize("change", CHANGES)
-def test_after_a_change_every_source_goes_on_where_it_was(change, position):
+def test_changed_mixture_resumes_each_source_at_its_position(change, position):
     state = json.loads(json.dumps(Mixture([A, B], 3).state(), sort_keys=True))
-    after = Mixture(CHANGES[change], 3).resumed(state, position)
-    more = take(after, range(position, position + 300))
-    for name in {name for name, _ in more}:
-        both = of(name, before()[:position]) + of(name, more)
-        assert both == alone(name)[: len(both)] and len(of(name, more)) > 30
-    assert {name for name, _ in more} == {part.name for part in CHANGES[change]}
+    changed = Mixture(CHANGES[change], 3).resumed(state, position)
+    rest = take(changed, range(position, position + 300))
+    for name in {name for name, _ in rest}:
+        indices = indices_of(name, examples_before()[:position]) + indices_of(name, rest)
+        assert indices == indices_alone(name)[: len(indices)] and len(indices_of(name, rest)) > 30
+    assert {name for name, _ in rest} == {part.name for part in CHANGES[change]}
 
 
-def test_unchanged_it_is_the_same_mixture_wherever_it_is_taken_up():
+def test_unchanged_mixture_resumes_identically_at_any_position():
     for position in (0, 1, 500):
-        again = Mixture([B, A], 3).resumed(json.loads(json.dumps(Mixture([A, B], 3).state())), position)
-        assert take(again, range(900)) == before()[:900]
+        resumed = Mixture([B, A], 3).resumed(json.loads(json.dumps(Mixture([A, B], 3).state())), position)
+        assert take(resumed, range(900)) == examples_before()[:900]
 
 
-def test_two_changes_and_a_source_that_comes_back():
+def test_source_that_was_removed_and_added_again_resumes():
     first = Mixture([A, B], 3)
     second = Mixture([B], 3).resumed(first.state(), 200)
     third = Mixture([A, B], 3).resumed(json.loads(json.dumps(second.state())), 300)
-    taken = take(first, range(200)) + take(second, range(200, 300)) + take(third, range(300, 700))
+    examples = take(first, range(200)) + take(second, range(200, 300)) + take(third, range(300, 700))
     for name in "ab":
-        assert of(name, taken) == alone(name)[: len(of(name, taken))]
-    again = Mixture([A, B], 3).resumed(third.state(), 650)
-    assert take(again, range(650, 700)) == taken[650:]
+        assert indices_of(name, examples) == indices_alone(name)[: len(indices_of(name, examples))]
+    resumed = Mixture([A, B], 3).resumed(third.state(), 650)
+    assert take(resumed, range(650, 700)) == examples[650:]
     with pytest.raises(IndexError, match="position 299: this mixture has 300 to"):
         third[299]
 
 
-def test_a_source_that_is_packed_otherwise_is_not_continued_also_after_a_pause():
+def test_source_packed_differently_is_refused_even_after_removal():
     packed = dataclasses.replace(A, contents="1f")
     state = json.loads(json.dumps(Mixture([packed, B], 3).state()))
     assert Mixture([B, packed, C], 3).resumed(state, 10).state()["contents"] == {"a": "1f", "b": "", "c": ""}
@@ -161,7 +161,7 @@ def test_a_source_that_is_packed_otherwise_is_not_continued_also_after_a_pause()
         Mixture([dataclasses.replace(A, contents="2f"), B], 3).resumed(without, 20)
 
 
-def test_a_source_of_another_length_is_not_continued_also_after_a_pause():
+def test_source_of_another_length_is_refused_even_after_removal():
     state = Mixture([A, B], 3).state()
     with pytest.raises(ConfigError, match="a had 700 examples, has 701. Restore it"):
         Mixture([part("a", 701, 1.0), B], 3).resumed(state, 10)
@@ -176,7 +176,7 @@ def test_a_source_of_another_length_is_not_continued_also_after_a_pause():
      ([part("a", 9, float("nan"))], "must be positive"), ([part("a", 9, float("inf"))], "must be positive"),
      ([A, part("b", 9, 1e-5)], "the weight of b is below 1/10000")],
 )  # fmt: skip
-def test_mixtures_that_cannot_be(parts, message):
+def test_invalid_mixtures_are_refused(parts, message):
     with pytest.raises(ConfigError, match=message):
         Mixture(parts, 0)
 
@@ -197,56 +197,56 @@ def data_of(parts) -> StageData:
     return StageData(Numbers(None, None, groups=Mixture(parts, 3)), None, [], 99, 99)
 
 
-def batches(parts, place=None) -> tuple[Batches, StageData]:
+def batches(parts, data_state=None) -> tuple[Batches, StageData]:
     """Those of a run, from the start or from where another one was."""
-    data = data_of(parts) if place is None else resume_data(data_of(parts), place)
+    data = data_of(parts) if data_state is None else resume_data(data_of(parts), data_state)
     stream = training_batches(STAGE, data, 3)
-    if place is not None:
-        stream.set_state({name: value for name, value in place.items() if name != "mixture"})
+    if data_state is not None:
+        stream.set_state({name: value for name, value in data_state.items() if name != "mixture"})
     return stream, data
 
 
-def drawn(stream, count: int) -> list[list[int]]:
-    out = [next(stream)[0].tokens[:, 0].tolist() for _ in range(count)]
+def next_batches(stream, count: int) -> list[list[int]]:
+    tokens = [next(stream)[0].tokens[:, 0].tolist() for _ in range(count)]
     stream.close()
-    return out
+    return tokens
 
 
-def test_batches_of_a_mixture_go_on_exactly_and_after_a_change_miss_nothing():
-    whole = drawn(batches([A, B])[0], 40)
+def test_batches_of_a_mixture_resume_exactly_also_after_a_change():
+    whole = next_batches(batches([A, B])[0], 40)
     stream, data = batches([A, B])
     for _ in range(15):
         next(stream)
-    place = json.loads(json.dumps(data_state_of(data, stream)))
+    data_state = json.loads(json.dumps(data_state_of(data, stream)))
     stream.close()
-    assert drawn(batches([A, B], place)[0], 25) == whole[15:]
+    assert next_batches(batches([A, B], data_state)[0], 25) == whole[15:]
 
-    changed, data = batches([A, B, C], place)
-    more = [next(changed)[0].tokens[:, 0].tolist() for _ in range(12)]
-    flat = [t for batch in whole[:15] + more for t in batch if t // 10_000 == ord("a")]
-    assert [t % 10_000 for t in flat] == alone("a")[: len(flat)] and len(flat) > 120
-    assert any(t // 10_000 == ord("c") for batch in more for t in batch)
+    changed, data = batches([A, B, C], data_state)
+    rest = [next(changed)[0].tokens[:, 0].tolist() for _ in range(12)]
+    flat = [t for batch in whole[:15] + rest for t in batch if t // 10_000 == ord("a")]
+    assert [t % 10_000 for t in flat] == indices_alone("a")[: len(flat)] and len(flat) > 120
+    assert any(t // 10_000 == ord("c") for batch in rest for t in batch)
     changed.close()
-    again, _ = batches([A, B, C], data_state_of(data, changed))
-    assert len(drawn(again, 1)[0]) == 8
+    resumed, _ = batches([A, B, C], data_state_of(data, changed))
+    assert len(next_batches(resumed, 1)[0]) == 8
 
 
-def test_where_a_mixture_is_does_not_fit_a_source_alone_nor_the_other_way_round():
+def test_states_of_mixture_and_single_source_are_not_interchangeable():
     mixed, data = batches([A, B])
-    alone = dataclasses.replace(data, train=Numbers(A.source, None))
-    place = data_state_of(alone, training_batches(STAGE, alone, 3))
+    single = dataclasses.replace(data, train=Numbers(A.source, None))
+    data_state = data_state_of(single, training_batches(STAGE, single, 3))
     with pytest.raises(ConfigError, match="examples was 700, is 2147483647"):
-        batches([A, B], place)
+        batches([A, B], data_state)
     with pytest.raises(ConfigError, match="examples was 2147483647, is 700"):
-        training_batches(STAGE, alone, 3).set_state(
+        training_batches(STAGE, single, 3).set_state(
             {name: value for name, value in data_state_of(data, mixed).items() if name != "mixture"}
         )
 
 
 def test_two_processes_share_the_batches_of_one(monkeypatch):
-    whole, parts = drawn(batches([A, B])[0], 5), []
+    whole, parts = next_batches(batches([A, B])[0], 5), []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for i in range(2):
         monkeypatch.setattr(jax, "process_index", lambda i=i: i)
-        parts.append(drawn(batches([A, B])[0], 5))
+        parts.append(next_batches(batches([A, B])[0], 5))
     assert [sum(both, []) for both in zip(*parts, strict=True)] == whole

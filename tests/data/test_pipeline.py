@@ -40,11 +40,11 @@ class Numbers:
 
 
 def number_row(number: int) -> SourceRow:
-    at, pixels = np.zeros(1, np.int32), np.ones((0, 2), np.uint8)
-    return SourceRow(TokenRow(np.array([number + 1], np.int64), np.array([True]), at, at + 1, pixels))
+    position, pixels = np.zeros(1, np.int32), np.ones((0, 2), np.uint8)
+    return SourceRow(TokenRow(np.array([number + 1], np.int64), np.array([True]), position, position + 1, pixels))
 
 
-def jittery_row(number: int) -> SourceRow:
+def delayed_row(number: int) -> SourceRow:
     time.sleep(number % 3 / 500)  # threads finish out of order
     return number_row(number)
 
@@ -64,8 +64,8 @@ def batches(length=30, row_fn=number_row, **changes):
 def numbers(pair: tuple[Batch, BatchInfo]) -> list[int]:
     """Example numbers of a batch; None for filler."""
     batch, _ = pair
-    tokens, real = batch.tokens[:, 0].tolist(), batch.target_mask[:, 0]
-    return [token - 1 if ok else None for token, ok in zip(tokens, real, strict=True)]
+    pairs = zip(batch.tokens[:, 0].tolist(), batch.target_mask[:, 0], strict=True)
+    return [token - 1 if is_example else None for token, is_example in pairs]
 
 
 def run(**changes) -> list[list[int]]:
@@ -76,8 +76,8 @@ def run(**changes) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("threads", [0, 4])
-def test_every_example_once_an_epoch_in_another_order_each(threads):
-    flat = sum(run(length=30, epochs=3, threads=threads, row_fn=jittery_row), [])
+def test_each_epoch_shows_every_example_once_in_a_new_order(threads):
+    flat = sum(run(length=30, epochs=3, threads=threads, row_fn=delayed_row), [])
     first, second, third = flat[:30], flat[30:60], flat[60:90]
     assert sorted(first) == sorted(second) == sorted(third) == list(range(30))
     assert len({tuple(first), tuple(second), tuple(third), tuple(range(30))}) == 4
@@ -91,8 +91,8 @@ def test_order_depends_on_the_seed_alone():
 
 def test_neighbouring_seeds_share_no_epoch():
     """grain adds the epoch to the seed: unmixed, epoch 1 of seed 5 would be epoch 0 of seed 6."""
-    of = {seed: sum(run(length=32, seed=seed), []) for seed in (5, 6)}
-    assert of[5][32:] != of[6][:32]
+    by_seed = {seed: sum(run(length=32, seed=seed), []) for seed in (5, 6)}
+    assert by_seed[5][32:] != by_seed[6][:32]
 
 
 def test_without_shuffle_the_order_is_that_of_the_source():
@@ -102,9 +102,9 @@ def test_without_shuffle_the_order_is_that_of_the_source():
 @pytest.mark.parametrize("length", [29, 30, 32, 3])
 @pytest.mark.parametrize("processes", [2, 4])
 def test_global_batches_are_the_same_for_any_number_of_processes(length, processes):
-    parts = [run(length=length, process_count=processes, process_index=i) for i in range(processes)]
-    assert len({len(part) for part in parts}) == 1, "every process takes the same number of steps"
-    assert [sum(of_step, []) for of_step in zip(*parts, strict=True)] == run(length=length)
+    by_process = [run(length=length, process_count=processes, process_index=i) for i in range(processes)]
+    assert len(set(map(len, by_process))) == 1, "every process takes the same number of steps"
+    assert [sum(step_batches, []) for step_batches in zip(*by_process, strict=True)] == run(length=length)
 
 
 @pytest.mark.parametrize(("examples", "epochs", "steps"), [(10, 2, 5), (10, 1, 3), (8, 3, 6), (1, 1, 1), (9, 1, 3)])
@@ -117,7 +117,7 @@ def test_llavas_step_counts():
     assert steps_per_run(12_726, 32, 12) == 4773  # epochs are joined; one by one they would take 398 * 12 = 4776
 
 
-def test_the_last_batch_is_filled_with_zero_rows_of_the_same_shape():
+def test_last_batch_is_padded_with_zero_rows():
     *_, pair = batches(length=10, epochs=1)
     assert numbers(pair)[2:] == [None] * 6 and None not in numbers(pair)[:2]
     last, _ = pair
@@ -125,36 +125,36 @@ def test_the_last_batch_is_filled_with_zero_rows_of_the_same_shape():
     assert not last.tokens[2:].any() and not last.target_mask[2:].any()
 
 
-def test_each_row_says_which_example_it_is_and_filler_that_it_is_none():
+def test_index_names_the_example_of_each_row_or_filler():
     for batch, info in batches(epochs=1):
         assert info.index.dtype == np.int64
         assert [None if i < 0 else i for i in info.index.tolist()] == numbers((batch, info))
 
 
-def test_an_endless_source_and_endless_epochs_cost_nothing():
+def test_endless_sources_and_epochs_need_no_permutation():
     stream = batches(length=2**31 - 1, epochs=None)
     first = [numbers(next(stream)) for _ in range(4)]
-    seen = sum(first, [])
-    assert len(set(seen)) == 32 and max(seen) > 2**29
+    indices = sum(first, [])
+    assert len(set(indices)) == 32 and max(indices) > 2**29
     later = batches(length=2**31 - 1, epochs=None)
     later.set_state(stream.get_state() | {"step": 300_000_000})  # epoch 1
     assert len(numbers(next(later))) == 8
-    few = batches(length=3, epochs=None)
-    assert sorted(sum((numbers(next(few)) for _ in range(6)), [])) == sorted([0, 1, 2] * 16)
+    short = batches(length=3, epochs=None)
+    assert sorted(sum((numbers(next(short)) for _ in range(6)), [])) == sorted([0, 1, 2] * 16)
 
 
 def test_a_subset_of_an_endless_source():
     source = Subset(Numbers(2**31 - 1), range(1000, 2**31 - 1))
-    seen = numbers(next(make_batches(source, number_row, **DEFAULTS)))
-    assert min(seen) >= 1000 and len(set(seen)) == 8
+    indices = numbers(next(make_batches(source, number_row, **DEFAULTS)))
+    assert min(indices) >= 1000 and len(set(indices)) == 8
 
 
 # --- resume -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("done", [0, 1, 3, 7, 8])
-def test_the_state_continues_exactly_behind_the_last_batch(done):
-    stream = batches(row_fn=jittery_row)
+def test_state_resumes_exactly_after_the_last_batch(done):
+    stream = batches(row_fn=delayed_row)
     for _ in range(done):
         next(stream)
     state = json.loads(json.dumps(stream.get_state()))
@@ -167,7 +167,7 @@ def test_the_state_continues_exactly_behind_the_last_batch(done):
     assert [numbers(batch) for batch in resumed] == rest
 
 
-def test_the_state_does_not_know_how_many_processes_there_are():
+def test_state_does_not_depend_on_the_number_of_processes():
     stream = batches(process_count=4, process_index=2)
     next(stream), next(stream)
     resumed = batches()
@@ -175,7 +175,7 @@ def test_the_state_does_not_know_how_many_processes_there_are():
     assert numbers(next(resumed)) == run()[2]
 
 
-def test_more_epochs_may_be_asked_for_later():
+def test_epochs_may_be_raised_later():
     short, long = batches(length=16, epochs=1), batches(length=16, epochs=2)
     list(short)
     long.set_state(short.get_state())
@@ -188,7 +188,7 @@ def test_the_state_of_another_run_is_refused(change):
         batches(**change).set_state(batches().get_state())
 
 
-def test_closing_ends_the_threads_and_loses_nothing():
+def test_close_loses_no_batch():
     stream = batches()
     next(stream)
     stream.close()
@@ -199,15 +199,15 @@ def test_closing_ends_the_threads_and_loses_nothing():
 # --- faults -----------------------------------------------------------
 
 
-def picky_row(number: int) -> SourceRow:
+def failing_row(number: int) -> SourceRow:
     if number == 9:
         raise DataError("sample '9': image.jpg: it is damaged. Replace the file.")
     return number_row(number)
 
 
 @pytest.mark.parametrize("changes", [{"threads": 0, "prefetch": 0}, {}, {"workers": 1}])
-def test_a_bad_sample_reaches_the_caller_as_it_is_and_is_not_skipped(changes):
-    stream = batches(row_fn=picky_row, shuffle=False, **changes)
+def test_bad_sample_raises_unchanged_and_is_not_skipped(changes):
+    stream = batches(row_fn=failing_row, shuffle=False, **changes)
     assert numbers(next(stream)) == list(range(8))
     for _ in range(2):
         with pytest.raises(DataError) as caught:
@@ -217,7 +217,7 @@ def test_a_bad_sample_reaches_the_caller_as_it_is_and_is_not_skipped(changes):
     stream.close()
 
 
-def test_worker_processes_change_nothing():
+def test_batches_do_not_depend_on_worker_processes():
     stream = batches(workers=2)
     assert [numbers(batch) for batch in stream] == run()
     stream.close()
@@ -234,7 +234,7 @@ def test_worker_processes_change_nothing():
         ({"prefetch": -1}, "prefetch -1"),
     ],
 )
-def test_numbers_that_do_not_fit_are_config_errors(changes, message):
+def test_inconsistent_numbers_are_config_errors(changes, message):
     with pytest.raises(ConfigError, match=message):
         batches(**changes)
 
@@ -247,9 +247,9 @@ def test_an_empty_source_is_a_data_error():
 # --- evaluation -------------------------------------------------------
 
 
-def test_evaluation_goes_in_order_and_fills_the_last_batch():
-    got = [numbers(batch) for batch in evaluation_batches(Numbers(5), jittery_row, 2)]
-    assert got == [[0, 1], [2, 3], [4, None]]
+def test_evaluation_keeps_the_order_and_fills_the_last_batch():
+    result = [numbers(batch) for batch in evaluation_batches(Numbers(5), delayed_row, 2)]
+    assert result == [[0, 1], [2, 3], [4, None]]
     halves = [evaluation_batches(Numbers(5), number_row, 2, process_index=i, process_count=2) for i in range(2)]
     assert [[numbers(batch) for batch in half] for half in halves] == [[[0], [2], [4]], [[1], [3], [None]]]
 
@@ -276,7 +276,7 @@ def shown(*images, text="<image>", answer="bus") -> Example:
     return Example("42", (("human", text), ("gpt", answer)), images)
 
 
-def test_a_row_has_static_shapes_and_its_images_in_their_slots():
+def test_row_has_static_shapes_and_images_in_slots():
     image = Image.effect_noise((9, 5), 90).convert("RGB")
     row = build_row(shown(image), **ROW)
     assert row.tokens.tolist() == [1, -200, -200, -200, *b"bus\n", 0, 0, 0, 0]
@@ -289,7 +289,7 @@ def test_a_row_has_static_shapes_and_its_images_in_their_slots():
     assert build_row(shown(text="", answer="bus"), **(ROW | {"max_images": 0})).images.shape == (0, 8, 8, 3)
 
 
-def test_row_faults_name_the_sample_and_the_file(tmp_path):
+def test_row_errors_name_the_sample_and_the_file(tmp_path):
     (tmp_path / "half.jpg").write_bytes(b"\xff\xd8\xff")
     faults = {
         "sample '42': 3 images, but a row holds 2": shown(*[Image.new("RGB", (4, 4))] * 3, text="<image>" * 3),
@@ -325,8 +325,8 @@ def sentences(tmp_path) -> Rows:
 def packed(tmp_path, **changes):
     rows = sentences(tmp_path)
     rows = dataclasses.replace(rows, groups=pack(rows.sizes, 48, 3, seed=2))
-    about = {"packing": digest(rows.groups.members, rows.groups.starts)}
-    return make_batches(range(len(rows)), rows.row, about=about, **(DEFAULTS | dict(batch_size=4) | changes))
+    metadata = {"packing": digest(rows.groups.members, rows.groups.starts)}
+    return make_batches(range(len(rows)), rows.row, metadata=metadata, **(DEFAULTS | dict(batch_size=4) | changes))
 
 
 def bucketed(tmp_path, **changes):
@@ -342,42 +342,43 @@ def equal(a: list[Batch], b: list[Batch]) -> bool:
 
 
 @pytest.mark.parametrize("make", [packed, bucketed])
-def test_every_example_is_shown_once_an_epoch_and_bad_ones_are_counted(tmp_path, make):
-    stream, told = make(tmp_path), []
-    got = []
+def test_examples_are_shown_once_per_epoch_and_replacements_counted(tmp_path, make):
+    stream, replaced = make(tmp_path), []
+    shown_batches = []
     for batch, info in stream:
         assert batch.replaced.dtype == np.int32 and batch.replaced.sum() == len(info.replaced)
-        got.append(batch)
-        told += [record["index"] for record in info.replaced]
-    assert sorted(told) == sorted([*BAD, *BAD])
-    letters = np.concatenate([batch.tokens[batch.target_mask] for batch in got])
+        shown_batches.append(batch)
+        replaced += [record["index"] for record in info.replaced]
+    assert sorted(replaced) == sorted([*BAD, *BAD])
+    letters = np.concatenate([batch.tokens[batch.target_mask] for batch in shown_batches])
     for i in set(range(64)) - BAD:
         assert (letters == 65 + i).sum() >= 2 * (1 + i * 7 % 23)  # more where it stands in for another
-    assert sum(batch.segment_ids.max(axis=1).sum() for batch in got) == 128
+    assert sum(batch.segment_ids.max(axis=1).sum() for batch in shown_batches) == 128
 
 
 @pytest.mark.parametrize("make", [packed, bucketed])
-def test_a_run_goes_on_with_other_processes_and_workers(tmp_path, make):
+def test_run_resumes_with_other_numbers_of_processes_and_workers(tmp_path, make):
     """2 -> 4 -> 1 processes, without and with worker processes, from the state of the one before."""
     whole = [batch for batch, _ in make(tmp_path)]
-    got, state = [], None
+    resumed, state = [], None
     for processes, workers, steps in ((2, 0, 3), (4, 0, 2), (1, 2, None)):
         streams = [make(tmp_path, process_count=processes, process_index=p, workers=workers) for p in range(processes)]
         for stream in streams if state else ():
             stream.set_state(json.loads(json.dumps(state)))
-        for _ in range(steps or len(whole) - len(got)):
+        for _ in range(steps or len(whole) - len(resumed)):
             parts = [next(stream)[0] for stream in streams]
             assert len({part.tokens.shape for part in parts}) == 1, "all hosts compile the same step"
-            got.append(Batch(*(np.concatenate(arrays) for arrays in zip(*(part[:-1] for part in parts), strict=True))))
+            fields = zip(*(part[:-1] for part in parts), strict=True)
+            resumed.append(Batch(*map(np.concatenate, fields)))
         (state,) = {json.dumps(stream.get_state()) for stream in streams}
         state = json.loads(state)
         for stream in streams:
             stream.close()
-    assert equal(got, whole)
+    assert equal(resumed, whole)
 
 
 @pytest.mark.parametrize("several_lengths", [False, True])
-def test_every_process_knows_what_every_other_one_has_in_a_batch(several_lengths, tmp_path):
+def test_indices_gives_the_rows_of_every_process(several_lengths, tmp_path):
     make = partial(bucketed, tmp_path, epochs=1) if several_lengths else batches
     streams = [make(process_index=process, process_count=2) for process in range(2)]
     for step, parts in enumerate(zip(*streams, strict=True)):
@@ -387,7 +388,7 @@ def test_every_process_knows_what_every_other_one_has_in_a_batch(several_lengths
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_row_that_is_waited_for_is_known(workers):
+def test_ready_points_at_the_row_being_waited_for(workers):
     rows = batches(row_fn=slow_row, shuffle=False, threads=2, workers=workers)
     reader = threading.Thread(target=next, args=(rows,))
     reader.start()
@@ -398,28 +399,28 @@ def test_the_row_that_is_waited_for_is_known(workers):
     rows.close()
 
 
-def test_rows_that_would_be_packed_otherwise_are_refused(tmp_path):
+def test_state_of_another_packing_is_refused(tmp_path):
     state = packed(tmp_path).get_state()
     with pytest.raises(ConfigError, match="packing was .*, is other"):
         make_batches(
-            range(state["examples"]), number_row, about={"packing": "other"}, **DEFAULTS | dict(batch_size=4)
+            range(state["examples"]), number_row, metadata={"packing": "other"}, **DEFAULTS | dict(batch_size=4)
         ).set_state(state)
 
 
-def test_rows_of_several_lengths_cannot_become_rows_of_one(tmp_path):
+def test_state_with_buckets_is_refused_without_them(tmp_path):
     state = bucketed(tmp_path).get_state()
     with pytest.raises(ConfigError, match="buckets was .*, is None; epochs was 2, is None"):
         make_batches(range(64), number_row, **DEFAULTS | dict(batch_size=4)).set_state(state)
 
 
-def test_lengths_are_few_and_the_shapes_of_images_always_the_same(tmp_path):
-    got = [batch for batch, _ in bucketed(tmp_path)]
-    assert {batch.tokens.shape for batch in got} == {(4, 16), (4, 48)}
-    assert {batch.images.shape for batch in got} == {(4, 3, 8, 8, 3)}
-    assert all((batch.segment_ids.sum(axis=1) > 16).any() for batch in got if batch.tokens.shape[1] == 48)
+def test_bucketed_batches_have_few_lengths_and_one_image_shape(tmp_path):
+    shown_batches = [batch for batch, _ in bucketed(tmp_path)]
+    assert {batch.tokens.shape for batch in shown_batches} == {(4, 16), (4, 48)}
+    assert {batch.images.shape for batch in shown_batches} == {(4, 3, 8, 8, 3)}
+    assert all((batch.segment_ids.sum(axis=1) > 16).any() for batch in shown_batches if batch.tokens.shape[1] == 48)
 
 
-def test_more_epochs_are_other_batches_at_the_end_of_buckets(tmp_path):
+def test_bucketed_state_of_other_epochs_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="epochs was 2, is 3"):
         bucketed(tmp_path, epochs=3).set_state(bucketed(tmp_path).get_state())
 
@@ -444,8 +445,8 @@ def test_real_captioned_images_become_batches(tmp_path, aspect):
     (tmp_path / "chat.json").write_text(json.dumps(rows))
     source = LlavaJson(tmp_path / "chat.json", root / "captioned_images" / "images")
     row_fn = partial(build_row, **(ROW | dict(length=128, max_images=1, image_size=224, aspect=aspect)))
-    got = [batch for batch, _ in evaluation_batches(source, lambda example: SourceRow(row_fn(example)), 4)]
-    assert [batch.images.shape for batch in got] == [(4, 1, 224, 224, 3)] * 3
-    assert all(image.std() > 5 for batch in got for image in batch.images[:, 0] if image.any())
-    said = ["".join(map(chr, t[m])) for b in got for t, m in zip(b.tokens, b.target_mask, strict=True)]
-    assert said == [row["conversations"][1]["value"] + "\n" for row in rows] + ["", ""]
+    shown_batches = [batch for batch, _ in evaluation_batches(source, lambda example: SourceRow(row_fn(example)), 4)]
+    assert [batch.images.shape for batch in shown_batches] == [(4, 1, 224, 224, 3)] * 3
+    assert all(image.std() > 5 for batch in shown_batches for image in batch.images[:, 0] if image.any())
+    answers = ["".join(map(chr, t[m])) for b in shown_batches for t, m in zip(b.tokens, b.target_mask, strict=True)]
+    assert answers == [row["conversations"][1]["value"] + "\n" for row in rows] + ["", ""]

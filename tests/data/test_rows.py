@@ -36,9 +36,9 @@ def example(name: str, answer: str, *images) -> Example:
     return Example(name, (("human", "<image>" * len(images)), ("gpt", answer)), images)
 
 
-def test_a_packed_row_is_a_picture():
-    parts = [example("a", "x", picture(7)), example("b", "yz"), example("c", "w", picture(8), picture(9))]
-    row = FORMAT.row([FORMAT.segment(e) for e in parts])
+def test_packed_row_of_a_small_example():
+    examples = [example("a", "x", picture(7)), example("b", "yz"), example("c", "w", picture(8), picture(9))]
+    row = FORMAT.row([FORMAT.segment(e) for e in examples])
     assert row.tokens.tolist() == [
         1, -200, -200, *b"x\n",   1, *b"yz\n",   1, -200, -200, -200, -200, *b"w\n",   0, 0, 0, 0,
     ]  # fmt: skip
@@ -51,31 +51,31 @@ def test_a_packed_row_is_a_picture():
     np.testing.assert_array_equal(row.images[1], preprocess(picture(8), 4, "pad"))
 
 
-def test_an_image_that_was_cut_off_takes_no_slot_from_the_next_sample():
+def test_truncated_image_leaves_its_slot_to_the_next_sample():
     chat = dataclasses.replace(FORMAT, template="vicuna_v1", length=400)
     turns = (("human", "<image>"), ("gpt", "xyz"), ("human", "<image>"), ("gpt", "w"))
-    two = Example("a", turns, (picture(7), picture(8)))
-    ids, _ = chat.tokens(two)
-    second = np.flatnonzero(ids == -200)[2]
-    first = dataclasses.replace(chat, length=int(second) + 1).segment(two)
-    assert len(first.ids) == second and len(first.images) == 1
+    two_images = Example("a", turns, (picture(7), picture(8)))
+    ids, _ = chat.tokens(two_images)
+    second_image = np.flatnonzero(ids == -200)[2]
+    first = dataclasses.replace(chat, length=int(second_image) + 1).segment(two_images)
+    assert len(first.ids) == second_image and len(first.images) == 1
     row = chat.row([first, FORMAT.segment(example("b", "v", picture(9)))])
     assert row.images[:, 0, 0, 0].tolist() == [7, 9, 0]
 
 
-def test_a_row_of_another_length_and_of_nothing():
+def test_row_of_another_length_and_empty_row():
     assert FORMAT.row([FORMAT.segment(example("a", "x"))], 6).tokens.tolist() == [1, *b"x\n", 0, 0, 0]
     empty = FORMAT.row([])
     assert not empty.segment_ids.any() and not empty.target_mask.any() and empty.images.shape == (3, 4, 4, 3)
 
 
-def test_what_does_not_go_in_is_refused():
-    one = FORMAT.segment(example("a", "x" * 10))
-    two = FORMAT.segment(example("a", "x", picture(1), picture(2)))
+def test_segments_that_do_not_fit_are_refused():
+    long_segment = FORMAT.segment(example("a", "x" * 10))
+    two_images = FORMAT.segment(example("a", "x", picture(1), picture(2)))
     with pytest.raises(DataError, match=r"2 sample\(s\) of 24 tokens and 0 images do not fit into a row of 20 and 3"):
-        FORMAT.row([one, one])
+        FORMAT.row([long_segment, long_segment])
     with pytest.raises(DataError, match=r"2 sample\(s\) of 14 tokens and 4 images"):
-        FORMAT.row([two, two])
+        FORMAT.row([two_images, two_images])
 
 
 # --- substitutes ------------------------------------------------------
@@ -90,24 +90,24 @@ def source(tmp_path, bad=(3, 11)) -> list[Example]:
     return examples
 
 
-def test_what_cannot_be_read_is_replaced_by_the_same_in_every_run_and_told(tmp_path):
+def test_unreadable_sample_gets_the_same_recorded_substitute_every_time(tmp_path):
     rows = Rows(source(tmp_path), FORMAT, replace=True, seed=1)
     (record,) = rows.row(3).replaced
     assert (record["index"], record["sample"]) == (3, "3")
     assert record["reason"].startswith(f"sample '3': {tmp_path}/3.jpg: no such file")
-    other = int(record["substitute"])
-    assert other not in (3, 5, 11)
-    np.testing.assert_array_equal(rows.row(3).arrays.tokens, rows.row(other).arrays.tokens)
-    np.testing.assert_array_equal(rows.row(3).arrays.images, rows.row(other).arrays.images)
+    substitute = int(record["substitute"])
+    assert substitute not in (3, 5, 11)
+    np.testing.assert_array_equal(rows.row(3).arrays.tokens, rows.row(substitute).arrays.tokens)
+    np.testing.assert_array_equal(rows.row(3).arrays.images, rows.row(substitute).arrays.images)
     again = pickle.loads(pickle.dumps(rows)).row(3)
     assert again.replaced == [record]
     assert rows.row(4).replaced == []
     assert rows.names(3) == [record["substitute"]] and rows.names(4) == ["4"], "what is in the row"
-    drawn = {Rows(source(tmp_path), FORMAT, True, seed).row(3).replaced[0]["substitute"] for seed in range(8)}
-    assert len(drawn) > 1, "not always the neighbour"
+    substitutes = {Rows(source(tmp_path), FORMAT, True, seed).row(3).replaced[0]["substitute"] for seed in range(8)}
+    assert len(substitutes) > 1, "not always the neighbour"
 
 
-def test_what_a_row_is_to_hold_is_known_without_its_images(tmp_path, monkeypatch):
+def test_requested_names_opens_no_image(tmp_path, monkeypatch):
     examples, sizes = source(tmp_path), np.array([[5, 1]] * 16)
     rows = Rows(examples, FORMAT, groups=pack(sizes, 20, 3, 0))
     monkeypatch.setattr("llava_jax.data.rows.load_image", None)
@@ -115,15 +115,15 @@ def test_what_a_row_is_to_hold_is_known_without_its_images(tmp_path, monkeypatch
         assert rows.requested_names(index) == [examples[i].id for i in members]
 
 
-def test_without_replace_the_fault_reaches_the_caller(tmp_path):
+def test_without_replace_the_error_reaches_the_caller(tmp_path):
     rows = Rows(source(tmp_path), FORMAT)
     assert rows.row(4).replaced is None
-    for do in (lambda: rows.row(5), lambda: rows.size(5), lambda: rows.readable(9)):
+    for read in (lambda: rows.row(5), lambda: rows.size(5), lambda: rows.readable(9)):
         with pytest.raises(DataError, match="sample '[35]'"):
-            do()
+            read()
 
 
-def test_a_substitute_takes_up_no_more_than_what_it_replaces(tmp_path):
+def test_substitute_is_no_larger_than_what_it_replaces(tmp_path):
     examples = source(tmp_path, bad=range(1, 29, 4))
     for i in range(0, 30, 2):
         examples[i] = example(str(i), "x", picture(1), picture(2))  # short enough for many, but two images
@@ -136,22 +136,22 @@ def test_a_substitute_takes_up_no_more_than_what_it_replaces(tmp_path):
     for i in range(len(packed)):
         row = packed.row(i)
         assert row.arrays.segment_ids.max() == len(packed.groups[i])
-        taken = {record["index"]: record["substitute"] for record in row.replaced}
-        assert packed.names(i) == [taken.get(k, str(k)) for k in packed.groups[i]]
+        substitutes = {record["index"]: record["substitute"] for record in row.replaced}
+        assert packed.names(i) == [substitutes.get(k, str(k)) for k in packed.groups[i]]
         replaced += row.replaced
         for record in row.replaced:
             assert (sizes[int(record["substitute"])] <= sizes[record["index"]]).all()
     assert sorted(record["index"] for record in replaced) == list(range(1, 29, 4))
 
 
-def test_where_nothing_can_be_read_the_place_stays_empty(tmp_path):
+def test_row_stays_empty_when_nothing_can_be_read(tmp_path):
     rows = Rows([example(str(i), "x", tmp_path / "none.jpg") for i in range(4)], FORMAT, replace=True)
     row = rows.row(2)
     assert row.replaced[0]["substitute"] is None and not row.arrays.segment_ids.any()
     assert row.arrays.tokens.shape == (20,) and rows.names(2) == ["?"]
 
 
-def test_a_source_that_raises_is_replaced_too(tmp_path):
+def test_sample_whose_source_raises_is_replaced(tmp_path):
     class Source(list):
         def __getitem__(self, index):
             if index == 2:

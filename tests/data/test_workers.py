@@ -12,7 +12,7 @@ import pytest
 from llava_jax.data.workers import WorkerRows
 from llava_jax.errors import DataError, UserError
 
-BIG = 2_000_000  # bytes, far more than a pipe holds: a worker is nearly always in the middle of writing
+ROW_BYTES = 2_000_000  # bytes, far more than a pipe holds: a worker is nearly always in the middle of writing
 
 
 class Squares:
@@ -28,10 +28,10 @@ class Big:
         return 10**6
 
     def __getitem__(self, index):
-        return np.full(BIG, index % 251, np.uint8)
+        return np.full(ROW_BYTES, index % 251, np.uint8)
 
 
-class Odd(Exception):
+class UnpicklableError(Exception):
     """Can be written, but not read."""
 
     def __init__(self, a, b):
@@ -46,33 +46,33 @@ class Faulty:
         if index == 5:
             raise DataError("sample 'five': it is broken")
         if index == 6:
-            raise Odd(1, 2)
+            raise UnpicklableError(1, 2)
         return index
 
 
 @pytest.mark.parametrize("threads, ahead, start", [(0, 0, 0), (2, 3, 5)])
 def test_rows_come_in_order_and_end(threads, ahead, start):
     rows = WorkerRows(Squares(), start, 2, threads, ahead)
-    got = list(rows)
-    assert [int(row["n"]) for row in got] == [i**2 for i in range(start, 23)]
-    assert got[0]["notes"] == ["", str(start)]
+    result = list(rows)
+    assert [int(row["n"]) for row in result] == [i**2 for i in range(start, 23)]
+    assert result[0]["notes"] == ["", str(start)]
     rows.close()
     rows.close()
 
 
-def test_what_a_worker_raises_arrives_at_its_row():
+def test_worker_exception_is_raised_at_its_row():
     rows = WorkerRows(Faulty(), 0, 2, 2, 2)
     assert [next(rows) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(DataError, match="^sample 'five': it is broken$"):
         next(rows)
     rows.close()
     rows = WorkerRows(Faulty(), 6, 1, 1, 1)
-    with pytest.raises(RuntimeError, match="in a data worker:\n(.*\n)*.*Odd: 1 2"):
+    with pytest.raises(RuntimeError, match="in a data worker:\n(.*\n)*.*UnpicklableError: 1 2"):
         next(rows)
     rows.close()
 
 
-def test_a_signal_for_the_run_does_not_end_workers_that_are_only_starting():
+def test_starting_workers_ignore_signals_meant_for_the_run():
     rows = WorkerRows(Squares(), 0, 2, 1, 1)
     for process in rows._processes:
         os.kill(process.pid, signal.SIGTERM)
@@ -82,20 +82,20 @@ def test_a_signal_for_the_run_does_not_end_workers_that_are_only_starting():
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_worker_is_named_at_once_even_in_the_middle_of_a_row(victim):
+def test_killed_worker_is_reported_at_once_even_mid_row(victim):
     rows = WorkerRows(Big(), 0, 2, 1, 2)
     assert [next(rows)[0] for _ in range(4)] == [0, 1, 2, 3]
     time.sleep(0.5)
     process = rows._processes[victim]
     os.kill(process.pid, signal.SIGKILL)
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(
         UserError, match=rf"data worker {victim + 1} of 2 \(process {process.pid}\) was killed by SIGKILL"
     ):
         while True:
             next(rows)
     rows.close()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - start < 10
     assert not any(p.is_alive() for p in rows._processes)
 
 
@@ -138,7 +138,7 @@ def test_workers_do_not_outlive_the_run(tmp_path, then, signum):
         run.wait(60)
     finally:
         run.kill()
-    end = time.monotonic() + 10
-    while any(map(alive, pids)) and time.monotonic() < end:
+    deadline = time.monotonic() + 10
+    while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(alive, pids))

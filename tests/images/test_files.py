@@ -18,15 +18,15 @@ from llava_jax.images.preprocess import load_image
 
 
 def png(color) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (8, 8), color).save(out, "PNG")
-    return out.getvalue()
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), color).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def archive(folder: Path, entries: dict[str, bytes], method=zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(folder / "images.zip", "w", method) as out:
+    with zipfile.ZipFile(folder / "images.zip", "w", method) as zip_file:
         for name, data in entries.items():
-            out.writestr(name, data)
+            zip_file.writestr(name, data)
     return folder / "images.zip"
 
 
@@ -37,26 +37,26 @@ def test_entries_are_read_by_name(tmp_path, method):
     assert load_image(images.find("c.png", "here"), "c").getpixel((0, 0)) == (0, 0, 255)
 
 
-def test_threads_and_other_processes_read_the_same(tmp_path):
+def test_threads_and_unpickled_copies_read_the_same_bytes(tmp_path):
     entries = {f"{i}.png": png((i, 0, 0)) * 50 for i in range(100)}
     images = pickle.loads(pickle.dumps(open_images(archive(tmp_path, entries), tmp_path)))
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda name: images.find(name, ""), entries)) == list(entries.values())
 
 
-def bomb(path: Path) -> None:
+def understate_size(path: Path) -> None:
     """An entry that says it is small and unpacks to 50 MB."""
     data = bytearray(path.read_bytes())
-    for magic, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
-        at = data.index(magic) + offset
-        data[at : at + 4] = (1000).to_bytes(4, "little")
+    for magic, field in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        offset = data.index(magic) + field
+        data[offset : offset + 4] = (1000).to_bytes(4, "little")
     path.write_bytes(data)
 
 
-def test_what_an_archive_may_not_do(tmp_path, monkeypatch):
+def test_faulty_archives_and_entries_are_refused(tmp_path, monkeypatch):
     where = f"here: image 'a.png' in {tmp_path}/images.zip: "
     path = archive(tmp_path, {"a.png": bytes(50_000_000)})
-    bomb(path)
+    understate_size(path)
     with pytest.raises(DataError, match="^" + where + "damaged"):
         open_images(path, tmp_path).find("a.png", "here")
     monkeypatch.setattr(image_files, "MAX_BYTES", 999)
@@ -79,8 +79,8 @@ def test_what_an_archive_may_not_do(tmp_path, monkeypatch):
 
 
 def test_a_json_reads_its_images_from_an_archive(tmp_path):
-    talk = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "Red."}]
-    rows = [{"id": name, "image": name, "conversations": talk} for name in ("a.png", "b.png")]
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "Red."}]
+    rows = [{"id": name, "image": name, "conversations": turns} for name in ("a.png", "b.png")]
     (tmp_path / "train.json").write_text(json.dumps(rows))
     source = LlavaJson(tmp_path / "train.json", archive(tmp_path, {"a.png": png("red")}))
     assert source[0].images == (png("red"),)

@@ -51,7 +51,7 @@ def clip_bytes(image: Image.Image, size: int) -> np.ndarray:
 # 448x256 has borders of pixels that stay borders; 336x823 is tall enough for Pillow 13 to begin with the columns.
 @pytest.mark.parametrize("shape", [*SHAPES, (448, 256), (256, 448), (336, 823), (307, 640)])
 @pytest.mark.parametrize("size", [48, 224, 336])
-def test_crop_is_clips_image_processor_to_the_byte(shape, size):
+def test_crop_equals_clip_image_processor_byte_for_byte(shape, size):
     pixels = preprocess(noise(*shape), size, "crop")
     assert pixels.dtype == np.uint8 and pixels.shape == (size, size, 3)
     np.testing.assert_array_equal(pixels, clip_bytes(noise(*shape), size))
@@ -67,11 +67,11 @@ def pad_then_resize(image: Image.Image, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [*SHAPES, (448, 256), (256, 448), (1000, 64), (64, 1000), (1001, 63)])
 @pytest.mark.parametrize("size", [48, 224, 336])
-def test_pad_is_pad_then_resize_to_the_byte(shape, size):
+def test_pad_equals_padding_then_resizing_byte_for_byte(shape, size):
     np.testing.assert_array_equal(preprocess(noise(*shape), size, "pad"), pad_then_resize(noise(*shape), size))
 
 
-def test_pad_then_clips_image_processor_is_pad():
+def test_pad_equals_clip_image_processor_on_padded_image():
     image = noise(300, 200)
     canvas = Image.new("RGB", (300, 300), PAD_COLOR)
     canvas.paste(image, (0, 50))
@@ -91,14 +91,19 @@ def test_pad_color_is_clips_mean():
 
 @pytest.mark.parametrize("shape", [(8192, 41), (41, 8192)])
 @pytest.mark.parametrize(("aspect", "limit"), [("pad", 2_800_000), ("crop", 200 * 224**2)])
-def test_an_aspect_bomb_stays_small(shape, aspect, limit, monkeypatch):
+def test_memory_is_bounded_for_extreme_aspect_ratios(shape, aspect, limit, monkeypatch):
     """8192x41 is 0.3 megapixels; padded to a square it would be 67."""
-    image, made = Image.new("RGB", shape), []
+    image, sizes = Image.new("RGB", shape), []
     new, resize = Image.new, Image.Image.resize
-    monkeypatch.setattr(Image, "new", lambda mode, size, color=0: made.append(size) or new(mode, size, color))
-    monkeypatch.setattr(Image.Image, "resize", lambda self, size, how: made.append(size) or resize(self, size, how))
+    monkeypatch.setattr(Image, "new", lambda mode, size, color=0: sizes.append(size) or new(mode, size, color))
+
+    def record_and_resize(self, size, resample):
+        sizes.append(size)
+        return resize(self, size, resample)
+
+    monkeypatch.setattr(Image.Image, "resize", record_and_resize)
     assert preprocess(image, 224, aspect).shape == (224, 224, 3)
-    assert made and max(width * height for width, height in made) <= limit
+    assert sizes and max(width * height for width, height in sizes) <= limit
 
 
 def test_an_unknown_aspect_is_a_config_error():
@@ -111,7 +116,7 @@ def test_an_unknown_aspect_is_a_config_error():
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
-def test_colours_are_those_of_convert(mode):
+def test_colours_equal_convert_rgb(mode):
     image = noise(9, 7).convert("RGBA")
     image.putalpha(Image.fromarray(np.arange(63, dtype=np.uint8).reshape(7, 9) * 4))
     data = encoded(image.convert(mode), "PNG")
@@ -147,7 +152,7 @@ def test_exif_orientation_is_not_applied():
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_the_first_frame_of_an_animation_counts(kind):
+def test_first_frame_of_an_animation_is_used(kind):
     red, blue = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 255))
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(red, kind, save_all=True, append_images=[blue], **options)
@@ -191,7 +196,7 @@ def test_limits_come_from_the_header(width, height, allowed, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", images.FORMATS)
-def test_a_file_cut_in_half_is_refused(kind):
+def test_truncated_file_is_refused(kind):
     data = encoded(noise(64, 64), kind)
     with pytest.raises(DataError, match=r"^half\.jpg: .*cannot be read .*cut off\? Replace the file"):
         load_image(data[: len(data) // 2], "half.jpg")
@@ -215,7 +220,7 @@ def test_other_formats_are_refused(kind):
         load_image(REFUSED[kind], "a.jpg")
 
 
-def test_errors_hold_no_memory_address():
+def test_error_messages_contain_no_memory_address():
     jpeg = encoded(noise(64, 64), "JPEG")
     for data in [*REFUSED.values(), jpeg[:60], jpeg[:900], png(2, 2), png(9000, 1), jpeg[:300] + b"\xff" * 300]:
         with pytest.raises(DataError) as caught:

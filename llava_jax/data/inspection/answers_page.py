@@ -21,9 +21,13 @@ from llava_jax.output.html_page import SMALL, Markup, document, element, join, p
 from llava_jax.output.intervals import wilson
 from llava_jax.output.page_parts import badge, definitions, filters, share_bar, table, tile, tiles
 
-SIDE = 384  # of an image on the page, at most; the files beside it have all pixels
-CONCLUDED = {*QUESTION_KINDS, "conversation", "reasoning"}  # kinds of questions about scenes with one right answer
-SHORT = 4  # words; a reference of more can be said in other words
+MAX_SIDE = 384  # of an image on the page, at most; the files beside it have all pixels
+CONCLUSION_KINDS = {
+    *QUESTION_KINDS,
+    "conversation",
+    "reasoning",
+}  # kinds of questions about scenes with one right answer
+MAX_COMPARED_WORDS = 4  # words; a reference of more can be said in other words
 OUTCOMES = {True: ("right", "good"), False: ("wrong", "bad"), None: ("not graded", "")}
 
 
@@ -110,14 +114,14 @@ def is_right(kind: str, reference: str, answer: str) -> bool | None:
     A question about a scene is graded as in the accuracy table, by the conclusion of its answer. Of other data a
     reference of a few words is compared with the whole answer, regardless of case and of a full stop at the end.
     """
-    if kind in CONCLUDED:
+    if kind in CONCLUSION_KINDS:
         return conclusion(answer) == conclusion(reference)
-    if kind or len(reference.split()) > SHORT:
+    if kind or len(reference.split()) > MAX_COMPARED_WORDS:
         return None
-    return _bare(answer) == _bare(reference)
+    return _normalized(answer) == _normalized(reference)
 
 
-def _bare(text: str) -> str:
+def _normalized(text: str) -> str:
     return " ".join(text.split()).casefold().rstrip(" .")
 
 
@@ -138,21 +142,21 @@ def answers_page(run: RunSummary, cards: Sequence[AnswerCard], facts: Mapping[st
 
 def _summary(cards: Sequence[AnswerCard]) -> Markup:
     graded = [card for card in cards if card.is_right is not None]
-    made = [tile("answers", f"{len(cards):,}", f"{len(cards) - len(graded):,} not graded")]
+    summary = [tile("answers", f"{len(cards):,}", f"{len(cards) - len(graded):,} not graded")]
     if len(graded) < len(cards):
-        same = sum(card.answer == card.reference for card in cards if card.is_right is None)
-        made.append(tile("word for word", f"{same:,}", "as the reference, of those not graded"))
-    marks = {"right": [bool(c.is_right) for c in graded]}
-    both = [c for c in graded if c.was_right is not None]
-    if both:
-        marks = {"right before": [bool(c.was_right) for c in both]} | marks
-    for label, values in marks.items():
+        identical = sum(card.answer == card.reference for card in cards if card.is_right is None)
+        summary.append(tile("word for word", f"{identical:,}", "as the reference, of those not graded"))
+    outcomes = {"right": [bool(c.is_right) for c in graded]}
+    compared = [c for c in graded if c.was_right is not None]
+    if compared:
+        outcomes = {"right before": [bool(c.was_right) for c in compared]} | outcomes
+    for label, values in outcomes.items():
         if values:
             correct, count = sum(values), len(values)
             percent, interval = 100 * correct / count, wilson(correct, count)
             note = f"{correct:,} of {count:,}" + (f", 95% {interval[0]:.0f} to {interval[1]:.0f}" if interval else "")
-            made.append(tile(label, f"{percent:.0f}%", note, bar=share_bar(percent, interval)))
-    return tiles(made)
+            summary.append(tile(label, f"{percent:.0f}%", note, bar=share_bar(percent, interval)))
+    return tiles(summary)
 
 
 def _accuracy(run: RunSummary) -> list[Markup]:
@@ -204,8 +208,8 @@ def _article(card: AnswerCard, kinds: Sequence[str]) -> Markup:
     if card.before is not None:
         answers.insert(0, _answer("before", card.before, card.was_right, card.reference))
     answers.append(("reference", card.reference, ""))
-    column = [element("h3", card.question, class_="text"), definitions(answers, "answers")]
-    body = element("div", join(*column, separator="\n"))
+    content = [element("h3", card.question, class_="text"), definitions(answers, "answers")]
+    body = element("div", join(*content, separator="\n"))
     if card.images:
         pictures = (_picture(image, f"image of sample {card.id}") for image in card.images)
         body = element("div", join(element("div", join(*pictures), class_="images"), body), class_="with-image")
@@ -221,7 +225,7 @@ def _answer(term: str, text: str, outcome: bool | None, reference: str) -> tuple
 
 
 def _picture(image: Image.Image, alt: str) -> Markup:
-    shown = thumbnail(image, alt, SIDE)
+    shown = thumbnail(image, alt, MAX_SIDE)
     if shown is None:
         return Markup()
     return picture(shown, alt, "png" if max(shown.size) <= SMALL else "jpeg")

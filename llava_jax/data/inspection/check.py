@@ -96,18 +96,18 @@ def check_rows(rows: range, *, source, limits: Limits) -> list[Checked]:
 
 def _check_row(source, row: int, limits: Limits) -> Checked:
     part = source.part(row) if hasattr(source, "part") else ""
-    read = read_leniently(source, row)
-    found: list[tuple[str, str, str | None]] = [(kind, message, None) for kind, message in read.faults]
-    if read.turns:
-        for kind, message in _text_faults(read.turns, read.named, limits):
-            found.append((kind, f"{read.where}: {message}", None))
+    lenient = read_leniently(source, row)
+    faults: list[tuple[str, str, str | None]] = [(kind, message, None) for kind, message in lenient.faults]
+    if lenient.turns:
+        for kind, message in _text_faults(lenient.turns, lenient.image_count, limits):
+            faults.append((kind, f"{lenient.where}: {message}", None))
     images = {}
-    for name, image in read.images.items():
-        faults, images[name] = _check_image(image, name)
-        found += [(kind, message, name) for kind, message in faults]
-    first = next(iter(images), None)
-    findings = [Finding(kind, row, read.id, part, message, image or first) for kind, message, image in found]
-    return Checked(findings, row, read.id, part, read.turns, images)
+    for name, image in lenient.images.items():
+        image_faults, images[name] = _check_image(image, name)
+        faults += [(kind, message, name) for kind, message in image_faults]
+    first_image = next(iter(images), None)
+    findings = [Finding(kind, row, lenient.id, part, message, image or first_image) for kind, message, image in faults]
+    return Checked(findings, row, lenient.id, part, lenient.turns, images)
 
 
 def _text_faults(turns, images: int, limits: Limits) -> Iterator[tuple[str, str]]:
@@ -134,13 +134,13 @@ def _check_image(image: Path | bytes, name: str) -> tuple[list[tuple[str, str]],
     except DataError as fault:
         size = len(image) if isinstance(image, bytes) else image.stat().st_size if image.is_file() else None
         return [("damaged", f"{name}: the file is empty (0 bytes).") if size == 0 else (fault.kind, str(fault))], None
-    with io.BytesIO(image) if isinstance(image, bytes) else open(image, "rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").digest()
-    with Image.open(image_file(image, name), formats=FORMATS) as opened:
-        return [(kind, f"{name}: {what}") for kind, what in _oddities(opened)], digest
+    with io.BytesIO(image) if isinstance(image, bytes) else open(image, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+    with Image.open(image_file(image, name), formats=FORMATS) as file:
+        return [(kind, f"{name}: {message}") for kind, message in _image_warnings(file)], digest
 
 
-def _oddities(image: Image.Image) -> Iterator[tuple[str, str]]:
+def _image_warnings(image: Image.Image) -> Iterator[tuple[str, str]]:
     """What `load_image` takes in its own way. image: opened, not decoded, for its tiles still say how it is stored."""
     if min(image.size) < TINY:
         yield "tiny", f"{image.width}x{image.height} pixels"
@@ -171,26 +171,26 @@ class Duplicates:
         self._samples: dict[bytes, int] = {}
         self._ids: dict[str, tuple[int, bytes]] = {}
         self._images: dict[bytes, str] = {}
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
 
     def findings(self, checked: Checked) -> Iterator[Finding]:
         """What occurs a second time in this row."""
-        is_again = False
+        is_duplicate = False
         if checked.turns:
-            pictures = [digest.hex() if digest else name for name, digest in checked.images.items()]
-            shown = _digest(pictures)
-            first = self._samples.setdefault(_digest([checked.turns, pictures]), checked.row)
-            before, shown_before = self._ids.setdefault(checked.id, (checked.row, shown))
-            is_again = first != checked.row
-            if is_again:
-                yield self._finding("duplicate sample", checked, f"the same as row {first}")
-            elif before != checked.row and (shown != shown_before or not pictures):
-                yield self._finding("duplicate id", checked, f"id {checked.id!r} is also that of row {before}")
+            image_digests = [digest.hex() if digest else name for name, digest in checked.images.items()]
+            images_digest = _digest(image_digests)
+            first_row = self._samples.setdefault(_digest([checked.turns, image_digests]), checked.row)
+            first_with_id, first_digest = self._ids.setdefault(checked.id, (checked.row, images_digest))
+            is_duplicate = first_row != checked.row
+            if is_duplicate:
+                yield self._finding("duplicate sample", checked, f"the same as row {first_row}")
+            elif first_with_id != checked.row and (images_digest != first_digest or not image_digests):
+                yield self._finding("duplicate id", checked, f"id {checked.id!r} is also that of row {first_with_id}")
         for name, digest in checked.images.items():
-            if digest is not None and (other := self._images.setdefault(digest, name)) != name:
-                if not is_again and name not in self._said:
-                    yield self._finding("duplicate image", checked, f"{name}: the same bytes as {other}", name)
-                self._said.add(name)
+            if digest is not None and (first_name := self._images.setdefault(digest, name)) != name:
+                if not is_duplicate and name not in self._reported:
+                    yield self._finding("duplicate image", checked, f"{name}: the same bytes as {first_name}", name)
+                self._reported.add(name)
 
     @staticmethod
     def _finding(kind: str, checked: Checked, message: str, image: str | None = None) -> Finding:

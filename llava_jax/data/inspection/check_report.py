@@ -35,9 +35,9 @@ class Report:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """{kind: {part: findings}}, in the order of `KINDS`, without zeros."""
-        found = Counter((finding.kind, finding.part) for finding in self.findings)
+        counter = Counter((finding.kind, finding.part) for finding in self.findings)
         parts = sorted({finding.part for finding in self.findings})
-        counts = {kind: {part: found[kind, part] for part in parts if found[kind, part]} for kind in KINDS}
+        counts = {kind: {part: counter[kind, part] for part in parts if counter[kind, part]} for kind in KINDS}
         return {kind: by_part for kind, by_part in counts.items() if by_part}
 
     def summary(self) -> list[list[str]]:
@@ -56,12 +56,12 @@ class Report:
         return f"{self.rows:,} rows, {self.images:,} images: {verdict}"
 
     def to_json(self) -> str:
-        about = {"source": self.source, "settings": self.settings, "rows": self.rows, "images": self.images}
-        found = [
+        report = {"source": self.source, "settings": self.settings, "rows": self.rows, "images": self.images}
+        findings = [
             {"severity": "error" if f.kind in ERRORS else "warning", **dataclasses.asdict(f)} for f in self.findings
         ]
-        about |= {"errors": self.errors, "warnings": self.warnings, "counts": self.counts(), "findings": found}
-        return json.dumps(about, indent=1) + "\n"
+        report |= {"errors": self.errors, "warnings": self.warnings, "counts": self.counts(), "findings": findings}
+        return json.dumps(report, indent=1) + "\n"
 
     def to_html(self, source, facts: Mapping[str, str] | None = None) -> str:
         """One page without anything from elsewhere. Opens the images of the findings it shows, again from the source:
@@ -107,13 +107,13 @@ def _findings(source, kind: str, findings: Sequence[Finding]) -> Markup:
         rows = [[str(f.row), f.id, f.part, f.message] for f in findings]
         return table([["row", "id", "part", "what"], *rows], kind)
     cards = []
-    for finding, shown in zip(findings, pictures, strict=True):
+    for finding, thumbnail_markup in zip(findings, pictures, strict=True):
         where = join(*(element("span", text) for text in (f"row {finding.row}", finding.id, finding.part) if text))
         column = element("div", join(element("p", finding.message), element("div", where, class_="meta")))
-        if shown:
+        if thumbnail_markup:
             column = element(
                 "div",
-                join(element("div", shown, class_="images"), column),
+                join(element("div", thumbnail_markup, class_="images"), column),
                 class_="with-image small",
                 style="--image:5rem",
             )
@@ -122,5 +122,5 @@ def _findings(source, kind: str, findings: Sequence[Finding]) -> Markup:
 
 
 def _picture(source, finding: Finding) -> Markup:
-    shown = thumbnail(read_leniently(source, finding.row).images.get(finding.image), finding.image or "")
-    return picture(shown, Path(finding.image).name) if shown else Markup()
+    small = thumbnail(read_leniently(source, finding.row).images.get(finding.image), finding.image or "")
+    return picture(small, Path(finding.image).name) if small else Markup()

@@ -17,7 +17,7 @@ class LenientRow:
     id: str
     where: str
     turns: tuple[tuple[str, str], ...]
-    named: int
+    image_count: int
     images: dict[str, Path | bytes]
     faults: list[tuple[str, str]]
 
@@ -30,7 +30,7 @@ def read_leniently(source, index: int) -> LenientRow:
             example = source[index]
         except DataError as fault:
             return LenientRow("", f"row {index}", (), 0, {}, [(fault.kind, str(fault))])
-        images = dict(_named(image) for image in example.images)
+        images = dict(_name_and_image(image) for image in example.images)
         where = f"row {index} (id {example.id!r})"
         return LenientRow(example.id, where, example.turns, len(example.images), images, [])
     try:
@@ -48,14 +48,14 @@ def read_leniently(source, index: int) -> LenientRow:
     where = f"{where} (id {row_id!r})"
     for name in dict.fromkeys(names):
         try:
-            found = source.images.find(name, where)
+            image = source.images.find(name, where)
         except DataError as fault:
             faults.append((fault.kind, str(fault)))
         else:
-            images[str(found) if isinstance(found, Path) else f"{source.images.path}: {name}"] = found
+            images[str(image) if isinstance(image, Path) else f"{source.images.path}: {name}"] = image
     return LenientRow(row_id, where, turns, len(names), images, faults)
 
 
-def _named(image: Path | bytes) -> tuple[str, Path | bytes]:
+def _name_and_image(image: Path | bytes) -> tuple[str, Path | bytes]:
     """Named by its content, a picture of several rows is no duplicate of itself."""
     return (str(image) if isinstance(image, Path) else f"image {hashlib.sha256(image).hexdigest()[:16]}"), image

@@ -24,7 +24,7 @@ class Sample:
     index: int
     example: Example | None = None
     row: TokenRow | None = None
-    whole: int = 0
+    full_length: int = 0
     fault: str = ""
 
     @property
@@ -37,7 +37,7 @@ class Sample:
 
     @property
     def is_cut(self) -> bool:
-        return self.whole > self.tokens
+        return self.full_length > self.tokens
 
 
 def samples_page(
@@ -54,7 +54,7 @@ def samples_page(
     to_row: as in training, see `rows.build_row`. encode: see `tokenize.encode_row`; says what was cut off. facts: what
     else the header says, by name.
     """
-    samples = [_read(source, index, to_row, encode) for index in indices]
+    samples = [_read_sample(source, index, to_row, encode) for index in indices]
     legend = Markup(
         f"{element('mark', 'supervised')} the model learns to say this &nbsp; "
         f"{element('span', 'image', class_='image')} placeholders, their number, which the features replace"
@@ -76,30 +76,30 @@ def samples_page(
     )
 
 
-def _read(source, index: int, to_row: Callable[[Example], TokenRow], encode: Encode) -> Sample:
+def _read_sample(source, index: int, to_row: Callable[[Example], TokenRow], encode: Encode) -> Sample:
     try:
         example = source[index]
-        whole = len(encode(example.turns, len(example.images))[0])
-        return Sample(index, example, to_row(example), whole)
+        full_length = len(encode(example.turns, len(example.images))[0])
+        return Sample(index, example, to_row(example), full_length)
     except DataError as fault:
         return Sample(index, fault=str(fault))
 
 
 def _summary(samples: list[Sample], count: int) -> Markup:
-    good = [sample for sample in samples if sample.row is not None]
-    shown = [tile("samples shown", f"{len(samples):,}", f"of {count:,}")]
-    if good:
-        tokens, targets = sum(s.tokens for s in good), sum(s.targets for s in good)
-        length = len(good[0].row.tokens)
-        shown.append(tile("tokens a sample", f"{tokens / len(good):,.0f}", f"on average, in rows of {length:,}"))
+    readable = [sample for sample in samples if sample.row is not None]
+    summary = [tile("samples shown", f"{len(samples):,}", f"of {count:,}")]
+    if readable:
+        tokens, targets = sum(s.tokens for s in readable), sum(s.targets for s in readable)
+        length = len(readable[0].row.tokens)
+        summary.append(tile("tokens a sample", f"{tokens / len(readable):,.0f}", f"on average, in rows of {length:,}"))
         percent = 100 * targets / max(tokens, 1)
         note = f"{targets:,} of {tokens:,} tokens"
-        shown.append(tile("supervised", f"{percent:.1f}%", note, bar=share_bar(percent)))
-        cut = sum(s.is_cut for s in good)
-        shown.append(tile("longer than a row", f"{cut:,}", f"of {length:,} tokens", tone="warn" if cut else ""))
-    if broken := len(samples) - len(good):
-        shown.append(tile("broken", f"{broken:,}", "cannot become a row", tone="bad"))
-    return tiles(shown)
+        summary.append(tile("supervised", f"{percent:.1f}%", note, bar=share_bar(percent)))
+        cut = sum(s.is_cut for s in readable)
+        summary.append(tile("longer than a row", f"{cut:,}", f"of {length:,} tokens", tone="warn" if cut else ""))
+    if broken := len(samples) - len(readable):
+        summary.append(tile("broken", f"{broken:,}", "cannot become a row", tone="bad"))
+    return tiles(summary)
 
 
 def _article(sample: Sample, tokenizer: Tokenizer) -> Markup:
@@ -117,15 +117,15 @@ def _article(sample: Sample, tokenizer: Tokenizer) -> Markup:
     pieces = split_row(row, tokenizer)
     lengths = f"{sample.tokens} tokens in a row of {len(row.tokens)}, {sample.targets} of them supervised; "
     lengths += f"images: {len(pixels)}"
-    lengths += f"; cut off, the whole sample has {sample.whole} tokens" if sample.is_cut else ""
+    lengths += f"; cut off, the whole sample has {sample.full_length} tokens" if sample.is_cut else ""
     text = join(*(_coloured(piece, piece.text) for piece in pieces))
     ids = join(*(_coloured(piece, _ids(piece)) for piece in pieces), separator=" ")
     hidden = join(element("summary", "token ids"), element("div", ids, class_="code"))
     column = [element("div", text, class_="code"), element("p", lengths, class_="note"), element("details", hidden)]
     body = element("div", join(*column, separator="\n"))
     if pictures:
-        shown = element("div", join(*pictures), class_="images")
-        body = element("div", join(shown, body), class_="with-image", style="--image:14rem")
+        image_column = element("div", join(*pictures), class_="images")
+        body = element("div", join(image_column, body), class_="with-image", style="--image:14rem")
     return element("article", join(element("div", join(*head), class_="meta"), body, separator="\n"), id=anchor)
 
 

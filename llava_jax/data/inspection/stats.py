@@ -13,7 +13,7 @@ from llava_jax.data.packing import efficiency, pack
 from llava_jax.errors import DataError
 from llava_jax.images.preprocess import FORMATS, image_file
 
-SHARES = (0, 5, 25, 50, 75, 95, 100)  # percentiles of the table
+PERCENTILES = (0, 5, 25, 50, 75, 95, 100)  # percentiles of the table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,19 +35,19 @@ def measure_rows(rows: Sequence[int], *, source, encode: Encode) -> list[Measure
 
 
 def _measure(source, row: int, encode: Encode) -> Measured | None:
-    read = read_leniently(source, row)
-    if not read.turns:
+    lenient = read_leniently(source, row)
+    if not lenient.turns:
         return None
     try:
-        ids, mask = encode(read.turns, read.named)
+        ids, mask = encode(lenient.turns, lenient.image_count)
     except DataError:
         return None
     sizes = []
-    for name, file in read.images.items():
+    for name, file in lenient.images.items():
         # Damaged or refused: `data check` says which.
         with contextlib.suppress(Exception), Image.open(image_file(file, name), formats=FORMATS) as image:
             sizes.append(image.size)
-    return Measured(len(ids), int(mask.sum()), read.named, tuple(sizes))
+    return Measured(len(ids), int(mask.sum()), lenient.image_count, tuple(sizes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +65,12 @@ class Stats:
     @classmethod
     def of(cls, measured: Sequence[Measured | None], length: int, max_images: int) -> "Stats":
         """Raises DataError where no row can be read."""
-        good = [m for m in measured if m is not None]
-        if not good:
+        readable = [m for m in measured if m is not None]
+        if not readable:
             raise DataError("no row can be read; `python -m llava_jax data check` says why.")
-        columns = (np.array([getattr(m, name) for m in good]) for name in ("tokens", "targets", "images"))
-        sizes = np.array([size for m in good for size in m.sizes], np.int64).reshape(-1, 2)
-        return cls(*columns, sizes, len(measured) - len(good), length, max_images)
+        columns = (np.array([getattr(m, name) for m in readable]) for name in ("tokens", "targets", "images"))
+        sizes = np.array([size for m in readable for size in m.sizes], np.int64).reshape(-1, 2)
+        return cls(*columns, sizes, len(measured) - len(readable), length, max_images)
 
     @property
     def target_share(self) -> np.ndarray:
@@ -90,20 +90,20 @@ class Stats:
         if len(self.sizes):
             width, height = self.sizes.T
             columns |= {"width": width, "height": height, "width/height": width / height}
-        rows = [["", "mean", *(f"{share}%" if 0 < share < 100 else ("min", "max")[share > 0] for share in SHARES)]]
+        rows = [["", "mean", *(f"{p}%" if 0 < p < 100 else ("min", "max")[p > 0] for p in PERCENTILES)]]
         for name, values in columns.items():
             digits = 2 if name == "width/height" else 1 if name == "supervised %" else 0
-            cells = [f"{value:,.{digits}f}" for value in np.percentile(values, SHARES, method="nearest")]
+            cells = [f"{value:,.{digits}f}" for value in np.percentile(values, PERCENTILES, method="nearest")]
             rows.append([name, f"{values.mean():,.{max(digits, 1)}f}", *cells])
         return rows
 
     def notes(self) -> list[str]:
         """The totals, a sentence each."""
         padded, packed = self.fullness()
-        unread = int(self.images.sum()) - len(self.sizes)
+        unreadable = int(self.images.sum()) - len(self.sizes)
         return [
             f"{len(self.tokens):,} samples, {self.tokens.sum():,} tokens, {self.targets.sum():,} of them supervised",
-            f"{self.broken:,} rows cannot be read, {unread:,} of {self.images.sum():,} images do not open",
+            f"{self.broken:,} rows cannot be read, {unreadable:,} of {self.images.sum():,} images do not open",
             f"{(self.tokens > self.length).sum():,} samples are longer than {self.length} and would be cut off",
             f"rows of {self.length}: {padded:.1f}% full with one sample each, {packed:.1f}% packed first-fit "
             f"(up to {self.max_images} images a row)",

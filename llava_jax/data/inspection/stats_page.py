@@ -49,7 +49,7 @@ def _summary(stats: Stats) -> Markup:
     tokens, targets = int(stats.tokens.sum()), int(stats.targets.sum())
     cut, percent = int((stats.tokens > stats.length).sum()), 100 * targets / tokens
     padded, packed = stats.fullness()
-    made = [
+    summary = [
         tile("samples", f"{len(stats.tokens):,}"),
         tile("tokens", f"{tokens:,}", f"{tokens / len(stats.tokens):,.0f} a sample"),
         tile("images", f"{stats.images.sum():,}"),
@@ -59,7 +59,7 @@ def _summary(stats: Stats) -> Markup:
         tile("rows in use, one sample each", f"{padded:.1f}%", f"of {stats.length:,} tokens", bar=share_bar(padded)),
         tile("rows in use, packed", f"{packed:.1f}%", f"up to {stats.max_images:,} images", bar=share_bar(packed)),
     ]
-    return tiles(made)
+    return tiles(summary)
 
 
 def _svg(draw, title: str) -> Markup:
@@ -99,10 +99,10 @@ def _histogram(values: np.ndarray, title: str, limit: int | None = None) -> Mark
 
 def _sizes(sizes: np.ndarray) -> Markup:
     def draw(axes):
-        places, counts = np.unique(sizes, axis=0, return_counts=True)
+        points, counts = np.unique(sizes, axis=0, return_counts=True)
         area = 4 + 20 * np.sqrt(counts / counts.max())
         # As a picture: a dot for each of a million sizes would be a page of a hundred megabytes.
-        axes.scatter(*places.T, s=area, alpha=0.4, linewidths=0, rasterized=True, color=DOTS)
+        axes.scatter(*points.T, s=area, alpha=0.4, linewidths=0, rasterized=True, color=DOTS)
         axes.set(xlabel="width", ylabel="height")
 
     return _svg(draw, "image sizes, pixels")

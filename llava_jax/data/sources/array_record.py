@@ -21,12 +21,12 @@ from llava_jax.data.sources.llava_row import parse_row
 from llava_jax.errors import DataError
 
 MANIFEST, IDS, FORMAT = "manifest.json", "ids.npy", 1
-_AGAIN = "Copy it again, or build it anew."
+_REPAIR_HINT = "Copy it again, or build it anew."
 
 
 def encode_record(example: Example) -> bytes:
     """Image files go in as they are, byte for byte; pixels as PNG. Raises OSError for a file that cannot be read."""
-    images = [_bytes(image) for image in example.images]
+    images = [_image_bytes(image) for image in example.images]
     row = {
         "id": example.id,
         "images": [image.name if isinstance(image, Path) else f"image {i}" for i, image in enumerate(example.images)],
@@ -43,24 +43,24 @@ def decode_record(record: bytes, where: str) -> Example:
     """Raises DataError that begins with `where` for a record that is not as it was written."""
     body = memoryview(record)[32:]
     if hashlib.sha256(body).digest() != record[:32]:
-        raise DataError(f"{where}: its hash is not that of its content. {_AGAIN}")
+        raise DataError(f"{where}: its hash is not that of its content. {_REPAIR_HINT}")
     try:
-        at = 4 + int.from_bytes(body[:4], "little")
-        row = json.loads(bytes(body[4:at]))
+        offset = 4 + int.from_bytes(body[:4], "little")
+        row = json.loads(bytes(body[4:offset]))
         sizes, kind = row["sizes"], str(row["kind"])
         row_id, turns, names = parse_row(row, where)
         images = []
         for size in sizes:
-            images.append(bytes(body[at : at + size]))
-            at += size
-        if at != len(body) or len(sizes) != len(names) or min(sizes, default=0) < 0:
+            images.append(bytes(body[offset : offset + size]))
+            offset += size
+        if offset != len(body) or len(sizes) != len(names) or min(sizes, default=0) < 0:
             raise ValueError
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{where}: not a record of this project. Build the shards with `data build`.") from None
     return Example(row_id, turns, tuple(images), kind)
 
 
-def _bytes(image: Path | bytes | Image.Image) -> bytes:
+def _image_bytes(image: Path | bytes | Image.Image) -> bytes:
     if isinstance(image, Path):
         return image.read_bytes()
     if isinstance(image, bytes):
@@ -85,24 +85,25 @@ class ArrayRecordSource:
             file = self.path / shard["name"]
             size = file.stat().st_size if file.is_file() else None
             if size != shard["bytes"]:
-                what = "missing" if size is None else f"{size:,} bytes long instead of {shard['bytes']:,}"
-                raise DataError(f"{file}: {what}. {_AGAIN}")
+                problem = "missing" if size is None else f"{size:,} bytes long instead of {shard['bytes']:,}"
+                raise DataError(f"{file}: {problem}. {_REPAIR_HINT}")
         self._ends = np.cumsum([shard["records"] for shard in shards])
         # The counts are given, so that no shard is opened before it is read.
-        self._records = ArrayRecordDataSource([_Part(str(self.path / s["name"]), 0, s["records"]) for s in shards])
+        files = [_FileInstruction(str(self.path / s["name"]), 0, s["records"]) for s in shards]
+        self._records = ArrayRecordDataSource(files)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Example:
         index = range(len(self))[index]
-        which = int(np.searchsorted(self._ends, index, side="right"))
-        shard = self.manifest["shards"][which]
-        where = f"{self.path / shard['name']}: record {index - int(self._ends[which]) + shard['records']}"
+        shard_index = int(np.searchsorted(self._ends, index, side="right"))
+        shard = self.manifest["shards"][shard_index]
+        where = f"{self.path / shard['name']}: record {index - int(self._ends[shard_index]) + shard['records']}"
         try:
             record = self._records[index]
         except (RuntimeError, ValueError, IndexError, OSError) as fault:
-            raise DataError(f"{where} cannot be read ({str(fault).splitlines()[0][:120]}). {_AGAIN}") from None
+            raise DataError(f"{where} cannot be read ({str(fault).splitlines()[0][:120]}). {_REPAIR_HINT}") from None
         return decode_record(record, where)
 
     def id_hashes(self) -> np.ndarray:
@@ -110,11 +111,11 @@ class ArrayRecordSource:
         file = self.path / IDS
         data = file.read_bytes() if file.is_file() else b""
         if hashlib.sha256(data).hexdigest() != self.manifest["ids_sha256"]:
-            raise DataError(f"{file}: missing or damaged. {_AGAIN}")
+            raise DataError(f"{file}: missing or damaged. {_REPAIR_HINT}")
         return np.load(io.BytesIO(data), allow_pickle=False)
 
 
-class _Part:
+class _FileInstruction:
     """What ArrayRecordDataSource calls a FileInstruction."""
 
     def __init__(self, filename: str, skip: int, take: int):
@@ -127,13 +128,14 @@ def read_manifest(folder: Path) -> dict:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         names = [Path(shard["name"]) for shard in manifest["shards"]]
-        whole = all(isinstance(s[key], int) for s in manifest["shards"] for key in ("records", "bytes"))
+        has_counts = all(isinstance(s[key], int) for s in manifest["shards"] for key in ("records", "bytes"))
     except FileNotFoundError:
         raise DataError(f"{folder}: no {MANIFEST}: its build did not end. Give the same `data build` again.") from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{file}: cannot be read. {_AGAIN}") from None
+        raise DataError(f"{file}: cannot be read. {_REPAIR_HINT}") from None
     if manifest.get("format") != FORMAT:
         raise DataError(f"{file}: of format {manifest.get('format')!r}; this version reads {FORMAT}. Build it anew.")
-    if not whole or not names or any(name.name != str(name) for name in names):  # a shard lies in the folder itself
-        raise DataError(f"{file}: lists no shards, or files outside the folder. {_AGAIN}")
+    is_inside = all(name.name == str(name) for name in names)  # a shard lies in the folder itself
+    if not has_counts or not names or not is_inside:
+        raise DataError(f"{file}: lists no shards, or files outside the folder. {_REPAIR_HINT}")
     return manifest

@@ -52,29 +52,29 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     except OSError as fault:
         raise DataError(f"{path}: cannot be read ({fault.strerror}). Check the path.") from None
     if text.lstrip().startswith("["):
-        rows = [(f"{path}: row {i}", row) for i, row in enumerate(_parse(text, str(path)))]
+        rows = [(f"{path}: row {i}", row) for i, row in enumerate(_parse_json(text, str(path)))]
     else:
         lines = enumerate(text.split("\n"), 1)  # not splitlines: captions may hold other line breaks
-        rows = [(f"{path}: line {i}", _parse(line, f"{path}: line {i}")) for i, line in lines if line.strip()]
+        rows = [(f"{path}: line {i}", _parse_json(line, f"{path}: line {i}")) for i, line in lines if line.strip()]
     if not rows:
         raise DataError(f"{path}: no pairs.")
-    return [_pair(row, where) for where, row in rows]
+    return [_parse_pair(row, where) for where, row in rows]
 
 
-def _parse(text: str, where: str):
+def _parse_json(text: str, where: str):
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         raise DataError(f'{where}: not JSON; expected {{"image": ..., "caption": ...}}.') from None
 
 
-def _pair(row, where: str) -> tuple[str, str]:
-    pair = [row.get(key) for key in ("image", "caption")] if isinstance(row, dict) else [None, None]
-    for key, value in zip(("image", "caption"), pair, strict=True):
+def _parse_pair(row, where: str) -> tuple[str, str]:
+    values = [row.get(key) for key in ("image", "caption")] if isinstance(row, dict) else [None, None]
+    for key, value in zip(("image", "caption"), values, strict=True):
         if not isinstance(value, str) or not value.strip():
             raise DataError(f'{where}: key "{key}" must be a string with something in it.')
         try:
             value.encode()
         except UnicodeEncodeError:
             raise DataError(f'{where}: key "{key}" holds half a character (\\ud83d, say). Repair it.') from None
-    return pair[0], pair[1].strip()
+    return values[0], values[1].strip()

@@ -43,8 +43,8 @@ class Concatenated:
 
     def __getitem__(self, index: int):
         index = range(len(self))[index]
-        which = int(np.searchsorted(self._ends, index, side="right"))
-        return self.sources[which][index - (int(self._ends[which - 1]) if which else 0)]
+        source_index = int(np.searchsorted(self._ends, index, side="right"))
+        return self.sources[source_index][index - (int(self._ends[source_index - 1]) if source_index else 0)]
 
     def id_hashes(self) -> np.ndarray:
         return np.concatenate([id_hashes(source) for source in self.sources])

@@ -57,22 +57,22 @@ class LlavaJson:
         index = range(len(self))[index]
         if index in self._broken:
             raise self._broken[index]
-        start, end, hashed = self._index[index].tolist()
+        start, end, expected_hash = self._index[index].tolist()
         try:
             with open(self.path, "rb") as file:
-                same = stamp(file) == self._stamp
+                is_unchanged = stamp(file) == self._stamp
                 file.seek(start)
                 text = file.read(end - start)
         except OSError:
-            same = False
-        if not same:
+            is_unchanged = False
+        if not is_unchanged:
             raise DataError(f"{self.path}: changed or gone since it was opened. Start again, and leave it alone.")
         where = f"{self.path}: row {index}"
         try:
             row = json.loads(text)
         except (ValueError, RecursionError):  # bytes that are no row
             row = None
-        if hashed >= 0 and (not isinstance(row, dict) or id_hash(str(row.get("id"))) != hashed):
+        if expected_hash >= 0 and (not isinstance(row, dict) or id_hash(str(row.get("id"))) != expected_hash):
             raise DataError(
                 f"{where} is not where its index says: the file was changed and its time put back, or the index is not "
                 f"ours. Remove {self.path.name}.index.npz, or touch the file, and start again."

@@ -24,7 +24,7 @@ def parse_row(row, where: str) -> tuple[str, tuple[tuple[str, str], ...], list[s
         raise DataError(f'{where}: key "id" must be a string. Give every sample one.', "broken row")
     where = f"{where} (id {str(row_id)!r})"
     images = image_names(row, where)
-    return str(row_id), _place_markers(_turns(row, where), len(images), where), images
+    return str(row_id), _normalize_markers(_turns(row, where), len(images), where), images
 
 
 def image_names(row: dict, where: str) -> list[str]:
@@ -67,7 +67,7 @@ def _turns(row: dict, where: str) -> list[tuple[str, str]]:
     return turns
 
 
-def _place_markers(turns: list[tuple[str, str]], images: int, where: str) -> tuple[tuple[str, str], ...]:
+def _normalize_markers(turns: list[tuple[str, str]], images: int, where: str) -> tuple[tuple[str, str], ...]:
     if images == 1:
         turns = [(role, _marker_first(text) if role == "human" else text) for role, text in turns]
     markers = sum(text.count(IMAGE_MARKER) for role, text in turns if role == "human")

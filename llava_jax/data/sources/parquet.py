@@ -19,7 +19,7 @@ from llava_jax.errors import ConfigError, DataError
 from llava_jax.images.files import open_images
 
 COLUMNS = ("id", "image", "images", "conversations")
-GROUPS_HELD = 2
+GROUPS_CACHED = 2
 
 
 def is_parquet(path: Path) -> bool:
@@ -48,11 +48,11 @@ class ParquetSource:
             if not {"id", "conversations"} <= names:
                 raise DataError(f"{file}: needs the columns id and conversations; it has {', '.join(sorted(names))}.")
             counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-            self._groups += [(file, i, rows) for i, rows in enumerate(counts)]
-        self._ends = np.cumsum([rows for _, _, rows in self._groups])
+            self._groups += [(file, i, row_count) for i, row_count in enumerate(counts)]
+        self._ends = np.cumsum([row_count for _, _, row_count in self._groups])
         if not self._groups or not self._ends[-1]:
             raise DataError(f"{path}: no rows.")
-        self._held, self._lock = collections.OrderedDict(), threading.Lock()
+        self._cache, self._lock = collections.OrderedDict(), threading.Lock()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -62,23 +62,23 @@ class ParquetSource:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._held, self._lock = collections.OrderedDict(), threading.Lock()
+        self._cache, self._lock = collections.OrderedDict(), threading.Lock()
 
     def __getitem__(self, index: int) -> Example:
         index = range(len(self))[index]
         group = int(np.searchsorted(self._ends, index, side="right"))
         file, number, rows = self._groups[group]
-        place = index - int(self._ends[group]) + rows
-        where = f"{file}: row {place} of group {number}"
-        row = self._read(group).slice(place, 1).to_pylist()[0]
+        row_in_group = index - int(self._ends[group]) + rows
+        where = f"{file}: row {row_in_group} of group {number}"
+        row = self._read(group).slice(row_in_group, 1).to_pylist()[0]
         key = "image" if row.get("image") is not None else "images"
-        found = row.get(key)
-        found = [] if found is None else found if isinstance(found, list) else [found]
+        cells = row.get(key)
+        cells = [] if cells is None else cells if isinstance(cells, list) else [cells]
         # parse_row wants names; what has none (bytes alone) gets one.
-        row[key] = [_name(image) or f"image {i}" for i, image in enumerate(found)] or None
+        row[key] = [_image_path(image) or f"image {i}" for i, image in enumerate(cells)] or None
         row_id, turns, names = parse_row(row, where)
         where = f"{where}: sample {row_id!r}"
-        images = tuple(self._image(image, name, where) for image, name in zip(found, names, strict=True))
+        images = tuple(self._image(image, name, where) for image, name in zip(cells, names, strict=True))
         return Example(row_id, turns, images)
 
     def id_hashes(self) -> np.ndarray:
@@ -97,21 +97,22 @@ class ParquetSource:
     def _read(self, group: int):
         """A row group as a table; the last few are held."""
         with self._lock:  # several threads would read the same group at once
-            if group not in self._held:
+            if group not in self._cache:
                 file, number, _ = self._groups[group]
                 parquet = _open(file)
                 columns = [name for name in COLUMNS if name in parquet.schema_arrow.names]
                 try:
-                    self._held[group] = parquet.read_row_group(number, columns=columns)
+                    self._cache[group] = parquet.read_row_group(number, columns=columns)
                 except Exception as fault:  # pyarrow's errors derive from many
-                    raise DataError(f"{file}: group {number} cannot be read ({_line(fault)}). Copy it again.") from None
-                while len(self._held) > GROUPS_HELD:
-                    self._held.popitem(last=False)
-            self._held.move_to_end(group)
-            return self._held[group]
+                    message = f"{file}: group {number} cannot be read ({_first_line(fault)}). Copy it again."
+                    raise DataError(message) from None
+                while len(self._cache) > GROUPS_CACHED:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(group)
+            return self._cache[group]
 
 
-def _name(image) -> str | None:
+def _image_path(image) -> str | None:
     return image.get("path") if isinstance(image, dict) else image if isinstance(image, str) else None
 
 
@@ -123,8 +124,8 @@ def _open(file: Path):
     try:
         return parquet.ParquetFile(file)
     except Exception as fault:  # pyarrow's errors derive from many
-        raise DataError(f"{file}: not a Parquet file that can be read ({_line(fault)}). Copy it again.") from None
+        raise DataError(f"{file}: not a Parquet file that can be read ({_first_line(fault)}). Copy it again.") from None
 
 
-def _line(fault: Exception) -> str:
+def _first_line(fault: Exception) -> str:
     return (str(fault).splitlines() or [type(fault).__name__])[0][:120]

@@ -29,7 +29,7 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = {"small": 0.60, "large": 0.90}  # share of a grid cell's side
 GRID = 3
-PLACES = (
+POSITIONS = (
     "top left", "top", "top right",
     "left", "middle", "right",
     "bottom left", "bottom", "bottom right",
@@ -89,7 +89,7 @@ def draw_scene(seed: int, index: int, held_out: bool) -> Scene:
     """The `index`-th scene of the train or held-out half of the endless stream that `seed` names."""
     rng = _rng("scene", seed, index, held_out)
     while True:  # about 8/7 tries for train, 8 for held-out
-        scene = _any_scene(rng)
+        scene = _random_scene(rng)
         if scene.held_out == held_out:
             return scene
 
@@ -98,13 +98,13 @@ def _rng(*key) -> random.Random:
     return random.Random("/".join(map(str, key)))  # seeding by a string is stable across Python versions
 
 
-def _any_scene(rng: random.Random) -> Scene:
+def _random_scene(rng: random.Random) -> Scene:
     count = rng.randint(1, 4)
     cells = sorted(rng.sample(range(GRID * GRID), count))
-    looks = rng.sample([(c, s) for c in COLORS for s in SHAPES], count)
+    appearances = rng.sample([(c, s) for c in COLORS for s in SHAPES], count)
     objects = tuple(
         Object(rng.choice(tuple(SIZES)), color, shape, cell, rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5))
-        for cell, (color, shape) in zip(cells, looks, strict=True)
+        for cell, (color, shape) in zip(cells, appearances, strict=True)
     )
     return Scene(objects, background=rng.randint(200, 250))
 
@@ -115,14 +115,14 @@ def _any_scene(rng: random.Random) -> Scene:
 def boxes(scene: Scene, image_size: int) -> list[tuple[float, float, float, float]]:
     """One (x, y, width, height) per object in pixels, COCO's convention."""
     cell = image_size / GRID
-    found = []
+    result = []
     for o in scene.objects:
         side = SIZES[o.size] * cell
-        room = (cell - side) / 2
-        x = o.column * cell + room * (1 + o.dx)
-        y = o.row * cell + room * (1 + o.dy)
-        found.append((x, y, side, side))
-    return found
+        margin = (cell - side) / 2
+        x = o.column * cell + margin * (1 + o.dx)
+        y = o.row * cell + margin * (1 + o.dy)
+        result.append((x, y, side, side))
+    return result
 
 
 def render_scene(scene: Scene, image_size: int) -> Image.Image:
@@ -132,16 +132,16 @@ def render_scene(scene: Scene, image_size: int) -> Image.Image:
     draw = ImageDraw.Draw(canvas)
     for o, box in zip(scene.objects, boxes(scene, image_size * oversample), strict=True):
         x, y, w, h = box
-        ink = COLORS[o.color]
+        color = COLORS[o.color]
         if o.shape == "circle":
-            draw.ellipse((x, y, x + w, y + h), fill=ink)
+            draw.ellipse((x, y, x + w, y + h), fill=color)
         elif o.shape == "square":
-            draw.rectangle((x, y, x + w, y + h), fill=ink)
+            draw.rectangle((x, y, x + w, y + h), fill=color)
         elif o.shape == "triangle":
-            draw.polygon(((x + w / 2, y), (x + w, y + h), (x, y + h)), fill=ink)
+            draw.polygon(((x + w / 2, y), (x + w, y + h), (x, y + h)), fill=color)
         else:
-            draw.rectangle((x + w / 3, y, x + 2 * w / 3, y + h), fill=ink)
-            draw.rectangle((x, y + h / 3, x + w, y + 2 * h / 3), fill=ink)
+            draw.rectangle((x + w / 3, y, x + 2 * w / 3, y + h), fill=color)
+            draw.rectangle((x, y + h / 3, x + w, y + 2 * h / 3), fill=color)
     return canvas.resize((image_size, image_size), Image.Resampling.BOX)
 
 
@@ -152,7 +152,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
     """Stage 1's brief caption: every object, two times in three in reading order, else in any, where a place cannot be
     told by counting the objects."""
     objects = scene.objects if rng.random() < 2 / 3 else rng.sample(scene.objects, len(scene.objects))
-    parts = [f"a {o.size} {o.name} at the {PLACES[o.cell]}" for o in objects]
+    parts = [f"a {o.size} {o.name} at the {POSITIONS[o.cell]}" for o in objects]
     return parts[0] if len(parts) == 1 else " , ".join(parts[:-1]) + " and " + parts[-1]
 
 
@@ -160,7 +160,7 @@ def description(scene: Scene) -> str:
     """The detailed description: the number of objects, then each in a sentence."""
     n = len(scene.objects)
     text = ["there is one object ." if n == 1 else f"there are {NUMBERS[n]} objects ."]
-    text += [f"the {o.name} is {o.size} and {PLACES[o.cell]} ." for o in scene.objects]
+    text += [f"the {o.name} is {o.size} and {POSITIONS[o.cell]} ." for o in scene.objects]
     return " ".join(text)
 
 
@@ -168,26 +168,26 @@ def questions(scene: Scene, rng: random.Random) -> list[SceneQuestion]:
     """One question of every kind that this scene allows, each drawn so that its answer cannot be guessed from its text:
     yes and no, small and large, and the values of an attribute are equally likely."""
     objects = scene.objects
-    found = []
+    result = []
     o = rng.choice(objects)
-    found.append(SceneQuestion("position", f"where is the {o.name} ?", PLACES[o.cell]))
+    result.append(SceneQuestion("position", f"where is the {o.name} ?", POSITIONS[o.cell]))
     o = rng.choice(objects)
-    found.append(SceneQuestion("size", f"what size is the {o.name} ?", o.size))
-    alone = [o for o in objects if sum(p.shape == o.shape for p in objects) == 1]
-    if alone:
-        o = rng.choice(alone)
-        found.append(SceneQuestion("color", f"what color is the {o.shape} ?", o.color))
-    alone = [o for o in objects if sum(p.color == o.color for p in objects) == 1]
-    if alone:
-        o = rng.choice(alone)
-        found.append(SceneQuestion("shape", f"what shape is the {o.color} object ?", o.shape))
-    found.append(SceneQuestion("count", "how many objects are there ?", NUMBERS[len(objects)]))
-    found.append(_existence(objects, rng))
+    result.append(SceneQuestion("size", f"what size is the {o.name} ?", o.size))
+    unambiguous = [o for o in objects if sum(p.shape == o.shape for p in objects) == 1]
+    if unambiguous:
+        o = rng.choice(unambiguous)
+        result.append(SceneQuestion("color", f"what color is the {o.shape} ?", o.color))
+    unambiguous = [o for o in objects if sum(p.color == o.color for p in objects) == 1]
+    if unambiguous:
+        o = rng.choice(unambiguous)
+        result.append(SceneQuestion("shape", f"what shape is the {o.color} object ?", o.shape))
+    result.append(SceneQuestion("count", "how many objects are there ?", NUMBERS[len(objects)]))
+    result.append(_existence(objects, rng))
     if len(objects) > 1:
-        found.append(_relation(objects, rng))
-    found.append(_reasoning(rng.choice(objects), rng))
-    rng.shuffle(found)
-    return found
+        result.append(_relation(objects, rng))
+    result.append(_reasoning(rng.choice(objects), rng))
+    rng.shuffle(result)
+    return result
 
 
 def _relation(objects: tuple[Object, ...], rng: random.Random) -> SceneQuestion:
@@ -195,12 +195,12 @@ def _relation(objects: tuple[Object, ...], rng: random.Random) -> SceneQuestion:
     a, b = rng.sample(objects, 2)
     # never empty: the cells differ
     axis = rng.choice([axis for axis in ("row", "column") if getattr(a, axis) != getattr(b, axis)])
-    words, before, after, of = (ROWS, "above", "below", "") if axis == "row" else (COLUMNS, "left", "right", "of ")
-    at, other = getattr(a, axis), getattr(b, axis)
+    names, before, after, of = (ROWS, "above", "below", "") if axis == "row" else (COLUMNS, "left", "right", "of ")
+    at_a, at_b = getattr(a, axis), getattr(b, axis)
     return SceneQuestion(
         "relation",
         f"is the {a.name} {before} or {after} {of}the {b.name} ?",
-        f"the {a.name} is {words[at]} and the {b.name} is {words[other]} , so {before if at < other else after}",
+        f"the {a.name} is {names[at_a]} and the {b.name} is {names[at_b]} , so {before if at_a < at_b else after}",
     )
 
 
@@ -208,11 +208,13 @@ def _reasoning(o: Object, rng: random.Random) -> SceneQuestion:
     """Where an object would be if the picture were turned over, answered with the reason before the conclusion."""
     row, column = o.row, o.column
     if rng.random() < 0.5:
-        how, column = "in a mirror", GRID - 1 - column
+        view, column = "in a mirror", GRID - 1 - column
     else:
-        how, row = "upside down", GRID - 1 - row
-    question = f"{how} , where is the {o.name} ?"
-    return SceneQuestion("reasoning", question, f"the {o.name} is {PLACES[o.cell]} , so {PLACES[row * GRID + column]}")
+        view, row = "upside down", GRID - 1 - row
+    question = f"{view} , where is the {o.name} ?"
+    return SceneQuestion(
+        "reasoning", question, f"the {o.name} is {POSITIONS[o.cell]} , so {POSITIONS[row * GRID + column]}"
+    )
 
 
 def _existence(objects: tuple[Object, ...], rng: random.Random) -> SceneQuestion:
@@ -222,8 +224,8 @@ def _existence(objects: tuple[Object, ...], rng: random.Random) -> SceneQuestion
         answer = "yes"
     else:  # half of the absent ones share a color or a shape with an object that is there
         absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in present]
-        near = [(c, s) for c, s in absent if any(c == o.color or s == o.shape for o in objects)]
-        color, shape = rng.choice(near if rng.random() < 0.5 else absent)
+        similar = [(c, s) for c, s in absent if any(c == o.color or s == o.shape for o in objects)]
+        color, shape = rng.choice(similar if rng.random() < 0.5 else absent)
         answer = "no"
     return SceneQuestion("existence", f"is there a {color} {shape} ?", answer)
 

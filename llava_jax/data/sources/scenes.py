@@ -23,8 +23,8 @@ MIXTURE = (("conversation", 58), ("detail", 23), ("reasoning", 77))
 # kind -> how many answers are equally likely before one looks
 QUESTION_KINDS = {
     "color": len(scene_world.COLORS), "shape": len(scene_world.SHAPES), "size": len(scene_world.SIZES),
-    "position": len(scene_world.PLACES), "count": len(scene_world.NUMBERS) - 1, "existence": 2, "relation": 2,
-    "reasoning": len(scene_world.PLACES),
+    "position": len(scene_world.POSITIONS), "count": len(scene_world.NUMBERS) - 1, "existence": 2, "relation": 2,
+    "reasoning": len(scene_world.POSITIONS),
 }  # fmt: skip
 CONVERSATION_TURNS = 3
 # how often `study` asks each kind that a scene allows: what is learned last most often
@@ -54,46 +54,47 @@ class SceneSource:
         if self.kind == "instruct":
             return _instruction(name, scene, image, rng)
         if self.kind == "caption" or (self.kind == "tell" and rng.random() < 0.4):
-            told = scene_world.caption(scene, rng)
+            text = scene_world.caption(scene, rng)
         else:
             # One question a row: beside earlier ones it is far harder to learn which object the last one means.
-            asked = scene_world.questions(scene, rng)
+            questions = scene_world.questions(scene, rng)
             if self.kind == "study" or rng.random() < 0.4:
-                asked = [q for q in asked if q.kind in STUDY]
-                q = rng.choices(asked, [STUDY[q.kind] for q in asked])[0]
+                questions = [q for q in questions if q.kind in STUDY]
+                q = rng.choices(questions, [STUDY[q.kind] for q in questions])[0]
             else:
-                q = next(q for q in asked if q.kind in REASONED)
-            told = f"{q.text} {q.answer} ."
-        return Example(name, _turns([("what is in the image ?", told)]), (image,))
+                q = next(q for q in questions if q.kind in REASONED)
+            text = f"{q.text} {q.answer} ."
+        return Example(name, _turns([("what is in the image ?", text)]), (image,))
 
 
 def exam(seed: int, image_size: int, per_kind: int) -> list[Example]:
     """`per_kind` single-question examples of each kind over held-out scenes, with `kind` set; deterministic."""
-    found: dict[str, list[Example]] = {kind: [] for kind in QUESTION_KINDS}
+    by_kind: dict[str, list[Example]] = {kind: [] for kind in QUESTION_KINDS}
     index = 0
-    while any(len(examples) < per_kind for examples in found.values()):
+    while any(len(examples) < per_kind for examples in by_kind.values()):
         scene = scene_world.draw_scene(seed, index, held_out=True)
         rng = random.Random(f"exam/{seed}/{index}")
         for q in scene_world.questions(scene, rng):
-            if len(found[q.kind]) < per_kind:
+            if len(by_kind[q.kind]) < per_kind:
                 turns = (("human", f"<image>\n{q.text}"), ("gpt", q.answer))
                 image = scene_world.render_scene(scene, image_size)
-                found[q.kind].append(Example(f"exam-{seed}-{index}-{q.kind}", turns, (image,), q.kind))
+                by_kind[q.kind].append(Example(f"exam-{seed}-{index}-{q.kind}", turns, (image,), q.kind))
         index += 1
-    return [example for examples in found.values() for example in examples]
+    return [example for examples in by_kind.values() for example in examples]
 
 
 def _instruction(name: str, scene: scene_world.Scene, image, rng: random.Random) -> Example:
     kinds, weights = zip(*MIXTURE, strict=True)
     kind = rng.choices(kinds, weights)[0]
-    asked = scene_world.questions(scene, rng)
-    simple = [q for q in asked if q.kind != "reasoning"]
+    questions = scene_world.questions(scene, rng)
+    short_questions = [q for q in questions if q.kind != "reasoning"]
     if kind == "detail":
         pairs = [("describe the image in detail .", scene_world.description(scene))]
     elif kind == "conversation":
-        pairs = [(q.text, q.answer) for q in simple[:CONVERSATION_TURNS]]
+        pairs = [(q.text, q.answer) for q in short_questions[:CONVERSATION_TURNS]]
     else:
-        pairs = [(q.text, q.answer) for q in asked if q.kind == "reasoning"] + [(simple[0].text, simple[0].answer)]
+        reasoning = [q for q in questions if q.kind == "reasoning"]
+        pairs = [(q.text, q.answer) for q in [*reasoning, short_questions[0]]]
     return Example(name, _turns(pairs), (image,), kind)
 
 

@@ -67,25 +67,27 @@ class Problem:
 def parse_problem(pid: str, value: object, where: str) -> Problem:
     """Checks one value of problems.json. Raises DataError that begins with `where`."""
 
-    def need(is_right: bool, what: str) -> None:
-        if not is_right:
-            raise DataError(f"{where}: {what}.", "broken row")
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise DataError(f"{where}: {message}.", "broken row")
 
-    need(isinstance(value, dict), f"expected an object, found {type(value).__name__}")
+    require(isinstance(value, dict), f"expected an object, found {type(value).__name__}")
     keys = ("question", "hint", "lecture", "solution", "subject", "topic", "grade")
     texts = {key: value.get(key) or "" for key in keys}
     for key, text in texts.items():
-        need(isinstance(text, str), f'key "{key}" must be a string')
-    need(texts["question"].strip() != "", 'key "question" must not be empty')
+        require(isinstance(text, str), f'key "{key}" must be a string')
+    require(texts["question"].strip() != "", 'key "question" must not be empty')
     choices, answer, image = value.get("choices"), value.get("answer"), value.get("image")
-    need(
+    require(
         isinstance(choices, list) and 1 <= len(choices) <= len(LETTERS) and all(isinstance(c, str) for c in choices),
         f'key "choices" must be a list of 1 to {len(LETTERS)} strings',
     )
-    need(type(answer) is int and 0 <= answer < len(choices), f'key "answer" is {answer!r}, not the place of a choice')
-    need(image is None or isinstance(image, str) and image != "", 'key "image" must be a file name or null')
+    require(
+        type(answer) is int and 0 <= answer < len(choices), f'key "answer" is {answer!r}, not the place of a choice'
+    )
+    require(image is None or isinstance(image, str) and image != "", 'key "image" must be a file name or null')
     split = value.get("split")
-    need(split in SPLITS, f'key "split" is {split!r}, not one of {", ".join(SPLITS)}')
+    require(split in SPLITS, f'key "split" is {split!r}, not one of {", ".join(SPLITS)}')
     path = None if image is None else f"{split}/{pid}/{image}"
     return Problem(pid, split, choices=tuple(choices), answer=answer, image=path, **texts)
 
@@ -114,8 +116,8 @@ class ScienceQA:
         folder, self.prompt_format = Path(folder), prompt_format
         self.path = folder / "problems.json"
         self.images = open_images(image_folder, self.path) if image_folder else ImageFolder(folder / "images")
-        self._problems = _read(self.path)
-        splits = _read(folder / "pid_splits.json")
+        self._problems = _read_object(self.path)
+        splits = _read_object(folder / "pid_splits.json")
         if not all(isinstance(pids, list) for pids in splits.values()):
             raise DataError(f"{folder / 'pid_splits.json'}: every split must be a list of problem ids.")
         self._listed = {str(pid): name for name in SPLITS for pid in splits.get(name) or ()}
@@ -168,7 +170,7 @@ class ScienceQA:
         return problem
 
 
-def _read(path: Path) -> dict:
+def _read_object(path: Path) -> dict:
     try:
         value = json.loads(path.read_bytes())
     except OSError as fault:
@@ -182,18 +184,18 @@ def _read(path: Path) -> dict:
 
 def formats() -> list[str]:
     """Every name that `conversation` knows."""
-    return [*(f"{asked}-{told}" for asked in INPUTS for told in OUTPUTS), ZERO_SHOT]
+    return [*(f"{input_name}-{output_name}" for input_name in INPUTS for output_name in OUTPUTS), ZERO_SHOT]
 
 
 def check_format(name: str) -> None:
     """Raises ConfigError for a prompt format that does not exist, or whose name misleads."""
     if name in formats():
         return
-    asked, _, told = name.partition("-")
-    if asked in INPUTS and told in ("AL", "AE"):
+    input_name, _, output_name = name.partition("-")
+    if input_name in INPUTS and output_name in ("AL", "AE"):
         raise ConfigError(
             f"prompt format {name}: the original's AL tells the solution and its AE the lecture. "
-            f"Write {asked}-AL_original for the solution, {asked}-AE_original for the lecture."
+            f"Write {input_name}-AL_original for the solution, {input_name}-AE_original for the lecture."
         )
     raise ConfigError(
         f"prompt format {name!r} is not one of INPUT-OUTPUT with INPUT {', '.join(INPUTS)} and OUTPUT "
@@ -205,21 +207,24 @@ def conversation(problem: Problem, prompt_format: str = DEFAULT) -> dict:
     """A row of LLaVA's training file. The path of the image begins with its split, so that one image folder serves all
     three. Raises ConfigError, see `check_format`."""
     check_format(prompt_format)
-    asked, told = _zero_shot(problem) if prompt_format == ZERO_SHOT else _converted(problem, *prompt_format.split("-"))
+    is_zero_shot = prompt_format == ZERO_SHOT
+    question, answer = (
+        _zero_shot_texts(problem) if is_zero_shot else _converter_texts(problem, *prompt_format.split("-"))
+    )
     row = {"id": problem.pid}
     if problem.image is not None:
         row["image"] = problem.image
-        asked = f"{IMAGE_MARKER}\n{asked}" if prompt_format == ZERO_SHOT else f"{asked}\n{IMAGE_MARKER}"
-    return row | {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": told}]}
+        question = f"{IMAGE_MARKER}\n{question}" if is_zero_shot else f"{question}\n{IMAGE_MARKER}"
+    return row | {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
 
 
 def instruction(row: dict) -> dict:
     """What `conversation` makes, as a line of the converter's JSON Lines has it."""
-    asked, told = (turn["value"] for turn in row["conversations"])
-    return {key: row[key] for key in ("id", "image") if key in row} | {"instruction": asked, "output": told}
+    question, answer = (turn["value"] for turn in row["conversations"])
+    return {key: row[key] for key in ("id", "image") if key in row} | {"instruction": question, "output": answer}
 
 
-def _converted(problem: Problem, asked_name: str, told_name: str) -> tuple[str, str]:
+def _converter_texts(problem: Problem, input_name: str, output_name: str) -> tuple[str, str]:
     parts = {
         "Q": problem.question,
         "C": problem.hint.strip() or "N/A",
@@ -227,27 +232,27 @@ def _converted(problem: Problem, asked_name: str, told_name: str) -> tuple[str, 
         "L": problem.lecture,
         "E": problem.solution,
     }
-    pieces = re.findall("[QCM]|[LE]+", asked_name)  # lecture and solution share a line
-    asked = "\n".join(LABELS.get(piece, "BECAUSE: ") + " ".join(parts[part] for part in piece) for piece in pieces)
+    pieces = re.findall("[QCM]|[LE]+", input_name)  # lecture and solution share a line
+    question = "\n".join(LABELS.get(piece, "BECAUSE: ") + " ".join(parts[part] for part in piece) for piece in pieces)
     letter = LETTERS[problem.answer]
-    if told_name == "LEPA":  # P: the answer is prompted for, after the reasoning
+    if output_name == "LEPA":  # P: the answer is prompted for, after the reasoning
         labelled = (("LECTURE", problem.lecture), ("SOLUTION", problem.solution))
-        told = "".join(f"{label}: {text}\n" for label, text in labelled if text.strip()) + f"###\nANSWER: {letter}."
+        answer = "".join(f"{label}: {text}\n" for label, text in labelled if text.strip()) + f"###\nANSWER: {letter}."
     else:
-        before, _, after = OUTPUTS[told_name].partition("A")
-        told = "Answer: " + "".join(f"{parts[part]} " for part in before) + f"The answer is {letter}."
-        told += " BECAUSE: " + " ".join(parts[part] for part in after) if after else ""
-    return _tidy(asked, "Question: "), _tidy(told, "Answer: ")
+        before_answer, _, after_answer = OUTPUTS[output_name].partition("A")
+        answer = "Answer: " + "".join(f"{parts[part]} " for part in before_answer) + f"The answer is {letter}."
+        answer += " BECAUSE: " + " ".join(parts[part] for part in after_answer) if after_answer else ""
+    return _clean(question, "Question: "), _clean(answer, "Answer: ")
 
 
-def _tidy(text: str, label: str) -> str:
+def _clean(text: str, label: str) -> str:
     text = text.replace("  ", " ").strip()
     if text.endswith("BECAUSE:"):
         text = text.replace("BECAUSE:", "").strip()
     return text.replace(label, "") if text.startswith(label) else text
 
 
-def _zero_shot(problem: Problem) -> tuple[str, str]:
+def _zero_shot_texts(problem: Problem) -> tuple[str, str]:
     lines = [f"Context: {problem.hint}"] if problem.hint else []
     lines.append(problem.question)
     lines += [f"{letter}. {choice}" for letter, choice in zip(LETTERS, problem.choices, strict=False)]

@@ -23,7 +23,7 @@ def is_tfds(folder: Path) -> bool:
 
 def open_tfds(folder: Path) -> "TfdsSource":
     """Raises ConfigError without the extra, DataError where the folder cannot be read."""
-    for name in _classes(folder / "features.json"):
+    for name in _class_names(folder / "features.json"):
         if not name.startswith("tensorflow_datasets."):  # TFDS imports whatever is named there
             raise DataError(
                 f"{folder}: features.json names {name!r}, which is not of TFDS. Only TFDS's own are opened."
@@ -62,7 +62,7 @@ class TfdsSource:
             raise DataError(f"{where}: cannot be read ({str(fault)[:120]}). Prepare the dataset again.") from None
         row = {"id": f"{Path(self.name).name}-{index}", "image": "image"}
         if "conversations" in record:
-            row["conversations"] = _plain(record["conversations"])
+            row["conversations"] = _to_python(record["conversations"])
             if isinstance(row["conversations"], dict):  # TFDS turns a list of dicts inside out
                 turns = zip(row["conversations"].get("from", ()), row["conversations"].get("value", ()), strict=False)
                 row["conversations"] = [{"from": role, "value": text} for role, text in turns]
@@ -77,7 +77,7 @@ class TfdsSource:
 
 
 def _caption(record: dict, where: str) -> str:
-    text = _plain(record.get("caption", record.get("captions")))
+    text = _to_python(record.get("caption", record.get("captions")))
     if isinstance(text, list) and text and isinstance(text[0], dict):
         text = text[0]
     text = text.get("text") if isinstance(text, dict) else text
@@ -87,27 +87,27 @@ def _caption(record: dict, where: str) -> str:
     return text.strip()
 
 
-def _plain(value):
+def _to_python(value):
     """numpy and bytes as Python's own lists and strings."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _to_python(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_python(item) for item in value]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _classes(file: Path) -> list[str]:
+def _class_names(file: Path) -> list[str]:
     """Every class that a features.json names."""
     try:
-        todo, found = [json.loads(file.read_text(encoding="utf-8"))], []
+        pending, names = [json.loads(file.read_text(encoding="utf-8"))], []
     except (OSError, ValueError):
         raise DataError(f"{file}: cannot be read. Prepare the dataset again.") from None
-    while todo:
-        value = todo.pop()
+    while pending:
+        value = pending.pop()
         if isinstance(value, dict):
             keys = ("pythonClassName", "python_class_name", "type")  # all that TFDS understands
-            found += [value[key] for key in keys if isinstance(value.get(key), str)]
-        todo += list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-    return found
+            names += [value[key] for key in keys if isinstance(value.get(key), str)]
+        pending += list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return names

@@ -25,7 +25,7 @@ def test_answers_are_graded_where_texts_can_be_compared(kind, reference, answer,
     assert is_right(kind, reference, answer) is expected
 
 
-def test_answers_as_lines():
+def test_format_answers_gives_three_lines_per_example():
     examples = [Example(name, (("human", "<image>\nwhat is it ?"), ("gpt", "red")), ()) for name in "ab"]
     lines = format_answers(examples, ["blue", "red", "more"])
     assert lines[:3] == ["  a: what is it ?", "    reference: red", "    answer:    blue"] and len(lines) == 6

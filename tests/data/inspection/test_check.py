@@ -45,7 +45,7 @@ def kinds(report) -> list[tuple[str, int]]:
     return [(f.kind, f.row) for f in report.findings]
 
 
-def test_every_planted_fault_is_found_and_nothing_else(tmp_path):
+def test_exactly_the_planted_faults_are_found(tmp_path):
     planted = plant(tmp_path)
     report = check(tmp_path)
     assert sorted((f.kind, f.id) for f in report.findings) == sorted(planted)
@@ -53,7 +53,7 @@ def test_every_planted_fault_is_found_and_nothing_else(tmp_path):
     assert all(f.message and f.kind in KINDS for f in report.findings)
 
 
-def test_findings_name_the_row_of_the_file_behind_broken_ones(tmp_path):
+def test_findings_keep_row_numbers_after_broken_rows(tmp_path):
     plant(tmp_path)
     lines = (tmp_path / "train.json").read_text().splitlines()
     for finding in check(tmp_path).findings:
@@ -63,10 +63,10 @@ def test_findings_name_the_row_of_the_file_behind_broken_ones(tmp_path):
             assert "unescaped" in lines[finding.row] and re.search(rf"row {finding.row}: .*line", finding.message)
 
 
-def test_without_a_tokenizer_only_lengths_are_left_out(tmp_path):
+def test_without_a_tokenizer_only_length_checks_are_skipped(tmp_path):
     planted = plant(tmp_path)
-    found = {(f.kind, f.id) for f in check(tmp_path, Limits()).findings}
-    assert {kind for kind, _ in planted - found} == {"overlong", "no supervised tokens", "too many images"}
+    reported = {(f.kind, f.id) for f in check(tmp_path, Limits()).findings}
+    assert {kind for kind, _ in planted - reported} == {"overlong", "no supervised tokens", "too many images"}
 
 
 GOOD = [row(str(i), None, f"what is {i} ?", "a number") for i in range(4)]
@@ -80,31 +80,31 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("name", BREAKS)
-def test_behind_broken_json_it_goes_on(tmp_path, name):
-    text, found, rows = BREAKS[name]
+def test_check_continues_after_broken_json(tmp_path, name):
+    text, expected, rows = BREAKS[name]
     report = check(write(tmp_path, text))
-    assert kinds(report) == found and report.rows == rows
+    assert kinds(report) == expected and report.rows == rows
 
 
-def test_the_images_of_a_row_with_broken_text_are_looked_at_too(tmp_path):
+def test_images_of_a_row_with_broken_text_are_checked(tmp_path):
     report = check(write(tmp_path, [row("1", "nowhere.jpg", "<image>what ?")]))
     assert kinds(report) == [("role order", 0), ("missing", 0)]
     report = check(write(tmp_path, [row("1", "nowhere.jpg", "<image>what ?", " ")]))
     assert kinds(report) == [("empty answer", 0), ("missing", 0)]
 
 
-def test_an_image_is_at_fault_in_every_row_that_names_it(tmp_path):
+def test_bad_image_is_reported_for_every_row_naming_it(tmp_path):
     report = check(write(tmp_path, [row(str(i), "nowhere.jpg", "<image>what ?", str(i)) for i in range(3)]))
     assert kinds(report) == [("missing", 0), ("missing", 1), ("missing", 2)]
 
 
-def test_what_the_template_cannot_take_is_unusable(tmp_path):
+def test_row_that_the_template_rejects_is_unusable(tmp_path):
     limits = Limits(partial(LIMITS.encode, template="plain"), 200)
     report = check(write(tmp_path, [row("1", None, "a", "b", "c", "d")]), limits)
     assert kinds(report) == [("unusable", 0)]
 
 
-def test_duplicates_are_found_by_bytes_and_said_once(tmp_path):
+def test_duplicates_are_found_by_bytes_and_reported_once(tmp_path):
     write(tmp_path, [])
     for name in ("a", "b", "c"):
         (tmp_path / "images" / f"{name}.jpg").write_bytes(encoded(noise(20, 20), "JPEG"))
@@ -125,8 +125,8 @@ def test_a_report_counts_by_kind_and_part(tmp_path):
     report = check(tmp_path)
     assert report.errors + report.warnings == len(report.findings)
     assert report.errors == sum(f.kind in ERRORS for f in report.findings) > 0 < report.warnings
-    told = json.loads(report.to_json())
-    assert told["errors"] == report.errors and len(told["findings"]) == len(report.findings)
+    report_json = json.loads(report.to_json())
+    assert report_json["errors"] == report.errors and len(report_json["findings"]) == len(report.findings)
     heading, *lines = report.summary()
     assert sum(int(line[2]) for line in lines) == len(report.findings)
     assert ["damaged", "error", "3"] in lines and ["EXIF-rotated", "warning", "2"] in lines
@@ -139,7 +139,7 @@ def test_a_row_that_just_fits_is_not_overlong(tmp_path):
     assert kinds(check(tmp_path, Limits(LIMITS.encode, tokens - 1))) == [("overlong", 0)]
 
 
-def test_every_kind_of_data_error_is_one_that_reports_know():
+def test_reports_know_every_kind_of_data_error():
     kinds = set()
     for file in Path(llava_jax.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):

@@ -38,7 +38,7 @@ def zipped(folder: Path) -> Path:
     return folder / "images.zip"
 
 
-def test_faults_of_images_in_an_archive_are_those_of_a_folder(tmp_path):
+def test_archive_and_folder_give_the_same_image_faults(tmp_path):
     planted = plant(tmp_path)
     source = LlavaJson(tmp_path / "train.json", zipped(tmp_path), is_strict=False)
     # A name that leads out of an archive is one that it does not have.
@@ -60,22 +60,22 @@ def shards(tmp_path) -> Path:
     ]
     (tmp_path / "train.json").write_text(json.dumps(rows))
     source = open_source(tmp_path / "train.json", tmp_path / "images")
-    write_shards(source, tmp_path / "out", made_from=[], shard_rows=9, skip_bad=False, threads=1, say=lambda _: None)
+    write_shards(source, tmp_path / "out", made_from=[], shard_rows=9, skip_bad=False, threads=1, log=lambda _: None)
     return tmp_path / "out"
 
 
-def test_records_are_checked_and_a_picture_of_two_rows_is_no_duplicate(shards):
+def test_image_shared_by_two_records_is_no_duplicate(shards):
     source = open_source(shards)
     assert kinds(source) == []
     row = read_leniently(source, 0)
     assert list(row.images) == list(read_leniently(source, 2).images) != list(read_leniently(source, 1).images)
 
 
-def test_a_record_that_cannot_be_read_is_a_fault_of_its_row(shards):
+def test_unreadable_record_is_a_fault_of_its_row(shards):
     (file,) = shards.glob("*.array_record")
     data = bytearray(file.read_bytes())
-    at = data.index(encoded(noise(20, 20, 1), "PNG"))  # records are not compressed
-    data[at + 100] ^= 1
+    offset = data.index(encoded(noise(20, 20, 1), "PNG"))  # records are not compressed
+    data[offset + 100] ^= 1
     file.write_bytes(data)
     assert [(f.kind, f.row) for f in check(open_source(shards)).findings] == [("unusable", 1)]
 
@@ -88,40 +88,40 @@ BREAKS = {
 }
 
 
-@pytest.mark.parametrize("piece", [1, 7, 100, 10_000])
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 100, 10_000])
 @pytest.mark.parametrize("name", BREAKS)
-def test_the_search_goes_on_wherever_the_pieces_are_cut(tmp_path, monkeypatch, piece, name):
-    monkeypatch.setattr(json_index, "PIECE", piece)
-    monkeypatch.setattr(json_index, "MAX_ROW", 1000)
+def test_search_resumes_at_any_chunk_boundary(tmp_path, monkeypatch, chunk_bytes, name):
+    monkeypatch.setattr(json_index, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(json_index, "MAX_ROW_CHARS", 1000)
     rows = [{"id": f"{i}", "conversations": turns(f"what is {i} ?", "é漢🚌")} for i in range(20)]
     text = json.dumps(rows, ensure_ascii=False)
     old, new = BREAKS[name]
     assert text.count(old) == 1
     (tmp_path / "train.json").write_text(text.replace(old, new), encoding="utf-8")
     source = LlavaJson(tmp_path / "train.json", tmp_path, is_strict=False)
-    found = [read_leniently(source, i) for i in range(len(source))]
-    (broken,) = [i for i, row in enumerate(found) if row.faults]
-    assert found[broken].faults[0][0] == "broken JSON"
+    rows_read = [read_leniently(source, i) for i in range(len(source))]
+    (broken,) = [i for i, row in enumerate(rows_read) if row.faults]
+    assert rows_read[broken].faults[0][0] == "broken JSON"
     lost = {"quotes": ["3"], "cut off": ["6"]}.get(name, [])
-    assert [row.id for row in found if not row.faults] == [f"{i}" for i in range(20) if f"{i}" not in lost]
+    assert [row.id for row in rows_read if not row.faults] == [f"{i}" for i in range(20) if f"{i}" not in lost]
 
 
-def test_what_is_no_text_is_said_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_index, "PIECE", 17)
+def test_file_that_is_not_utf8_raises_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_index, "CHUNK_BYTES", 17)
     rows = [{"id": f"{i}", "conversations": turns("what ?", "e" if i else "é")} for i in range(3)]
     (tmp_path / "train.json").write_bytes(json.dumps(rows, ensure_ascii=False).encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8"):
         LlavaJson(tmp_path / "train.json", tmp_path, is_strict=False)
 
 
-def test_a_search_for_faults_keeps_no_index_and_may_use_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_index, "KEPT_FROM", 0)
+def test_lenient_opening_stores_no_index_but_uses_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_index, "MIN_BYTES_KEPT", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rows = [{"id": f"{i}", "conversations": turns("what ?", "x") if i else []} for i in range(3)]
     path = tmp_path / "train.json"
     path.write_text(json.dumps(rows))
-    loose = LlavaJson(path, tmp_path, is_strict=False)
-    assert [bool(read_leniently(loose, i).faults) for i in range(3)] == [True, False, False]
+    lenient = LlavaJson(path, tmp_path, is_strict=False)
+    assert [bool(read_leniently(lenient, i).faults) for i in range(3)] == [True, False, False]
     assert [file.name for file in tmp_path.iterdir()] == ["train.json"]
     path.write_text(json.dumps(rows[1:]))
     LlavaJson(path, tmp_path)

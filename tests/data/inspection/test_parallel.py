@@ -26,13 +26,13 @@ def test_results_come_in_the_order_of_the_rows(workers):
     assert (os.getpid() in {pid for _, pid in results}) == (workers == 0)
 
 
-def test_what_work_raises_arrives_as_it_is():
+def test_worker_exception_reaches_the_caller_unchanged():
     with pytest.raises(DataError, match="row 40") as caught:
         list(map_rows(partial(squares, fail_at=40), 3 * CHUNK, 2))
     assert caught.value.kind == "missing"
 
 
-def test_a_killed_worker_is_said():
+def test_killed_worker_is_reported():
     with pytest.raises(UserError, match="a worker process was killed"):
         list(map_rows(partial(squares, die_at=40), 30 * CHUNK, 2))
 

@@ -36,7 +36,7 @@ def stats() -> Stats:
     return Stats.of(rows, length=100, max_images=2)
 
 
-def test_the_numbers_of_a_small_set():
+def test_statistics_of_a_small_data_set():
     padded, packed = stats().fullness()
     assert padded == pytest.approx((50 + 100 + 25) / 3) and packed == pytest.approx(100 * 175 / 200)
     text = "\n".join(stats().lines())
@@ -48,7 +48,7 @@ def test_the_numbers_of_a_small_set():
         Stats.of([None], 100, 1)
 
 
-def test_the_page_has_the_table_and_the_plots_and_is_the_same_twice():
+def test_page_has_table_and_plots_and_is_deterministic():
     page = stats_page("<b>x</b>", stats())
     assert page == stats_page("<b>x</b>", stats())
     assert "<b>" not in page and page.count("<svg") == 4 and "58.3% full" in page

@@ -22,9 +22,9 @@ TEXT = (("human", "Hi"), ("gpt", "Hello"))
 
 
 def png(i: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)).save(out, "PNG")
-    return out.getvalue()
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def examples(folder: Path) -> list[Example]:
@@ -36,29 +36,29 @@ def examples(folder: Path) -> list[Example]:
 @pytest.fixture
 def built(tmp_path) -> Path:
     write_shards(
-        examples(tmp_path), tmp_path / "out", made_from={}, shard_rows=4, skip_bad=False, threads=2, say=lambda _: None
+        examples(tmp_path), tmp_path / "out", made_from={}, shard_rows=4, skip_bad=False, threads=2, log=lambda _: None
     )
     return tmp_path / "out"
 
 
-def test_records_hold_everything_and_images_byte_for_byte(tmp_path):
+def test_records_round_trip_with_images_byte_for_byte(tmp_path):
     for example in examples(tmp_path):
-        again = decode_record(encode_record(example), "here")
-        assert (again.id, again.turns, again.kind) == (example.id, example.turns, example.kind)
+        decoded = decode_record(encode_record(example), "here")
+        assert (decoded.id, decoded.turns, decoded.kind) == (example.id, example.turns, example.kind)
         data = tuple(image.read_bytes() if isinstance(image, Path) else image for image in example.images)
-        assert again.images == data
+        assert decoded.images == data
 
 
-def test_pixels_become_png():
+def test_pil_images_are_stored_as_png():
     image = Image.open(io.BytesIO(png(3)), formats=("PNG",))
-    again = decode_record(encode_record(Example("1", TURNS, (image,))), "here")
-    assert load_image(again.images[0], "x").tobytes() == image.tobytes()
+    decoded = decode_record(encode_record(Example("1", TURNS, (image,))), "here")
+    assert load_image(decoded.images[0], "x").tobytes() == image.tobytes()
 
 
-def test_every_flipped_bit_of_a_record_is_found():
+def test_every_flipped_bit_of_a_record_is_detected():
     record = encode_record(Example("1", TURNS, (png(1),)))
-    for at in range(0, len(record), 7):
-        broken = record[:at] + bytes([record[at] ^ 4]) + record[at + 1 :]
+    for offset in range(0, len(record), 7):
+        broken = record[:offset] + bytes([record[offset] ^ 4]) + record[offset + 1 :]
         with pytest.raises(DataError, match="^here: its hash is not that of its content"):
             decode_record(broken, "here")
     with pytest.raises(DataError, match="its hash"):
@@ -90,7 +90,7 @@ HEAD = {
         {"sizes": None},
     ],
 )
-def test_a_record_that_was_written_by_somebody_else_is_refused(change):
+def test_record_with_foreign_content_is_refused(change):
     head = json.dumps(HEAD).encode()
     assert decode_record(signed(len(head).to_bytes(4, "little") + head + b"abc"), "here").images == (b"abc",)
     head = json.dumps(HEAD | change).encode()
@@ -101,18 +101,18 @@ def test_a_record_that_was_written_by_somebody_else_is_refused(change):
             decode_record(signed(body), "here")
 
 
-def test_a_folder_of_shards_is_the_source_it_was_made_of(built, tmp_path):
-    source, before = ArrayRecordSource(built), examples(tmp_path)
+def test_shards_equal_the_source_they_were_built_from(built, tmp_path):
+    source, originals = ArrayRecordSource(built), examples(tmp_path)
     assert len(source) == 9
-    for again in (source, pickle.loads(pickle.dumps(source))):
-        assert [again[i].id for i in (8, 3, 4, 0, -1)] == [before[i].id for i in (8, 3, 4, 0, -1)]
+    for copy in (source, pickle.loads(pickle.dumps(source))):
+        assert [copy[i].id for i in (8, 3, 4, 0, -1)] == [originals[i].id for i in (8, 3, 4, 0, -1)]
     assert source[7].images[1] == png(8) and source[7].kind == "detail"
-    assert source.id_hashes().tolist() == [id_hash(example.id) for example in before]
+    assert source.id_hashes().tolist() == [id_hash(example.id) for example in originals]
     with pytest.raises(IndexError):
         source[9]
 
 
-def test_without_a_manifest_there_is_no_source(built):
+def test_folder_without_a_manifest_is_refused(built):
     (built / "manifest.json").rename(built / "gone")
     with pytest.raises(DataError, match="out: no manifest.json: its build did not end"):
         ArrayRecordSource(built)
@@ -129,14 +129,14 @@ def test_without_a_manifest_there_is_no_source(built):
         (lambda m: [], "cannot be read"),
     ],
 )
-def test_a_manifest_is_not_trusted(built, change, message):
+def test_invalid_manifest_is_refused(built, change, message):
     file = built / "manifest.json"
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
     with pytest.raises(DataError, match="manifest.json: .*" + message):
         ArrayRecordSource(built)
 
 
-def test_missing_and_cut_shards_are_named_when_opened(built):
+def test_missing_and_truncated_shards_are_reported_at_opening(built):
     shard = built / "shard-00001-of-00003.array_record"
     data = shard.read_bytes()
     shard.write_bytes(data[:-1])
@@ -147,7 +147,7 @@ def test_missing_and_cut_shards_are_named_when_opened(built):
         ArrayRecordSource(built)
 
 
-def test_damage_is_named_where_it_is_read_and_only_there(built):
+def test_damaged_record_raises_only_when_it_is_read(built):
     shard = built / "shard-00001-of-00003.array_record"
     data = bytearray(shard.read_bytes())
     data[data.index(png(5)) + 10] ^= 1
@@ -162,7 +162,7 @@ def test_damage_is_named_where_it_is_read_and_only_there(built):
         ArrayRecordSource(built)[4]
 
 
-def test_ids_that_are_not_those_of_the_manifest_are_refused(built):
+def test_ids_that_differ_from_the_manifest_are_refused(built):
     source = ArrayRecordSource(built)
     np.save(built / "ids.npy", source.id_hashes() + 1)
     with pytest.raises(DataError, match="ids.npy: missing or damaged"):

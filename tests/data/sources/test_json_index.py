@@ -15,13 +15,13 @@ from llava_jax.errors import DataError
 
 
 def row(i, text="What is it?") -> dict:
-    talk = [{"from": "human", "value": text}, {"from": "gpt", "value": "é漢🚌"}]
-    return {"id": f"№{i}", "conversations": talk}
+    turns = [{"from": "human", "value": text}, {"from": "gpt", "value": "é漢🚌"}]
+    return {"id": f"№{i}", "conversations": turns}
 
 
 @pytest.fixture
 def path(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_index, "KEPT_FROM", 0)
+    monkeypatch.setattr(json_index, "MIN_BYTES_KEPT", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "data" / "train.json"
     path.parent.mkdir()
@@ -29,7 +29,7 @@ def path(tmp_path, monkeypatch):
     return path
 
 
-def kept(path):
+def index_file(path):
     return path.with_name("train.json.index.npz")
 
 
@@ -41,10 +41,10 @@ def scans(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("piece", [1, 2, 3, 7, 50, 1000])
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 7, 50, 1000])
 @pytest.mark.parametrize("layout", [dict(), dict(indent=3), dict(ensure_ascii=False), dict(separators=(",", ":"))])
-def test_rows_are_found_wherever_the_pieces_are_cut(tmp_path, monkeypatch, piece, layout):
-    monkeypatch.setattr(json_index, "PIECE", piece)
+def test_rows_are_found_at_any_chunk_boundary(tmp_path, monkeypatch, chunk_bytes, layout):
+    monkeypatch.setattr(json_index, "CHUNK_BYTES", chunk_bytes)
     rows = [row(i, '"]},[' + "\\" * i) for i in range(9)]
     path = tmp_path / "train.json"
     path.write_text("\ufeff \n" + json.dumps(rows, **({"ensure_ascii": False} | layout)) + "\n\n", encoding="utf-8")
@@ -54,56 +54,58 @@ def test_rows_are_found_wherever_the_pieces_are_cut(tmp_path, monkeypatch, piece
     assert index[:, 2].tolist() == [id_hash(r["id"]) for r in rows]
 
 
-@pytest.mark.parametrize("piece", [1, 5, 64, 10_000])
-def test_the_place_of_a_fault_does_not_depend_on_the_pieces(tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(json_index, "PIECE", piece)
+@pytest.mark.parametrize("chunk_bytes", [1, 5, 64, 10_000])
+def test_error_position_does_not_depend_on_chunk_size(tmp_path, monkeypatch, chunk_bytes):
+    monkeypatch.setattr(json_index, "CHUNK_BYTES", chunk_bytes)
     path = tmp_path / "train.json"
     text = json.dumps([row(0), row(1), row(2)], indent=1, ensure_ascii=False)
-    for at, fault in ((text.index("№2") + 3, "~"), (text.index('"№1'), "]")):
-        broken = text[:at] + fault + text[at:]
+    for offset, fault in ((text.index("№2") + 3, "~"), (text.index('"№1'), "]")):
+        broken = text[:offset] + fault + text[offset:]
         path.write_text(broken, encoding="utf-8")
-        with pytest.raises(json.JSONDecodeError) as whole:
+        with pytest.raises(json.JSONDecodeError) as expected:
             json.loads(broken)
-        place = f"line {whole.value.lineno} column {whole.value.colno}: {whole.value.msg}"
-        with pytest.raises(DataError, match=r"row \d: broken JSON at " + place):
+        position = f"line {expected.value.lineno} column {expected.value.colno}: {expected.value.msg}"
+        with pytest.raises(DataError, match=r"row \d: broken JSON at " + position):
             open_index(path)
     path.write_bytes(text.encode().replace("漢".encode(), "漢".encode()[:2]))
-    with pytest.raises(UnicodeDecodeError) as whole:
+    with pytest.raises(UnicodeDecodeError) as expected:
         path.read_bytes().decode()
-    with pytest.raises(DataError, match=f"not UTF-8 text .byte {whole.value.start}.. Save"):
+    with pytest.raises(DataError, match=f"not UTF-8 text .byte {expected.value.start}.. Save"):
         open_index(path)
 
 
-def test_a_row_without_an_end_is_not_read_to_the_end_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_index, "PIECE", 100)
-    monkeypatch.setattr(json_index, "MAX_ROW", 1000)
+def test_unterminated_row_is_read_up_to_the_limit_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_index, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(json_index, "MAX_ROW_CHARS", 1000)
     path = tmp_path / "train.json"
     path.write_text('[{"id": "' + "x" * 100_000)
-    read = []
-    more = json_index._Text.more
-    monkeypatch.setattr(json_index._Text, "more", lambda self: read.append(len(self.text)) or more(self))
+    lengths = []
+    read_more = json_index._TextReader.read_more
+    monkeypatch.setattr(
+        json_index._TextReader, "read_more", lambda self: lengths.append(len(self.text)) or read_more(self)
+    )
     with pytest.raises(DataError, match="row 0: broken JSON at line 1 column 9: Unterminated string.*beyond"):
         open_index(path)
-    assert max(read) <= 1100
+    assert max(lengths) <= 1100
 
 
 def test_the_second_opening_parses_nothing(path, scans):
     first, _ = open_index(path)
     second, _ = open_index(path)
-    assert len(scans) == 1 and kept(path).exists()
+    assert len(scans) == 1 and index_file(path).exists()
     assert np.array_equal(first, second)
     assert [p.name for p in path.parent.iterdir() if "partial" in p.name] == []
 
 
-def test_a_small_file_keeps_no_index(path, scans, monkeypatch):
-    monkeypatch.setattr(json_index, "KEPT_FROM", path.stat().st_size + 1)
+def test_small_file_stores_no_index(path, scans, monkeypatch):
+    monkeypatch.setattr(json_index, "MIN_BYTES_KEPT", path.stat().st_size + 1)
     open_index(path)
     open_index(path)
-    assert len(scans) == 2 and not kept(path).exists()
+    assert len(scans) == 2 and not index_file(path).exists()
 
 
-def test_where_the_folder_is_not_writable_it_is_kept_in_the_cache(path, scans, tmp_path):
-    kept(path).mkdir()  # root may write into any folder, but not replace a folder by a file
+def test_index_goes_to_the_cache_if_folder_is_read_only(path, scans, tmp_path):
+    index_file(path).mkdir()  # root may write into any folder, but not replace a folder by a file
     for _ in range(2):
         open_index(path)
     assert len(scans) == 1
@@ -116,14 +118,14 @@ def test_where_the_folder_is_not_writable_it_is_kept_in_the_cache(path, scans, t
     assert len(scans) == 2, "the index of another path was taken"
 
 
-def test_where_it_can_be_kept_nowhere_it_says_so_and_goes_on(path, scans, tmp_path, capsys):
-    kept(path).mkdir()
+def test_index_that_cannot_be_stored_is_only_a_warning(path, scans, tmp_path, capsys):
+    index_file(path).mkdir()
     (tmp_path / "cache").write_text("a file")
     assert len(open_index(path)[0]) == 40
     assert "train.json: its index cannot be kept" in capsys.readouterr().err
 
 
-def cut(data: bytes, index) -> bytes:
+def truncated(data: bytes, index) -> bytes:
     return data[: len(data) // 2]
 
 
@@ -132,10 +134,12 @@ def flipped(data: bytes, index) -> bytes:
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
-@pytest.mark.parametrize("damage", [cut, flipped, lambda *_: b"", lambda *_: b"not a zip", lambda *_: b"\x80\x04N."])
-def test_a_damaged_index_is_made_anew(path, scans, damage):
+@pytest.mark.parametrize(
+    "damage", [truncated, flipped, lambda *_: b"", lambda *_: b"not a zip", lambda *_: b"\x80\x04N."]
+)
+def test_damaged_index_is_rebuilt(path, scans, damage):
     good, _ = open_index(path)
-    kept(path).write_bytes(damage(kept(path).read_bytes(), good))
+    index_file(path).write_bytes(damage(index_file(path).read_bytes(), good))
     assert np.array_equal(open_index(path)[0], good)
     assert len(scans) == 2
     open_index(path)
@@ -144,14 +148,14 @@ def test_a_damaged_index_is_made_anew(path, scans, damage):
 
 def plant(path, change):
     """An index that is whole but wrong."""
-    with np.load(kept(path), allow_pickle=False) as old:
-        stamp, rows = old["stamp"].copy(), old["rows"].copy()
+    with np.load(index_file(path), allow_pickle=False) as archive:
+        stamp, rows = archive["stamp"].copy(), archive["rows"].copy()
     stamp, rows = change(stamp, rows)
-    with open(kept(path), "wb") as file:
+    with open(index_file(path), "wb") as file:
         np.savez(file, stamp=stamp, rows=rows)
 
 
-LIES = {
+WRONG_INDEXES = {
     "another version": lambda stamp, rows: (stamp + [1, 0, 0], rows),
     "another size": lambda stamp, rows: (stamp + [0, 1, 0], rows),
     "another time": lambda stamp, rows: (stamp + [0, 0, 1], rows),
@@ -166,10 +170,10 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_an_index_that_cannot_be_true_is_made_anew(path, scans, lie):
+@pytest.mark.parametrize("name", WRONG_INDEXES)
+def test_implausible_index_is_rebuilt(path, scans, name):
     good, _ = open_index(path)
-    plant(path, LIES[lie])
+    plant(path, WRONG_INDEXES[name])
     assert np.array_equal(open_index(path)[0], good)
     assert len(scans) == 2
 
@@ -186,7 +190,7 @@ def test_a_changed_file_is_indexed_again(path, scans):
     [lambda stamp, rows: (stamp, rows + [1, 0, 0]), lambda stamp, rows: (stamp, rows + [0, 0, 1]),
      lambda stamp, rows: (stamp, np.concatenate([rows[1:, :2], rows[1:, 2:] * 0 + 3], 1))],
 )  # fmt: skip
-def test_what_a_plausible_lie_leads_to_is_never_taken_for_a_row(path, change):
+def test_plausible_but_wrong_index_never_yields_a_row(path, change):
     open_index(path)
     plant(path, change)
     source = LlavaJson(path, path.parent)
@@ -206,10 +210,10 @@ def test_a_file_that_grows_while_it_is_read_is_refused(path, monkeypatch):
     monkeypatch.setattr(json_index, "_scan", slow)
     with pytest.raises(DataError, match="changed while it was read"):
         open_index(path)
-    assert not kept(path).exists()
+    assert not index_file(path).exists()
 
 
-def test_hashes_come_from_the_index_and_are_those_of_the_ids(path, monkeypatch):
+def test_id_hashes_come_from_the_index(path, monkeypatch):
     source = LlavaJson(path, path.parent)
     expected = [id_hash(f"№{i}") for i in range(40)]
     both = Concatenated([source, Subset(source, range(3))])
@@ -219,7 +223,7 @@ def test_hashes_come_from_the_index_and_are_those_of_the_ids(path, monkeypatch):
     assert np.array_equal(train_eval_split(source, 0.2, 3)[1].indices, slow.indices)
 
 
-def test_joined_sources_are_one_behind_the_other():
+def test_concatenated_sources_follow_one_another():
     joined = Concatenated(["ab", "", "cde"])
     assert [joined[i] for i in range(len(joined))] == list("abcde") and joined[-1] == "e"
     with pytest.raises(IndexError):

@@ -53,7 +53,7 @@ def test_a_row_becomes_an_example(folder):
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("ascii_only", [True, False])
-def test_rows_are_found_again_in_any_layout(folder, indent, bom, ascii_only):
+def test_rows_are_read_in_any_json_layout(folder, indent, bom, ascii_only):
     rows = [row(id=f"№{i} ]", conversations=turns(f'<image>\né{"漢" * i} 🚌 "}},{{', "]")) for i in range(9)]
     source = opened(folder, bom + json.dumps(rows, indent=indent, ensure_ascii=ascii_only).encode() + b"\n ")
     for i in (8, 0, 3, 7):
@@ -74,7 +74,7 @@ def test_with_one_image_the_marker_moves_to_the_front(folder, before, after):
     assert opened(folder, [row(conversations=turns(before, "Yes"))])[0].turns[0][1] == after
 
 
-def test_several_images_keep_their_places(folder):
+def test_several_image_markers_keep_their_positions(folder):
     text = "left <image> right <image>"
     for key in ("image", "images"):
         two = row(image=..., conversations=turns(text, "Yes")) | {key: ["a.jpg", "b/c.jpg"]}
@@ -83,7 +83,7 @@ def test_several_images_keep_their_places(folder):
         assert [path.name for path in example.images] == ["a.jpg", "c.jpg"]
 
 
-def test_what_the_original_tolerates(folder):
+def test_rows_that_the_original_tolerates_are_accepted(folder):
     leading_gpt = [{"from": "gpt", "value": "Welcome"}, *turns("<image>", "A bus")]
     assert opened(folder, [row(conversations=leading_gpt)])[0].turns == (("human", "<image>"), ("gpt", "A bus"))
     assert opened(folder, [row(id=17)])[0].id == "17"
@@ -142,7 +142,7 @@ ROW_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", ROW_FAULTS)
-def test_row_faults_name_file_row_and_key_before_the_first_step(folder, fault):
+def test_row_faults_are_reported_with_row_and_key_at_opening(folder, fault):
     bad, message = ROW_FAULTS[fault]
     with pytest.raises(DataError, match=message) as caught:
         opened(folder, [row(), row(), bad])
@@ -156,7 +156,7 @@ def test_missing_file_and_missing_folder_are_named(folder):
         LlavaJson(write(folder, [row()]), folder / "nowhere")
 
 
-def test_image_paths_stay_below_the_folder(folder):
+def test_image_paths_outside_the_folder_are_refused(folder):
     images, outside = folder / "images", folder / "outside"
     outside.mkdir()
     (outside / "secret.jpg").write_bytes(b"x")
@@ -175,7 +175,7 @@ def test_image_paths_stay_below_the_folder(folder):
         assert repr(name) in str(caught.value)
 
 
-def test_links_and_dots_within_the_folder_are_fine(folder):
+def test_links_and_dots_within_the_folder_are_accepted(folder):
     images = folder / "images"
     (images / "coco").mkdir()
     os.symlink(images / "coco", images / "train2017")
@@ -185,7 +185,7 @@ def test_links_and_dots_within_the_folder_are_fine(folder):
     assert {source[i].images for i in range(4)} == {((images / "coco" / "a.jpg").resolve(),)}
 
 
-def test_a_file_changed_during_the_run_is_noticed(folder):
+def test_file_changed_during_the_run_is_refused(folder):
     source = opened(folder, [row(), row(id="2")])
     os.utime(write(folder, [row(id="2"), row()]), ns=(0, 0))  # as long as before, and every row where one was
     with pytest.raises(DataError, match="train.json: changed or gone since it was opened"):
@@ -229,14 +229,14 @@ def test_split_is_complete_disjoint_in_order_and_near_the_fraction():
     assert ids_of(held_out) == [i for i in source.ids if i in set(ids_of(held_out))]
 
 
-def test_new_rows_and_another_order_move_nobody():
+def test_split_does_not_depend_on_other_rows_or_order():
     ids = [f"id-{i}" for i in range(1000)]
     _, before = train_eval_split(Ids(ids), 0.1, 0)
     _, after = train_eval_split(Ids([f"new-{i}" for i in range(500)] + ids[::-1]), 0.1, 0)
     assert set(ids_of(before)) == {i for i in ids_of(after) if i.startswith("id-")}
 
 
-def test_the_split_is_the_same_for_ever():
+def test_split_is_the_same_in_every_version():
     _, held_out = train_eval_split(Ids([str(i) for i in range(40)]), 0.1, 0)
     assert ids_of(held_out) == ["9", "39"]
 
@@ -255,7 +255,7 @@ def test_at_least_the_minimum_is_held_out():
     assert few < more
 
 
-def test_splits_that_cannot_be():
+def test_impossible_splits_are_refused():
     with pytest.raises(DataError, match="leaves nothing to train on"):
         train_eval_split(Ids(["a", "b"]), 0.0, 2)
     with pytest.raises(DataError, match="leaves nothing to train on"):

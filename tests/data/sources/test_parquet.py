@@ -15,8 +15,8 @@ from llava_jax.errors import ConfigError, DataError
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
-ONE = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "é"}]
-TWO = [{"from": "human", "value": "<image> <image>"}, {"from": "gpt", "value": "x"}]
+ONE_IMAGE = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "é"}]
+TWO_IMAGES = [{"from": "human", "value": "<image> <image>"}, {"from": "gpt", "value": "x"}]
 TEXT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 
 
@@ -27,10 +27,12 @@ def write(path: Path, group=2, **columns) -> Path:
 
 def rows(folder: Path, name="a.parquet", count=7) -> Path:
     images = [{"bytes": f"{name}{i}".encode(), "path": None} for i in range(count)]
-    return write(folder / name, id=[f"{name}{i}" for i in range(count)], image=images, conversations=[ONE] * count)
+    return write(
+        folder / name, id=[f"{name}{i}" for i in range(count)], image=images, conversations=[ONE_IMAGE] * count
+    )
 
 
-def test_rows_of_any_group_are_found(tmp_path):
+def test_rows_of_every_group_are_read(tmp_path):
     source = open_source(rows(tmp_path))
     assert isinstance(source, ParquetSource) and len(source) == 7
     for i in (6, 0, 3, 4, -1):
@@ -40,7 +42,7 @@ def test_rows_of_any_group_are_found(tmp_path):
         source[7]
 
 
-def test_a_folder_is_its_files_in_order_and_goes_to_other_processes(tmp_path):
+def test_folder_reads_its_files_in_order_and_can_be_pickled(tmp_path):
     rows(tmp_path, "b.parquet", 3)
     rows(tmp_path, "a.parquet", 4)
     source = open_source(tmp_path)
@@ -50,41 +52,43 @@ def test_a_folder_is_its_files_in_order_and_goes_to_other_processes(tmp_path):
     assert source.id_hashes().tolist() == [id_hash(name) for name in ids]
 
 
-def test_a_group_is_read_once_while_it_is_in_use_and_few_are_held(tmp_path, monkeypatch):
+def test_row_groups_are_cached_up_to_a_limit(tmp_path, monkeypatch):
     source, opened = ParquetSource(rows(tmp_path)), []
     monkeypatch.setattr(parquet_source, "_open", lambda file, o=parquet_source._open: opened.append(file) or o(file))
     for i in range(7):
         source[i]
-    assert len(opened) == 4 and len(source._held) == 2
+    assert len(opened) == 4 and len(source._cache) == 2
     source[6], source[4], source[0]
     assert len(opened) == 5
 
 
-def test_every_way_to_hold_an_image(tmp_path):
+def test_every_representation_of_an_image_is_read(tmp_path):
     (tmp_path / "c.png").write_bytes(b"C")
-    beside = ((tmp_path / "c.png").resolve(),)
-    ways = {
-        "bytes": (dict(image=[b"x"]), ONE, (b"x",)),
-        "struct": (dict(image=[{"bytes": b"x", "path": "a.png"}]), ONE, (b"x",)),
-        "struct with a path": (dict(image=[{"bytes": None, "path": "c.png"}]), ONE, beside),
-        "path": (dict(image=["c.png"]), ONE, beside),
-        "list of structs": (dict(images=[[{"bytes": b"x"}, {"bytes": b"y"}]]), TWO, (b"x", b"y")),
-        "list of bytes": (dict(images=[[b"x", b"y"]]), TWO, (b"x", b"y")),
+    image_file = ((tmp_path / "c.png").resolve(),)
+    cases = {
+        "bytes": (dict(image=[b"x"]), ONE_IMAGE, (b"x",)),
+        "struct": (dict(image=[{"bytes": b"x", "path": "a.png"}]), ONE_IMAGE, (b"x",)),
+        "struct with a path": (dict(image=[{"bytes": None, "path": "c.png"}]), ONE_IMAGE, image_file),
+        "path": (dict(image=["c.png"]), ONE_IMAGE, image_file),
+        "list of structs": (dict(images=[[{"bytes": b"x"}, {"bytes": b"y"}]]), TWO_IMAGES, (b"x", b"y")),
+        "list of bytes": (dict(images=[[b"x", b"y"]]), TWO_IMAGES, (b"x", b"y")),
         "null": (dict(image=pyarrow.array([None], pyarrow.binary())), TEXT, ()),
         "empty list": (dict(images=pyarrow.array([[]], pyarrow.list_(pyarrow.binary()))), TEXT, ()),
         "no column": (dict(), TEXT, ()),
     }
-    for name, (columns, talk, images) in ways.items():
-        source = ParquetSource(write(tmp_path / "x.parquet", id=["1"], conversations=[talk], **columns), tmp_path)
+    for name, (columns, turns, images) in cases.items():
+        source = ParquetSource(write(tmp_path / "x.parquet", id=["1"], conversations=[turns], **columns), tmp_path)
         assert source[0].images == images, name
 
 
 def test_faults_name_file_and_row(tmp_path):
     bad = [{"from": "human", "value": "<image>"}]
-    path = write(tmp_path / "x.parquet", id=["0", "1", "2"], image=[b"x"] * 3, conversations=[ONE, ONE, bad])
+    path = write(
+        tmp_path / "x.parquet", id=["0", "1", "2"], image=[b"x"] * 3, conversations=[ONE_IMAGE, ONE_IMAGE, bad]
+    )
     with pytest.raises(DataError, match=r"x.parquet: row 0 of group 1 \(id '2'\): conversations must alternate"):
         ParquetSource(path)[2]
-    path = write(tmp_path / "x.parquet", id=["0"], image=["../c.png"], conversations=[ONE])
+    path = write(tmp_path / "x.parquet", id=["0"], image=["../c.png"], conversations=[ONE_IMAGE])
     with pytest.raises(DataError, match="sample '0': image '../c.png' does not stay below"):
         ParquetSource(path, tmp_path)[0]
     with pytest.raises(DataError, match="sample '0': image '../c.png' is not inside. Name the folder"):
@@ -104,7 +108,7 @@ def test_faults_name_file_and_row(tmp_path):
         open_source(path)[0]
 
 
-def test_without_pyarrow_it_says_what_to_install(tmp_path, monkeypatch):
+def test_missing_pyarrow_names_the_extra(tmp_path, monkeypatch):
     path = rows(tmp_path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigError, match=r"pip install 'llava_jax\[parquet\]'"):

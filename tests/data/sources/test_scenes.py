@@ -12,24 +12,32 @@ from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.cli.train import read_config
 from llava_jax.config import model_config
 from llava_jax.config.architectures import VISION
-from llava_jax.data.sources import scene_world
-from llava_jax.data.sources import scenes as scene_source
+from llava_jax.data.sources import scene_world, scenes
 from llava_jax.data.sources.scenes import KINDS, QUESTION_KINDS, STUDY, SceneSource, exam
 from llava_jax.errors import ConfigError
 from llava_jax.text.encode import stop_ids, tokenize
 from llava_jax.train.dataset import open_stage
-from tests.data.sources.test_scene_world import Fact, as_told, content, from_boxes, is_true, kind_of, read, tells
+from tests.data.sources.test_scene_world import (
+    Fact,
+    content,
+    describes,
+    from_boxes,
+    in_text_order,
+    is_true,
+    kind_of,
+    read,
+)
 
 
 def source(kind: str, held_out: bool = False, seed: int = 0) -> SceneSource:
     return SceneSource(kind, seed, held_out, image_size=48)
 
 
-def is_said_truly(question: str, answer: str, facts: list[Fact]) -> bool:
+def is_answer_true(question: str, answer: str, facts: list[Fact]) -> bool:
     """Judges an answer of any kind, captions and descriptions included."""
     question = question.removeprefix("<image>\n").strip()
     kind = kind_of(question)
-    return tells(answer, as_told(answer, facts)) if kind is None else is_true(kind, question, answer, facts)
+    return describes(answer, in_text_order(answer, facts)) if kind is None else is_true(kind, question, answer, facts)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -57,16 +65,16 @@ def test_an_example_is_a_conversation_about_one_picture(kind):
 
 
 @pytest.mark.parametrize("kind", ["caption", "instruct"])
-def test_all_that_is_said_about_a_picture_is_true(kind):
+def test_every_answer_about_an_image_is_true(kind):
     large = SceneSource(kind, 0, False, image_size=240)
     for i in range(300):
         example = large[i]
         facts = read(example.images[0])
         for (_, question), (_, answer) in zip(example.turns[::2], example.turns[1::2], strict=True):
-            assert is_said_truly(question, answer, facts), (question, answer, facts)
+            assert is_answer_true(question, answer, facts), (question, answer, facts)
 
 
-def test_a_study_row_is_one_true_short_question_and_what_is_hard_is_asked_most():
+def test_study_rows_are_true_short_questions_weighted_by_difficulty():
     kinds = Counter()
     for i in range(600):
         facts = from_boxes(scene_world.draw_scene(0, i, False))
@@ -78,7 +86,7 @@ def test_a_study_row_is_one_true_short_question_and_what_is_hard_is_asked_most()
     assert kinds["position"] > 1.5 * kinds["size"], kinds
 
 
-def test_what_is_told_are_captions_short_questions_and_those_with_a_reason():
+def test_tell_mixes_captions_short_questions_and_reasoned_ones():
     kinds = Counter()
     for i in range(600):
         text, facts = source("tell")[i].turns[1][1], from_boxes(scene_world.draw_scene(0, i, False))
@@ -88,7 +96,7 @@ def test_what_is_told_are_captions_short_questions_and_those_with_a_reason():
             assert is_true(kind, question, answer, facts), (question, answer, facts)
         else:
             kind = "caption"
-            assert tells(text, as_told(text, facts)), text
+            assert describes(text, in_text_order(text, facts)), text
         kinds["short" if kind in STUDY else kind] += 1
     # of all scenes a quarter has one object, which lies to nothing else in any way
     shares = {"caption": 0.4, "short": 0.24, "relation": 0.36 * 0.75 / 2, "reasoning": 0.36 * (0.25 + 0.75 / 2)}
@@ -100,8 +108,8 @@ def test_what_is_told_are_captions_short_questions_and_those_with_a_reason():
 def test_instructions_are_mixed_as_in_llava_158k():
     n = 3000
     kinds = Counter(source("instruct")[i].kind for i in range(n))
-    assert scene_source.MIXTURE == (("conversation", 58), ("detail", 23), ("reasoning", 77))
-    expected = {kind: share / 158 for kind, share in scene_source.MIXTURE}
+    assert scenes.MIXTURE == (("conversation", 58), ("detail", 23), ("reasoning", 77))
+    expected = {kind: share / 158 for kind, share in scenes.MIXTURE}
     assert set(kinds) == set(expected)
     for kind, share in expected.items():
         assert abs(kinds[kind] / n - share) < 0.03, (kind, kinds[kind] / n, share)
@@ -115,7 +123,7 @@ def test_an_unknown_kind_of_text_is_refused():
 # ------------------------------------------------------------------------------------------------ the exam
 
 
-def test_an_exam_has_equally_many_questions_of_each_kind_and_all_answers_are_true():
+def test_exam_is_balanced_over_kinds_and_its_answers_are_true():
     questions = exam(seed=0, image_size=240, per_kind=12)
     assert Counter(e.kind for e in questions) == dict.fromkeys(QUESTION_KINDS, 12)
     assert len({e.id for e in questions}) == len(questions)
@@ -127,20 +135,20 @@ def test_an_exam_has_equally_many_questions_of_each_kind_and_all_answers_are_tru
         assert is_true(e.kind, question, answer, read(e.images[0])), (question, answer)
 
 
-def test_an_exam_is_about_held_out_scenes_only():
+def test_exam_uses_held_out_scenes_only():
     train = {content(scene_world.draw_scene(0, i, False)) for i in range(5000)}
     for e in exam(seed=0, image_size=240, per_kind=12):
-        shown = [scene_world.Object(f.size, f.color, f.shape, f.cell, 0.0, 0.0) for f in read(e.images[0])]
-        scene = scene_world.Scene(tuple(shown), background=0)
+        objects = [scene_world.Object(f.size, f.color, f.shape, f.cell, 0.0, 0.0) for f in read(e.images[0])]
+        scene = scene_world.Scene(tuple(objects), background=0)
         assert scene.held_out and content(scene) not in train
 
 
-def test_an_exam_is_the_same_every_time():
-    one, two = exam(5, 48, 3), exam(5, 48, 3)
-    assert [(e.id, e.turns, e.images[0].tobytes()) for e in one] == [
-        (e.id, e.turns, e.images[0].tobytes()) for e in two
+def test_exam_is_deterministic():
+    first, second = exam(5, 48, 3), exam(5, 48, 3)
+    assert [(e.id, e.turns, e.images[0].tobytes()) for e in first] == [
+        (e.id, e.turns, e.images[0].tobytes()) for e in second
     ]
-    assert [e.turns for e in exam(6, 48, 3)] != [e.turns for e in one]
+    assert [e.turns for e in exam(6, 48, 3)] != [e.turns for e in first]
     assert exam(5, 48, 0) == []
 
 
@@ -180,7 +188,7 @@ def test_every_row_fits_its_length(config, name, tokenizer):
 
 
 @pytest.mark.parametrize("config, name", stages())
-def test_exam_answers_can_be_said_in_max_new_tokens(config, name, tokenizer):
+def test_exam_answers_fit_max_new_tokens(config, name, tokenizer):
     stage = config.stages[name]
     longest = 0
     for i in range(300):
@@ -191,15 +199,15 @@ def test_exam_answers_can_be_said_in_max_new_tokens(config, name, tokenizer):
 
 def test_the_tiny_tokenizer_knows_every_word(tokenizer):
     """A word of a scene is few tokens, none of them unknown, and comes back as it was."""
-    said = (text for kind in KINDS for i in range(300) for _, text in source(kind)[i].turns)
-    words = {word for text in said for word in text.removeprefix("<image>\n").split()}
-    for word in words:
+    texts = (text for kind in KINDS for i in range(300) for _, text in source(kind)[i].turns)
+    vocabulary = {word for text in texts for word in text.removeprefix("<image>\n").split()}
+    for word in vocabulary:
         ids = tokenizer.encode(" " + word)
         assert tokenizer.decode(ids).strip() == word and len(ids) <= 3, (word, ids)
         assert tokenizer.unk_id not in ids
 
 
-def test_the_pictures_of_a_row_are_the_scene_s_pixels(tokenizer):
+def test_images_of_a_row_equal_the_rendered_scene(tokenizer):
     config = read_config(["main", "--config=configs/quickstart.py"])[0]
     vision = VISION["tiny"]
     data = open_stage("stage1", config.stages["stage1"], config.seed, tokenizer, vision)

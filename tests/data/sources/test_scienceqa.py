@@ -30,21 +30,21 @@ def turns(**changes) -> list[str]:
     return [turn["value"] for turn in conversation(parse_problem("1", PROBLEM | changes, "x"))["conversations"]]
 
 
-def test_a_problem_reads_as_the_originals_converter_writes_it():
-    asked, told = turns()
-    assert asked == (
+def test_problem_text_equals_the_original_converters_output():
+    question, answer = turns()
+    assert question == (
         "Which of these states is farthest north?\nContext: N/A\n"
         "Options: (A) West Virginia (B) Louisiana (C) Arizona (D) Oklahoma\n<image>"
     )
-    assert told == "Maps have four cardinal directions.\nNorth is up. Look at the compass rose. The answer is A."
+    assert answer == "Maps have four cardinal directions.\nNorth is up. Look at the compass rose. The answer is A."
     row = conversation(parse_problem("17", PROBLEM, "x"))
     assert (row["id"], row["image"]) == ("17", "train/17/image.png")
 
 
-def test_habits_of_the_converter_are_kept():
-    asked, told = turns(image=None, hint=" Look:  here ", question="Question: what   is it?", answer=3)
-    assert asked.startswith("what  is it?\nContext: Look: here\nOptions: (A)") and "<image>" not in asked
-    assert told.endswith("The answer is D.")
+def test_quirks_of_the_converter_are_kept():
+    question, answer = turns(image=None, hint=" Look:  here ", question="Question: what   is it?", answer=3)
+    assert question.startswith("what  is it?\nContext: Look: here\nOptions: (A)") and "<image>" not in question
+    assert answer.endswith("The answer is D.")
     assert turns(lecture="", solution="")[1] == " The answer is A."  # three spaces became two, the label took one
     assert turns(lecture="Answer: no.", solution="x")[1] == "no. x The answer is A."
     assert "image" not in conversation(parse_problem("1", PROBLEM | {"image": None}, "x"))
@@ -86,7 +86,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_problem_is_named(tmp_path, fault):
+def test_broken_problem_is_reported(tmp_path, fault):
     changes, message = FAULTS[fault]
     broken = PROBLEM | changes if isinstance(changes, dict) else changes
     source = ScienceQA(folder(tmp_path, {"1": PROBLEM, "2": broken}))
@@ -104,14 +104,14 @@ def test_the_two_files_must_agree(tmp_path):
         source[1]
 
 
-def test_no_image_leads_out_of_the_folder(tmp_path):
+def test_image_outside_the_folder_is_refused(tmp_path):
     source = ScienceQA(folder(tmp_path, {"1": PROBLEM | {"image": "../../../../secret.png"}}))
     with pytest.raises(DataError, match="problem 1: image .* does not stay below"):
         source[0]
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b'{"train": 3}', None])
-def test_files_that_are_not_scienceqas_are_refused(tmp_path, content):
+def test_invalid_scienceqa_files_are_refused(tmp_path, content):
     folder(tmp_path, {"1": PROBLEM})
     if content is None:
         (tmp_path / "pid_splits.json").unlink()
@@ -121,11 +121,12 @@ def test_files_that_are_not_scienceqas_are_refused(tmp_path, content):
         ScienceQA(tmp_path)
 
 
-def test_the_real_problems_all_read(real_data):
+def test_every_real_problem_is_read(real_data):
     source = ScienceQA(real_data / "scienceqa")
     examples = [source[i] for i in range(len(source))]
     assert len(examples) == 1593 and sum(len(e.images) for e in examples) == 791
     assert sum(e.images[0].is_file() for e in examples if e.images) == 79
     for example in examples:
-        (_, asked), (_, told) = example.turns
-        assert "\nContext: " in asked and "\nOptions: (A) " in asked and told[:-1].endswith("The answer is " + told[-2])
+        (_, question), (_, answer) = example.turns
+        assert "\nContext: " in question and "\nOptions: (A) " in question
+        assert answer[:-1].endswith("The answer is " + answer[-2])

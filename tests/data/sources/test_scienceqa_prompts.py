@@ -46,13 +46,13 @@ FULL_OUTPUTS = {
     "ELA": "Find the rose. Maps have directions.\nNorth is up. The answer is B.",
     "LEPA": "LECTURE: Maps have directions.\nNorth is up.\nSOLUTION: Find the rose.\n###\nANSWER: B.",
 }
-BARE_ASKED = "What is it?\nContext: N/A\nOptions: (A) a cat (B) a dog (C) a fox"
+BARE_QUESTION = "What is it?\nContext: N/A\nOptions: (A) a cat (B) a dog (C) a fox"
 BARE_INPUTS = {  # an empty label goes where it ends the text, and only there
-    "QCM": BARE_ASKED,
+    "QCM": BARE_QUESTION,
     "CQM": "Context: N/A\nQuestion: What is it?\nOptions: (A) a cat (B) a dog (C) a fox",
-    "QCML": BARE_ASKED,
-    "QCME": BARE_ASKED,
-    "QCMLE": BARE_ASKED,
+    "QCML": BARE_QUESTION,
+    "QCME": BARE_QUESTION,
+    "QCMLE": BARE_QUESTION,
     "QCLM": "What is it?\nContext: N/A\nBECAUSE: \nOptions: (A) a cat (B) a dog (C) a fox",
     "QCEM": "What is it?\nContext: N/A\nBECAUSE: \nOptions: (A) a cat (B) a dog (C) a fox",
     "QCLEM": "What is it?\nContext: N/A\nBECAUSE: \nOptions: (A) a cat (B) a dog (C) a fox",
@@ -73,23 +73,23 @@ def texts(problem: dict, prompt_format: str) -> list[str]:
 
 @pytest.mark.parametrize("name", [name for name in formats() if name != ZERO_SHOT])
 def test_every_format_of_the_converter(name):
-    asked, told = name.split("-")
-    assert texts(FULL, name) == [FULL_INPUTS[asked] + "\n<image>", FULL_OUTPUTS[told]]
-    assert texts(BARE, name) == [BARE_INPUTS[asked], BARE_OUTPUTS[told]]
+    input_name, output_name = name.split("-")
+    assert texts(FULL, name) == [FULL_INPUTS[input_name] + "\n<image>", FULL_OUTPUTS[output_name]]
+    assert texts(BARE, name) == [BARE_INPUTS[input_name], BARE_OUTPUTS[output_name]]
 
 
-def test_there_are_no_other_formats_than_those():
+def test_every_format_is_covered_here():
     assert len(formats()) == len(set(formats())) == len(FULL_INPUTS) * len(FULL_OUTPUTS) + 1
 
 
-def test_the_layout_of_v1_5():
+def test_zero_shot_layout_of_v1_5():
     assert texts(FULL | {"hint": "Look."}, ZERO_SHOT) == [
         "<image>\nContext: Look.\nWhich is  farthest north?\nA. Iowa\nB. Ohio", "B",
     ]  # fmt: skip
     assert texts(BARE, ZERO_SHOT) == ["What is it?\nA. a cat\nB. a dog\nC. a fox", "A"]
 
 
-def test_labels_go_wherever_they_stand_but_only_of_a_text_that_begins_with_them():
+def test_leading_label_is_removed_everywhere_in_its_text():
     odd = FULL | {"question": "Question: what?", "lecture": "Answer: no."}
     assert texts(odd, "QCM-LEA")[0].startswith("what?\nContext")
     assert texts(odd, "CQM-LEA")[0].startswith("Context: Look at the map.\nQuestion: Question: what?")
@@ -97,14 +97,14 @@ def test_labels_go_wherever_they_stand_but_only_of_a_text_that_begins_with_them(
     assert texts(odd, "QCM-LEPA")[1].startswith("LECTURE: Answer: no.\n")
 
 
-def test_a_label_with_nothing_behind_it_takes_all_of_its_kind_along():
+def test_empty_trailing_because_removes_every_because_label():
     odd = BARE | {"question": "BECAUSE: what?", "hint": "  "}
     assert texts(odd, "CQM-A")[0].startswith("Context: N/A\nQuestion: BECAUSE: what?")
     assert texts(odd, "QCML-A")[0] == " what?\nContext: N/A\nOptions: (A) a cat (B) a dog (C) a fox"
 
 
 @pytest.mark.parametrize("name", ["QCM-AL", "CQM-AE"])
-def test_the_swapped_names_are_refused_with_both_ways_out(name):
+def test_swapped_format_names_are_refused_with_both_alternatives(name):
     with pytest.raises(ConfigError, match="AL tells the solution and its AE the lecture.*AL_original.*AE_original"):
         texts(FULL, name)
 
@@ -132,7 +132,7 @@ def test_a_config_chooses_split_and_format(tmp_path):
         open_source(tmp_path / "chat.json", tmp_path, split="test")
 
 
-def test_a_file_is_written_where_asked_for(tmp_path, capsys):
+def test_scienceqa_command_writes_a_training_json(tmp_path, capsys):
     folder(tmp_path, {"1": FULL, "2": PROBLEM}, {"train": ["2"], "val": [], "test": ["1"]})
     (tmp_path / "images").mkdir()
     out = tmp_path / "llava_test_QCM-LEPA.json"
@@ -143,7 +143,7 @@ def test_a_file_is_written_where_asked_for(tmp_path, capsys):
     assert main(command) == 2 and "exists already" in capsys.readouterr().err
 
 
-def test_half_a_character_is_said_and_nothing_written(tmp_path, capsys):
+def test_lone_surrogate_is_refused_and_nothing_written(tmp_path, capsys):
     folder(tmp_path, {"1": FULL | {"question": "half \ud83d"}}, {"test": ["1"]})
     assert main(["data", "scienceqa", str(tmp_path), str(tmp_path / "out.json"), "--split", "test"]) == 2
     assert "half a character (a lone surrogate) behind" in capsys.readouterr().err
