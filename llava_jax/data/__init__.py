@@ -1,1 +1,1 @@
-"""From examples to batches: rows, packing, mixtures, worker processes, resumable order. No jax."""
+"""From examples to batches: rows, packing, mixtures, worker processes, resumable order. Imports no jax."""

@@ -1,4 +1,4 @@
-"""One training or evaluation example, as every source yields it."""
+"""The training or evaluation example that every source yields."""
 
 import dataclasses
 import hashlib
@@ -11,8 +11,9 @@ from PIL import Image
 class Example:
     """A conversation about images.
 
-    `turns` are (role, text) with role "human" or "gpt"; the i-th `<image>` in human text is where `images[i]` goes: a
-    file, the bytes of one, or pixels. `kind` is the kind of question, for accuracy tables; most sources leave it empty.
+    `turns` are pairs (role, text) with role "human" or "gpt". The i-th `<image>` in human text is the position of
+    `images[i]`: a path, file contents or a PIL image. `kind` is the kind of question, for accuracy tables; most sources
+    leave it empty.
 
     >>> Example("7", (("human", "<image>\\nWhat is it?"), ("gpt", "A red bus.")), (Path("bus.jpg"),))
     """
@@ -24,5 +25,5 @@ class Example:
 
 
 def id_hash(example_id: str) -> int:
-    """The first 48 bits of the SHA-256 of an id."""
+    """Returns the first 48 bits of the SHA-256 of an id."""
     return int.from_bytes(hashlib.sha256(example_id.encode(errors="surrogatepass")).digest()[:6])

@@ -1,15 +1,15 @@
-"""Several sources mixed by weight: one endless source, each of whose positions is known without what came before.
+"""A mixture of several sources by weight: an endless source with random access to any position.
 
-What a source holds is not looked at: examples, indices of examples, packed rows of them. Here it is called an example.
+The items of a source may be examples, indices of examples or packed rows. They are all called examples here.
 
-Positions come in blocks of BLOCK. Every block takes the same number of examples from each source (its quota: the
-weight, rounded so that the quotas sum to BLOCK), in an order drawn from the seed and the number of the block. So which
-source a position has, and how many of that source's examples came before, is arithmetic. Every source has its own
-epochs, each in an order of its own, drawn from the seed and its name.
+Positions are grouped in blocks of BLOCK. Every block has the same number of examples of each source (its quota: the
+weight, rounded so that the quotas sum to BLOCK), in an order drawn from the seed and the block number. The source of a
+position, and how many of its examples came before, are therefore computed without history. Each source has its own
+epochs, each in another order, drawn from the seed and the source's name.
 
-A mixture may be changed where a run is continued: sources added or left out, weights changed. Kept is how many examples
-of each source were taken: the others go on where they were, a new source begins at its first epoch, and one that was
-left out and comes back goes on where it was left. Only the order in which the sources take turns is drawn anew.
+A resumed run may change the mixture: add or remove sources, or change weights. The number of examples consumed from
+each source is kept. A source that stays continues at its position, a new source starts at its first epoch, and a source
+that was removed and is added again continues where it stopped. Only the interleaving of the sources is drawn again.
 """
 
 import dataclasses
@@ -28,8 +28,11 @@ ENDLESS = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class MixtureComponent:
-    """`name` stands for the source in checkpoints and decides its order; `weight` is relative to the other parts'.
-    `contents` is a digest of what the source holds, where its length does not tell (packed rows)."""
+    """A source of a mixture.
+
+    name: identifies the source in checkpoints and seeds its order. weight: relative to the other sources. contents: a
+    digest of the items, where the length does not identify them (packed rows).
+    """
 
     name: str
     source: object
@@ -38,12 +41,11 @@ class MixtureComponent:
 
 
 class Mixture:
-    """Source whose example at a position is drawn from `parts` by weight; seed and names decide everything.
+    """A source that draws from `parts` by weight; only seed, names and weights decide the order, not that of `parts`.
 
-    - The order in which parts are given plays no role.
-    - `state()` is fit for JSON; `resumed` takes it up, for these parts or changed ones.
+    `state()` is JSON-serialisable; `resumed` restores it, for the same or changed parts.
 
-    Raises ConfigError for names that occur twice and for weights that are not positive or below 1/BLOCK of their sum.
+    Raises ConfigError for a name that occurs twice, and for a weight that is not positive or below 1/BLOCK of the sum.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Mixture:
     ):
         self.parts, self.seed, self.start = tuple(sorted(parts, key=lambda part: part.name)), seed, start
         self.quotas = _quotas(self.parts)
-        # All three also of parts that were left out. taken: examples before `start`.
+        # These include parts that were removed. consumed: examples of each part before `start`.
         self.consumed = {part.name: 0 for part in self.parts} | (consumed or {})
         self.lengths = (lengths or {}) | {part.name: len(part.source) for part in self.parts}
         self.contents = (contents or {}) | {part.name: part.contents for part in self.parts}
@@ -74,9 +76,12 @@ class Mixture:
         return self.parts[component].source[index]
 
     def locate(self, position: int) -> tuple[int, int]:
-        """(index of the part, index within its source). Raises IndexError before `start`: that was another mixture."""
+        """Returns (index of the part, index within its source).
+
+        Raises IndexError before `start`, where the mixture was another one.
+        """
         if not self.start <= position < ENDLESS:
-            raise IndexError(f"position {position}: this mixture has {self.start} to {ENDLESS}")
+            raise IndexError(f"position {position} is outside of this mixture, which has {self.start} to {ENDLESS}")
         block, slot = divmod(position - self.start, BLOCK)
         components, ranks = _block_order(self.seed, self.start, block, tuple(self.quotas.values()))
         component = int(components[slot])
@@ -85,28 +90,28 @@ class Mixture:
         return component, int(self._orders[component][rank])
 
     def state(self) -> dict:
-        """What `resumed` needs beside the position, the same from one change of the mixture to the next."""
+        """Returns what `resumed` needs besides the position; constant until the mixture is changed."""
         metadata = {"lengths": self.lengths, "contents": self.contents}
         return {"start": self.start, "quotas": self.quotas, "taken": self.consumed, **metadata}
 
     def resumed(self, state: dict, position: int) -> "Mixture":
-        """These parts, continued at `position` of the mixture whose `state()` is given.
+        """Returns the mixture of these parts that continues the mixture of `state` at `position`.
 
-        With the same parts and weights it is that mixture. Raises ConfigError where a source has another length or
-        other contents: what was taken from it would be unknown.
+        With the same parts and weights the order is unchanged. Raises ConfigError if a source has another length or
+        other contents, because its consumed examples would be unknown.
         """
         for part in self.parts:
-            # A checkpoint from before rows of mixtures could be packed has no `contents`.
+            # Checkpoints from before mixtures could be packed have no `contents`.
             if state.get("contents", {}).get(part.name, part.contents) != part.contents:
                 raise ConfigError(
-                    f"cannot continue in the data: {part.name} is packed otherwise than before. Restore data.packing, "
+                    f"cannot resume the data: {part.name} is packed differently than before. Restore data.packing, "
                     "length, max_images, the template, the tokenizer and the texts, or start a new run."
                 )
             old_length = state["lengths"].get(part.name, len(part.source))
             if old_length != len(part.source):
                 raise ConfigError(
-                    f"cannot continue in the data: {part.name} had {old_length} examples, has {len(part.source)}. "
-                    "Restore it, or give the new data another path: then it begins anew."
+                    f"cannot resume the data: {part.name} had {old_length} examples, now it has {len(part.source)}. "
+                    "Restore it, or give the new data another path; it then starts at its first epoch."
                 )
         start, consumed, metadata = state["start"], state["taken"], (state["lengths"], state.get("contents", {}))
         if state["quotas"] == self.quotas:
@@ -121,11 +126,11 @@ class Mixture:
 
 
 def _quotas(parts: Sequence[MixtureComponent]) -> dict[str, int]:
-    """Positions of each part in a block, by largest remainder."""
+    """Returns the number of positions of each part in a block, by the largest remainder method."""
     names, weights = [part.name for part in parts], np.array([part.weight for part in parts], np.float64)
     duplicates = {name for name in names if names.count(name) > 1}
     if not parts or duplicates:
-        raise ConfigError(f"a mixture needs sources, each once; {', '.join(sorted(duplicates)) or 'none'} given twice")
+        raise ConfigError(f"a mixture needs sources, each once; duplicates: {', '.join(sorted(duplicates)) or 'none'}")
     if not (np.isfinite(weights).all() and (weights > 0).all()):
         raise ConfigError(
             f"the weights of a mixture must be positive: {dict(zip(names, weights.tolist(), strict=True))}"
@@ -135,7 +140,7 @@ def _quotas(parts: Sequence[MixtureComponent]) -> dict[str, int]:
     quotas[np.argsort(quotas - shares, kind="stable")[: BLOCK - quotas.sum()]] += 1
     if not quotas.all():
         name = names[int(np.argmin(quotas))]
-        raise ConfigError(f"the weight of {name} is below 1/{BLOCK} of the sum; raise it or leave it out")
+        raise ConfigError(f"the weight of {name} is below 1/{BLOCK} of the sum; raise it or remove the source")
     return dict(zip(names, quotas.tolist(), strict=True))
 
 
@@ -145,8 +150,8 @@ def _combined_seed(*numbers: int) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _block_order(seed: int, start: int, block: int, quotas: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each position of a block: its part, and how many positions before it in the block have the same part."""
-    # Raw bits, sorted: numpy promises that they stay the same in later versions, of its shuffle it does not.
+    """Returns for each position of a block: its part, and the number of earlier positions of the same part in it."""
+    # Sorted raw bits, because numpy guarantees their stability between versions, but not that of its shuffle.
     order = np.argsort(np.random.Philox(np.random.SeedSequence((seed, start, block))).random_raw(BLOCK), kind="stable")
     components = np.repeat(np.arange(len(quotas)), quotas)[order]
     ranks = np.empty(BLOCK, np.int64)

@@ -1,10 +1,10 @@
-"""Which examples share a row, and which rows share a batch: pure functions of the examples' sizes.
+"""Packs examples into rows, and sorts rows into batches by length: pure functions of the examples' sizes.
 
-Sizes are known before training (text is tokenised once, no image is opened), so the rows of a run are known too: their
-number, and each by its index. Packing therefore costs none of what plain rows have: any row at once, a place in the run
-that is a number, the same batches for any number of processes and workers.
+Sizes are known before training (text is tokenised once, no image is opened), so the number of rows and the contents of
+each row are known too. Packed rows therefore keep random access, an integer as iterator state, and the same batches for
+any number of processes and workers.
 
-Legend: n examples; sizes int32[n, 2], tokens and images of each.
+Legend: n examples; sizes int32[n, 2], the number of tokens and images of each.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ import numpy as np
 
 from llava_jax.errors import ConfigError, DataError
 
-WINDOW = 1024  # examples that are packed among themselves
-BATCHES_PER_WINDOW = 32  # batches whose rows are sorted into buckets among themselves
+WINDOW = 1024  # examples that are packed together
+BATCHES_PER_WINDOW = 32  # batches that are sorted by bucket together
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedRows:
-    """The examples of each row: row i holds `members[starts[i] : starts[i + 1]]`, indices into the source."""
+    """The examples of each row: row i has `members[starts[i] : starts[i + 1]]`, indices into the source."""
 
     members: np.ndarray  # int64[n]
     starts: np.ndarray  # int64[rows + 1]
@@ -34,19 +34,19 @@ class PackedRows:
 
 
 def pack(sizes: np.ndarray, length: int, max_images: int, seed: int | None) -> PackedRows:
-    """Puts every example in exactly one row of `length` tokens and `max_images` images.
+    """Packs every example into exactly one row of up to `length` tokens and `max_images` images.
 
-    Examples are drawn in the order of `seed` (None: as they are), `WINDOW` at a time, the longest first, each into the
-    first row of its window that has room for its tokens and its images (first-fit decreasing). No example is split.
-    The rows are the same in every epoch, in another order each.
+    Examples are shuffled by `seed` (None: not shuffled) and packed in windows of `WINDOW`, longest first, each into the
+    first row of its window with room for its tokens and images (first-fit decreasing). No example is split. All epochs
+    have the same rows, each in another order.
 
         sizes [[7, 1], [4, 0], [3, 1]], length 10, max_images 1: rows [0], [1, 2]     (0 and 2 would be two images)
 
-    Raises ConfigError where an example is larger than a row.
+    Raises ConfigError for an example larger than a row.
     """
     if (sizes > (length, max_images)).any():
-        raise ConfigError(f"examples of up to {sizes.max(axis=0)} tokens, images do not go into {length}, {max_images}")
-    # RandomState, because numpy promises that its numbers never change; those of default_rng may, and rows with them.
+        raise ConfigError(f"examples of up to {sizes.max(axis=0)} tokens, images do not fit {length}, {max_images}")
+    # RandomState, because numpy guarantees that its numbers never change; those of default_rng may change.
     order = np.arange(len(sizes)) if seed is None else np.random.RandomState(seed % 2**32).permutation(len(sizes))
     rows: list[list[int]] = []
     for start in range(0, len(order), WINDOW):
@@ -68,16 +68,18 @@ def pack(sizes: np.ndarray, length: int, max_images: int, seed: int | None) -> P
 
 
 def efficiency(sizes: np.ndarray, packed: PackedRows, length: int) -> float:
-    """Share of the rows' tokens that are not padding."""
+    """Returns the share of the rows' tokens that are not padding."""
     return float(sizes[packed.members, 0].sum() / (len(packed) * length))
 
 
 def fill_unknown_sizes(sizes: np.ndarray) -> np.ndarray:
-    """Sizes with those of examples that cannot be read (0 tokens) taken from the next that can: the room that their
-    substitutes get. Raises DataError where there is none."""
+    """Gives unreadable examples (0 tokens) the size of the next readable one, as the limit of their substitutes.
+
+    Raises DataError if no example can be read.
+    """
     readable = np.flatnonzero(sizes[:, 0])
     if not len(readable):
-        raise DataError(f"not one of {len(sizes)} samples can be read")
+        raise DataError(f"none of {len(sizes)} samples can be read")
     unreadable = np.flatnonzero(sizes[:, 0] == 0)
     filled = sizes.copy()
     filled[unreadable] = sizes[readable[np.searchsorted(readable, unreadable) % len(readable)]]
@@ -85,29 +87,29 @@ def fill_unknown_sizes(sizes: np.ndarray) -> np.ndarray:
 
 
 def buckets(sizes: np.ndarray, lengths: tuple[int, ...]) -> np.ndarray:
-    """int32[n]: the smallest of the ascending `lengths` that holds each example. ConfigError where none does."""
+    """Returns int32[n], the smallest of the ascending `lengths` that fits each example. ConfigError if none does."""
     if sizes[:, 0].max() > lengths[-1]:
-        raise ConfigError(f"an example of {sizes[:, 0].max()} tokens does not go into any of {lengths}")
+        raise ConfigError(f"an example of {sizes[:, 0].max()} tokens does not fit into any of the lengths {lengths}")
     return np.array(lengths, np.int32)[np.searchsorted(lengths, sizes[:, 0])]
 
 
 class LengthBucketedOrder:
-    """An order of examples rearranged so that a batch holds examples of about the same length.
+    """An order of examples, rearranged so that each batch has examples of about the same length.
 
-    `BATCHES_PER_WINDOW` batches at a time are sorted by bucket, cut into batches, and these shuffled. Whoever computes
-    a batch sees all its examples, so that all hosts agree on its length.
+    Windows of `BATCHES_PER_WINDOW` batches are sorted by bucket, cut into batches, and the batches are shuffled. Every
+    host computes the whole global batch, so all hosts agree on its length.
     """
 
     def __init__(self, order, bucket: np.ndarray, batch_size: int, seed: int, positions: int):
-        """order: position -> example. bucket int32[n]: the length that each needs. positions: those of the run."""
+        """order: position -> example. bucket: int32[n], the row length of each example. positions: of the whole run."""
         self.order, self.bucket, self.batch_size = order, bucket, batch_size
         self.seed, self.positions = seed, positions
-        self._windows: dict[int, list[np.ndarray]] = {}  # two: at a border, threads are in both
+        self._windows: dict[int, list[np.ndarray]] = {}  # up to two: near a border, threads need both
 
     def batch(self, step: int) -> tuple[list[int], int]:
-        """(examples of the batch, the length of its rows). The last batch of a run may have fewer examples."""
+        """Returns (examples of the batch, length of its rows). The last batch of a run may have fewer examples."""
         window, index_in_window = divmod(step, BATCHES_PER_WINDOW)
-        windows = self._windows  # one read: other threads may replace it
+        windows = self._windows  # read once: other threads may replace it
         if window not in windows:
             neighbors = {other: batches for other, batches in windows.items() if abs(other - window) == 1}
             windows = self._windows = {**neighbors, window: self._batches(window)}
@@ -120,12 +122,12 @@ class LengthBucketedOrder:
         examples = np.array([int(self.order[i]) for i in range(window * count, stop)])
         examples = examples[np.argsort(self.bucket[examples], kind="stable")]
         batches = np.split(examples, range(self.batch_size, len(examples), self.batch_size))
-        # One that is not full stays the last: filler belongs at the end of the run.
+        # A partial batch stays last: filler belongs at the end of the run.
         full_batches = len(examples) // self.batch_size
         shuffled = np.random.RandomState((self.seed % 2**32, window)).permutation(full_batches).tolist()
         return [batches[i] for i in [*shuffled, *range(full_batches, len(batches))]]
 
 
 def digest(*arrays: np.ndarray) -> str:
-    """A short name for the contents of arrays: what a run that goes on compares."""
+    """Returns a short digest of arrays, which a resumed run compares."""
     return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:16]

@@ -1,6 +1,6 @@
-"""From examples to the rows of a batch: one or several to a row, and a substitute where one cannot be read.
+"""Makes the rows of a batch from one or several examples each, and replaces examples that cannot be read.
 
-Legend: T tokens of a row, N its image slots, H = W = the side of an image.
+Legend: T tokens and N image slots of a row, H = W the side of an image.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ from llava_jax.text.encode import encode_row, fit
 from llava_jax.text.token_row import EncodedExample, TokenRow, token_row
 from llava_jax.text.tokenizer import Tokenizer
 
-TRIES = 100  # substitutes that are tried for one example
+TRIES = 100  # substitutes to try for an example
 
 
 class SourceRow(NamedTuple):
-    """A row of a batch and what was replaced in it: a list of {"index", "sample", "reason", "substitute"}, or None
-    where a sample that cannot be read is an error."""
+    """A row of a batch and the records of its replaced samples, {"index", "sample", "reason", "substitute"}; None where
+    an unreadable sample is an error."""
 
     arrays: TokenRow
     replaced: list[dict] | None = None
@@ -32,7 +32,7 @@ class SourceRow(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RowFormat:
-    """How examples become rows: everything but the examples. Picklable, for data workers."""
+    """The settings that turn examples into rows. Picklable, for data workers."""
 
     tokenizer: Tokenizer
     template: str
@@ -44,7 +44,7 @@ class RowFormat:
     overlong: str
 
     def tokens(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int32[n], mask bool[n]), n <= T; no image is opened. Raises DataError that names the sample."""
+        """Returns (ids int32[n], mask bool[n]), n <= T, without opening images. DataError names the sample."""
         try:
             if len(example.images) > self.max_images:
                 raise DataError(
@@ -64,13 +64,13 @@ class RowFormat:
             raise DataError(f"sample {example.id!r}: {fault}", fault.kind) from fault
 
     def images_of(self, ids: np.ndarray) -> int:
-        """Images that are left in a segment: `fit` may have cut the last ones off."""
+        """Returns the number of images in a segment; `fit` may have truncated the last ones."""
         return int((ids == IMAGE_TOKEN_ID).sum()) // self.features
 
     def segment(self, example: Example) -> EncodedExample:
-        """Tokens and pixels. Raises DataError that names the sample."""
+        """Returns tokens and pixels. DataError names the sample."""
         ids, mask = self.tokens(example)
-        # Images whose placeholders were cut off take no slot: the slots of a row are counted through all its segments.
+        # Images whose placeholders were truncated get no slot, as slots are numbered through all segments of a row.
         images = np.zeros((self.images_of(ids), self.image_size, self.image_size, 3), np.uint8)
         try:
             for slot, image in enumerate(example.images[: len(images)]):
@@ -81,7 +81,7 @@ class RowFormat:
         return EncodedExample(ids, mask, images)
 
     def row(self, segments: Sequence[EncodedExample], length: int | None = None) -> TokenRow:
-        """One row of several examples, T or `length` tokens long. Raises DataError where they do not fit."""
+        """Returns a row of several examples, of T or `length` tokens. Raises DataError if they do not fit."""
         return token_row(
             segments,
             length=self.length if length is None else length,
@@ -92,22 +92,22 @@ class RowFormat:
 
 
 def build_row(example: Example, **settings) -> TokenRow:
-    """The row of one example alone; `settings` are those of RowFormat. Raises DataError that names the sample."""
+    """Returns the row of a single example; `settings` are those of RowFormat. DataError names the sample."""
     row_format = RowFormat(**settings)
     return row_format.row([row_format.segment(example)])
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The rows that a source of examples makes, by index.
+    """The rows of a source, by index.
 
-    `groups[i]` says what is in row i: an example's index, or a list of them (`packing.Groups`, a mixture of them).
-    Without it every example is a row. `sizes` (int32[examples, 2]: tokens and images of each) says what a
-    substitute may take up; without it, a substitute has a whole row.
+    groups: `groups[i]` has the example indices of row i, as an int or a list (`packing.PackedRows`, or a mixture of
+    them). None: every example is a row. sizes: int32[examples, 2], the tokens and images of each example, an upper
+    limit for its substitute. None: a substitute may fill a row.
 
-    `replace`: an example that raises DataError is replaced by another one, drawn from `seed` and its index, so that
-    every run replaces it by the same, and the row lists it. Nothing is left out: rows stay equally many on every host.
-    Where not even `TRIES` others can be read, the place stays empty and `substitute` is None. Otherwise the DataError
+    replace: an example that raises DataError is replaced by another one, drawn from `seed` and its index, so that every
+    run uses the same substitute; the row has a record of it. No row is dropped, so all hosts have equally many. If
+    `TRIES` substitutes cannot be read either, the segment stays empty and `substitute` is None. False: the DataError
     reaches the caller.
     """
 
@@ -122,7 +122,7 @@ class Rows:
         return len(self.source if self.groups is None else self.groups)
 
     def row(self, index: int, length: int | None = None) -> SourceRow:
-        """Row `index`, `length` tokens long where that is not the format's length."""
+        """Returns row `index`, of `length` tokens (None: the length of the format)."""
         segments, replaced = [], []
         for example in self._members(index):
             substitute, segment, reason = self._read_or_substitute(example)
@@ -133,16 +133,18 @@ class Rows:
         return SourceRow(self.format.row(segments, length), replaced if self.replace else None)
 
     def names(self, index: int) -> list[str]:
-        """The ids of the examples that are in row `index`, substitutes by their own; `?` for a place that stayed empty.
-        Opens the images, for only that tells which can be read."""
+        """Returns the ids of the examples in row `index`, of substitutes their own; `?` for an empty segment.
+
+        Opens the images, to find out which can be read.
+        """
         return [self._read_or_substitute(i)[0] or "?" for i in self._members(index)]
 
     def requested_names(self, index: int) -> list[str]:
-        """The ids of the examples that row `index` is to hold, `?` where not even that can be read. Opens no image."""
+        """Returns the ids of the examples requested for row `index`, `?` for an unreadable id. Opens no image."""
         return [self._example_id(i) or "?" for i in self._members(index)]
 
     def readable(self, count: int) -> list[Example]:
-        """The first `count` examples, without those that would be replaced."""
+        """Returns the first `count` examples, skipping those that would be replaced."""
         examples: list[Example] = []
         for index in range(len(self.source)):
             if len(examples) == count:
@@ -150,7 +152,7 @@ class Rows:
             try:
                 kept_images = len(self._segment(index).images)
                 example = self.source[index]
-                for image in example.images[kept_images:]:  # that were cut off with the text, but belong to the example
+                for image in example.images[kept_images:]:  # truncated in the row, but part of the example
                     load_image(image, str(image))
                 examples.append(example)
             except DataError:
@@ -159,7 +161,7 @@ class Rows:
         return examples
 
     def size(self, index: int) -> np.ndarray:
-        """int32[2]: tokens and images of example `index`; 0, 0 where it cannot be read and is replaced."""
+        """Returns int32[2], the tokens and images of example `index`; 0, 0 if it is unreadable and will be replaced."""
         try:
             ids, _ = self.format.tokens(self.source[index])
         except DataError:
@@ -176,7 +178,7 @@ class Rows:
         return self.format.segment(self.source[index])
 
     def _read_or_substitute(self, index: int) -> tuple[str | None, EncodedExample | None, str]:
-        """(id, segment, "") of example `index`, or of its substitute and why it has one."""
+        """Returns (id, segment, "") of example `index`, or its substitute's and the reason for the replacement."""
         try:
             example = self.source[index]
             return example.id, self.format.segment(example), ""
@@ -186,7 +188,7 @@ class Rows:
             return *self._substitute(index), str(fault)
 
     def _substitute(self, index: int) -> tuple[str | None, EncodedExample | None]:
-        """(id, segment) of an example that can be read and takes up no more than `index` was given."""
+        """Returns (id, segment) of a readable example that is no larger than example `index`, or (None, None)."""
         candidates = range(len(self.source))
         if self.sizes is not None:
             candidates = np.flatnonzero((self.sizes <= self.sizes[index]).all(axis=1)).tolist()
@@ -202,13 +204,13 @@ class Rows:
     def _example_id(self, index: int) -> str | None:
         try:
             return self.source[index].id
-        except DataError:  # not even the example could be read
+        except DataError:  # the example itself is unreadable
             return None
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """The sizes of some examples: item i is `rows.size(indices[i])`. Picklable, for data workers."""
+    """The sizes of examples: item i is `rows.size(indices[i])`. Picklable, for data workers."""
 
     rows: Rows
     indices: range

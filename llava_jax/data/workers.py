@@ -1,14 +1,14 @@
-"""Rows made by worker processes, in order; a worker that dies is reported by name, at once.
+"""Reads rows in worker processes, in order, and reports a worker that dies at once.
 
-Each worker writes to a pipe of its own whose writing end exists nowhere else. So the end of the process is the end of
-the file, even in the middle of a row, and the end of the reader is an error for the writer. A multiprocessing.Queue,
-and with it grain's mp_prefetch, keeps both ends open on this side: there, when a worker is killed while it writes, the
-reader waits for the rest for ever, and when the run is killed, its workers live on.
+Each worker has its own pipe, and only the worker holds its write end. When the worker dies, the reader gets an
+end-of-file, even in the middle of a row; when the run dies, the worker gets a write error. A multiprocessing.Queue, and
+therefore grain's mp_prefetch, keeps both ends open in this process: if a worker is killed while writing, the reader
+waits forever for the rest, and if the run is killed, its workers survive.
 """
 
 import atexit
 import multiprocessing
-import multiprocessing.connection  # registers multiprocessing's exit function, which has to come before ours
+import multiprocessing.connection  # registers multiprocessing's exit function, which must precede ours
 import signal
 import traceback
 import weakref
@@ -21,33 +21,31 @@ RUN_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class WorkerRows:
-    """Iterator over `rows[start:]`. Worker w of `workers` makes rows start + w, start + w + workers, ...
+    """Iterator over `rows[start:]`. Worker w of `workers` reads rows start + w, start + w + workers, ...
 
-    rows: anything with `__len__` and `__getitem__` that can be pickled. Each worker works `ahead` rows ahead, on
-    `threads` threads. What `rows[i]` raises is raised here, at row i. Raises UserError where a worker has died.
+    rows: picklable, with `__len__` and `__getitem__`. Each worker reads `ahead` rows ahead, on `threads` threads. An
+    exception of `rows[i]` is raised here at row i, and UserError if a worker dies.
     """
 
     def __init__(self, rows, start: int, workers: int, threads: int, ahead: int):
-        # Not fork: the threads of this process, jax's among them, would leave their locks behind in the child.
+        # Not fork: locks held by threads of this process, such as jax's, would stay locked in the child.
         context = multiprocessing.get_context("spawn")
         self._start, self._next, self._stop = start, start, len(rows)
         self._pipes, self._processes = [], []
         self._finalizer = weakref.finalize(self, _kill_all, self._processes)
-        atexit.register(
-            self._finalizer
-        )  # the last registered runs first: multiprocessing's would ask by SIGTERM and wait
+        atexit.register(self._finalizer)  # runs before multiprocessing's, which would send SIGTERM and wait
         for worker in range(workers):
             reader, writer = context.Pipe(duplex=False)
             arguments = (writer, rows, range(start + worker, len(rows), workers), threads, ahead)
             name = f"data worker {worker + 1} of {workers}"
             process = context.Process(target=_work, args=arguments, name=name, daemon=True)
-            # Held back until the worker ignores them: while it starts, they would end it.
+            # Blocked until the worker ignores these signals; while it starts, they would end it.
             old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, RUN_SIGNALS)
             try:
                 process.start()
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
-            writer.close()  # now the only writing end is the worker's
+            writer.close()  # so that only the worker holds the write end
             self._pipes.append(reader)
             self._processes.append(process)
 
@@ -57,7 +55,7 @@ class WorkerRows:
     def __next__(self):
         if self._next >= self._stop:
             raise StopIteration
-        for process in self._processes:  # not only the one whose turn it is: what the others have ready may last long
+        for process in self._processes:  # all of them, because rows of the others may be ready for long
             if process.exitcode not in (None, 0):
                 raise _worker_error(process)
         worker = (self._next - self._start) % len(self._pipes)
@@ -66,13 +64,13 @@ class WorkerRows:
         except (EOFError, OSError):
             raise _worker_error(self._processes[worker]) from None
         if error is not None:
-            self.close()  # there is no way on: the row behind the fault would be taken for it
+            self.close()  # cannot continue: the next row would be mistaken for the failed one
             raise error
         self._next += 1
         return row
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Stops the workers."""
         self._finalizer()
         atexit.unregister(self._finalizer)
         for pipe in self._pipes:
@@ -81,7 +79,7 @@ class WorkerRows:
 
 def _kill_all(processes: list) -> None:
     for process in processes:
-        process.kill()  # they hold nothing that needs tidying
+        process.kill()  # they have nothing to clean up
     for process in processes:
         process.join()
 
@@ -90,16 +88,17 @@ def _worker_error(process) -> UserError:
     process.join(5)
     code = process.exitcode
     cause = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
-    hint = " (which is also how the kernel ends a process when memory runs out: lower data.workers or data.threads)"
-    advice = "the same command continues behind the newest checkpoint" if code and code < 0 else "what it said is above"
+    hint = " (the kernel does this when memory runs out: lower data.workers or data.threads)"
+    is_killed = bool(code and code < 0)
+    advice = "the same command resumes from the newest checkpoint" if is_killed else "its output is above"
     return UserError(
         f"{process.name} (process {process.pid}) {cause}{hint if code == -signal.SIGKILL else ''}; {advice}"
     )
 
 
 def _work(writer, rows, indices: range, threads: int, ahead: int) -> None:
-    """What a worker process does: sends (row, None), or (None, what was raised)."""
-    # A signal to the whole group (Ctrl-C, a job scheduler's SIGTERM) is for the run, which saves and then ends us.
+    """Runs in a worker process: sends (row, None) or (None, exception) for each row."""
+    # Signals to the process group (Ctrl-C, a scheduler's SIGTERM) are for the run, which saves and then ends us.
     for signum in RUN_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, RUN_SIGNALS)
@@ -109,7 +108,7 @@ def _work(writer, rows, indices: range, threads: int, ahead: int) -> None:
             return rows[index], None
         except UserError as error:
             return None, error
-        except Exception:  # of which nobody knows whether it can be sent; its text can
+        except Exception:  # it may not be picklable; its traceback is
             return None, RuntimeError(f"in a data worker:\n{traceback.format_exc()}")
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -121,5 +120,5 @@ def _work(writer, rows, indices: range, threads: int, ahead: int) -> None:
                     writer.send(pending.popleft().result())
             while pending:
                 writer.send(pending.popleft().result())
-        except OSError:  # the run is gone
+        except OSError:  # the run has ended
             pool.shutdown(cancel_futures=True)

@@ -1,7 +1,7 @@
-"""Writes ArrayRecord shards, so that a build that was killed goes on and ends with the same bytes.
+"""Writes ArrayRecord shards; a build that was killed resumes and ends with the same bytes.
 
-Shard k holds the examples [k * shard_rows, (k + 1) * shard_rows) of the source, and nothing else decides its bytes. It
-appears under its name when it is complete; what is known of it lies beside it (NAME.json) until the manifest says it.
+Shard k has the examples [k * shard_rows, (k + 1) * shard_rows) of the source, and only they decide its bytes. It gets
+its final name when it is complete. Its metadata is in NAME.json until the manifest is written.
 """
 
 import contextlib
@@ -25,21 +25,21 @@ from llava_jax.images.preprocess import load_image
 from llava_jax.output.files import atomic_path, write_atomically
 
 LEFT_OUT = "left_out.jsonl"
-BUILD_PLAN = "building.json"  # what the build was begun from; locked while one works
-WRITER_OPTIONS = "group_size:1,uncompressed"  # one record a read, as Grain wants it; images do not shrink
+BUILD_PLAN = "building.json"  # the plan of an unfinished build; locked while a process builds
+WRITER_OPTIONS = "group_size:1,uncompressed"  # one record per read, as Grain needs; images do not compress
 
 
 def write_shards(
     source, out: Path, *, made_from: dict, shard_rows: int, skip_bad: bool, threads: int, log: Callable[[str], None]
 ) -> dict:
-    """Writes every example of `source` to `out`, or what is missing there -> the manifest.
+    """Writes the examples of `source` to `out`, resuming an unfinished build -> the manifest.
 
-    made_from: what the source is, fit for JSON; a folder begun from another one is not continued. threads: read and
-    decode that many at a time. Every image is decoded once. One that does not decode, or any other DataError of a
-    sample, ends the build, or with `skip_bad` leaves the sample out and lists it in left_out.jsonl.
+    made_from: JSON-serialisable description of the source; an unfinished build of another source is refused. threads:
+    to read and decode samples. Every image is decoded once. A sample that raises DataError ends the build, or with
+    `skip_bad` is left out and listed in left_out.jsonl.
 
-    Raises ConfigError where `out` is of another build or another process is at it, DataError for a sample, OSError
-    where the disk is full.
+    Raises ConfigError if `out` belongs to another build or another process writes it, DataError for a sample, OSError
+    if the disk is full.
     """
     plan = {"from": made_from, "examples": len(source), "shard_rows": shard_rows, "skip_bad": skip_bad}
     with _locked_folder(out, plan):
@@ -65,7 +65,7 @@ def write_shards(
 
 @contextlib.contextmanager
 def _locked_folder(out: Path, plan: dict) -> Iterator[None]:
-    """Makes the folder, or takes up one begun from the same plan, and keeps others away."""
+    """Creates and locks the folder, or resumes one with the same plan."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         names = {path.name for path in out.iterdir()}
@@ -78,7 +78,7 @@ def _locked_folder(out: Path, plan: dict) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConfigError(f"{out}: another process is building it; wait for its end, or stop it") from None
+            raise ConfigError(f"{out}: another process is building it; wait until it ends, or stop it") from None
         handle.seek(0)
         text = handle.read()
         is_complete = (out / MANIFEST).exists()
@@ -88,10 +88,10 @@ def _locked_folder(out: Path, plan: dict) -> Iterator[None]:
                 (out / BUILD_PLAN).unlink(missing_ok=True)
             changed = [key for key in plan if old_plan.get(key) != plan[key]]
             raise ConfigError(
-                f"{out} was {'built' if is_complete else 'begun'} with other data or flags "
-                f"({', '.join(changed)} differ); give those again, or choose another folder"
+                f"{out} was {'built' if is_complete else 'started'} with other data or flags "
+                f"({', '.join(changed)} differ); pass the same ones, or choose another folder"
             )
-        if old_plan is None:  # new, or killed within the next three lines
+        if old_plan is None:  # a new build, or one that was killed within the next three lines
             handle.truncate(0)
             handle.write(json.dumps(plan))
             handle.flush()
@@ -106,7 +106,7 @@ def _parse_json(text: str) -> dict | None:
 
 
 def _read_complete_shard(file: Path) -> dict | None:
-    """What is known of a shard that is there and as it was written, else None."""
+    """Returns the metadata of a shard that exists and has its recorded hash, else None."""
     shard_json = Path(f"{file}.json")
     if not (file.exists() and shard_json.exists()):
         return None
@@ -116,13 +116,13 @@ def _read_complete_shard(file: Path) -> dict | None:
 
 def _write(source, file: Path, rows: range, skip_bad: bool, pool: ThreadPoolExecutor, window: int) -> dict:
     with atomic_path(file, sync=True) as partial:
-        partial.unlink(missing_ok=True)  # of a build that was killed
+        partial.unlink(missing_ok=True)  # left by a build that was killed
         ids, left_out = _write_records(source, partial, rows, skip_bad, pool, window)
         shard = {
             "name": file.name, "records": len(ids), "bytes": partial.stat().st_size, "sha256": _sha256(partial),
             "ids": ids, "left_out": left_out,
         }  # fmt: skip
-        # Before the shard, which says that it is there.
+        # Before the shard, whose existence marks it complete.
         write_atomically(Path(f"{file}.json"), json.dumps(shard), sync=True)
     return shard
 
@@ -130,10 +130,10 @@ def _write(source, file: Path, rows: range, skip_bad: bool, pool: ThreadPoolExec
 def _write_records(
     source, file: Path, rows: range, skip_bad: bool, pool: ThreadPoolExecutor, window: int
 ) -> tuple[list[int], list[dict]]:
-    """Writes the examples `rows` of `source` -> (the id hashes of those that were written, those left out)."""
+    """Writes the examples `rows` of `source` -> (id hashes of the written ones, records of those left out)."""
     writer, ids, left_out = ArrayRecordWriter(str(file), WRITER_OPTIONS), [], []
     try:
-        for first in range(0, len(rows), window):  # pool.map reads ahead without a bound
+        for first in range(0, len(rows), window):  # pool.map would read ahead without limit
             for record, id_or_fault in pool.map(functools.partial(_record, source), rows[first : first + window]):
                 if record is not None:
                     with _full_disk_is_oserror():
@@ -142,7 +142,7 @@ def _write_records(
                 elif skip_bad:
                     left_out.append(id_or_fault)
                 else:
-                    raise DataError(f"{id_or_fault['fault']} (`--bad skip` leaves such samples out and lists them.)")
+                    raise DataError(f"{id_or_fault['fault']} (`--bad skip` leaves out such samples and lists them.)")
     finally:
         with _full_disk_is_oserror():
             writer.close()
@@ -158,7 +158,7 @@ def _full_disk_is_oserror() -> Iterator[None]:
 
 
 def _record(source, index: int) -> tuple[bytes | None, str | dict]:
-    """(record, id), or (None, what is wrong)."""
+    """Returns (record, id), or (None, {"index", "fault"})."""
     try:
         example = source[index]
         for i, image in enumerate(example.images):

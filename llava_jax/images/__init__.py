@@ -1,1 +1,1 @@
-"""Image files, and pixels as the vision tower gets them. No jax."""
+"""Image files and preprocessing for the vision tower. Imports no jax."""

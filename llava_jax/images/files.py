@@ -1,5 +1,7 @@
-"""The images that data names: files below a folder, or entries of a zip archive. Names come from the data and are
-trusted with nothing."""
+"""Finds the images that a data set names: files below a folder, or entries of a zip archive.
+
+The names come from the data and are not trusted.
+"""
 
 import threading
 import zipfile
@@ -8,7 +10,7 @@ from pathlib import Path
 
 from llava_jax.errors import DataError
 
-MAX_BYTES = 128 << 20  # of one entry, unpacked; 33 million pixels as a BMP are 100 MB
+MAX_BYTES = 128 << 20  # of an unpacked entry; a BMP of 33 million pixels has 100 MB
 COMPRESSION_METHODS = (
     zipfile.ZIP_STORED,
     zipfile.ZIP_DEFLATED,
@@ -16,23 +18,25 @@ COMPRESSION_METHODS = (
 
 
 def below_folder(image: str, folder: Path, where: str) -> Path:
-    """The file that a row names, below its (resolved) folder; it need not exist. Raises DataError that begins with
-    `where`, when it is not below (by "..", absolute, or through a symbolic link)."""
+    """Returns the path of an image below the resolved `folder`; the file need not exist.
+
+    Raises DataError, starting with `where`, for a path outside the folder (by "..", absolute, or by a symbolic link).
+    """
     try:
         path = (folder / image).resolve()
-    except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL byte
+    except (OSError, RuntimeError, ValueError):  # a loop of symbolic links, a NUL byte
         path = None
     if path is None or not path.is_relative_to(folder):
         raise DataError(
-            f"{where}: image {image!r} does not stay below {folder}. "
-            "Move or mount the images below it (links must not lead out), or name a higher folder.",
+            f"{where}: image {image!r} is outside of {folder}. Move or mount the images below it "
+            "(symbolic links must not leave it), or pass a parent folder.",
             "outside the folder",
         )
     return path
 
 
 class ImageFolder:
-    """Files below a folder."""
+    """Images as files below a folder."""
 
     def __init__(self, root: Path):
         self.root = root.resolve()
@@ -43,7 +47,7 @@ class ImageFolder:
 
 
 class ImageZip:
-    """Entries of a zip archive. Nothing is unpacked to disk. Threads may share it; processes open it anew."""
+    """Images as entries of a zip archive; nothing is unpacked to disk. Safe for threads; a pickled copy reopens it."""
 
     def __init__(self, path: Path):
         self.path, self._archive, self._lock = path, None, threading.Lock()
@@ -61,34 +65,37 @@ class ImageZip:
                 try:
                     self._archive = zipfile.ZipFile(self.path)
                 except (OSError, zipfile.BadZipFile) as fault:
-                    raise DataError(f"{self.path}: not a zip archive that can be read ({fault}).") from None
+                    raise DataError(f"{self.path}: not a readable zip archive ({fault}). Pack it again.") from None
             return self._archive
 
     def find(self, name: str, where: str) -> bytes:
-        """The bytes of an image. Raises DataError that begins with `where`, when there is no entry of that name, or it
-        is damaged, encrypted or unpacks to more than MAX_BYTES."""
+        """Returns the bytes of an image.
+
+        Raises DataError, starting with `where`, for an entry that is missing, damaged, encrypted or larger than
+        MAX_BYTES.
+        """
         archive, where = self._open(), f"{where}: image {name!r} in {self.path}"
         try:
             entry = archive.getinfo(name)
         except KeyError:
-            message = f"{where}: no such entry. Names must be those that `unzip -l` prints."
+            message = f"{where}: no such entry. Use the names that `unzip -l` prints."
             raise DataError(message, "missing") from None
         if entry.file_size > MAX_BYTES:
-            raise DataError(f"{where}: unpacks to {entry.file_size:,} bytes, over {MAX_BYTES:,}.", "extreme size")
+            raise DataError(f"{where}: unpacks to {entry.file_size:,} bytes, more than {MAX_BYTES:,}.", "extreme size")
         if entry.flag_bits & 1 or entry.compress_type not in COMPRESSION_METHODS:
-            raise DataError(f"{where}: encrypted, or packed in a rare way. Pack it with `zip` again.", "damaged")
+            raise DataError(f"{where}: encrypted, or compressed by a rare method. Use plain `zip`.", "damaged")
         try:
             with archive.open(entry) as file:
-                return file.read(entry.file_size)  # no more than that, whatever is packed
+                return file.read(entry.file_size)  # the header may understate the size
         except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as fault:
             raise DataError(f"{where}: damaged ({fault}). Pack it again.", "damaged") from None
 
 
 def open_images(path: str | Path, data_file: Path) -> ImageFolder | ImageZip:
-    """A folder or a zip archive with the images of the data file `of`. Raises DataError where it is neither."""
+    """Opens the folder or zip archive with the images of `data_file`. Raises DataError if `path` is neither."""
     path = Path(path)
     if path.is_dir():
         return ImageFolder(path)
     if path.is_file():
         return ImageZip(path)
-    raise DataError(f"{path}: image folder of {data_file} not found. Unpack the images or correct the path.")
+    raise DataError(f"{path}: the image folder of {data_file} does not exist. Unpack the images or correct the path.")

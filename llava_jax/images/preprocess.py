@@ -1,7 +1,7 @@
-"""From an image file to the uint8 pixels a row carries. Normalisation happens on the device.
+"""Decodes an image file and resizes it to uint8 pixels; they are normalised on the device.
 
-A file from the outside is trusted with nothing: few formats, limits read from the header before a pixel is decoded,
-then a full decode (a JPEG cut in half still has a perfect header).
+Image files are not trusted. Only a few formats are read, size limits are checked in the header before decoding, and
+every image is decoded in full (a truncated JPEG has a valid header).
 """
 
 import io
@@ -20,20 +20,20 @@ MAX_ASPECT = 200
 MAX_PIXELS = 33_000_000
 ASPECTS = ("crop", "pad")
 PAD_COLOR = (122, 116, 104)  # floor(255 * CLIP's mean)
-STRIP_ROWS = 64  # rows of the padded canvas that exist at one time
+STRIP_ROWS = 64  # rows of the padded canvas held in memory at a time
 
 _REPAIR_HINT = "Replace the file, or remove the sample that names it."
 
 
 def load_image(source: Path | str | bytes | Image.Image, name: str) -> Image.Image:
-    """Opens, checks and fully decodes one image: a file, the bytes of one, or a PIL image -> PIL image in mode RGB.
+    """Opens, checks and fully decodes an image (a path, file contents or a PIL image) -> PIL image in mode RGB.
 
-    Colours are converted as the original loader does, by `convert("RGB")`: alpha is dropped (not blended), palette and
-    CMYK are resolved. The exception is 16-bit grey, which PIL would clip to white: its high byte is kept, which is also
-    what PIL does with 16-bit RGB. An EXIF orientation is NOT applied, because the original does not and was trained
-    that way. Of an animation the first frame counts.
+    Colours are converted by `convert("RGB")`, as in the original: alpha is dropped (not blended), palettes and CMYK are
+    converted. Only 16-bit grey differs: PIL would clip it to white, so the high byte is kept, as PIL does for 16-bit
+    RGB. EXIF orientation is NOT applied, because the original was trained without it. The first frame of an animation
+    is used.
 
-    Raises DataError that names `name`, for a file that is missing or unreadable, another format than `FORMATS`, a side
+    Raises DataError, starting with `name`, for a missing or unreadable file, a format other than `FORMATS`, a side
     above 8,192, an aspect ratio above 200, more than 33 million pixels, or pixels that do not decode.
     """
     try:
@@ -46,35 +46,35 @@ def load_image(source: Path | str | bytes | Image.Image, name: str) -> Image.Ima
     except Image.DecompressionBombError:
         raise DataError(f"{name}: more than {MAX_PIXELS:,} pixels. Scale the image down.", "extreme size") from None
     except UnidentifiedImageError:
-        # PIL's own text holds the memory address of the file object.
+        # PIL's message contains the memory address of the file object.
         formats = ", ".join(FORMATS)
-        raise DataError(f"{name}: not an image of a known format ({formats}). {_REPAIR_HINT}", "wrong type") from None
+        raise DataError(f"{name}: not in a supported image format ({formats}). {_REPAIR_HINT}", "wrong type") from None
     except Exception as fault:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
         error_name = type(fault).__name__
-        message = f"{name}: the image cannot be read ({error_name}); is it damaged or cut off? {_REPAIR_HINT}"
+        message = f"{name}: the image cannot be read ({error_name}); is it damaged or truncated? {_REPAIR_HINT}"
         raise DataError(message, "damaged") from None
 
 
 def preprocess(image: Image.Image, size: int, aspect: str) -> np.ndarray:
-    """RGB image -> uint8[size, size, 3], what CLIP's image processor makes of it before it rescales and normalises.
+    """Resizes an RGB image -> uint8[size, size, 3], the output of CLIP's image processor before rescaling.
 
-    - "crop" (the original's `square`, v0 and v1): shortest edge to `size`, bicubic, long edge rounded down; then the
-      centre. Needs memory for at most MAX_ASPECT * size**2 pixels.
-    - "pad" (the original's `pad`, v1.5): as if pasted in the middle of a square canvas of the longer side, colour
-      (122, 116, 104), offset floor((long - short) / 2), and resized to `size`. The bytes are those of that recipe, but
-      the canvas (67 million pixels for 8192x41) never exists.
+    - "crop" (the original's `square`, v0 and v1): resize the shorter side to `size`, bicubic, with the longer side
+      rounded down, then crop the centre. Needs memory for up to MAX_ASPECT * size**2 pixels.
+    - "pad" (the original's `pad`, v1.5): paste into the centre of a square canvas of the longer side, of colour
+      (122, 116, 104), at floor((long - short) / 2), then resize to `size`. The result equals this recipe byte for byte,
+      but the canvas (67 million pixels for 8192x41) is never allocated.
 
     >>> preprocess(Image.new("RGB", (640, 480)), 224, "crop").shape
     (224, 224, 3)
 
-    Raises ConfigError for another aspect.
+    Raises ConfigError for any other `aspect`.
     """
     if aspect == "crop":
         image = _crop(image, size)
     elif aspect == "pad":
         image = _pad(image, size)
     else:
-        raise ConfigError(f"image aspect {aspect!r} is unknown; choose one of {', '.join(ASPECTS)}")
+        raise ConfigError(f"unknown image aspect {aspect!r}; choose one of {', '.join(ASPECTS)}")
     return np.array(image)
 
 
@@ -83,10 +83,10 @@ def _crop(image: Image.Image, size: int) -> Image.Image:
     short = min(width, height)
     to_width, to_height = int(size * width / short), int(size * height / short)
     left, top = (to_width - size) // 2, (to_height - size) // 2
-    if height > width:  # Pillow 13 resizes the columns of some tall images first, older ones do not: leave it to them
+    if height > width:  # Pillow 13 resizes the columns of some tall images first, older ones do not: PIL decides
         return image.resize((size, to_height), Image.Resampling.BICUBIC).crop((0, top, size, top + size))
-    # PIL resizes all rows to the new width, rounds to bytes, then resizes the columns. Done one by one, little is
-    # resized that the crop leaves out.
+    # PIL resizes all rows to the new width, rounds to bytes, then resizes the columns. The same in two calls resizes
+    # little that the crop removes.
     x = _resized_span(left * width // to_width, -(-size * width // to_width), to_width, width)
     rows = image.crop((x.source_start, 0, x.source_stop, height))
     rows = rows.resize((x.stop - x.start, height), Image.Resampling.BICUBIC)
@@ -99,12 +99,12 @@ def _pad(image: Image.Image, size: int) -> Image.Image:
     long = max(width, height)
     left, top = (long - width) // 2, (long - height) // 2
     x, y = _resized_span(left, width, size, long), _resized_span(top, height, size, long)
-    # PIL resizes all rows to the new width, rounds to bytes, then resizes the columns. Here only what an image's pixel
-    # reaches is resized; the rest is padding, which resizing leaves as it is.
+    # PIL resizes all rows to the new width, rounds to bytes, then resizes the columns. Only pixels that the image
+    # influences are resized here; the rest is padding, which resizing does not change.
     columns = Image.new("RGB", (x.stop - x.start, y.source_stop - y.source_start), PAD_COLOR)
     if width == long:
         columns.paste(image.resize((size, height), Image.Resampling.BICUBIC), (0, top - y.source_start))
-    else:  # strip by strip, for a canvas around a narrow image may be large; rows are independent of each other
+    else:  # in strips, because the canvas of a narrow image may be large; rows are independent
         for row in range(0, height, STRIP_ROWS):
             strip = Image.new("RGB", (x.source_stop - x.source_start, min(STRIP_ROWS, height - row)), PAD_COLOR)
             strip.paste(image.crop((0, row, width, row + strip.height)), (left - x.source_start, 0))
@@ -117,7 +117,7 @@ def _pad(image: Image.Image, size: int) -> Image.Image:
 
 
 class _Span(NamedTuple):
-    """Pixels start..stop of a resized axis are exactly the pixels from_start..from_stop of the axis before."""
+    """Pixels start..stop of a resized axis cover exactly the pixels source_start..source_stop of the source axis."""
 
     start: int
     stop: int
@@ -126,13 +126,13 @@ class _Span(NamedTuple):
 
 
 def _resized_span(first: int, count: int, size: int, long: int) -> _Span:
-    """The part of an axis, resized from `long` to `size`, that can see the pixels first..first + count, and more.
+    """Returns a part of an axis, resized from `long` to `size`, that covers all influence of first..first + count.
 
-    It begins and ends where borders of pixels of both sizes fall together, so that resized alone it gets the weights,
-    to the last bit, that it has within the whole.
+    It starts and ends where pixel borders of both sizes coincide, so that resizing it alone uses the same weights, to
+    the last bit, as resizing the whole axis.
     """
     period = size // math.gcd(size, long)
-    radius = 2 * max(1.0, long / size) + 1  # of a bicubic filter; twice, for what is seen must not be cut off either
+    radius = 2 * max(1.0, long / size) + 1  # of the bicubic filter; applied twice, so that its inputs are complete too
     start = math.floor((first - 2 * radius) * size / long / period) * period
     stop = math.ceil((first + count + 2 * radius) * size / long / period) * period
     start, stop = max(start, 0), min(stop, size)
@@ -140,9 +140,10 @@ def _resized_span(first: int, count: int, size: int, long: int) -> _Span:
 
 
 def image_file(source: Path | str | bytes, name: str) -> Path | io.BytesIO:
+    """Returns what PIL can open. Raises DataError, starting with `name`, if there is no such regular file."""
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    if not Path(source).is_file():  # a named pipe would block for ever
+    if not Path(source).is_file():  # a named pipe would block forever
         raise DataError(f"{name}: no such file. Check the image folder, or remove the sample that names it.", "missing")
     return Path(source)
 
@@ -151,7 +152,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     short, long = sorted(image.size)
     if short < 1 or long > MAX_SIDE or long > MAX_ASPECT * short or short * long > MAX_PIXELS:
         raise DataError(
-            f"{name}: {image.width}x{image.height} pixels; allowed are sides up to {MAX_SIDE}, an aspect ratio up to "
+            f"{name}: {image.width}x{image.height} pixels; the limits are {MAX_SIDE} pixels a side, an aspect ratio of "
             f"{MAX_ASPECT} and {MAX_PIXELS:,} pixels. Scale or crop the image.",
             "extreme size",
         )

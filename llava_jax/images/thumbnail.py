@@ -1,4 +1,4 @@
-"""Small pictures for pages."""
+"""Thumbnails for HTML pages."""
 
 from pathlib import Path
 
@@ -9,8 +9,7 @@ from llava_jax.images.preprocess import load_image
 
 
 def thumbnail(image: Path | bytes | Image.Image | None, name: str, side: int = 96) -> Image.Image | None:
-    """An image in mode RGB, reduced to at most `side` pixels a side; a smaller one keeps its size. None where there is
-    none or it does not open."""
+    """Returns a copy in mode RGB of up to `side` pixels a side, never enlarged; None for no or an unreadable image."""
     if image is None:
         return None
     try:

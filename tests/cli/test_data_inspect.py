@@ -133,7 +133,7 @@ def test_show_draws_by_seed_says_what_is_cut_and_shows_faults(clean, tmp_path):
     assert "cut off" not in drawn("--id", "r3", "--length", str(length))
     said = f"{length - 1} tokens in a row of {length - 1}, "
     page = drawn("--id", "r3", "--length", str(length - 1))
-    assert said in page and f"; cut off, the whole sample has {length} tokens" in page
+    assert said in page and f"; truncated from {length} tokens" in page
 
 
 def test_stats_prints_a_table_and_writes_a_page(clean, tmp_path, capsys):
@@ -156,7 +156,7 @@ WRONG = {
     "no such file": (["nowhere.json", "{images}"], "nowhere.json: cannot be read"),
     "no image folder": (["{json}"], "train.json: a JSON needs image_folder"),
     "a folder of nothing": (["{images}"], "a folder without .array_record or .parquet files"),
-    "image folder gone": (["{json}", "nowhere"], "nowhere: image folder"),
+    "image folder gone": (["{json}", "nowhere"], "nowhere: the image folder"),
     "template": (["{json}", "{images}", "--template", "vicuna"], "no conversation template is called 'vicuna'"),
     "tokenizer": (["{json}", "{images}", "--tokenizer", "nowhere"], "nowhere"),
     "tokenizer without chatml": (["{json}", "{images}", *TINY, "--template", "chatml"], "needs the special token"),

@@ -197,7 +197,7 @@ def test_a_bad_sample_ends_the_build_or_is_left_out_and_listed(data, capsys):
     assert build(*call) == 2
     assert "error: sample 'a-4': " in (said := capsys.readouterr().err) and "4.png" in said and "--bad skip" in said
     assert build(*call, "--bad", "skip") == 2, "begun with another flag"
-    assert "begun with other data or flags (skip_bad differ)" in capsys.readouterr().err
+    assert "started with other data or flags (skip_bad differ)" in capsys.readouterr().err
     assert build(data / "a.json", data / "new", *call[2:], "--bad", "skip") == 0
     lines = [json.loads(line) for line in (data / "new" / "left_out.jsonl").read_text().splitlines()]
     assert [line["index"] for line in lines] == [4, 7] and "7.png: no such file" in lines[1]["fault"]
@@ -302,7 +302,7 @@ GOLDEN = [
     [("", "no pairs"), ("[]", "no pairs"), ("{}", 'line 1: key "image"'), ("[3]", 'row 0: key "image"'),
      ("{", "line 1: not JSON"), ('{"image": "a.jpg", "caption": " "}', 'line 1: key "caption" must be a string'),
      ('\n{"image": "", "caption": "x"}', 'line 2: key "image"'),
-     ('{"image": "a", "caption": "\\ud83d"}', 'line 1: key "caption" holds half a character')],
+     ('{"image": "a", "caption": "\\ud83d"}', 'line 1: key "caption" has a lone surrogate')],
 )  # fmt: skip
 def test_broken_pairs_are_named(tmp_path, text, message, capsys):
     (tmp_path / "pairs").write_text(text)

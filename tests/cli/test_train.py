@@ -274,14 +274,14 @@ FAULTS = [
     (no_file, ["train.json", "cannot be read"]),
     (no_folder, ["images", "not found"]),
     (no_image, ["bus-1", "bus.jpg", "no such file"]),
-    (truncated_image, ["bus-1", "bus.jpg", "damaged or cut off"]),
+    (truncated_image, ["bus-1", "bus.jpg", "damaged or truncated"]),
     (no_rows, ["train.json", "without samples"]),
     (no_bytes, ["train.json", "empty"]),
     (no_array, ["train.json", "not a JSON array"]),
     (json_lines, ["train.json", "not a JSON array"]),
     (cut_off, ["train.json", "row 1", "broken JSON"]),
     (no_id, ["train.json", "row 0", '"id"']),
-    (outside, ["train.json", "bus-1", "../../etc/passwd", "does not stay below"]),
+    (outside, ["train.json", "bus-1", "../../etc/passwd", "is outside of"]),
 ]
 
 

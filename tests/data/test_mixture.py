@@ -1,4 +1,4 @@
-"""mixture.py: whose turn it is, what is taken, and what stays when a mixture is changed."""
+"""The order of a mixture, and what a resumed run keeps when the mixture is changed."""
 
 import dataclasses
 import functools
@@ -37,14 +37,14 @@ def part(name: str, length: int, weight: float) -> MixtureComponent:
     return MixtureComponent(name, Named(name, length), weight)
 
 
-# grain's shuffle takes the longer the shorter a source is: half a millisecond an index at 70, 8 us from 65,536 on.
+# grain's shuffle is slower for shorter sources: 0.5 ms per index at 70, 8 us from 65,536 on.
 LENGTHS = {"a": 700, "b": 1000, "c": 500}
 A, B, C = (part(name, LENGTHS[name], weight) for name, weight in (("a", 3.0), ("b", 1.0), ("c", 2.0)))
 
 
 @functools.cache
 def indices_alone(name: str) -> list[int]:
-    """The first examples of a source by itself."""
+    """The first indices of a source outside of a mixture."""
     return indices_of(name, take(Mixture([part(name, LENGTHS[name], 1.0)], 3), range(9_600)))
 
 
@@ -85,7 +85,7 @@ def test_each_source_has_its_own_epochs_in_new_orders():
     first, second, third = (indices[i : i + 70] for i in (0, 70, 140))
     assert sorted(first) == sorted(second) == sorted(third) == list(range(70))
     assert len({tuple(first), tuple(second), tuple(third), tuple(range(70))}) == 4
-    block_end = BLOCK * 3 // 4 - 200  # of a, whose epochs go on across the end of a block
+    block_end = BLOCK * 3 // 4 - 200  # of a, whose epochs continue across the end of a block
     indices = indices_of("a", examples_before())
     for epoch in range(block_end // 700, block_end // 700 + 2):
         assert sorted(indices[epoch * 700 : epoch * 700 + 700]) == list(range(700))
@@ -105,7 +105,7 @@ def test_order_depends_on_seed_and_names_alone():
 
 
 def test_order_is_the_same_in_every_version():
-    """A checkpoint of today must find its place in later versions, of numpy too."""
+    """A checkpoint of today must resume at the same position with later versions, also of numpy."""
     assert take(Mixture([A, B], 7), [0, 1, 2, 3, 9_999, 10_000, 123_456]) == GOLDEN
 
 
@@ -114,8 +114,8 @@ GOLDEN = [("a", 462), ("b", 911), ("a", 116), ("a", 54), ("a", 651), ("b", 3), (
 CHANGES = {
     "a new source": [A, B, C],
     "another weight": [A, MixtureComponent("b", B.source, 2.5)],
-    "one left out": [B],
-    "one for another": [A, C],
+    "one removed": [B],
+    "one replaced": [A, C],
 }
 
 
@@ -146,7 +146,7 @@ def test_source_that_was_removed_and_added_again_resumes():
         assert indices_of(name, examples) == indices_alone(name)[: len(indices_of(name, examples))]
     resumed = Mixture([A, B], 3).resumed(third.state(), 650)
     assert take(resumed, range(650, 700)) == examples[650:]
-    with pytest.raises(IndexError, match="position 299: this mixture has 300 to"):
+    with pytest.raises(IndexError, match="position 299 is outside of this mixture, which has 300 to"):
         third[299]
 
 
@@ -154,25 +154,25 @@ def test_source_packed_differently_is_refused_even_after_removal():
     packed = dataclasses.replace(A, contents="1f")
     state = json.loads(json.dumps(Mixture([packed, B], 3).state()))
     assert Mixture([B, packed, C], 3).resumed(state, 10).state()["contents"] == {"a": "1f", "b": "", "c": ""}
-    with pytest.raises(ConfigError, match="a is packed otherwise than before"):
+    with pytest.raises(ConfigError, match="a is packed differently than before"):
         Mixture([A, B], 3).resumed(state, 10)
     without = Mixture([B], 3).resumed(state, 10).state()
-    with pytest.raises(ConfigError, match="a is packed otherwise than before"):
+    with pytest.raises(ConfigError, match="a is packed differently than before"):
         Mixture([dataclasses.replace(A, contents="2f"), B], 3).resumed(without, 20)
 
 
 def test_source_of_another_length_is_refused_even_after_removal():
     state = Mixture([A, B], 3).state()
-    with pytest.raises(ConfigError, match="a had 700 examples, has 701. Restore it"):
+    with pytest.raises(ConfigError, match="a had 700 examples, now it has 701. Restore it"):
         Mixture([part("a", 701, 1.0), B], 3).resumed(state, 10)
     without = Mixture([B], 3).resumed(state, 10).state()
-    with pytest.raises(ConfigError, match="a had 700 examples, has 701. Restore it"):
+    with pytest.raises(ConfigError, match="a had 700 examples, now it has 701. Restore it"):
         Mixture([part("a", 701, 1.0), B], 3).resumed(without, 20)
 
 
 @pytest.mark.parametrize(
     ("parts", "message"),
-    [([], "needs sources"), ([A, A], "a given twice"), ([A, part("b", 9, 0.0)], "must be positive"),
+    [([], "needs sources"), ([A, A], "duplicates: a"), ([A, part("b", 9, 0.0)], "must be positive"),
      ([part("a", 9, float("nan"))], "must be positive"), ([part("a", 9, float("inf"))], "must be positive"),
      ([A, part("b", 9, 1e-5)], "the weight of b is below 1/10000")],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""packing.py: which examples share a row, and which rows share a batch."""
+"""Packing of examples into rows, and of rows of similar length into batches."""
 
 import json
 
@@ -29,12 +29,12 @@ def rows_of(packed):
 
 
 def test_packing_of_a_small_example():
-    #  length 10, one image a row: 7 and 3 would fit by their tokens, but both have an image
+    # Length 10, one image per row: 7 and 3 fit by their tokens, but both have an image.
     sizes = np.array([[7, 1], [4, 0], [3, 1], [3, 0]])
     assert rows_of(pack(sizes, 10, 1, seed=None)) == [[0, 3], [1, 2]]
     assert rows_of(pack(sizes, 10, 2, seed=None)) == [[0, 2], [1, 3]]
     unordered = np.array([[3, 0], [4, 0], [7, 0], [6, 0]])
-    assert rows_of(pack(unordered, 10, 0, seed=None)) == [[2, 0], [3, 1]]  # as they come: [0, 1], [2], [3]
+    assert rows_of(pack(unordered, 10, 0, seed=None)) == [[2, 0], [3, 1]]  # without sorting: [0, 1], [2], [3]
 
 
 @pytest.mark.parametrize("seed", [None, 3])
@@ -57,7 +57,7 @@ def test_rows_depend_on_sizes_and_seed_alone():
 
 def test_examples_larger_than_a_row_are_refused():
     for size in ([11, 0], [5, 2]):
-        with pytest.raises(ConfigError, match="do not go into 10, 1"):
+        with pytest.raises(ConfigError, match="do not fit 10, 1"):
             pack(np.array([[3, 0], size]), 10, 1, 0)
 
 
@@ -65,14 +65,14 @@ def test_unreadable_examples_get_the_size_of_the_next_readable():
     sizes = np.array([[0, 0], [5, 1], [0, 0], [0, 0], [7, 2], [0, 0]])
     assert fill_unknown_sizes(sizes)[:, 0].tolist() == [5, 5, 7, 7, 7, 5]
     assert fill_unknown_sizes(sizes)[:, 1].tolist() == [1, 1, 2, 2, 2, 1]
-    with pytest.raises(DataError, match="not one of 3 samples can be read"):
+    with pytest.raises(DataError, match="none of 3 samples can be read"):
         fill_unknown_sizes(np.zeros((3, 2), int))
 
 
 def test_bucket_is_the_smallest_length_that_fits():
     sizes = np.array([[1, 0], [64, 1], [65, 0], [128, 3]])
     assert buckets(sizes, (64, 128)).tolist() == [64, 64, 128, 128]
-    with pytest.raises(ConfigError, match="128 tokens does not go into any of"):
+    with pytest.raises(ConfigError, match="128 tokens does not fit into any of"):
         buckets(sizes, (64, 127))
 
 
@@ -85,10 +85,10 @@ def test_bucketed_batches_show_each_example_once_at_minimal_length():
     assert sorted(sum((examples for examples, _ in batches), [])) == list(range(n))
     assert all(len(examples) == b and length == needs[examples].max() for examples, length in batches)
     mixed = sum(len(set(needs[examples])) > 1 for examples, _ in batches)
-    assert mixed <= 2 * -(-n // (b * BATCHES_PER_WINDOW)), "only where two buckets meet in a window"
+    assert mixed <= 2 * -(-n // (b * BATCHES_PER_WINDOW)), "only at borders of buckets within a window"
     lengths = [length for _, length in batches[:BATCHES_PER_WINDOW]]
-    assert lengths != sorted(lengths), "short ones first would be a curriculum"
-    assert bucketed.batch(3) == LengthBucketedOrder(order, needs, b, 0, n).batch(3), "any batch at once"
+    assert lengths != sorted(lengths), "batches must not be sorted by length"
+    assert bucketed.batch(3) == LengthBucketedOrder(order, needs, b, 0, n).batch(3), "random access to any batch"
 
 
 def test_only_the_last_bucketed_batch_is_partial():
@@ -100,7 +100,7 @@ def test_only_the_last_bucketed_batch_is_partial():
 
 
 def scienceqa(real_data, tokenizer, features):
-    """Sizes of the real problems as instructions: question, hint and choices, then lecture, solution and answer."""
+    """Sizes of real problems as conversations: question, hint and choices; lecture, solution and answer."""
     sizes = []
     for p in json.loads((real_data / "scienceqa" / "problems.json").read_text()).values():
         question = "\n".join([p["question"], p.get("hint") or "", *p["choices"]])

@@ -1,4 +1,4 @@
-"""pipeline.py: rows, and which example is in which batch of which process."""
+"""Rows, and the examples of each batch on each process."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ DEFAULTS = dict(batch_size=8, seed=3, shuffle=True, epochs=2, process_index=0, p
 
 
 class Numbers:
-    """A source whose example i is i."""
+    """A source whose example i is the number i."""
 
     def __init__(self, length):
         self.length = length
@@ -62,7 +62,7 @@ def batches(length=30, row_fn=number_row, **changes):
 
 
 def numbers(pair: tuple[Batch, BatchInfo]) -> list[int]:
-    """Example numbers of a batch; None for filler."""
+    """The example numbers of a batch; None for filler."""
     batch, _ = pair
     pairs = zip(batch.tokens[:, 0].tolist(), batch.target_mask[:, 0], strict=True)
     return [token - 1 if is_example else None for token, is_example in pairs]
@@ -90,7 +90,7 @@ def test_order_depends_on_the_seed_alone():
 
 
 def test_neighbouring_seeds_share_no_epoch():
-    """grain adds the epoch to the seed: unmixed, epoch 1 of seed 5 would be epoch 0 of seed 6."""
+    """grain adds the epoch to the seed: without hashing, epoch 1 of seed 5 would equal epoch 0 of seed 6."""
     by_seed = {seed: sum(run(length=32, seed=seed), []) for seed in (5, 6)}
     assert by_seed[5][32:] != by_seed[6][:32]
 
@@ -114,7 +114,7 @@ def test_steps_per_run(examples, epochs, steps):
 
 def test_llavas_step_counts():
     assert steps_per_run(558_128, 256, 1) == 2181
-    assert steps_per_run(12_726, 32, 12) == 4773  # epochs are joined; one by one they would take 398 * 12 = 4776
+    assert steps_per_run(12_726, 32, 12) == 4773  # joined epochs; separate ones would have 398 * 12 = 4776 steps
 
 
 def test_last_batch_is_padded_with_zero_rows():
@@ -184,7 +184,7 @@ def test_epochs_may_be_raised_later():
 
 @pytest.mark.parametrize("change", [{"length": 31}, {"batch_size": 16}, {"seed": 4}, {"shuffle": False}])
 def test_the_state_of_another_run_is_refused(change):
-    with pytest.raises(ConfigError, match="cannot continue in the data at step 0: .* was .*, is "):
+    with pytest.raises(ConfigError, match="cannot resume the data at step 0: .* was .*, is "):
         batches(**change).set_state(batches().get_state())
 
 
@@ -196,7 +196,7 @@ def test_close_loses_no_batch():
     assert numbers(next(stream)) == run()[1]
 
 
-# --- faults -----------------------------------------------------------
+# --- errors -----------------------------------------------------------
 
 
 def failing_row(number: int) -> SourceRow:
@@ -226,8 +226,8 @@ def test_batches_do_not_depend_on_worker_processes():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 9, "process_count": 2}, "batch_size 9 does not split over 2 processes"),
-        ({"batch_size": 0}, "batch_size 0 does not split"),
+        ({"batch_size": 9, "process_count": 2}, "batch_size 9 is not a multiple of the 2 processes"),
+        ({"batch_size": 0}, "batch_size 0 is not a multiple"),
         ({"process_index": 1}, "process_index 1 is not one of 1"),
         ({"epochs": 0}, "epochs 0 must be at least 1"),
         ({"seed": -1}, "seed -1"),
@@ -293,7 +293,7 @@ def test_row_errors_name_the_sample_and_the_file(tmp_path):
     (tmp_path / "half.jpg").write_bytes(b"\xff\xd8\xff")
     faults = {
         "sample '42': 3 images, but a row holds 2": shown(*[Image.new("RGB", (4, 4))] * 3, text="<image>" * 3),
-        "sample '42': .*half.jpg: not an image": shown(tmp_path / "half.jpg"),
+        "sample '42': .*half.jpg: not in a supported image format": shown(tmp_path / "half.jpg"),
         "sample '42': .*none.jpg: no such file": shown(tmp_path / "none.jpg"),
         "sample '42': image 0: 900x4 pixels": shown(Image.new("RGB", (900, 4))),
         "sample '42': the human turns hold 1 <image>": shown(),
@@ -304,13 +304,13 @@ def test_row_errors_name_the_sample_and_the_file(tmp_path):
             build_row(example, **(ROW | {"length": 3} if "supervised" in message else ROW))
 
 
-# --- several examples a row, and bad ones -----------------------------
+# --- several examples per row, and unreadable ones --------------------
 
 BAD = {4, 17, 33, 50}
 
 
 def sentences(tmp_path) -> Rows:
-    """Rows of 64 examples of unequal length with an image each; the images of BAD are missing, one in five has none."""
+    """Rows of 64 examples of several lengths: one in five without an image, and those of BAD with a missing one."""
     examples = []
     for i in range(64):
         picture = Image.new("RGB", (8, 8), (i, i, i)) if i not in BAD else tmp_path / f"{i}.jpg"
@@ -336,7 +336,7 @@ def bucketed(tmp_path, **changes):
 
 
 def equal(a: list[Batch], b: list[Batch]) -> bool:
-    """stop: which no batch has yet."""
+    """Compares all fields but `stop`, which is None in every batch."""
     pairs = [pair for x, y in zip(a, b, strict=True) for pair in zip(x[:-1], y[:-1], strict=True)]
     return all(np.array_equal(x, y) for x, y in pairs) and {x.stop for x in (*a, *b)} == {None}
 
@@ -352,13 +352,13 @@ def test_examples_are_shown_once_per_epoch_and_replacements_counted(tmp_path, ma
     assert sorted(replaced) == sorted([*BAD, *BAD])
     letters = np.concatenate([batch.tokens[batch.target_mask] for batch in shown_batches])
     for i in set(range(64)) - BAD:
-        assert (letters == 65 + i).sum() >= 2 * (1 + i * 7 % 23)  # more where it stands in for another
+        assert (letters == 65 + i).sum() >= 2 * (1 + i * 7 % 23)  # more often if it is a substitute
     assert sum(batch.segment_ids.max(axis=1).sum() for batch in shown_batches) == 128
 
 
 @pytest.mark.parametrize("make", [packed, bucketed])
 def test_run_resumes_with_other_numbers_of_processes_and_workers(tmp_path, make):
-    """2 -> 4 -> 1 processes, without and with worker processes, from the state of the one before."""
+    """2 -> 4 -> 1 processes, without and with worker processes, each from the previous state."""
     whole = [batch for batch, _ in make(tmp_path)]
     resumed, state = [], None
     for processes, workers, steps in ((2, 0, 3), (4, 0, 2), (1, 2, None)):

@@ -1,4 +1,4 @@
-"""rows.py: several examples in a row, and substitutes for what cannot be read."""
+"""Rows of several examples, and substitutes for unreadable ones."""
 
 import dataclasses
 import pickle
@@ -82,11 +82,11 @@ def test_segments_that_do_not_fit_are_refused():
 
 
 def source(tmp_path, bad=(3, 11)) -> list[Example]:
-    """Examples of growing length with one image each; the images of `bad` are missing, the text of 5 is not valid."""
+    """Examples of several lengths with one image each; the images of `bad` are missing, the text of 5 is invalid."""
     examples = [example(str(i), "x" * (1 + i % 7), picture(10 + i)) for i in range(30)]
     for i in bad:
         examples[i] = dataclasses.replace(examples[i], images=(tmp_path / f"{i}.jpg",))
-    examples[5] = dataclasses.replace(examples[5], turns=(("human", ""), ("gpt", "y")))  # an image without <image>
+    examples[5] = dataclasses.replace(examples[5], turns=(("human", ""), ("gpt", "y")))  # without <image>
     return examples
 
 
@@ -102,9 +102,9 @@ def test_unreadable_sample_gets_the_same_recorded_substitute_every_time(tmp_path
     again = pickle.loads(pickle.dumps(rows)).row(3)
     assert again.replaced == [record]
     assert rows.row(4).replaced == []
-    assert rows.names(3) == [record["substitute"]] and rows.names(4) == ["4"], "what is in the row"
+    assert rows.names(3) == [record["substitute"]] and rows.names(4) == ["4"], "names are those of the row's contents"
     substitutes = {Rows(source(tmp_path), FORMAT, True, seed).row(3).replaced[0]["substitute"] for seed in range(8)}
-    assert len(substitutes) > 1, "not always the neighbour"
+    assert len(substitutes) > 1, "the substitute depends on the seed"
 
 
 def test_requested_names_opens_no_image(tmp_path, monkeypatch):
@@ -126,7 +126,7 @@ def test_without_replace_the_error_reaches_the_caller(tmp_path):
 def test_substitute_is_no_larger_than_what_it_replaces(tmp_path):
     examples = source(tmp_path, bad=range(1, 29, 4))
     for i in range(0, 30, 2):
-        examples[i] = example(str(i), "x", picture(1), picture(2))  # short enough for many, but two images
+        examples[i] = example(str(i), "x", picture(1), picture(2))  # short, but with two images
     rows = Rows(examples, FORMAT, replace=True)
     sizes = np.stack([rows.size(i) for i in range(30)])
     assert sizes[5].tolist() == [0, 0] and sizes[3].tolist() == [3 + 5, 1]
@@ -155,11 +155,11 @@ def test_sample_whose_source_raises_is_replaced(tmp_path):
     class Source(list):
         def __getitem__(self, index):
             if index == 2:
-                raise DataError("chat.json: row 2 leads out of the folder")
+                raise DataError("chat.json: row 2 is outside of the folder")
             return super().__getitem__(index)
 
     rows = Rows(Source(source(tmp_path, bad=())), FORMAT, replace=True)
     (record,) = rows.row(2).replaced
-    assert record["sample"] is None and "leads out" in record["reason"]
+    assert record["sample"] is None and "is outside" in record["reason"]
     assert rows.names(2) == [record["substitute"]] and rows.names(1) == ["1"]
     assert [e.id for e in rows.readable(6)] == ["0", "1", "3", "4", "6", "7"]

@@ -1,4 +1,4 @@
-"""workers.py: rows from processes, their faults, and their ends."""
+"""Rows from worker processes: their order, their exceptions, and how workers end."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 from llava_jax.data.workers import WorkerRows
 from llava_jax.errors import DataError, UserError
 
-ROW_BYTES = 2_000_000  # bytes, far more than a pipe holds: a worker is nearly always in the middle of writing
+ROW_BYTES = 2_000_000  # far more than a pipe holds, so that a worker is nearly always in the middle of a write
 
 
 class Squares:
@@ -32,7 +32,7 @@ class Big:
 
 
 class UnpicklableError(Exception):
-    """Can be written, but not read."""
+    """Can be pickled, but not unpickled."""
 
     def __init__(self, a, b):
         super().__init__(f"{a} {b}")
@@ -122,7 +122,7 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("then, signum", [("time.sleep(60)", signal.SIGKILL), ("raise SystemExit(0)", None)])
 def test_workers_do_not_outlive_the_run(tmp_path, then, signum):
-    """However it ends: killed, or by an error that closes nothing."""
+    """Whether the run is killed or exits without closing its rows."""
     (tmp_path / "run.py").write_text(RUN.format(folder=os.path.dirname(__file__), then=then))
     run = subprocess.Popen([sys.executable, tmp_path / "run.py"], stdout=subprocess.PIPE, text=True)
     pids = [int(pid) for pid in run.stdout.readline().split()]
@@ -130,7 +130,7 @@ def test_workers_do_not_outlive_the_run(tmp_path, then, signum):
     if signum:
         assert all(map(alive, pids))
         for pid in pids:
-            os.kill(pid, signal.SIGTERM)  # of a scheduler, to all processes: the run decides when its workers end
+            os.kill(pid, signal.SIGTERM)  # as a scheduler does; only the run ends its workers
         time.sleep(0.5)
         assert all(map(alive, pids))
         run.send_signal(signum)

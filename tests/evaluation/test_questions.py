@@ -33,7 +33,7 @@ def test_problems_without_their_image_are_named_skipped_or_asked_without(folder)
 
 def test_an_image_outside_the_folder_is_refused(folder):
     source = ScienceQA(write_folder(folder / "out", {"1": {"image": "../../../../a.png"}}), "test")
-    with pytest.raises(DataError, match="problem 1: image .* does not stay below"):
+    with pytest.raises(DataError, match="problem 1: image .* is outside of"):
         build(source, missing_images="text")
 
 

@@ -1,4 +1,4 @@
-"""image_files.py: images in a zip archive. Folders: test_sources.py."""
+"""Images in a zip archive. Image folders are tested in tests/data/sources/test_llava_json.py."""
 
 import io
 import json
@@ -45,7 +45,7 @@ def test_threads_and_unpickled_copies_read_the_same_bytes(tmp_path):
 
 
 def understate_size(path: Path) -> None:
-    """An entry that says it is small and unpacks to 50 MB."""
+    """Makes the headers of a 50 MB entry claim 1,000 bytes."""
     data = bytearray(path.read_bytes())
     for magic, field in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
         offset = data.index(magic) + field
@@ -60,10 +60,10 @@ def test_faulty_archives_and_entries_are_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="^" + where + "damaged"):
         open_images(path, tmp_path).find("a.png", "here")
     monkeypatch.setattr(image_files, "MAX_BYTES", 999)
-    with pytest.raises(DataError, match=where + "unpacks to 1,000 bytes, over 999"):
+    with pytest.raises(DataError, match=where + "unpacks to 1,000 bytes, more than 999"):
         open_images(path, tmp_path).find("a.png", "here")
     path = archive(tmp_path, {"a.png": png("red")}, zipfile.ZIP_LZMA)
-    with pytest.raises(DataError, match=where + "encrypted, or packed in a rare way"):
+    with pytest.raises(DataError, match=where + "encrypted, or compressed by a rare method"):
         open_images(path, tmp_path).find("a.png", "here")
     path = archive(tmp_path, {"a.png": png("red")}, zipfile.ZIP_STORED)
     data = bytearray(path.read_bytes())
@@ -74,7 +74,7 @@ def test_faulty_archives_and_entries_are_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="'../a.png' in .*no such entry"):
         open_images(path, tmp_path).find("../a.png", "here")
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(DataError, match="images.zip: not a zip archive that can be read"):
+    with pytest.raises(DataError, match="images.zip: not a readable zip archive"):
         open_images(path, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""images.py: what is refused, what the bytes are."""
+"""Which images are refused, and the exact bytes of preprocessed ones."""
 
 import io
 import os
@@ -29,7 +29,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def png(width: int, height: int, bits: int = 8, color: int = 0, pixels: bytes = b"") -> bytes:
-    """A PNG with any header; without `pixels`, one that costs nothing to write and much to decode."""
+    """A PNG with any header; without `pixels` it is small, but would be large when decoded."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -48,7 +48,7 @@ def clip_bytes(image: Image.Image, size: int) -> np.ndarray:
     return np.moveaxis(np.asarray(processor(image)["pixel_values"][0]), 0, -1)
 
 
-# 448x256 has borders of pixels that stay borders; 336x823 is tall enough for Pillow 13 to begin with the columns.
+# In 448x256, pixel borders of both sizes coincide; for the tall 336x823, Pillow 13 resizes the columns first.
 @pytest.mark.parametrize("shape", [*SHAPES, (448, 256), (256, 448), (336, 823), (307, 640)])
 @pytest.mark.parametrize("size", [48, 224, 336])
 def test_crop_equals_clip_image_processor_byte_for_byte(shape, size):
@@ -58,7 +58,7 @@ def test_crop_equals_clip_image_processor_byte_for_byte(shape, size):
 
 
 def pad_then_resize(image: Image.Image, size: int) -> np.ndarray:
-    """The recipe in full: an even canvas, the image in its middle, one resize."""
+    """The reference: the image in the centre of a uniform canvas, and one resize."""
     long = max(image.size)
     canvas = Image.new("RGB", (long, long), (122, 116, 104))
     canvas.paste(image, ((long - image.width) // 2, (long - image.height) // 2))
@@ -92,7 +92,7 @@ def test_pad_color_is_clips_mean():
 @pytest.mark.parametrize("shape", [(8192, 41), (41, 8192)])
 @pytest.mark.parametrize(("aspect", "limit"), [("pad", 2_800_000), ("crop", 200 * 224**2)])
 def test_memory_is_bounded_for_extreme_aspect_ratios(shape, aspect, limit, monkeypatch):
-    """8192x41 is 0.3 megapixels; padded to a square it would be 67."""
+    """8192x41 has 0.3 megapixels, but 67 when padded to a square."""
     image, sizes = Image.new("RGB", shape), []
     new, resize = Image.new, Image.Image.resize
     monkeypatch.setattr(Image, "new", lambda mode, size, color=0: sizes.append(size) or new(mode, size, color))
@@ -107,7 +107,7 @@ def test_memory_is_bounded_for_extreme_aspect_ratios(shape, aspect, limit, monke
 
 
 def test_an_unknown_aspect_is_a_config_error():
-    with pytest.raises(ConfigError, match="'square' is unknown; choose one of crop, pad"):
+    with pytest.raises(ConfigError, match="unknown image aspect 'square'; choose one of crop, pad"):
         preprocess(noise(4, 4), 4, "square")
 
 
@@ -198,7 +198,7 @@ def test_limits_come_from_the_header(width, height, allowed, monkeypatch):
 @pytest.mark.parametrize("kind", images.FORMATS)
 def test_truncated_file_is_refused(kind):
     data = encoded(noise(64, 64), kind)
-    with pytest.raises(DataError, match=r"^half\.jpg: .*cannot be read .*cut off\? Replace the file"):
+    with pytest.raises(DataError, match=r"^half\.jpg: .*cannot be read .*truncated\? Replace the file"):
         load_image(data[: len(data) // 2], "half.jpg")
 
 
@@ -216,7 +216,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_other_formats_are_refused(kind):
-    with pytest.raises(DataError, match="a.jpg: not an image of a known format"):
+    with pytest.raises(DataError, match="a.jpg: not in a supported image format"):
         load_image(REFUSED[kind], "a.jpg")
 
 

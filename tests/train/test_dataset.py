@@ -133,7 +133,7 @@ def test_a_packed_mixture_goes_on_exactly_also_with_a_source_in_front(tmp_path):
         kept = [row for row in first + more if row[0][0] == name]
         assert kept == [row for row in whole if row[0][0] == name][: len(kept)]
     write_json(tmp_path / "b.json", "b", [9] * 150 + [3] * 150)
-    with pytest.raises(ConfigError, match="b.json (had .* examples, has|is packed otherwise than before)"):
+    with pytest.raises(ConfigError, match="b.json (had .* examples, now it has|is packed differently than before)"):
         names_of(stage, opened(stage), place, 1)
 
 

@@ -1,1 +1,1 @@
-"""`data check`, `data stats` and `data show`: what is in a data set, and what is wrong with it."""
+"""`data check`, `data stats` and `data show`: the contents and the faults of a data set."""

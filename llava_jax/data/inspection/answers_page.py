@@ -1,7 +1,7 @@
-"""Sample answers of an evaluation as files: answers.json, the images, and a page that shows them beside the references.
+"""Writes the sample answers of an evaluation: answers.json, the images, and an HTML page with the references.
 
-The page is one file, with small copies of the images inside, so that it can be passed on. It also shows the answers of
-an earlier evaluation, and the accuracy table of an exam, where there are any.
+The page is one file with embedded thumbnails, so that it can be shared. It also shows the answers of an earlier
+evaluation and the accuracy table of an exam, if any.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ from llava_jax.output.html_page import SMALL, Markup, document, element, join, p
 from llava_jax.output.intervals import wilson
 from llava_jax.output.page_parts import badge, definitions, filters, share_bar, table, tile, tiles
 
-MAX_SIDE = 384  # of an image on the page, at most; the files beside it have all pixels
+MAX_SIDE = 384  # of an image on the page, in pixels; the image files have full size
 CONCLUSION_KINDS = {
     *QUESTION_KINDS,
     "conversation",
     "reasoning",
-}  # kinds of questions about scenes with one right answer
-MAX_COMPARED_WORDS = 4  # words; a reference of more can be said in other words
+}  # of scene questions with one correct answer
+MAX_COMPARED_WORDS = 4  # a longer reference can be paraphrased
 OUTCOMES = {True: ("right", "good"), False: ("wrong", "bad"), None: ("not graded", "")}
 
 
 def format_answers(examples: list[Example], answers: list[str]) -> list[str]:
-    """Question, reference and answer of each example as text."""
+    """Returns question, reference and answer of each example as lines of text."""
     lines = []
     for e, text in zip(examples, answers, strict=False):
         lines += [f"  {e.id}: {_question(e)}", f"    reference: {e.turns[1][1]}", f"    answer:    {text}"]
@@ -47,11 +47,11 @@ def write_answers(
     before: Mapping[tuple[str, str], str],
     facts: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes answers.json, answers.html and the images to `folder`; the same files for the same arguments.
+    """Writes answers.json, answers.html and the images to `folder`; the files depend on the arguments only.
 
     before: the answers of an earlier evaluation, see `read_sample_answers`.
-    facts: what else the page's header says, by name.
-    Raises OSError where it cannot write, DataError for an image that does not open.
+    facts: further entries of the page's header, by name.
+    Raises OSError if a file cannot be written, DataError for an unreadable image.
     """
     folder.mkdir(parents=True, exist_ok=True)
     records, cards = [], []
@@ -68,7 +68,7 @@ def write_answers(
 
 
 def read_sample_answers(file: Path) -> dict[tuple[str, str], str]:
-    """{(id, question): answer} of an answers.json; empty where there is none, or it is damaged."""
+    """Returns {(id, question): answer} of an answers.json; empty if it is missing or damaged."""
     try:
         return {(r["id"], r["question"]): r["answer"] for r in json.loads(file.read_text(encoding="utf-8"))}
     except (OSError, ValueError, TypeError, KeyError):
@@ -77,7 +77,7 @@ def read_sample_answers(file: Path) -> dict[tuple[str, str], str]:
 
 @dataclasses.dataclass(frozen=True)
 class AnswerCard:
-    """One question with its answers. before: of the evaluation before the stage, None without one."""
+    """A question with its answers. before: the answer of the evaluation before the stage, or None."""
 
     id: str
     kind: str
@@ -98,8 +98,8 @@ class AnswerCard:
 
 @dataclasses.dataclass(frozen=True)
 class RunSummary:
-    """What the page says about the run. facts: for the header, by name. accuracy: {"before" or "after": {kind:
-    {"image", "blank" and "chance": percent}}}. questions: of each kind in the exam, 0 where that is not known."""
+    """Run metadata for the page. facts: entries of the header, by name. accuracy: {"before" or "after": {kind:
+    {"image", "blank" and "chance": percent}}}. questions: the number of each kind in the exam, 0 if unknown."""
 
     stage: str = ""
     step: int = 0
@@ -109,10 +109,10 @@ class RunSummary:
 
 
 def is_right(kind: str, reference: str, answer: str) -> bool | None:
-    """Whether an answer is right; None where comparing texts cannot tell.
+    """Returns whether an answer is right, or None if a comparison of texts cannot decide.
 
-    A question about a scene is graded as in the accuracy table, by the conclusion of its answer. Of other data a
-    reference of a few words is compared with the whole answer, regardless of case and of a full stop at the end.
+    Questions about scenes are graded as in the accuracy table, by the conclusion of the answer. For other data, a
+    reference of a few words is compared with the whole answer, ignoring case and a final full stop.
     """
     if kind in CONCLUSION_KINDS:
         return conclusion(answer) == conclusion(reference)
@@ -126,7 +126,7 @@ def _normalized(text: str) -> str:
 
 
 def answers_page(run: RunSummary, cards: Sequence[AnswerCard], facts: Mapping[str, str] | None = None) -> str:
-    """One HTML page. facts: what else the header says, by name."""
+    """Returns the HTML page. facts: further entries of the header, by name."""
     title = "Answers on held-out samples"
     if run.stage:
         title = f"Answers after step {run.step:,} of {run.stage}" if run.step else f"Answers before {run.stage}"
@@ -160,7 +160,7 @@ def _summary(cards: Sequence[AnswerCard]) -> Markup:
 
 
 def _accuracy(run: RunSummary) -> list[Markup]:
-    """The accuracy table of the exam. Where the run's config says how many questions there were, with intervals."""
+    """Returns the accuracy table of the exam, with intervals if the number of questions is known."""
     modes = [(name, run.accuracy[key], column) for name, key, column in (
         ("before", "before", "image"), ("after", "after", "image"), ("image blanked", "after", "blank"),
     ) if key in run.accuracy]  # fmt: skip
@@ -174,8 +174,8 @@ def _accuracy(run: RunSummary) -> list[Markup]:
             interval = wilson(round(percent * count / 100), count)
             row += [share_bar(percent, interval, chance), f"{percent:.1f}"]
         rows.append(row)
-    note = "Questions about held-out scenes. Dotted: by chance, without looking."
-    note += f" Lines: 95% intervals, {run.questions:,} questions of each kind." if run.questions else ""
+    note = "Questions about held-out scenes. Dotted: chance level, without the image."
+    note += f" Lines: 95% intervals of {run.questions:,} questions of each kind." if run.questions else ""
     return [
         element("h2", "Accuracy by kind of question"),
         table(rows, "accuracy by kind of question"),
@@ -218,7 +218,7 @@ def _article(card: AnswerCard, kinds: Sequence[str]) -> Markup:
 
 
 def _answer(term: str, text: str, outcome: bool | None, reference: str) -> tuple[str, str, str]:
-    """(what it is, the answer, how it is coloured)."""
+    """Returns (term, answer, tone)."""
     label, tone = OUTCOMES[outcome]
     label = "word for word" if outcome is None and text == reference else label
     return join(term, badge(label, tone), separator=" "), text or element("em", "nothing"), tone

@@ -1,7 +1,7 @@
-"""Every fault of a data set at once: each row parsed and tokenised, each image decoded, what occurs twice found.
+"""Finds all faults of a data set: parses and tokenises each row, decodes each image, and looks for duplicates.
 
-Rules have one home: whatever the reader, the image loader or the tokenizer would refuse in a run is found by calling
-them; only what they take in silence is looked for here.
+What a run would refuse is found by calling the reader, the image loader and the tokenizer themselves. Only what they
+accept silently is checked here.
 """
 
 import contextlib
@@ -20,44 +20,44 @@ from llava_jax.errors import DataError
 from llava_jax.images.preprocess import FORMATS, image_file, load_image
 from llava_jax.text.encode import fit
 
-# An error stops a run, or teaches something wrong. With a warning a run goes on, as the original did.
+# An error stops a run, or teaches something wrong. After a warning a run continues, as the original does.
 ERRORS = {
-    "broken JSON": "not JSON, or cut off; the check goes on at the next thing that looks like a row",
-    "broken row": "a key is missing or holds something else than it should",
+    "broken JSON": "not JSON, or truncated; the check continues at the next object that looks like a row",
+    "broken row": "a key is missing or has a wrong value",
     "role order": "turns do not alternate human, gpt, ..., or end with human, or there are none",
-    "placeholder mismatch": "not as many <image> in the questions as images",
-    "empty answer": "an answer of nothing but space: it teaches to say nothing",
-    "too many images": "more than a row holds (--max-images)",
-    "no supervised tokens": "no answer begins within --length",
-    "outside the folder": "the image's path leads out of the image folder",
+    "placeholder mismatch": "the number of <image> in the questions differs from the number of images",
+    "empty answer": "an answer of white space only, which teaches to answer nothing",
+    "too many images": "more images than a row holds (--max-images)",
+    "no supervised tokens": "no answer starts within --length",
+    "outside the folder": "the image path is outside of the image folder",
     "missing": "no such image file",
-    "wrong type": "not an image of a known format",
-    "damaged": "an image that is empty, cut off or does not decode",
-    "extreme size": "an image of a side, an aspect ratio or a number of pixels that is refused",
-    "unusable": "the template or the tokenizer cannot take it, or its record cannot be read",
+    "wrong type": "not in a supported image format",
+    "damaged": "an image that is empty, truncated or cannot be decoded",
+    "extreme size": "a side, aspect ratio or number of pixels beyond the limits",
+    "unusable": "refused by the template or the tokenizer, or its record cannot be read",
 }
 WARNINGS = {
-    "overlong": "cut off at --length",
-    "tiny": "an image smaller than one patch, often a stand-in for one that is gone",
-    "animated": "of several frames the first counts",
+    "overlong": "truncated at --length",
+    "tiny": "an image smaller than one patch, often a stand-in for a removed one",
+    "animated": "several frames, of which the first is used",
     "CMYK": "converted to RGB",
-    "16-bit": "the high bytes count",
-    "EXIF-rotated": "the turn that the file asks for is not made, as in the original",
-    "duplicate id": "the id of an earlier row that shows other images, or none",
+    "16-bit": "only the high bytes are used",
+    "EXIF-rotated": "the orientation is not applied, as in the original",
+    "duplicate id": "the id of an earlier row with other images, or none",
     "duplicate sample": "the conversation and images of an earlier row",
-    "duplicate image": "the bytes of an image of another name",
+    "duplicate image": "the bytes of an image with another name",
 }
 KINDS = ERRORS | WARNINGS
 TINY = 14  # pixels of the shorter side
 ORIENTATION = 0x0112  # EXIF's tag
 
-Encode = Callable[[tuple, int], tuple[np.ndarray, np.ndarray]]  # see tokenize.encode_row
+Encode = Callable[[tuple, int], tuple[np.ndarray, np.ndarray]]  # see text.encode.encode_row
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One fault of one row. `part`: the split of a source that has several; `image`: the file at fault (or the
-    name of its content, see `LenientRow`), or the first of the row's."""
+    """One fault of one row. part: its split, for a source with several. image: the faulty file (or the name of its
+    content, see `LenientRow`), or else the first image of the row."""
 
     kind: str
     row: int
@@ -69,7 +69,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What a worker says of one row. `images`: the digest of each image that decodes, None for others."""
+    """A worker's result for one row. images: the digest of each image, None for one that cannot be decoded."""
 
     findings: list[Finding]
     row: int
@@ -81,8 +81,8 @@ class Checked:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What rows must fit. encode: None leaves out what needs a tokenizer, "overlong" and "no supervised tokens";
-    max_images: None for any number."""
+    """The limits of a row. encode: None skips the checks that need a tokenizer, "overlong" and "no supervised tokens".
+    max_images: None for no limit."""
 
     encode: Encode | None = None
     length: int = 2048
@@ -90,7 +90,7 @@ class Limits:
 
 
 def check_rows(rows: range, *, source, limits: Limits) -> list[Checked]:
-    """The work of one task. source: any; LLaVA's JSON not strict, so that all of its faults are found."""
+    """Checks the rows of one task. source: any; LLaVA's JSON with `is_strict=False`, so that all faults are found."""
     return [_check_row(source, row, limits) for row in rows]
 
 
@@ -128,7 +128,7 @@ def _text_faults(turns, images: int, limits: Limits) -> Iterator[tuple[str, str]
 
 
 def _check_image(image: Path | bytes, name: str) -> tuple[list[tuple[str, str]], bytes | None]:
-    """((kind, message) of each fault of a file, the digest of its bytes if it decodes)."""
+    """Returns ((kind, message) of each fault of an image, the digest of its bytes if it can be decoded)."""
     try:
         load_image(image, name)
     except DataError as fault:
@@ -141,14 +141,14 @@ def _check_image(image: Path | bytes, name: str) -> tuple[list[tuple[str, str]],
 
 
 def _image_warnings(image: Image.Image) -> Iterator[tuple[str, str]]:
-    """What `load_image` takes in its own way. image: opened, not decoded, for its tiles still say how it is stored."""
+    """Yields what `load_image` changes silently. image: not decoded, as its tiles then tell how it is stored."""
     if min(image.size) < TINY:
         yield "tiny", f"{image.width}x{image.height} pixels"
     if image.mode == "CMYK":
         yield "CMYK", "four colour channels, for print"
     if image.mode.startswith("I") or any(";16" in str(tile.args) for tile in image.tile):
         yield "16-bit", "16 bits a channel"
-    # Damaged frames behind the first, or a damaged EXIF block, raise anything; nothing of ours reads them.
+    # Damaged later frames or EXIF data, which no run reads, raise exceptions of any kind.
     with contextlib.suppress(Exception):
         if getattr(image, "is_animated", False):
             yield "animated", "more than one frame"
@@ -158,12 +158,12 @@ def _image_warnings(image: Image.Image) -> Iterator[tuple[str, str]]:
 
 
 class Duplicates:
-    """Finds what occurs twice, row after row, from digests alone.
+    """Finds duplicates, row by row, from digests.
 
-    - "duplicate sample": turns and images (by their bytes) of an earlier row, whatever its id.
-    - "duplicate id": an earlier row's id, but other images or none. One picture's conversation, description and
-      reasoning may share an id, as in LLaVA's own data.
-    - "duplicate image": the bytes of an earlier image under another name; said once a file. A name used by several rows
+    - "duplicate sample": the turns and images (by their bytes) of an earlier row, with any id.
+    - "duplicate id": the id of an earlier row with other images, or none. The conversation, description and reasoning
+      about one image may share an id, as in LLaVA's own data.
+    - "duplicate image": the bytes of an earlier image with another name; reported once per file. A name in several rows
       is no fault.
     """
 
@@ -174,7 +174,7 @@ class Duplicates:
         self._reported: set[str] = set()
 
     def findings(self, checked: Checked) -> Iterator[Finding]:
-        """What occurs a second time in this row."""
+        """Yields the duplicates in this row."""
         is_duplicate = False
         if checked.turns:
             image_digests = [digest.hex() if digest else name for name, digest in checked.images.items()]

@@ -1,4 +1,4 @@
-"""What a check found: in numbers, as JSON, and as one page with the pictures at fault."""
+"""The report of a check: counts, JSON, and an HTML page with the faulty images."""
 
 import dataclasses
 import json
@@ -12,12 +12,12 @@ from llava_jax.images.thumbnail import thumbnail
 from llava_jax.output.html_page import Markup, document, element, join, picture
 from llava_jax.output.page_parts import badge, table, tile, tiles
 
-SHOWN = 100  # findings of a kind on the page; the JSON has all of them
+SHOWN = 100  # findings of a kind on the page; the JSON has all
 
 
 @dataclasses.dataclass
 class Report:
-    """`source`, `settings`: what was checked and how, in words. `images`: references in rows that were looked at."""
+    """The findings of a check. source, settings: what was checked, for readers. images: image references checked."""
 
     source: str
     settings: dict[str, object]
@@ -34,14 +34,14 @@ class Report:
         return len(self.findings) - self.errors
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """{kind: {part: findings}}, in the order of `KINDS`, without zeros."""
+        """Returns {kind: {part: number of findings}}, in the order of `KINDS`, without zeros."""
         counter = Counter((finding.kind, finding.part) for finding in self.findings)
         parts = sorted({finding.part for finding in self.findings})
         counts = {kind: {part: counter[kind, part] for part in parts if counter[kind, part]} for kind in KINDS}
         return {kind: by_part for kind, by_part in counts.items() if by_part}
 
     def summary(self) -> list[list[str]]:
-        """A table of text: kind, error or warning, how many, by part where there are several; heading first."""
+        """Returns a text table, heading first: kind, error or warning, count, and counts by part if several."""
         counts = self.counts()
         parts = sorted({part for by_part in counts.values() for part in by_part} - {""})
         rows = [["found", "", "count", *parts]]
@@ -51,7 +51,7 @@ class Report:
         return rows
 
     def total(self) -> str:
-        """One line: how much was looked at, and what came out."""
+        """Returns one line: what was checked, and the number of errors and warnings."""
         verdict = f"{self.errors:,} errors, {self.warnings:,} warnings" if self.findings else "nothing found"
         return f"{self.rows:,} rows, {self.images:,} images: {verdict}"
 
@@ -64,13 +64,15 @@ class Report:
         return json.dumps(report, indent=1) + "\n"
 
     def to_html(self, source, facts: Mapping[str, str] | None = None) -> str:
-        """One page without anything from elsewhere. Opens the images of the findings it shows, again from the source:
-        the name in a finding opens nothing. facts: what else the header says, by name."""
+        """Returns a self-contained HTML page. facts: further entries of the header, by name.
+
+        Images of the shown findings are read again from the source; a finding has only a name.
+        """
         settings = {key: str(value) for key, value in self.settings.items()}
         summary = [
             tile("rows", f"{self.rows:,}"),
             tile("images", f"{self.images:,}"),
-            tile("errors", f"{self.errors:,}", "stop a run or mislead it", tone="bad" if self.errors else ""),
+            tile("errors", f"{self.errors:,}", "stop or mislead a run", tone="bad" if self.errors else ""),
             tile("warnings", f"{self.warnings:,}", "do not fail the check", tone="warn" if self.warnings else ""),
         ]
         by_kind = {kind: [f for f in self.findings if f.kind == kind] for kind in self.counts()}
@@ -87,7 +89,7 @@ class Report:
         )  # fmt: skip
 
     def _table(self) -> Markup:
-        """`summary` with links to the findings."""
+        """Returns `summary` with links to the findings."""
         head, *rows = self.summary()
         linked = [head]
         for kind, severity, *counts in rows:
@@ -101,7 +103,7 @@ def _anchor(kind: str) -> str:
 
 
 def _findings(source, kind: str, findings: Sequence[Finding]) -> Markup:
-    """Cards with pictures; a table where no finding has a picture that opens."""
+    """Returns cards with images, or a table if no finding has a readable image."""
     pictures = [_picture(source, finding) for finding in findings]
     if not any(pictures):
         rows = [[str(f.row), f.id, f.part, f.message] for f in findings]

@@ -1,4 +1,4 @@
-"""One row of any source, as much of it as can be read, with its faults."""
+"""Reads as much as possible of a row of any source, with its faults."""
 
 import contextlib
 import dataclasses
@@ -11,8 +11,8 @@ from llava_jax.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class LenientRow:
-    """`where`: words that name it; `turns`: none where they are at fault; `named`: how many images it names;
-    `images`: those that are found, by file, or by content where they have no file; `faults`: (kind, message)."""
+    """A row and its faults. where: its name in messages. turns: empty if they are faulty. image_count: images that it
+    names. images: those that exist, by file name, or by a hash of those without a file. faults: (kind, message)."""
 
     id: str
     where: str
@@ -23,8 +23,8 @@ class LenientRow:
 
 
 def read_leniently(source, index: int) -> LenientRow:
-    """source: one with `raw` (LlavaJson, ScienceQA) gives the parts of a broken row that are right; of others, whose
-    rows were checked when they were written, a broken one has nothing."""
+    """Reads a row of any source. Sources with `raw` (LlavaJson, ScienceQA) give the valid parts of a broken row. A
+    broken row of other sources, whose rows were checked when written, is empty."""
     if not hasattr(source, "raw"):
         try:
             example = source[index]
@@ -43,7 +43,7 @@ def read_leniently(source, index: int) -> LenientRow:
         row_id, turns, names = parse_row(raw, where)
     except DataError as fault:
         faults.append((fault.kind, str(fault)))
-        with contextlib.suppress(DataError):  # the images may be right where the text is not, and the other way round
+        with contextlib.suppress(DataError):  # the images may be valid although the text is not
             names = image_names(raw, where) if isinstance(raw, dict) else []
     where = f"{where} (id {row_id!r})"
     for name in dict.fromkeys(names):
@@ -57,5 +57,5 @@ def read_leniently(source, index: int) -> LenientRow:
 
 
 def _name_and_image(image: Path | bytes) -> tuple[str, Path | bytes]:
-    """Named by its content, a picture of several rows is no duplicate of itself."""
+    """Returns (name, image), named by content if there is no file, so that an image in several rows has one name."""
     return (str(image) if isinstance(image, Path) else f"image {hashlib.sha256(image).hexdigest()[:16]}"), image

@@ -1,4 +1,4 @@
-"""Samples as the model gets them: pixels after crop or pad, text with what it is to learn in colour, ids, lengths."""
+"""An HTML page of samples as the model gets them: preprocessed images, text with targets in colour, ids, lengths."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -18,8 +18,7 @@ from llava_jax.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A row of the data with its lengths in tokens; `whole` is the length before it is cut off to the row's. A broken
-    row has a `fault` instead."""
+    """A sample and its row. full_length: its number of tokens before truncation. A broken sample has a `fault`."""
 
     index: int
     example: Example | None = None
@@ -49,15 +48,15 @@ def samples_page(
     tokenizer: Tokenizer,
     facts: Mapping[str, str] | None = None,
 ) -> str:
-    """One HTML page. A sample that cannot become a row shows its fault instead.
+    """Returns the HTML page. A sample that cannot be turned into a row shows its fault.
 
-    to_row: as in training, see `rows.build_row`. encode: see `tokenize.encode_row`; says what was cut off. facts: what
-    else the header says, by name.
+    to_row: as in training, see `data.rows.build_row`. encode: see `text.encode.encode_row`; gives the length before
+    truncation. facts: further entries of the header, by name.
     """
     samples = [_read_sample(source, index, to_row, encode) for index in indices]
     legend = Markup(
-        f"{element('mark', 'supervised')} the model learns to say this &nbsp; "
-        f"{element('span', 'image', class_='image')} placeholders, their number, which the features replace"
+        f"{element('mark', 'supervised')} the target tokens &nbsp; "
+        f"{element('span', 'image', class_='image')} placeholder tokens and their number; image features replace them"
     )
     return document(
         title,
@@ -98,7 +97,7 @@ def _summary(samples: list[Sample], count: int) -> Markup:
         cut = sum(s.is_cut for s in readable)
         summary.append(tile("longer than a row", f"{cut:,}", f"of {length:,} tokens", tone="warn" if cut else ""))
     if broken := len(samples) - len(readable):
-        summary.append(tile("broken", f"{broken:,}", "cannot become a row", tone="bad"))
+        summary.append(tile("broken", f"{broken:,}", "cannot be turned into rows", tone="bad"))
     return tiles(summary)
 
 
@@ -111,13 +110,13 @@ def _article(sample: Sample, tokenizer: Tokenizer) -> Markup:
     row, example = sample.row, sample.example
     head = [element("h2", f"row {sample.index}, id {example.id}")]
     head += [badge(example.kind, "accent")] if example.kind else []
-    head += [badge("cut off", "warn")] if sample.is_cut else []
+    head += [badge("truncated", "warn")] if sample.is_cut else []
     pixels = [Image.fromarray(image) for image in row.images[: len(example.images)]]
     pictures = [picture(image, f"image {i} of sample {example.id}") for i, image in enumerate(pixels)]
     pieces = split_row(row, tokenizer)
     lengths = f"{sample.tokens} tokens in a row of {len(row.tokens)}, {sample.targets} of them supervised; "
     lengths += f"images: {len(pixels)}"
-    lengths += f"; cut off, the whole sample has {sample.full_length} tokens" if sample.is_cut else ""
+    lengths += f"; truncated from {sample.full_length} tokens" if sample.is_cut else ""
     text = join(*(_coloured(piece, piece.text) for piece in pieces))
     ids = join(*(_coloured(piece, _ids(piece)) for piece in pieces), separator=" ")
     hidden = join(element("summary", "token ids"), element("div", ids, class_="code"))

@@ -1,4 +1,4 @@
-"""What a data set costs in training: tokens, pictures, the share that is learnt from, and how full rows would be."""
+"""Statistics of a data set for training: tokens, images, the supervised share, and how full the rows would be."""
 
 import contextlib
 import dataclasses
@@ -13,12 +13,12 @@ from llava_jax.data.packing import efficiency, pack
 from llava_jax.errors import DataError
 from llava_jax.images.preprocess import FORMATS, image_file
 
-PERCENTILES = (0, 5, 25, 50, 75, 95, 100)  # percentiles of the table
+PERCENTILES = (0, 5, 25, 50, 75, 95, 100)  # columns of the table
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One sample. `sizes`: (width, height) of the images that open."""
+    """The measures of a sample. sizes: (width, height) of its readable images."""
 
     tokens: int
     targets: int
@@ -27,9 +27,9 @@ class Measured:
 
 
 def measure_rows(rows: Sequence[int], *, source, encode: Encode) -> list[Measured | None]:
-    """The work of one task; None for a row that is broken. Images are not decoded, their headers are read.
+    """Measures the rows of one task; None for a broken row. Only the headers of images are read.
 
-    source: any; LLaVA's JSON not strict.
+    source: any; LLaVA's JSON with `is_strict=False`.
     """
     return [_measure(source, row, encode) for row in rows]
 
@@ -44,7 +44,7 @@ def _measure(source, row: int, encode: Encode) -> Measured | None:
         return None
     sizes = []
     for name, file in lenient.images.items():
-        # Damaged or refused: `data check` says which.
+        # `data check` reports damaged or refused images.
         with contextlib.suppress(Exception), Image.open(image_file(file, name), formats=FORMATS) as image:
             sizes.append(image.size)
     return Measured(len(ids), int(mask.sum()), lenient.image_count, tuple(sizes))
@@ -52,7 +52,7 @@ def _measure(source, row: int, encode: Encode) -> Measured | None:
 
 @dataclasses.dataclass(frozen=True)
 class Stats:
-    """Measurements of all rows that can be read, as arrays, and how many cannot."""
+    """The measures of all readable rows as arrays, and the number of broken rows."""
 
     tokens: np.ndarray  # int[n]
     targets: np.ndarray  # int[n]
@@ -64,27 +64,27 @@ class Stats:
 
     @classmethod
     def of(cls, measured: Sequence[Measured | None], length: int, max_images: int) -> "Stats":
-        """Raises DataError where no row can be read."""
+        """Collects measured rows. Raises DataError if all are broken."""
         readable = [m for m in measured if m is not None]
         if not readable:
-            raise DataError("no row can be read; `python -m llava_jax data check` says why.")
+            raise DataError("no row can be read; `python -m llava_jax data check` reports why.")
         columns = (np.array([getattr(m, name) for m in readable]) for name in ("tokens", "targets", "images"))
         sizes = np.array([size for m in readable for size in m.sizes], np.int64).reshape(-1, 2)
         return cls(*columns, sizes, len(measured) - len(readable), length, max_images)
 
     @property
     def target_share(self) -> np.ndarray:
-        """float[n], the percentage of each sample's tokens that is supervised."""
+        """Returns float[n], the percentage of supervised tokens of each sample."""
         return 100 * self.targets / self.tokens
 
     def fullness(self, seed: int = 0) -> tuple[float, float]:
-        """Tokens that are not padding, in percent: (one sample a row, packed as training with this `seed` does)."""
+        """Returns the percentage of tokens that are not padding: (one sample per row, packed as in training)."""
         sizes = np.minimum(np.stack([self.tokens, self.images], 1), (self.length, self.max_images))
         packed = efficiency(sizes, pack(sizes, self.length, self.max_images, seed), self.length)
         return 100 * float(sizes[:, 0].mean()) / self.length, 100 * packed
 
     def rows(self) -> list[list[str]]:
-        """A table of text: what is measured, its mean and its percentiles; heading first."""
+        """Returns a table of text, heading first: each measure, its mean and its percentiles."""
         columns = {"tokens": self.tokens, "supervised": self.targets, "supervised %": self.target_share}
         columns |= {"images": self.images}
         if len(self.sizes):
@@ -98,17 +98,17 @@ class Stats:
         return rows
 
     def notes(self) -> list[str]:
-        """The totals, a sentence each."""
+        """Returns the totals, one line each."""
         padded, packed = self.fullness()
         unreadable = int(self.images.sum()) - len(self.sizes)
         return [
             f"{len(self.tokens):,} samples, {self.tokens.sum():,} tokens, {self.targets.sum():,} of them supervised",
-            f"{self.broken:,} rows cannot be read, {unreadable:,} of {self.images.sum():,} images do not open",
-            f"{(self.tokens > self.length).sum():,} samples are longer than {self.length} and would be cut off",
+            f"{self.broken:,} rows cannot be read, {unreadable:,} of {self.images.sum():,} images cannot be read",
+            f"{(self.tokens > self.length).sum():,} samples are longer than {self.length} and would be truncated",
             f"rows of {self.length}: {padded:.1f}% full with one sample each, {packed:.1f}% packed first-fit "
             f"(up to {self.max_images} images a row)",
         ]
 
     def lines(self) -> list[str]:
-        """The numbers as a text table, then the totals."""
+        """Returns the table as text, followed by the totals."""
         return [f"{name:14}" + "".join(f"{cell:>10}" for cell in cells) for name, *cells in self.rows()] + self.notes()

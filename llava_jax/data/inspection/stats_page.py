@@ -1,4 +1,4 @@
-"""The numbers of `stats`, with plots, on one page."""
+"""An HTML page of the statistics of `stats`, with plots."""
 
 import io
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from llava_jax.output.html_page import Markup, document, element, join
 from llava_jax.output.page_parts import share_bar, table, tile, tiles
 
 BINS = 60
-# matplotlib knows no variables of a style sheet: it draws in these colours, which are then replaced by the page's.
+# matplotlib cannot use CSS variables: it draws in these colours, which are then replaced by variables of the page.
 INK, LINE, FILL, LIMIT = "#010203", "#010204", "#010205", "#010206"
 COLORS = {INK: "var(--muted)", LINE: "var(--line)", FILL: "var(--fill)", LIMIT: "var(--bad)"}
-DOTS = "#7088e0"  # of the one plot that is pixels, which no style sheet reaches; seen on light and on dark
+DOTS = "#7088e0"  # of the rasterized plot, which CSS cannot change; visible in light and dark mode
 
 
 def check_matplotlib() -> None:
-    """Raises ConfigError where there is no matplotlib: said before hours of reading, not after."""
+    """Raises ConfigError without matplotlib; to be called before hours of reading."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -26,7 +26,7 @@ def check_matplotlib() -> None:
 
 
 def stats_page(source: str, stats: Stats, facts: Mapping[str, str] | None = None) -> str:
-    """One HTML page, plots as SVG inside. facts: what else the header says, by name."""
+    """Returns the HTML page, with embedded SVG plots. facts: further entries of the header, by name."""
     plots = [
         _histogram(stats.tokens, "tokens of a sample, images included", stats.length),
         _histogram(stats.target_share, "supervised tokens of a sample, %"),
@@ -53,7 +53,7 @@ def _summary(stats: Stats) -> Markup:
         tile("samples", f"{len(stats.tokens):,}"),
         tile("tokens", f"{tokens:,}", f"{tokens / len(stats.tokens):,.0f} a sample"),
         tile("images", f"{stats.images.sum():,}"),
-        tile("longer than a row", f"{cut:,}", f"cut off at {stats.length:,} tokens", tone="warn" if cut else ""),
+        tile("longer than a row", f"{cut:,}", f"truncated to {stats.length:,} tokens", tone="warn" if cut else ""),
         tile("rows that cannot be read", f"{stats.broken:,}", tone="bad" if stats.broken else ""),
         tile("supervised", f"{percent:.1f}%", f"{targets:,} tokens", bar=share_bar(percent)),
         tile("rows in use, one sample each", f"{padded:.1f}%", f"of {stats.length:,} tokens", bar=share_bar(padded)),
@@ -64,10 +64,10 @@ def _summary(stats: Stats) -> Markup:
 
 def _svg(draw, title: str) -> Markup:
     import matplotlib
-    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+    from matplotlib.figure import Figure  # not pyplot, which has global state and a window system
 
     style = {
-        "svg.hashsalt": title, "svg.fonttype": "none",  # equal data, equal file
+        "svg.hashsalt": title, "svg.fonttype": "none",  # the same data gives the same file
         "axes.edgecolor": LINE, "axes.labelcolor": INK, "text.color": INK, "xtick.color": LINE, "ytick.color": LINE,
         "xtick.labelcolor": INK, "ytick.labelcolor": INK, "grid.color": LINE, "axes.spines.top": False,
         "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
@@ -101,7 +101,7 @@ def _sizes(sizes: np.ndarray) -> Markup:
     def draw(axes):
         points, counts = np.unique(sizes, axis=0, return_counts=True)
         area = 4 + 20 * np.sqrt(counts / counts.max())
-        # As a picture: a dot for each of a million sizes would be a page of a hundred megabytes.
+        # Rasterized: as SVG, a million dots would be a page of a hundred megabytes.
         axes.scatter(*points.T, s=area, alpha=0.4, linewidths=0, rasterized=True, color=DOTS)
         axes.set(xlabel="width", ylabel="height")
 

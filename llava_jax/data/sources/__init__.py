@@ -1,1 +1,1 @@
-"""Formats that examples are read from, one file each."""
+"""The data formats that can be read, one file each."""

@@ -1,10 +1,10 @@
-"""Examples in ArrayRecord shards: the record, and a folder of shards as a source.
+"""ArrayRecord shards of examples: the record format, and a folder of shards as a source.
 
-    record = SHA-256 of what follows (32 bytes) | length of the head (4, little endian) | head | image bytes, joined
-    head   = UTF-8 JSON: a row as of `llava_row`, with "sizes" (bytes of each image) and "kind"
+    record = SHA-256 of the rest (32 bytes) | length of the head (4 bytes, little endian) | head | concatenated images
+    head   = UTF-8 JSON: a row as in `llava_row`, with "sizes" (bytes of each image) and "kind"
 
-A folder holds `shard-00000-of-00012.array_record` and so on, `ids.npy` (int64, the `id_hash` of each record),
-`left_out.jsonl` (index and fault of each sample that was left out) and, last, `manifest.json`. `data build` makes it.
+`data build` writes a folder of `shard-00000-of-00012.array_record` and so on, `ids.npy` (int64, the `id_hash` of each
+record), `left_out.jsonl` (index and fault of each sample that was left out) and, last, `manifest.json`.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ from llava_jax.data.sources.llava_row import parse_row
 from llava_jax.errors import DataError
 
 MANIFEST, IDS, FORMAT = "manifest.json", "ids.npy", 1
-_REPAIR_HINT = "Copy it again, or build it anew."
+_REPAIR_HINT = "Copy it again, or rebuild it."
 
 
 def encode_record(example: Example) -> bytes:
-    """Image files go in as they are, byte for byte; pixels as PNG. Raises OSError for a file that cannot be read."""
+    """Encodes an example, with image files byte for byte and PIL images as PNG. OSError for an unreadable file."""
     images = [_image_bytes(image) for image in example.images]
     row = {
         "id": example.id,
@@ -40,10 +40,10 @@ def encode_record(example: Example) -> bytes:
 
 
 def decode_record(record: bytes, where: str) -> Example:
-    """Raises DataError that begins with `where` for a record that is not as it was written."""
+    """Decodes a record. Raises DataError, starting with `where`, for a damaged or foreign record."""
     body = memoryview(record)[32:]
     if hashlib.sha256(body).digest() != record[:32]:
-        raise DataError(f"{where}: its hash is not that of its content. {_REPAIR_HINT}")
+        raise DataError(f"{where}: its hash does not match its content. {_REPAIR_HINT}")
     try:
         offset = 4 + int.from_bytes(body[:4], "little")
         row = json.loads(bytes(body[4:offset]))
@@ -56,7 +56,7 @@ def decode_record(record: bytes, where: str) -> Example:
         if offset != len(body) or len(sizes) != len(names) or min(sizes, default=0) < 0:
             raise ValueError
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{where}: not a record of this project. Build the shards with `data build`.") from None
+        raise DataError(f"{where}: not a record of this format. Make the shards with `data build`.") from None
     return Example(row_id, turns, tuple(images), kind)
 
 
@@ -71,10 +71,10 @@ def _image_bytes(image: Path | bytes | Image.Image) -> bytes:
 
 
 class ArrayRecordSource:
-    """A folder that `data build` made, as a source. Images come as bytes; a record is checked when it is read.
+    """The shards of `data build` as a source. Images are returned as bytes; each record is checked when it is read.
 
-    Raises DataError that names the folder or shard when constructed, where the manifest is missing (the build did not
-    end) or a shard is missing or of another size; that names shard and record, when a record is read.
+    The constructor raises DataError for a missing manifest (an incomplete build), and for a shard that is missing or
+    has another size. Reading raises DataError with the shard and the record number.
     """
 
     def __init__(self, path: str | Path):
@@ -88,7 +88,7 @@ class ArrayRecordSource:
                 problem = "missing" if size is None else f"{size:,} bytes long instead of {shard['bytes']:,}"
                 raise DataError(f"{file}: {problem}. {_REPAIR_HINT}")
         self._ends = np.cumsum([shard["records"] for shard in shards])
-        # The counts are given, so that no shard is opened before it is read.
+        # With known counts, no shard is opened before it is read.
         files = [_FileInstruction(str(self.path / s["name"]), 0, s["records"]) for s in shards]
         self._records = ArrayRecordDataSource(files)
 
@@ -107,7 +107,7 @@ class ArrayRecordSource:
         return decode_record(record, where)
 
     def id_hashes(self) -> np.ndarray:
-        """int64[n], the `id_hash` of every id. Raises DataError where ids.npy is not that of the manifest."""
+        """Returns int64[n], the `id_hash` of every id. Raises DataError if ids.npy does not match the manifest."""
         file = self.path / IDS
         data = file.read_bytes() if file.is_file() else b""
         if hashlib.sha256(data).hexdigest() != self.manifest["ids_sha256"]:
@@ -116,26 +116,26 @@ class ArrayRecordSource:
 
 
 class _FileInstruction:
-    """What ArrayRecordDataSource calls a FileInstruction."""
+    """A FileInstruction of ArrayRecordDataSource."""
 
     def __init__(self, filename: str, skip: int, take: int):
         self.filename, self.skip, self.take, self.examples_in_shard = filename, skip, take, take
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest of a complete folder. Raises DataError where there is none, or one that this version cannot read."""
+    """Returns the manifest of a complete build. Raises DataError if it is missing, damaged or of another version."""
     file = folder / MANIFEST
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         names = [Path(shard["name"]) for shard in manifest["shards"]]
         has_counts = all(isinstance(s[key], int) for s in manifest["shards"] for key in ("records", "bytes"))
     except FileNotFoundError:
-        raise DataError(f"{folder}: no {MANIFEST}: its build did not end. Give the same `data build` again.") from None
+        raise DataError(f"{folder}: no {MANIFEST}: the build is incomplete. Run the same `data build` again.") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{file}: cannot be read. {_REPAIR_HINT}") from None
     if manifest.get("format") != FORMAT:
-        raise DataError(f"{file}: of format {manifest.get('format')!r}; this version reads {FORMAT}. Build it anew.")
+        raise DataError(f"{file}: has format {manifest.get('format')!r}, but this version reads {FORMAT}. Rebuild it.")
     is_inside = all(name.name == str(name) for name in names)  # a shard lies in the folder itself
     if not has_counts or not names or not is_inside:
-        raise DataError(f"{file}: lists no shards, or files outside the folder. {_REPAIR_HINT}")
+        raise DataError(f"{file}: lists no shards, or files outside of the folder. {_REPAIR_HINT}")
     return manifest

@@ -1,7 +1,6 @@
-"""From pairs of image and caption to the rows of stage 1: a brief instruction, and the caption as its answer.
+"""Turns pairs of image and caption into rows for stage 1: a brief instruction, and the caption as its answer.
 
-The original has eleven ways to ask for a short description and puts the image before or behind the request; these are
-eleven of our own.
+The original draws one of eleven instructions, with the image before or after it. These are eleven others.
 """
 
 import json
@@ -28,7 +27,7 @@ INSTRUCTIONS = (
 
 
 def caption_row(image: str, caption: str, seed: int) -> dict:
-    """A row of LLaVA's JSON; image, caption and seed decide the instruction and its place, other rows do not."""
+    """Returns a row of LLaVA's JSON. Only image, caption and seed decide the instruction and the marker's position."""
     rng = random.Random(f"captions/{seed}/{image}/{caption}")
     instruction = rng.choice(INSTRUCTIONS)
     question = rng.choice((f"{IMAGE_MARKER}\n{instruction}", f"{instruction}\n{IMAGE_MARKER}"))
@@ -40,10 +39,9 @@ def caption_row(image: str, caption: str, seed: int) -> dict:
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
-    """(image, caption) of a file of JSON Lines, or one JSON array, of {"image", "caption"}; other keys are ignored.
+    """Reads (image, caption) pairs from JSON Lines or one JSON array of {"image", "caption"}; other keys are ignored.
 
-    White space around a caption is removed. Raises DataError that names the file and the line or row, for a pair that
-    is not one.
+    White space around captions is removed. Raises DataError with the file and the line or row of an invalid pair.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -54,7 +52,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     if text.lstrip().startswith("["):
         rows = [(f"{path}: row {i}", row) for i, row in enumerate(_parse_json(text, str(path)))]
     else:
-        lines = enumerate(text.split("\n"), 1)  # not splitlines: captions may hold other line breaks
+        lines = enumerate(text.split("\n"), 1)  # not splitlines: captions may contain other line breaks
         rows = [(f"{path}: line {i}", _parse_json(line, f"{path}: line {i}")) for i, line in lines if line.strip()]
     if not rows:
         raise DataError(f"{path}: no pairs.")
@@ -72,9 +70,9 @@ def _parse_pair(row, where: str) -> tuple[str, str]:
     values = [row.get(key) for key in ("image", "caption")] if isinstance(row, dict) else [None, None]
     for key, value in zip(("image", "caption"), values, strict=True):
         if not isinstance(value, str) or not value.strip():
-            raise DataError(f'{where}: key "{key}" must be a string with something in it.')
+            raise DataError(f'{where}: key "{key}" must be a string that is not empty.')
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise DataError(f'{where}: key "{key}" holds half a character (\\ud83d, say). Repair it.') from None
+            raise DataError(f'{where}: key "{key}" has a lone surrogate (such as \\ud83d). Repair it.') from None
     return values[0], values[1].strip()

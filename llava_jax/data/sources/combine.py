@@ -1,4 +1,4 @@
-"""Sources made of sources: a part of one, several one after another, and a held-out split."""
+"""Sources made of other sources: subsets, concatenations, and the held-out split."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ import numpy as np
 from llava_jax.data.example import id_hash
 from llava_jax.errors import ConfigError, DataError
 
-MAX_HASHED = 100_000_000  # ids; beyond it a split by hash would take hours
+MAX_HASHED = 100_000_000  # ids; a split of more by hash would take hours
 
 
 class Subset:
-    """Some indices of a source, as a source. A `range` costs no memory, so an endless source has sub-ranges too.
+    """The examples of a source at `indices`. A `range` needs no memory, so it also works for endless sources.
 
     >>> list(Subset("abcdef", range(1, 6, 2)))
     ['b', 'd', 'f']
@@ -28,9 +28,9 @@ class Subset:
 
 
 class Concatenated:
-    """Several sources, one behind the other, as one.
+    """Several sources, one after the other.
 
-    >>> "".join(Joined(["abc", "de"])[i] for i in (0, 2, 3, 4))
+    >>> "".join(Concatenated(["abc", "de"])[i] for i in (0, 2, 3, 4))
     'acde'
     """
 
@@ -53,18 +53,18 @@ class Concatenated:
 def train_eval_split(source, fraction: float, minimum: int) -> tuple[Subset, Subset]:
     """Splits a source into (train, held out) by the SHA-256 of each example's id.
 
-    An example is held out when its hash, read as a number in [0, 1), is below `fraction`. Only its own id decides, so
-    new rows move no other row, the order of rows does not matter, and rows that share an id (one picture's
-    conversation, description and reasoning) stay together. When that gives fewer than `minimum`, the lowest hashes are
-    held out until there are as many. Where reading an example is costly, a source offers `id_hashes()`, int64[n].
+    An example is held out if its hash, as a number in [0, 1), is below `fraction`. This depends on its id only: new
+    rows or another order move no row, and rows that share an id (an image's conversation, description and reasoning)
+    stay together. If this gives fewer than `minimum` examples, the lowest hashes are held out. A source whose examples
+    are slow to read may have a method `id_hashes()` -> int64[n].
 
-    Raises ConfigError for a fraction outside [0, 1) or a source too long to hash, DataError when nothing is left to
-    train on.
+    Raises ConfigError for a fraction outside of [0, 1) or a source too long to hash, DataError if no training example
+    is left.
     """
     if not 0 <= fraction < 1 or minimum < 0:
         raise ConfigError(f"held-out fraction must be in [0, 1) and minimum >= 0; got {fraction} and {minimum}")
     if len(source) > MAX_HASHED:
-        raise ConfigError(f"{len(source):,} examples are too many to split by id; take `Subset(source, range(...))`")
+        raise ConfigError(f"{len(source):,} examples are too many to split by id; use `Subset(source, range(...))`")
     hashes = id_hashes(source) / 2**48
     held_out = hashes < fraction
     if held_out.sum() < minimum <= len(hashes):
@@ -78,7 +78,7 @@ def train_eval_split(source, fraction: float, minimum: int) -> tuple[Subset, Sub
 
 
 def id_hashes(source) -> np.ndarray:
-    """int64[n], the `id_hash` of every id of a source; examples are read only where it does not know them itself."""
+    """Returns int64[n], the `id_hash` of every id; examples are read only if the source has no `id_hashes()`."""
     if hasattr(source, "id_hashes"):
         return source.id_hashes()
     return np.array([id_hash(source[index].id) for index in range(len(source))], np.int64)

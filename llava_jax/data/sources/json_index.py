@@ -1,9 +1,9 @@
-"""Where each row of a big JSON array begins and ends: found once, in pieces, and kept in a file.
+"""An index of the rows of a large JSON array, built once by a scan in chunks and stored in a file.
 
-The index is int64[rows, 3]: the bytes [start, end) of a row and the `id_hash` of its id, 24 bytes a row. It lies beside
-the JSON as NAME.index.npz, or, where that folder cannot be written, in $XDG_CACHE_HOME/llava_jax (default ~/.cache).
-It belongs to one size and modification time of the JSON; an index of another, a damaged one, or one that cannot be true
-is made anew. Whoever reads a row checks it again: an index that lies does no harm.
+The index is int64[rows, 3]: the byte range [start, end) of a row and the `id_hash` of its id, 24 bytes per row. It is
+stored beside the JSON as NAME.index.npz, or in $XDG_CACHE_HOME/llava_jax (default ~/.cache) if that folder is not
+writable. It is valid for one size and modification time of the JSON; an outdated, damaged or implausible index is
+rebuilt. Each row is checked again when it is read, so a wrong index does no harm.
 """
 
 import array
@@ -24,12 +24,12 @@ from llava_jax.output.console import log
 from llava_jax.output.files import atomic_path
 
 VERSION = 1
-MIN_BYTES_KEPT = 8 << 20  # bytes; a smaller JSON is indexed again in less than a second
-CHUNK_BYTES = 4 << 20  # bytes read at a time
-MAX_ROW_CHARS = 32 << 20  # characters
+MIN_BYTES_KEPT = 8 << 20  # of a JSON whose index is stored; a smaller one is indexed in less than a second
+CHUNK_BYTES = 4 << 20
+MAX_ROW_CHARS = 32 << 20
 WHITESPACE = re.compile(r"[ \t\r\n]*")
 
-Stamp = tuple[int, int]  # size, time of the last change in ns
+Stamp = tuple[int, int]  # size in bytes, modification time in ns
 
 
 def stamp(file) -> Stamp:
@@ -38,13 +38,14 @@ def stamp(file) -> Stamp:
 
 
 def open_index(path: Path, broken: dict[int, DataError] | None = None) -> tuple[np.ndarray, Stamp]:
-    """The index of a JSON file, int64[rows, 3], and the stamp of the file that it belongs to.
+    """Returns the index of a JSON file, int64[rows, 3], and the stamp of the file.
 
-    The first time every row is parsed and checked, with at most a few pieces of the file in memory. Raises DataError
-    that names the file and the row.
+    The first time, every row is parsed and checked, with a few chunks of the file in memory. Raises DataError with the
+    file and the row.
 
-    broken: is filled with what is wrong with the rows that are no JSON, and then nothing else about rows is checked,
-    no hash made (it is -1) and nothing kept. Such a row has no bytes; the next thing that looks like a row follows it.
+    broken: if given, it receives the error of each row that is not JSON. Rows are then not checked otherwise, hashes
+    are -1, and no index is stored. A broken row has an empty byte range; the scan continues at the next object that
+    looks like a row.
     """
     try:
         with open(path, "rb") as file:
@@ -55,15 +56,15 @@ def open_index(path: Path, broken: dict[int, DataError] | None = None) -> tuple[
                 if rows is not None:
                     return rows, file_stamp
             if index_files and broken is None:
-                log(f"{path}: making the index of {file_stamp[0] / 1e6:,.0f} MB, once", to_stderr=True)
+                log(f"{path}: indexing {file_stamp[0] / 1e6:,.0f} MB, once", to_stderr=True)
             rows = _scan(file, path, broken)
             if stamp(file) != file_stamp:
-                raise DataError(f"{path}: changed while it was read. Start again when it is complete.")
+                raise DataError(f"{path}: changed while it was read. Run the command again when the file is complete.")
     except OSError as fault:
         raise DataError(f"{path}: cannot be read ({os.strerror(fault.errno)}). Check the path.") from None
     if index_files and broken is None and not any(_write_index(file, rows, file_stamp) for file in index_files):
         folders = f"{index_files[0].parent} or {index_files[1].parent}"
-        log(f"{path}: its index cannot be kept in {folders}; the next start makes it", to_stderr=True)
+        log(f"{path}: its index cannot be stored in {folders}; the next start rebuilds it", to_stderr=True)
     return rows, file_stamp
 
 
@@ -74,13 +75,13 @@ def _index_files(path: Path) -> list[Path]:
 
 
 def _read_index(index_file: Path, file_stamp: Stamp) -> np.ndarray | None:
-    """The kept index, None where there is none, or it is of another file, or it cannot be true."""
+    """Returns the stored index; None if it is missing, damaged, outdated or implausible."""
     try:
-        with np.load(index_file, allow_pickle=False) as archive:  # a zip: its checksums are verified
+        with np.load(index_file, allow_pickle=False) as archive:  # a zip file, whose checksums are verified
             if archive["stamp"].tolist() != [VERSION, *file_stamp]:
                 return None
             rows = archive["rows"]
-    except Exception:  # numpy and zipfile raise anything; whatever is wrong with it, it is made anew
+    except Exception:  # numpy and zipfile raise anything; the index is rebuilt in any case
         return None
     if rows.dtype != np.int64 or rows.ndim != 2 or rows.shape[1] != 3 or not len(rows):
         return None
@@ -90,7 +91,7 @@ def _read_index(index_file: Path, file_stamp: Stamp) -> np.ndarray | None:
 
 
 def _write_index(index_file: Path, rows: np.ndarray, file_stamp: Stamp) -> bool:
-    """Whole or not at all; several processes may do it at once."""
+    """Writes the index atomically -> whether it worked. Several processes may write it at the same time."""
     partial_file = index_file.with_name(f"{index_file.name}.{uuid.uuid4().hex}.partial")
     try:
         index_file.parent.mkdir(parents=True, exist_ok=True)
@@ -102,18 +103,18 @@ def _write_index(index_file: Path, rows: np.ndarray, file_stamp: Stamp) -> bool:
 
 
 class _TextReader:
-    """The text of a file of which a piece is held. `at` is how far it is consumed; `byte` is that place in the file."""
+    """Reads a text file in chunks: `text[position:]` is not yet consumed and starts at `byte_offset` of the file."""
 
     def __init__(self, file, path: Path):
         self.file, self.path = file, path
         self.decoder = codecs.getincrementaldecoder("utf-8")()
         self.text, self.position, self.byte_offset, self.bytes_read = "", 0, 0, 0
-        self.line, self.column = 1, 1  # of text[0], as json counts them
+        self.line, self.column = 1, 1  # of text[0], counted as json does
 
     def read_more(self) -> bool:
-        """Forgets what is consumed and reads on. False at the end of the file."""
+        """Drops the consumed text and reads another chunk -> False at the end of the file."""
         chunk = self.file.read(CHUNK_BYTES)
-        pending_bytes = len(self.decoder.getstate()[0])  # bytes of a character that the last piece cut in two
+        pending_bytes = len(self.decoder.getstate()[0])  # of a character split by the end of the last chunk
         try:
             new_text = self.decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as fault:
@@ -134,14 +135,14 @@ class _TextReader:
         self.position = end
 
     def peek(self) -> str:
-        """The next character that is no space, unconsumed; "" at the end of the file."""
+        """Returns the next character that is not white space, without consuming it; "" at the end of the file."""
         while True:
             self.consume(WHITESPACE.match(self.text, self.position).end())
             if self.position < len(self.text) or not self.read_more():
                 return self.text[self.position : self.position + 1]
 
     def read_value(self, decoder: json.JSONDecoder, where: str):
-        """The JSON value that begins here, consumed."""
+        """Parses and consumes the next JSON value."""
         while True:
             fault = None
             try:
@@ -150,7 +151,7 @@ class _TextReader:
                 fault = error
             except RecursionError:
                 raise DataError(f"{where}: nested too deeply.", "broken JSON") from None
-            # What is broken, or ends with the piece, may go on in the next.
+            # A value that is broken, or ends with the chunk, may continue in the next chunk.
             if (fault or end == len(self.text)) and len(self.text) - self.position < MAX_ROW_CHARS and self.read_more():
                 continue
             if fault is None:
@@ -159,26 +160,26 @@ class _TextReader:
             column = fault.colno + (self.column - 1 if fault.lineno == 1 else 0)
             position = f"line {self.line + fault.lineno - 1} column {column}"
             is_long = len(self.text) - self.position >= MAX_ROW_CHARS
-            hint = f" (or a row beyond {MAX_ROW_CHARS >> 20} MB)" if is_long else ""
+            hint = f" (or a row of more than {MAX_ROW_CHARS >> 20} MB)" if is_long else ""
             message = f"{where}: broken JSON at {position}: {fault.msg}{hint}. Is the download complete?"
             raise DataError(message, "broken JSON")
 
     def has_next(self, where: str) -> bool:
-        """Consumes the comma behind a row, or the end of the array."""
+        """Consumes the comma after a row, or the end of the array -> whether another row follows."""
         separator = self.peek()
         if separator not in (",", "]"):
-            raise DataError(f"{where}: no comma or ] behind it. Is the download complete?", "broken JSON")
+            raise DataError(f"{where}: no comma or ] after it. Is the download complete?", "broken JSON")
         self.consume(self.position + 1)
         if self.peek() and separator == "]":
-            raise DataError(f"{self.path}: text behind the end of the array. Two files glued together?", "broken JSON")
+            raise DataError(f"{self.path}: text after the end of the array. Two concatenated files?", "broken JSON")
         return separator == ","
 
     def skip_to_row(self, decoder: json.JSONDecoder) -> bool:
-        """Consumes all before the next object that has conversations (turns are objects, too). False without one."""
+        """Skips to the next object with "conversations" (turns are objects too) -> False if there is none."""
         while True:
             brace = self.text.find("{", self.position)
             self.consume(brace if brace >= 0 else len(self.text))
-            # What begins here may go on in the next piece.
+            # The object may continue in the next chunk.
             if len(self.text) - self.position < MAX_ROW_CHARS and self.read_more():
                 continue
             if brace < 0:
@@ -193,7 +194,7 @@ class _TextReader:
 
 
 def _scan(file, path: Path, broken: dict[int, DataError] | None) -> np.ndarray:
-    """Parses and checks every row -> int64[rows, 3]; for `broken` see `open_index`."""
+    """Parses and checks every row -> int64[rows, 3]. broken: see `open_index`."""
     text, decoder, rows = _TextReader(file, path), json.JSONDecoder(), array.array("q")
     if text.peek() == "\ufeff":  # a byte order mark
         text.consume(text.position + 1)
@@ -203,7 +204,7 @@ def _scan(file, path: Path, broken: dict[int, DataError] | None) -> np.ndarray:
         raise DataError(f"{path}: {problem}; expected one array of samples: [{{...}}, {{...}}] (not JSON Lines).")
     text.consume(text.position + 1)
     if text.peek() == "]":
-        raise DataError(f"{path}: an array without samples.")
+        raise DataError(f"{path}: the array has no samples.")
     is_row_next = True
     while is_row_next:
         where = f"{path}: row {len(rows) // 3}"
@@ -215,7 +216,7 @@ def _scan(file, path: Path, broken: dict[int, DataError] | None) -> np.ndarray:
             rows.extend((start, text.byte_offset, row_hash))
             is_row_next = text.has_next(where)
         except DataError as fault:
-            if broken is None or fault.kind != "broken JSON":  # what is no text holds no rows
+            if broken is None or fault.kind != "broken JSON":  # a file that is not text has no rows
                 raise
             broken[len(rows) // 3] = fault
             rows.extend((text.byte_offset, text.byte_offset, -1))

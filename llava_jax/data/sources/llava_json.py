@@ -1,6 +1,6 @@
-"""Random-access sources of examples: the original's training JSON, parts and joins of sources, a held-out split.
+"""LLaVA's training JSON as a random-access source of examples.
 
-A source has `__len__` and `__getitem__(index) -> Example`; anything that has them can be trained on.
+A source has `__len__` and `__getitem__(index) -> Example`; any such object can be trained on.
 """
 
 import json
@@ -16,24 +16,23 @@ from llava_jax.images.files import open_images
 
 
 class LlavaJson:
-    """The original's training file: one JSON array of the rows that `llava_row` describes.
+    """The original's training file: one JSON array of the rows described in `llava_row`.
 
-    Every row is parsed and checked before the first is handed out, without holding the file; the place of each is kept
-    in an index file (see `json_index`), so that this is done once. Then a row is read when asked for. Image files are
-    opened by nobody yet.
+    The constructor parses and checks every row, without holding the file in memory, and stores an index (see
+    `json_index`), so that this happens once. Rows are then read on request. Image files are not opened.
 
-    - `image_folder` is the root of the image paths, or a zip archive with entries of these names.
+    image_folder: the root of the image paths, or a zip archive with entries of these names.
+    is_strict: False raises the error of a broken row only when it is read, and keeps its row number, to find all
+    faults of a file.
 
-    Raises DataError that names the file, the row and the key, when constructed; for an image path that leaves
-    `image_folder` (by "..", absolute, or through a symbolic link) or is not in the archive, when the row is read.
-    With `is_strict=False` a broken row raises only when it is read, and keeps its number: that is how a whole file is
-    searched for faults.
+    The constructor raises DataError with the file, the row and the key. Reading a row raises DataError for an image
+    path outside of `image_folder` (by "..", absolute, or by a symbolic link), or one that is not in the archive.
     """
 
     def __init__(self, path: str | Path, image_folder: str | Path, is_strict: bool = True):
         self.path = Path(path)
         self.images = open_images(image_folder, self.path)
-        self._broken: dict[int, DataError] = {}  # rows that are no JSON
+        self._broken: dict[int, DataError] = {}  # errors of rows that are not JSON
         self._index, self._stamp = open_index(self.path, None if is_strict else self._broken)
 
     def __len__(self) -> int:
@@ -45,15 +44,15 @@ class LlavaJson:
         return Example(row_id, turns, tuple(self.images.find(image, where) for image in images))
 
     def example_id(self, index: int) -> str:
-        """The id alone, without a look at the images."""
+        """Returns the id, without looking up the images."""
         return parse_row(*self.raw(index))[0]
 
     def id_hashes(self) -> np.ndarray:
-        """int64[n], the `id_hash` of every id; only of a file opened strictly."""
+        """Returns int64[n], the `id_hash` of every id; needs `is_strict`."""
         return self._index[:, 2]
 
     def raw(self, index: int) -> tuple[object, str]:
-        """(the row as its JSON says, unchecked; the words that name it in a fault)."""
+        """Returns (the unchecked row, its name in error messages)."""
         index = range(len(self))[index]
         if index in self._broken:
             raise self._broken[index]
@@ -66,15 +65,15 @@ class LlavaJson:
         except OSError:
             is_unchanged = False
         if not is_unchanged:
-            raise DataError(f"{self.path}: changed or gone since it was opened. Start again, and leave it alone.")
+            raise DataError(f"{self.path}: changed or removed since it was opened. Run the command again.")
         where = f"{self.path}: row {index}"
         try:
             row = json.loads(text)
-        except (ValueError, RecursionError):  # bytes that are no row
+        except (ValueError, RecursionError):  # the bytes of a wrong index
             row = None
         if expected_hash >= 0 and (not isinstance(row, dict) or id_hash(str(row.get("id"))) != expected_hash):
             raise DataError(
-                f"{where} is not where its index says: the file was changed and its time put back, or the index is not "
-                f"ours. Remove {self.path.name}.index.npz, or touch the file, and start again."
+                f"{where} does not match the index: the file was changed and its modification time reset, or the index "
+                f"belongs to another file. Remove {self.path.name}.index.npz, or touch the file, and start again."
             )
         return row, where

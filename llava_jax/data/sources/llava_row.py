@@ -1,12 +1,12 @@
 r"""One sample of LLaVA's training data: {"id", "image", "conversations": [{"from", "value"}, ...]}.
 
-- `image` (or `images`) is a name or a list of them; a row without it is text only.
-- Other keys are ignored. A number as id is taken as its text.
-- A leading "gpt" turn is dropped, as the original does; then turns alternate, human first and gpt last.
-- With one image, all markers of a turn become one at its front, as the original does: `"<image>\n" + text`. With
-  several images they stay where they are. In an answer, `<image>` is ordinary text.
-- Where the original trains on text alone in silence (`image` without `<image>`) or shifts the images of the rest of the
-  batch (two turns with `<image>`), this is an error: markers and images must be equally many.
+- `image` (or `images`) is a path or a list of paths; a row without it is text only.
+- Other keys are ignored. A numeric id is converted to text.
+- A leading "gpt" turn is dropped, as in the original; then turns alternate, human first and gpt last.
+- With one image, all markers of a turn become one at its front, as in the original: `"<image>\n" + text`. With several
+  images, markers keep their positions. In an answer, `<image>` is ordinary text.
+- The number of markers must equal the number of images. The original silently trains on text only (`image` without
+  `<image>`), or shifts the images of the rest of the batch (two turns with `<image>`).
 """
 
 from llava_jax.errors import DataError
@@ -16,26 +16,26 @@ ROLES = ("human", "gpt")
 
 
 def parse_row(row, where: str) -> tuple[str, tuple[tuple[str, str], ...], list[str]]:
-    """Checks one row -> (id, turns, image names). Raises DataError that begins with `where` and names the key."""
+    """Checks a row -> (id, turns, image names). Raises DataError, starting with `where`, with the key."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected an object, found {type(row).__name__}.", "broken row")
     row_id = row.get("id")
     if isinstance(row_id, bool) or not isinstance(row_id, str | int):
-        raise DataError(f'{where}: key "id" must be a string. Give every sample one.', "broken row")
+        raise DataError(f'{where}: key "id" must be a string. Every sample needs one.', "broken row")
     where = f"{where} (id {str(row_id)!r})"
     images = image_names(row, where)
     return str(row_id), _normalize_markers(_turns(row, where), len(images), where), images
 
 
 def image_names(row: dict, where: str) -> list[str]:
-    """What a row calls its images; none where it is text alone. Raises DataError that begins with `where`."""
+    """Returns the image names of a row, [] for text only. Raises DataError, starting with `where`."""
     if row.get("image") is not None and row.get("images") is not None:
         raise DataError(f'{where}: has both "image" and "images". Keep one.', "broken row")
     key = "image" if row.get("image") is not None else "images"
     names = row.get(key)
     names = [] if names is None else [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        message = f'{where}: key "{key}" must be a path or a list of paths. Leave it out for text alone.'
+        message = f'{where}: key "{key}" must be a path or a list of paths. Remove it from a text-only sample.'
         raise DataError(message, "broken row")
     return names
 
@@ -52,8 +52,8 @@ def _turns(row: dict, where: str) -> list[tuple[str, str]]:
             raise DataError(message, "broken row")
         try:
             turn["value"].encode()
-        except UnicodeEncodeError:  # half of an emoji: no tokenizer takes it
-            message = f"{where}: conversations[{i}] holds half a character (\\ud83d, say). Repair it."
+        except UnicodeEncodeError:  # a lone surrogate, which no tokenizer accepts
+            message = f"{where}: conversations[{i}] has a lone surrogate (such as \\ud83d). Repair it."
             raise DataError(message, "broken row") from None
         if turn.get("from") not in ROLES:
             message = f'{where}: conversations[{i}]: "from" is {turn.get("from")!r}, not "human" or "gpt".'
@@ -74,7 +74,7 @@ def _normalize_markers(turns: list[tuple[str, str]], images: int, where: str) ->
     if markers != images:
         raise DataError(
             f"{where}: {images} image(s), but {markers} {IMAGE_MARKER} in the questions. "
-            "Write one for each image, and none in a sample without.",
+            "Write one for each image, and none in a text-only sample.",
             "placeholder mismatch",
         )
     return tuple(turns)

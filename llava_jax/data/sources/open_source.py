@@ -1,4 +1,4 @@
-"""From a path to the source that reads it; what is there decides, never its name."""
+"""Opens a path as a source of examples; its content decides the format, never its name."""
 
 from pathlib import Path
 
@@ -13,26 +13,26 @@ from llava_jax.errors import ConfigError, DataError
 def open_source(
     path: str | Path, images: str | Path = "", is_strict: bool = True, split: str = "", prompt_format: str = ""
 ):
-    """Opens data: what `data build` made, a prepared TensorFlow dataset, Parquet (a file or a folder of them), a folder
-    of ScienceQA's, or else LLaVA's JSON.
+    """Opens the output of `data build`, a prepared TensorFlow dataset, Parquet (a file or a folder of files), a
+    ScienceQA folder, or else LLaVA's JSON.
 
     images: the folder or zip archive of the images; ArrayRecord and ScienceQA have their own, Parquet may have.
-    is_strict: whether a broken row of a JSON raises now, or when it is read.
-    split, prompt_format: of ScienceQA, see `scienceqa`; QCM-LEA where no format is given.
+    is_strict: whether a broken row of a JSON raises now or when it is read.
+    split, prompt_format: for ScienceQA only, see `scienceqa`; the default format is QCM-LEA.
 
-    Raises DataError for data that is missing or broken, ConfigError for a JSON without `images`, for ScienceQA without
-    a split, and for a split or prompt format of what has none.
+    Raises DataError for missing or broken data, ConfigError for a JSON without `images`, ScienceQA without a split, and
+    a split or prompt format for other data.
     """
     path = Path(path)
     if is_scienceqa(path):
         if not split:
             raise ConfigError(
-                f"{path}: of ScienceQA one split is taken. Set data.split to train, val, test or another; where only "
-                "paths are taken, first make a JSON of it: python -m llava_jax data scienceqa"
+                f"{path}: ScienceQA needs a split. Set data.split to train, val, test or another; for commands without "
+                "a split, convert it to a JSON first: python -m llava_jax data scienceqa"
             )
         return ScienceQA(path, split, images or None, prompt_format or DEFAULT)
     if split or prompt_format:
-        raise ConfigError(f"{path}: no folder of ScienceQA's; leave out data.split and data.prompt_format")
+        raise ConfigError(f"{path}: not a ScienceQA folder; leave out data.split and data.prompt_format")
     if path.is_dir():
         if is_tfds(path):
             return open_tfds(path)
@@ -41,7 +41,7 @@ def open_source(
         if any(path.glob("*.parquet")):
             return ParquetSource(path, images)
         raise DataError(
-            f"{path}: a folder without .array_record or .parquet files, and none of TFDS. A JSON is named itself."
+            f"{path}: a folder without .array_record or .parquet files, and not of TFDS. For a JSON, pass the file."
         )
     if is_parquet(path):
         return ParquetSource(path, images)

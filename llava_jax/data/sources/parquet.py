@@ -1,10 +1,10 @@
-"""Parquet in the form that Hugging Face's datasets write, as a source. Needs pyarrow: pip install 'llava_jax[parquet]'.
+"""Parquet as written by Hugging Face's datasets. Needs pyarrow: pip install 'llava_jax[parquet]'.
 
 Columns: `id`, `conversations` (list of {from, value}) and `image` or `images`: bytes, {bytes, path}, a path, a list of
 these, or null. Other columns are not read.
 
-A row group is read as a whole, so examples in random order cost a group each: for training, `data build` makes
-ArrayRecord of it, which it reads once and in order.
+Row groups are read as a whole, so reading examples in random order reads a whole group for each. For training, convert
+Parquet to ArrayRecord with `data build`, which reads it once and in order.
 """
 
 import collections
@@ -31,17 +31,17 @@ def is_parquet(path: Path) -> bool:
 
 
 class ParquetSource:
-    """A Parquet file, or the *.parquet files of a folder in the order of their names.
+    """A Parquet file, or the *.parquet files of a folder, sorted by name.
 
-    images: the folder or zip archive of images that a row names without holding them. Raises DataError that names the
-    file for a missing column or a broken file, when constructed; that names file and row, when a row is read.
+    images: the folder or zip archive of images that rows name but do not contain. The constructor raises DataError for
+    a missing column or a broken file; reading raises DataError with the file and the row.
     """
 
     def __init__(self, path: str | Path, images: str | Path = ""):
         path = Path(path)
         self.files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
         self.images = open_images(images, path) if images else None
-        self._groups = []  # (file, group of it, rows)
+        self._groups = []  # (file, number of the row group, rows)
         for file in self.files:
             parquet = _open(file)
             names = set(parquet.schema_arrow.names)
@@ -74,7 +74,7 @@ class ParquetSource:
         key = "image" if row.get("image") is not None else "images"
         cells = row.get(key)
         cells = [] if cells is None else cells if isinstance(cells, list) else [cells]
-        # parse_row wants names; what has none (bytes alone) gets one.
+        # parse_row needs names; an image of bytes only gets one.
         row[key] = [_image_path(image) or f"image {i}" for i, image in enumerate(cells)] or None
         row_id, turns, names = parse_row(row, where)
         where = f"{where}: sample {row_id!r}"
@@ -82,7 +82,7 @@ class ParquetSource:
         return Example(row_id, turns, images)
 
     def id_hashes(self) -> np.ndarray:
-        """int64[n], the `id_hash` of every id; the images are not read."""
+        """Returns int64[n], the `id_hash` of every id, without reading images."""
         ids = (i for file in self.files for i in _open(file).read(columns=["id"])["id"].to_pylist())
         return np.array([id_hash(str(i)) for i in ids], np.int64)
 
@@ -91,12 +91,12 @@ class ParquetSource:
         if isinstance(data, bytes):
             return data
         if not self.images:
-            raise DataError(f"{where}: image {name!r} is not inside. Name the folder or zip archive of the images.")
+            raise DataError(f"{where}: image {name!r} is not in the file. Pass the image folder or zip archive.")
         return self.images.find(name, where)
 
     def _read(self, group: int):
-        """A row group as a table; the last few are held."""
-        with self._lock:  # several threads would read the same group at once
+        """Returns a row group as a table; the last few are cached."""
+        with self._lock:  # otherwise several threads would read the same group
             if group not in self._cache:
                 file, number, _ = self._groups[group]
                 parquet = _open(file)
@@ -124,7 +124,7 @@ def _open(file: Path):
     try:
         return parquet.ParquetFile(file)
     except Exception as fault:  # pyarrow's errors derive from many
-        raise DataError(f"{file}: not a Parquet file that can be read ({_first_line(fault)}). Copy it again.") from None
+        raise DataError(f"{file}: not a readable Parquet file ({_first_line(fault)}). Copy it again.") from None
 
 
 def _first_line(fault: Exception) -> str:

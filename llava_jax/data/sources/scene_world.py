@@ -1,13 +1,13 @@
-"""Synthetic scenes: coloured shapes drawn from a seed, with their truth in words and boxes.
+"""Synthetic scenes: coloured shapes drawn from a seed, with exact captions, questions and boxes.
 
-A scene is one to four objects in different cells of a 3x3 grid. It is drawn with Pillow and known exactly, so captions,
-boxes, conversations, descriptions and reasoning questions follow from it without a model or a download:
+A scene is one to four objects in different cells of a 3x3 grid, rendered with Pillow. Its captions, boxes,
+conversations, descriptions and reasoning questions follow from the scene, without a model or a download:
 
     >>> scene = draw_scene(seed=0, index=7, held_out=False)
     >>> caption(scene, random.Random(0))
     'a small purple cross at the bottom right'
 
-Train and held-out scenes are disjoint by content (the set of objects with their cells), not merely by index.
+Train and held-out scenes are disjoint by content (the set of objects and their cells), not only by index.
 The kinds of text mirror LLaVA's data (arXiv 2304.08485, section 3): brief captions for stage 1; conversation, detailed
 description and complex reasoning for stage 2.
 """
@@ -27,7 +27,7 @@ COLORS = {
     "black": (20, 20, 20),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
-SIZES = {"small": 0.60, "large": 0.90}  # share of a grid cell's side
+SIZES = {"small": 0.60, "large": 0.90}  # relative to the side of a grid cell
 GRID = 3
 POSITIONS = (
     "top left", "top", "top right",
@@ -36,12 +36,12 @@ POSITIONS = (
 )  # fmt: skip
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 NUMBERS = ("no", "one", "two", "three", "four")
-HELD_OUT_SHARE = 8  # one scene content in 8 is held out
+HELD_OUT_SHARE = 8  # one in 8 scene contents is held out
 
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-    """One shape. `dx`, `dy` in [-0.5, 0.5] shift it by that share of the room its cell leaves it on each side."""
+    """One shape. `dx`, `dy` in [-0.5, 0.5] shift it, relative to the free margin of its cell."""
 
     size: str
     color: str
@@ -65,7 +65,7 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Objects in reading order, all with different (color, shape) and different cells; a light grey background."""
+    """Objects in reading order, with distinct (color, shape) and cells, on a light grey background."""
 
     objects: tuple[Object, ...]
     background: int
@@ -78,7 +78,7 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class SceneQuestion:
-    """A question with its true answer."""
+    """A question with its correct answer."""
 
     kind: str
     text: str
@@ -86,16 +86,16 @@ class SceneQuestion:
 
 
 def draw_scene(seed: int, index: int, held_out: bool) -> Scene:
-    """The `index`-th scene of the train or held-out half of the endless stream that `seed` names."""
+    """Returns scene `index` of the endless train or held-out stream of `seed`."""
     rng = _rng("scene", seed, index, held_out)
-    while True:  # about 8/7 tries for train, 8 for held-out
+    while True:  # about 8/7 tries for train, 8 for held-out scenes
         scene = _random_scene(rng)
         if scene.held_out == held_out:
             return scene
 
 
 def _rng(*key) -> random.Random:
-    return random.Random("/".join(map(str, key)))  # seeding by a string is stable across Python versions
+    return random.Random("/".join(map(str, key)))  # string seeds are stable across Python versions
 
 
 def _random_scene(rng: random.Random) -> Scene:
@@ -113,7 +113,7 @@ def _random_scene(rng: random.Random) -> Scene:
 
 
 def boxes(scene: Scene, image_size: int) -> list[tuple[float, float, float, float]]:
-    """One (x, y, width, height) per object in pixels, COCO's convention."""
+    """Returns (x, y, width, height) of each object in pixels, as in COCO."""
     cell = image_size / GRID
     result = []
     for o in scene.objects:
@@ -126,7 +126,7 @@ def boxes(scene: Scene, image_size: int) -> list[tuple[float, float, float, floa
 
 
 def render_scene(scene: Scene, image_size: int) -> Image.Image:
-    """The scene as an RGB image of `image_size` pixels a side, drawn at four times the size and reduced."""
+    """Renders an RGB image of `image_size` pixels a side, drawn at four times the size and reduced."""
     oversample = 4
     canvas = Image.new("RGB", (image_size * oversample,) * 2, (scene.background,) * 3)
     draw = ImageDraw.Draw(canvas)
@@ -145,19 +145,19 @@ def render_scene(scene: Scene, image_size: int) -> Image.Image:
     return canvas.resize((image_size, image_size), Image.Resampling.BOX)
 
 
-# -------------------------------------------------------------------------------------------------- words
+# -------------------------------------------------------------------------------------------------- text
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """Stage 1's brief caption: every object, two times in three in reading order, else in any, where a place cannot be
-    told by counting the objects."""
+    """Returns a brief caption of all objects, for stage 1: two times in three in reading order, else in random order,
+    so that a position does not follow from an object's rank."""
     objects = scene.objects if rng.random() < 2 / 3 else rng.sample(scene.objects, len(scene.objects))
     parts = [f"a {o.size} {o.name} at the {POSITIONS[o.cell]}" for o in objects]
     return parts[0] if len(parts) == 1 else " , ".join(parts[:-1]) + " and " + parts[-1]
 
 
 def description(scene: Scene) -> str:
-    """The detailed description: the number of objects, then each in a sentence."""
+    """Returns a detailed description: the number of objects, then a sentence about each."""
     n = len(scene.objects)
     text = ["there is one object ." if n == 1 else f"there are {NUMBERS[n]} objects ."]
     text += [f"the {o.name} is {o.size} and {POSITIONS[o.cell]} ." for o in scene.objects]
@@ -165,8 +165,8 @@ def description(scene: Scene) -> str:
 
 
 def questions(scene: Scene, rng: random.Random) -> list[SceneQuestion]:
-    """One question of every kind that this scene allows, each drawn so that its answer cannot be guessed from its text:
-    yes and no, small and large, and the values of an attribute are equally likely."""
+    """Returns one question of each kind that the scene allows, drawn so that its text does not reveal the answer: yes
+    and no, small and large, and the values of an attribute are equally likely."""
     objects = scene.objects
     result = []
     o = rng.choice(objects)
@@ -191,9 +191,9 @@ def questions(scene: Scene, rng: random.Random) -> list[SceneQuestion]:
 
 
 def _relation(objects: tuple[Object, ...], rng: random.Random) -> SceneQuestion:
-    """How one object lies to another, answered with the reason before the conclusion."""
+    """Asks for the relative position of two objects; the answer states the reason before the conclusion."""
     a, b = rng.sample(objects, 2)
-    # never empty: the cells differ
+    # Never empty, because the cells differ.
     axis = rng.choice([axis for axis in ("row", "column") if getattr(a, axis) != getattr(b, axis)])
     names, before, after, of = (ROWS, "above", "below", "") if axis == "row" else (COLUMNS, "left", "right", "of ")
     at_a, at_b = getattr(a, axis), getattr(b, axis)
@@ -205,7 +205,7 @@ def _relation(objects: tuple[Object, ...], rng: random.Random) -> SceneQuestion:
 
 
 def _reasoning(o: Object, rng: random.Random) -> SceneQuestion:
-    """Where an object would be if the picture were turned over, answered with the reason before the conclusion."""
+    """Asks for an object's position in the flipped image; the answer states the reason before the conclusion."""
     row, column = o.row, o.column
     if rng.random() < 0.5:
         view, column = "in a mirror", GRID - 1 - column
@@ -222,7 +222,7 @@ def _existence(objects: tuple[Object, ...], rng: random.Random) -> SceneQuestion
     if rng.random() < 0.5:
         color, shape = rng.choice(sorted(present))
         answer = "yes"
-    else:  # half of the absent ones share a color or a shape with an object that is there
+    else:  # half of the absent objects share a color or a shape with a present one
         absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in present]
         similar = [(c, s) for c, s in absent if any(c == o.color or s == o.shape for o in objects)]
         color, shape = rng.choice(similar if rng.random() < 0.5 else absent)
@@ -231,5 +231,5 @@ def _existence(objects: tuple[Object, ...], rng: random.Random) -> SceneQuestion
 
 
 def conclusion(answer: str) -> str:
-    """The part of an answer that is graded: what follows the last `so`, or all of it."""
+    """Returns the graded part of an answer: the text after the last `so`, or all of it."""
     return answer.rsplit(" so ", 1)[-1].strip()

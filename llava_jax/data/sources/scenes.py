@@ -1,13 +1,13 @@
-"""Endless training examples from synthetic scenes, one kind of text per source.
+"""Endless training examples of synthetic scenes, one kind of text per source.
 
-| kind     | image | turns                                                                                   |
-|----------|-------|-----------------------------------------------------------------------------------------|
-| caption  | yes   | stage 1: a brief caption                                                                |
-| instruct | yes   | stage 2: conversation, detailed description or complex reasoning, mixed as in LLaVA-158K |
-| study    | yes   | a short question and its answer, as running text                                        |
-| tell     | yes   | a caption, a short question, or one answered with a reason first                        |
+| kind     | text about the image                                                                      |
+|----------|-------------------------------------------------------------------------------------------|
+| caption  | stage 1: a brief caption                                                                  |
+| instruct | stage 2: conversation, detailed description or complex reasoning, mixed as in LLaVA-158K  |
+| study    | a short question and its answer, as running text                                          |
+| tell     | a caption, a short question, or a question answered with the reason first                 |
 
-`exam(...)` gives held-out questions, equally many of each kind, for the accuracy table.
+`exam(...)` returns held-out questions, equally many of each kind, for the accuracy table.
 """
 
 import random
@@ -17,25 +17,26 @@ from llava_jax.data.sources import scene_world
 from llava_jax.errors import ConfigError
 
 KINDS = ("caption", "study", "tell", "instruct")
-ENDLESS = 2**31 - 1  # indices; each is another scene
+ENDLESS = 2**31 - 1  # number of indices, each another scene
 # LLaVA-Instruct-158K: 58K conversations, 23K detailed descriptions, 77K complex reasoning (paper, section 3)
 MIXTURE = (("conversation", 58), ("detail", 23), ("reasoning", 77))
-# kind -> how many answers are equally likely before one looks
+# kind -> number of answers that are equally likely without the image
 QUESTION_KINDS = {
     "color": len(scene_world.COLORS), "shape": len(scene_world.SHAPES), "size": len(scene_world.SIZES),
     "position": len(scene_world.POSITIONS), "count": len(scene_world.NUMBERS) - 1, "existence": 2, "relation": 2,
     "reasoning": len(scene_world.POSITIONS),
 }  # fmt: skip
 CONVERSATION_TURNS = 3
-# how often `study` asks each kind that a scene allows: what is learned last most often
+# kind -> its weight in `study`, among the kinds a scene allows; what is learned last has the largest
 STUDY = {"color": 3, "shape": 2, "size": 2, "position": 5, "count": 2, "existence": 2}
-REASONED = ("relation", "reasoning")  # answered with a reason before the conclusion
+REASONED = ("relation", "reasoning")  # kinds whose answers state a reason before the conclusion
 
 
 class SceneSource:
-    """Random-access source of examples; index and seed decide everything.
+    """Random-access source of examples that depend on index and seed only.
 
-    `held_out` scenes never occur among the others. `image_size` is the side of the drawn image in pixels.
+    held_out: these scenes never occur among the train scenes. image_size: the side of the rendered image in pixels.
+    Raises ConfigError for an unknown `kind`.
     """
 
     def __init__(self, kind: str, seed: int, held_out: bool, image_size: int, length: int = ENDLESS):
@@ -56,7 +57,7 @@ class SceneSource:
         if self.kind == "caption" or (self.kind == "tell" and rng.random() < 0.4):
             text = scene_world.caption(scene, rng)
         else:
-            # One question a row: beside earlier ones it is far harder to learn which object the last one means.
+            # One question per row: after earlier questions, it is far harder to learn which object the last one means.
             questions = scene_world.questions(scene, rng)
             if self.kind == "study" or rng.random() < 0.4:
                 questions = [q for q in questions if q.kind in STUDY]
@@ -68,7 +69,7 @@ class SceneSource:
 
 
 def exam(seed: int, image_size: int, per_kind: int) -> list[Example]:
-    """`per_kind` single-question examples of each kind over held-out scenes, with `kind` set; deterministic."""
+    """Returns `per_kind` single-question examples of each kind about held-out scenes, with `kind` set."""
     by_kind: dict[str, list[Example]] = {kind: [] for kind in QUESTION_KINDS}
     index = 0
     while any(len(examples) < per_kind for examples in by_kind.values()):
@@ -99,7 +100,7 @@ def _instruction(name: str, scene: scene_world.Scene, image, rng: random.Random)
 
 
 def _turns(pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Questions and answers about one image, which stands before the first question."""
+    """Returns turns of questions and answers about one image, whose marker precedes the first question."""
     turns = []
     for i, (question, answer) in enumerate(pairs):
         turns += [("human", question if i else f"<image>\n{question}"), ("gpt", answer)]

@@ -1,14 +1,14 @@
-"""ScienceQA: its folder as conversations, a problem checked, and the prompt formats of the original and of v1.5.
+"""ScienceQA: the data set as conversations, checks of a problem, and the prompt formats of the original and of v1.5.
 
 FOLDER/problems.json                      pid -> {question, choices, answer, hint, image, lecture, solution, split, ..}
 FOLDER/pid_splits.json                    split -> [pid, ..]: train, val, test, and parts such as minitrain
-FOLDER/images/<split>/<pid>/<image>       of the problems that have one
+FOLDER/images/<split>/<pid>/<image>       for problems with an image
 
-A prompt format is called INPUT-OUTPUT after what it holds, in this order:
+A prompt format INPUT-OUTPUT lists the parts of the prompt and of the answer in order:
 
     Q question   C context (the hint)   M choices   L lecture   E explanation (the solution)   A answer
 
-The default, QCM-LEA, asks and tells:
+For example, the default QCM-LEA:
 
     human   Which of these states is farthest north?
             Context: N/A
@@ -16,9 +16,9 @@ The default, QCM-LEA, asks and tells:
             <image>
     gpt     Maps have four cardinal directions, ... The answer is A.
 
-The converter's habits are kept, so that models of either see the same bytes: one pass turns two spaces into one (three
-become two), a label "BECAUSE:" with nothing behind it goes, and of a text that begins with "Question: " or "Answer: "
-that label goes wherever it stands.
+The quirks of the original converter are kept, so that texts are equal byte for byte: one pass replaces two spaces by
+one (three become two), a trailing "BECAUSE:" is removed, and if a text starts with "Question: " or "Answer: ", that
+label is removed everywhere in it.
 """
 
 import dataclasses
@@ -34,12 +34,12 @@ from llava_jax.errors import ConfigError, DataError
 from llava_jax.images.files import ImageFolder, open_images
 from llava_jax.text.templates import IMAGE_MARKER
 
-SPLITS = ("train", "val", "test")  # every problem is in one of them; other names list some of these again
+SPLITS = ("train", "val", "test")  # each problem is in one of these; other splits are subsets
 LETTERS = "ABCDE"
 DEFAULT = "QCM-LEA"
-ZERO_SHOT = "CQM-A_v1.5"  # of llava_test_CQM-A.json, which that converter did not write
+ZERO_SHOT = "CQM-A_v1.5"  # the format of llava_test_CQM-A.json, which the converter did not write
 INPUTS = ("QCM", "CQM", "QCML", "QCME", "QCMLE", "QCLM", "QCEM", "QCLEM")
-# What the output holds, by its name. The original's AL tells the explanation and its AE the lecture.
+# Name of an output -> its parts. The original's AL has the explanation, and its AE the lecture.
 OUTPUTS = {name: name for name in ("A", "ALE", "AEL", "LA", "EA", "LEA", "ELA")}
 OUTPUTS |= {"AL_original": "AE", "AE_original": "AL", "LEPA": "LEPA"}
 LABELS = {"Q": "Question: ", "C": "Context: ", "M": "Options: "}
@@ -47,8 +47,8 @@ LABELS = {"Q": "Question: ", "C": "Context: ", "M": "Options: "}
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """`answer` is the index of the right choice; `hint` (the context), `lecture`, `solution`, and what sorts problems
-    (`subject`, `topic`, `grade`) may be empty; `image` is its path below the image folder, None where it has none."""
+    """A checked problem. `answer` is the index of the correct choice; `hint` (the context), `lecture`, `solution`,
+    `subject`, `topic` and `grade` may be empty; `image` is a path below the image folder, or None."""
 
     pid: str
     split: str
@@ -65,7 +65,7 @@ class Problem:
 
 
 def parse_problem(pid: str, value: object, where: str) -> Problem:
-    """Checks one value of problems.json. Raises DataError that begins with `where`."""
+    """Checks a value of problems.json. Raises DataError, starting with `where`."""
 
     def require(condition: bool, message: str) -> None:
         if not condition:
@@ -83,7 +83,7 @@ def parse_problem(pid: str, value: object, where: str) -> Problem:
         f'key "choices" must be a list of 1 to {len(LETTERS)} strings',
     )
     require(
-        type(answer) is int and 0 <= answer < len(choices), f'key "answer" is {answer!r}, not the place of a choice'
+        type(answer) is int and 0 <= answer < len(choices), f'key "answer" is {answer!r}, not the index of a choice'
     )
     require(image is None or isinstance(image, str) and image != "", 'key "image" must be a file name or null')
     split = value.get("split")
@@ -93,16 +93,15 @@ def parse_problem(pid: str, value: object, where: str) -> Problem:
 
 
 def is_scienceqa(path: Path) -> bool:
-    """Whether this is a folder of ScienceQA's."""
+    """Returns whether this is a ScienceQA folder."""
     return (path / "problems.json").is_file()
 
 
 class ScienceQA:
-    """The problems of one split, or all in the order of the file, as examples of `conversation`.
+    """The problems of one split, or all in the order of the file, as conversations.
 
-    Raises DataError for a folder without the two files, ConfigError for a split that pid_splits.json does not have and
-    a prompt format that does not exist; for a problem that is broken, missing, or not of the split that lists it, when
-    it is read.
+    The constructor raises DataError if one of the two files is missing or broken, and ConfigError for an unknown split
+    or prompt format. Reading raises DataError for a problem that is broken, missing, or in another split than listed.
     """
 
     def __init__(
@@ -126,10 +125,11 @@ class ScienceQA:
         elif split in splits:
             pids = map(str, splits[split])
         else:
-            raise ConfigError(f"{folder}: no split is called {split!r}; pid_splits.json has {', '.join(splits)}")
+            raise ConfigError(f"{folder}: there is no split {split!r}; pid_splits.json has {', '.join(splits)}")
         self._pids = list(pids)
         if not self._pids:
-            raise DataError(f"{folder}: no problems" + (f" in split {split!r}" if split else "") + ". Is it complete?")
+            in_split = f" in split {split!r}" if split else ""
+            raise DataError(f"{folder}: no problems{in_split}. Is the download complete?")
 
     def __len__(self) -> int:
         return len(self._pids)
@@ -143,30 +143,30 @@ class ScienceQA:
         return self._pids[index]
 
     def id_hashes(self) -> np.ndarray:
-        """int64[n], the `id_hash` of every id."""
+        """Returns int64[n], the `id_hash` of every id."""
         return np.array([id_hash(pid) for pid in self._pids], np.int64)
 
     def part(self, index: int) -> str:
-        """The split that lists a problem."""
+        """Returns the split that lists a problem."""
         return self._listed.get(self._pids[index], "in no split")
 
     def raw(self, index: int) -> tuple[dict, str]:
-        """(a row as in LLaVA's training file, the words that name it in a fault)."""
+        """Returns (a row as in LLaVA's training file, its name in error messages)."""
         where = f"{self.path}: problem {self._pids[index]}"
         return conversation(self.problem(index), self.prompt_format), where
 
     def problem(self, index: int) -> Problem:
-        """Raises DataError for what is not as ScienceQA's problems are."""
+        """Returns a checked problem. Raises DataError if it is broken, missing or in another split than listed."""
         pid = self._pids[index]
         where = f"{self.path}: problem {pid}"
         if pid not in self._problems:
             raise DataError(
-                f"{where}: listed in pid_splits.json, but not there. Are both of one download?", "broken row"
+                f"{where}: listed in pid_splits.json, but missing. Are both files of the same download?", "broken row"
             )
         problem = parse_problem(pid, self._problems[pid], where)
         if problem.split != self._listed.get(pid):
             listed = self._listed.get(pid, "no split")
-            raise DataError(f"{where}: in split {problem.split!r}, but pid_splits.json says {listed}.", "broken row")
+            raise DataError(f"{where}: of split {problem.split!r}, but pid_splits.json lists {listed}.", "broken row")
         return problem
 
 
@@ -175,7 +175,7 @@ def _read_object(path: Path) -> dict:
         value = json.loads(path.read_bytes())
     except OSError as fault:
         raise DataError(f"{path}: cannot be read ({fault.strerror}). Is this ScienceQA's folder?") from None
-    except (ValueError, RecursionError) as fault:  # JSON's or UTF-8's
+    except (ValueError, RecursionError) as fault:  # of JSON or UTF-8
         raise DataError(f"{path}: broken JSON ({fault}). Is the download complete?") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected one object, found {type(value).__name__}. Is this ScienceQA's folder?")
@@ -183,29 +183,31 @@ def _read_object(path: Path) -> dict:
 
 
 def formats() -> list[str]:
-    """Every name that `conversation` knows."""
+    """Returns the names of all prompt formats."""
     return [*(f"{input_name}-{output_name}" for input_name in INPUTS for output_name in OUTPUTS), ZERO_SHOT]
 
 
 def check_format(name: str) -> None:
-    """Raises ConfigError for a prompt format that does not exist, or whose name misleads."""
+    """Raises ConfigError for an unknown prompt format, or one with an ambiguous name."""
     if name in formats():
         return
     input_name, _, output_name = name.partition("-")
     if input_name in INPUTS and output_name in ("AL", "AE"):
         raise ConfigError(
-            f"prompt format {name}: the original's AL tells the solution and its AE the lecture. "
+            f"prompt format {name}: the original's AL has the solution and its AE the lecture. "
             f"Write {input_name}-AL_original for the solution, {input_name}-AE_original for the lecture."
         )
     raise ConfigError(
-        f"prompt format {name!r} is not one of INPUT-OUTPUT with INPUT {', '.join(INPUTS)} and OUTPUT "
-        f"{', '.join(OUTPUTS)}, nor {ZERO_SHOT}"
+        f"prompt format {name!r} is not INPUT-OUTPUT with INPUT one of {', '.join(INPUTS)} and OUTPUT one of "
+        f"{', '.join(OUTPUTS)}, or {ZERO_SHOT}"
     )
 
 
 def conversation(problem: Problem, prompt_format: str = DEFAULT) -> dict:
-    """A row of LLaVA's training file. The path of the image begins with its split, so that one image folder serves all
-    three. Raises ConfigError, see `check_format`."""
+    """Returns a row of LLaVA's training file. Image paths start with the split, so all splits share an image folder.
+
+    Raises ConfigError, see `check_format`.
+    """
     check_format(prompt_format)
     is_zero_shot = prompt_format == ZERO_SHOT
     question, answer = (
@@ -219,7 +221,7 @@ def conversation(problem: Problem, prompt_format: str = DEFAULT) -> dict:
 
 
 def instruction(row: dict) -> dict:
-    """What `conversation` makes, as a line of the converter's JSON Lines has it."""
+    """Converts the output of `conversation` to a line of the converter's JSON Lines."""
     question, answer = (turn["value"] for turn in row["conversations"])
     return {key: row[key] for key in ("id", "image") if key in row} | {"instruction": question, "output": answer}
 
@@ -235,7 +237,7 @@ def _converter_texts(problem: Problem, input_name: str, output_name: str) -> tup
     pieces = re.findall("[QCM]|[LE]+", input_name)  # lecture and solution share a line
     question = "\n".join(LABELS.get(piece, "BECAUSE: ") + " ".join(parts[part] for part in piece) for piece in pieces)
     letter = LETTERS[problem.answer]
-    if output_name == "LEPA":  # P: the answer is prompted for, after the reasoning
+    if output_name == "LEPA":  # P: the answer follows a prompt after the reasoning
         labelled = (("LECTURE", problem.lecture), ("SOLUTION", problem.solution))
         answer = "".join(f"{label}: {text}\n" for label, text in labelled if text.strip()) + f"###\nANSWER: {letter}."
     else:

@@ -1,9 +1,9 @@
-"""A prepared TensorFlow dataset with images and captions, as a source. Needs the extra: pip install 'llava_jax[tfds]'.
+"""A prepared TensorFlow dataset with images and texts. Needs an extra: pip install 'llava_jax[tfds]'.
 
-The folder is what TFDS makes with `file_format="array_record"`, say ~/tensorflow_datasets/coco_captions/2014/1.1.0; its
-split `train` is read. A record needs the feature `image` and a text: `conversations` as in LLaVA's JSON, or `caption`,
-or `captions` with `text` (of several the first), which is asked for with a brief instruction as `data captions` does.
-Nothing is downloaded, and TensorFlow itself is not needed.
+The folder is one prepared by TFDS with `file_format="array_record"`, such as
+~/tensorflow_datasets/coco_captions/2014/1.1.0; its split `train` is read. A record needs the feature `image` and a
+text: `conversations` as in LLaVA's JSON, or `caption`, or `captions` with `text` (the first of several). A caption
+becomes the answer to a brief instruction, as in `data captions`. Nothing is downloaded. TensorFlow is not needed.
 """
 
 import json
@@ -22,27 +22,25 @@ def is_tfds(folder: Path) -> bool:
 
 
 def open_tfds(folder: Path) -> "TfdsSource":
-    """Raises ConfigError without the extra, DataError where the folder cannot be read."""
+    """Opens the folder. Raises ConfigError if the extra is not installed, DataError if the folder cannot be read."""
     for name in _class_names(folder / "features.json"):
-        if not name.startswith("tensorflow_datasets."):  # TFDS imports whatever is named there
-            raise DataError(
-                f"{folder}: features.json names {name!r}, which is not of TFDS. Only TFDS's own are opened."
-            )
+        if not name.startswith("tensorflow_datasets."):  # TFDS would import any class named there
+            raise DataError(f"{folder}: features.json names {name!r}; only features of TFDS itself are allowed.")
     try:
         import tensorflow_datasets as tfds
     except ImportError as fault:
-        raise ConfigError(f"{folder}: needs TFDS ({fault}): pip install 'llava_jax[tfds]'") from None
+        raise ConfigError(f"{folder}: TFDS is needed ({fault}): pip install 'llava_jax[tfds]'") from None
     try:
         builder = tfds.builder_from_directory(folder)
-        decoders = {"image": tfds.decode.SkipDecoding()}  # the bytes of the file: `load_image` has its limits
+        decoders = {"image": tfds.decode.SkipDecoding()}  # file contents, for the limits of `load_image`
         return TfdsSource(builder.as_data_source(split="train", decoders=decoders), str(folder))
-    except Exception as fault:  # TFDS raises anything
+    except Exception as fault:  # TFDS raises exceptions of any kind
         line = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise DataError(f"{folder}: TFDS cannot read it ({line[:200]}). Prepare it with array_record.") from None
+        raise DataError(f"{folder}: TFDS cannot read it ({line[:200]}). Prepare it as array_record.") from None
 
 
 class TfdsSource:
-    """Records with `len` and `[index]`, as `tfds.data_source` gives them, as a source; `name` is for ids and faults."""
+    """The records of `tfds.data_source` (with `len` and `[index]`); `name` is used in ids and error messages."""
 
     def __init__(self, records, name: str):
         self.records, self.name = records, name
@@ -63,7 +61,7 @@ class TfdsSource:
         row = {"id": f"{Path(self.name).name}-{index}", "image": "image"}
         if "conversations" in record:
             row["conversations"] = _to_python(record["conversations"])
-            if isinstance(row["conversations"], dict):  # TFDS turns a list of dicts inside out
+            if isinstance(row["conversations"], dict):  # TFDS turns a list of dicts into a dict of lists
                 turns = zip(row["conversations"].get("from", ()), row["conversations"].get("value", ()), strict=False)
                 row["conversations"] = [{"from": role, "value": text} for role, text in turns]
         else:
@@ -72,7 +70,7 @@ class TfdsSource:
         return Example(row["id"], turns, (image if isinstance(image, bytes) else bytes(image),))
 
     def id_hashes(self) -> np.ndarray:
-        """int64[n]; ids are made of the index, so no record is read."""
+        """Returns int64[n]; ids are made from the index, so no record is read."""
         return np.array([id_hash(f"{Path(self.name).name}-{i}") for i in range(len(self))], np.int64)
 
 
@@ -88,7 +86,7 @@ def _caption(record: dict, where: str) -> str:
 
 
 def _to_python(value):
-    """numpy and bytes as Python's own lists and strings."""
+    """Converts numpy arrays and bytes to lists and strings."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, dict):
@@ -99,7 +97,7 @@ def _to_python(value):
 
 
 def _class_names(file: Path) -> list[str]:
-    """Every class that a features.json names."""
+    """Returns all class names in a features.json."""
     try:
         pending, names = [json.loads(file.read_text(encoding="utf-8"))], []
     except (OSError, ValueError):
@@ -107,7 +105,7 @@ def _class_names(file: Path) -> list[str]:
     while pending:
         value = pending.pop()
         if isinstance(value, dict):
-            keys = ("pythonClassName", "python_class_name", "type")  # all that TFDS understands
+            keys = ("pythonClassName", "python_class_name", "type")  # all keys that TFDS reads
             names += [value[key] for key in keys if isinstance(value.get(key), str)]
         pending += list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
     return names

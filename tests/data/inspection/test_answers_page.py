@@ -18,7 +18,7 @@ from llava_jax.data.inspection.answers_page import format_answers, is_right
         ("", "A cat", "a  cat.", True),
         ("", "The answer is A.", "The answer is B.", False),
         ("", "A cat sits on a mat", "A cat sits on a mat", None),
-        ("", "red", "so red", False),  # no scene: no conclusion
+        ("", "red", "so red", False),  # not a scene question: no conclusion
     ],
 )
 def test_answers_are_graded_where_texts_can_be_compared(kind, reference, answer, expected):

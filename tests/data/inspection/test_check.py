@@ -71,8 +71,8 @@ def test_without_a_tokenizer_only_length_checks_are_skipped(tmp_path):
 
 GOOD = [row(str(i), None, f"what is {i} ?", "a number") for i in range(4)]
 BREAKS = {
-    "cut off in a row": (json.dumps(GOOD)[:-40], [("broken JSON", 3)], 4),
-    "cut off behind a row": (json.dumps(GOOD)[:-1], [("broken JSON", 4)], 5),
+    "truncated in a row": (json.dumps(GOOD)[:-40], [("broken JSON", 3)], 4),
+    "truncated after a row": (json.dumps(GOOD)[:-1], [("broken JSON", 4)], 5),
     "no comma": (json.dumps(GOOD[:2])[:-1] + json.dumps(GOOD[2:])[1:], [("broken JSON", 2)], 5),
     "two files": (json.dumps(GOOD[:2]) + json.dumps(GOOD[2:]), [("broken JSON", 2)], 5),
     "bare word": (json.dumps(GOOD).replace('{"id": "1"', "{id: 1", 1), [("broken JSON", 1)], 4),
@@ -112,10 +112,10 @@ def test_duplicates_are_found_by_bytes_and_reported_once(tmp_path):
     rows = [
         row("0", "a.jpg", "<image>what ?", "x"),
         row("1", "b.jpg", "<image>who ?", "x"),  # duplicate image
-        row("2", "b.jpg", "<image>how ?", "x"),  # ... said already
-        row("3", "c.jpg", "what ?\n<image>", "x"),  # duplicate sample, and so its image
+        row("2", "b.jpg", "<image>how ?", "x"),  # ... already reported
+        row("3", "c.jpg", "what ?\n<image>", "x"),  # duplicate sample, including its image
         row("0", "d.jpg", "<image>what ?", "x"),  # duplicate id
-        row("1", "b.jpg", "<image>where ?", "x"),  # the same id for the same picture
+        row("1", "b.jpg", "<image>where ?", "x"),  # the same id for the same image
     ]
     assert kinds(check(write(tmp_path, rows))) == [("duplicate image", 1), ("duplicate sample", 3), ("duplicate id", 4)]
 

@@ -1,4 +1,4 @@
-"""loose_row.py: rows of every kind of source, and the search for rows behind broken JSON."""
+"""Lenient reading of rows of every kind of source, and the search for rows after broken JSON."""
 
 import json
 import zipfile
@@ -41,7 +41,7 @@ def zipped(folder: Path) -> Path:
 def test_archive_and_folder_give_the_same_image_faults(tmp_path):
     planted = plant(tmp_path)
     source = LlavaJson(tmp_path / "train.json", zipped(tmp_path), is_strict=False)
-    # A name that leads out of an archive is one that it does not have.
+    # An archive has no entry of a name outside of it.
     assert kinds(source) == sorted((k.replace("outside the folder", "missing"), name) for k, name in planted)
     pictures = check(source).to_html(source).count("<img")
     folder = LlavaJson(tmp_path / "train.json", tmp_path / "images", is_strict=False)
@@ -50,7 +50,7 @@ def test_archive_and_folder_give_the_same_image_faults(tmp_path):
 
 @pytest.fixture
 def shards(tmp_path) -> Path:
-    """Three records; the third shows the first's picture again."""
+    """Three records; the third has the image of the first."""
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(encoded(noise(20, 20), "PNG"))
     (tmp_path / "images" / "b.png").write_bytes(encoded(noise(20, 20, 1), "PNG"))
@@ -83,7 +83,7 @@ def test_unreadable_record_is_a_fault_of_its_row(shards):
 BREAKS = {
     "quotes": ('"what is 3 ?"', '"what "is" 3 ?"'),
     "no comma": ('}, {"id": "5"', '} {"id": "5"'),
-    "cut off": ('"what is 6 ?"', '"what is'),
+    "truncated": ('"what is 6 ?"', '"what is'),
     "two files": ('}, {"id": "4"', '}] [{"id": "4"'),
 }
 
@@ -102,7 +102,7 @@ def test_search_resumes_at_any_chunk_boundary(tmp_path, monkeypatch, chunk_bytes
     rows_read = [read_leniently(source, i) for i in range(len(source))]
     (broken,) = [i for i, row in enumerate(rows_read) if row.faults]
     assert rows_read[broken].faults[0][0] == "broken JSON"
-    lost = {"quotes": ["3"], "cut off": ["6"]}.get(name, [])
+    lost = {"quotes": ["3"], "truncated": ["6"]}.get(name, [])
     assert [row.id for row in rows_read if not row.faults] == [f"{i}" for i in range(20) if f"{i}" not in lost]
 
 

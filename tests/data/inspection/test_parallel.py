@@ -66,10 +66,10 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     while time.monotonic() < deadline:
         try:
             with open(f"/proc/{worker}/stat") as stat:
-                if stat.read().rsplit(")", 1)[1].split()[0] == "Z":  # ended; nobody reaps orphans in some containers
+                if stat.read().rsplit(")", 1)[1].split()[0] == "Z":  # a zombie: some containers do not reap orphans
                     return
         except (FileNotFoundError, ProcessLookupError):
             return
         time.sleep(0.1)
     os.kill(worker, signal.SIGKILL)
-    pytest.fail("the worker still waits for work")
+    pytest.fail("the worker outlived its parent")

@@ -19,16 +19,16 @@ ENCODE = partial(encode_row, tokenizer=TINY, template="vicuna_v1", features=16)
 
 def test_a_row_is_measured_without_decoding_its_image(tmp_path):
     plant(tmp_path)
-    os.mkfifo(tmp_path / "images" / "nowhere.jpg")  # would block whoever opens it
+    os.mkfifo(tmp_path / "images" / "nowhere.jpg")  # opening it would block
     source = LlavaJson(tmp_path / "train.json", tmp_path / "images", is_strict=False)
     measured = measure_rows(range(len(source)), source=source, encode=ENCODE)
     ids, mask = ENCODE((("human", "<image>\nwhat is good 0 ?"), ("gpt", "it is good 0")), 1)
     assert measured[0] == Measured(len(ids), int(mask.sum()), 1, ((24, 18),))
     by_id = {source.raw(i)[0]["id"]: m for i, m in enumerate(measured) if m}
-    assert by_id["half.jpg"].sizes == ((64, 64),)  # its header is perfect
+    assert by_id["half.jpg"].sizes == ((64, 64),)  # its header is valid
     assert by_id["no file"].sizes == by_id["a folder"].sizes == by_id["empty.jpg"].sizes == ()
     assert by_id["text alone"].images == 0
-    assert measured.count(None) == 12  # broken JSON, 5 broken rows, 3 of role order, 3 of markers
+    assert measured.count(None) == 12  # broken JSON, 5 broken rows, 3 of role order, 3 placeholder mismatches
 
 
 def stats() -> Stats:
@@ -42,7 +42,7 @@ def test_statistics_of_a_small_data_set():
     text = "\n".join(stats().lines())
     assert re.search(r"tokens +75\.0 +25 .* 150\n", text) and re.search(r"supervised % +20\.0 +20\.0 ", text)
     assert "3 samples, 225 tokens, 45 of them supervised" in text
-    assert "1 rows cannot be read, 1 of 2 images do not open" in text
+    assert "1 rows cannot be read, 1 of 2 images cannot be read" in text
     assert "1 samples are longer than 100" in text and "58.3% full with one sample each, 87.5% packed" in text
     with pytest.raises(DataError, match="no row can be read"):
         Stats.of([None], 100, 1)

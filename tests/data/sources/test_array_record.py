@@ -1,4 +1,4 @@
-"""array_records.py: what is written is read again, and what was damaged is not."""
+"""Records and shards round trip; damaged ones are refused."""
 
 import hashlib
 import io
@@ -59,7 +59,7 @@ def test_every_flipped_bit_of_a_record_is_detected():
     record = encode_record(Example("1", TURNS, (png(1),)))
     for offset in range(0, len(record), 7):
         broken = record[:offset] + bytes([record[offset] ^ 4]) + record[offset + 1 :]
-        with pytest.raises(DataError, match="^here: its hash is not that of its content"):
+        with pytest.raises(DataError, match="^here: its hash does not match its content"):
             decode_record(broken, "here")
     with pytest.raises(DataError, match="its hash"):
         decode_record(record[:-1], "here")
@@ -94,7 +94,7 @@ def test_record_with_foreign_content_is_refused(change):
     head = json.dumps(HEAD).encode()
     assert decode_record(signed(len(head).to_bytes(4, "little") + head + b"abc"), "here").images == (b"abc",)
     head = json.dumps(HEAD | change).encode()
-    with pytest.raises(DataError, match="^here: not a record of this project"):
+    with pytest.raises(DataError, match="^here: not a record of this format"):
         decode_record(signed(len(head).to_bytes(4, "little") + head + b"abc"), "here")
     for body in (b"", b"\xff\xff\xff\xff{}", b"\x02\0\0\0[]", b"\x02\0\0\0{}"):
         with pytest.raises(DataError, match="^here: not a record"):
@@ -114,16 +114,16 @@ def test_shards_equal_the_source_they_were_built_from(built, tmp_path):
 
 def test_folder_without_a_manifest_is_refused(built):
     (built / "manifest.json").rename(built / "gone")
-    with pytest.raises(DataError, match="out: no manifest.json: its build did not end"):
+    with pytest.raises(DataError, match="out: no manifest.json: the build is incomplete"):
         ArrayRecordSource(built)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m | {"format": 2}, "of format 2; this version reads 1"),
+        (lambda m: m | {"format": 2}, "has format 2, but this version reads 1"),
         (lambda m: m | {"shards": []}, "lists no shards"),
-        (lambda m: m | {"shards": [m["shards"][0] | {"name": "../x"}]}, "files outside the folder"),
+        (lambda m: m | {"shards": [m["shards"][0] | {"name": "../x"}]}, "files outside of the folder"),
         (lambda m: m | {"shards": [m["shards"][0] | {"records": "4"}]}, "lists no shards"),
         (lambda m: {"format": 1}, "cannot be read"),
         (lambda m: [], "cannot be read"),

@@ -1,4 +1,4 @@
-"""json_index.py: rows found in pieces, and when a kept index is believed."""
+"""Scanning a JSON in chunks, and which stored indexes are accepted."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def index_file(path):
 
 @pytest.fixture
 def scans(monkeypatch):
-    """How often a file was parsed."""
+    """The calls of the function that parses a file."""
     calls, scan = [], json_index._scan
     monkeypatch.setattr(json_index, "_scan", lambda *args: calls.append(args) or scan(*args))
     return calls
@@ -84,7 +84,7 @@ def test_unterminated_row_is_read_up_to_the_limit_only(tmp_path, monkeypatch):
     monkeypatch.setattr(
         json_index._TextReader, "read_more", lambda self: lengths.append(len(self.text)) or read_more(self)
     )
-    with pytest.raises(DataError, match="row 0: broken JSON at line 1 column 9: Unterminated string.*beyond"):
+    with pytest.raises(DataError, match="row 0: broken JSON at line 1 column 9: Unterminated string.*a row of more"):
         open_index(path)
     assert max(lengths) <= 1100
 
@@ -105,7 +105,7 @@ def test_small_file_stores_no_index(path, scans, monkeypatch):
 
 
 def test_index_goes_to_the_cache_if_folder_is_read_only(path, scans, tmp_path):
-    index_file(path).mkdir()  # root may write into any folder, but not replace a folder by a file
+    index_file(path).mkdir()  # root can write anywhere, but not replace a folder by a file
     for _ in range(2):
         open_index(path)
     assert len(scans) == 1
@@ -115,14 +115,14 @@ def test_index_goes_to_the_cache_if_folder_is_read_only(path, scans, tmp_path):
     os.utime(other, ns=(0, path.stat().st_mtime_ns))
     (path.parent / "other.json.index.npz").mkdir()
     open_index(other)
-    assert len(scans) == 2, "the index of another path was taken"
+    assert len(scans) == 2, "must not use the index of another path"
 
 
 def test_index_that_cannot_be_stored_is_only_a_warning(path, scans, tmp_path, capsys):
     index_file(path).mkdir()
     (tmp_path / "cache").write_text("a file")
     assert len(open_index(path)[0]) == 40
-    assert "train.json: its index cannot be kept" in capsys.readouterr().err
+    assert "train.json: its index cannot be stored" in capsys.readouterr().err
 
 
 def truncated(data: bytes, index) -> bytes:
@@ -143,11 +143,11 @@ def test_damaged_index_is_rebuilt(path, scans, damage):
     assert np.array_equal(open_index(path)[0], good)
     assert len(scans) == 2
     open_index(path)
-    assert len(scans) == 2, "the repaired one was not kept"
+    assert len(scans) == 2, "the rebuilt index must be stored"
 
 
 def plant(path, change):
-    """An index that is whole but wrong."""
+    """Stores an index that is undamaged but wrong."""
     with np.load(index_file(path), allow_pickle=False) as archive:
         stamp, rows = archive["stamp"].copy(), archive["rows"].copy()
     stamp, rows = change(stamp, rows)
@@ -194,7 +194,7 @@ def test_plausible_but_wrong_index_never_yields_a_row(path, change):
     open_index(path)
     plant(path, change)
     source = LlavaJson(path, path.parent)
-    with pytest.raises(DataError, match="train.json: row 3 is not where its index says.*train.json.index.npz"):
+    with pytest.raises(DataError, match="train.json: row 3 does not match the index.*train.json.index.npz"):
         source[3]
 
 

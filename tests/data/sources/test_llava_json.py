@@ -1,4 +1,4 @@
-"""sources.py: the training JSON, its faults, and the held-out split."""
+"""LLaVA's training JSON, its faults, and the held-out split."""
 
 import json
 import os
@@ -95,14 +95,14 @@ def test_rows_that_the_original_tolerates_are_accepted(folder):
 FILE_FAULTS = {
     "empty": (b"", "train.json: empty"),
     "blank": (b" \n", "train.json: empty"),
-    "no rows": (b"[]", "train.json: an array without samples"),
+    "no rows": (b"[]", "train.json: the array has no samples"),
     "an object": (b'{"id": 1}', "train.json: not a JSON array"),
     "json lines": (b'{"id": "1"}\n{"id": "2"}\n', "not a JSON array; .*not JSON Lines"),
-    "cut off in a row": (json.dumps([row(), row()]).encode()[:-60], "row 1: broken JSON at line 1 column .*download"),
-    "cut off after a row": (json.dumps([row(), row()]).encode()[:-1], "row 1: no comma or ] behind it"),
-    "cut off after a comma": (json.dumps([row()]).encode()[:-1] + b",", "row 1: broken JSON"),
+    "truncated in a row": (json.dumps([row(), row()]).encode()[:-60], "row 1: broken JSON at line 1 column .*download"),
+    "truncated after a row": (json.dumps([row(), row()]).encode()[:-1], "row 1: no comma or ] after it"),
+    "truncated after a comma": (json.dumps([row()]).encode()[:-1] + b",", "row 1: broken JSON"),
     "trailing comma": (json.dumps([row()]).encode()[:-1] + b",]", "row 1: broken JSON"),
-    "two arrays": (json.dumps([row()]).encode() * 2, "text behind the end of the array"),
+    "two arrays": (json.dumps([row()]).encode() * 2, "text after the end of the array"),
     "latin-1": ('["é"]'.encode("latin-1"), "not UTF-8 text .byte 2"),
     "deep": (b"[" * 100_000, "row 0: nested too deeply"),
 }
@@ -128,7 +128,7 @@ ROW_FAULTS = {
     "unknown role": (row(conversations=[{"from": "system", "value": "x"}]), "\"from\" is 'system'"),
     "human twice": (row(conversations=[*turns("<image>"), *turns("b", "c")]), "must alternate"),
     "no answer": (row(conversations=turns("<image>")), "end with gpt"),
-    "half an emoji": (row(conversations=turns("<image>", "\ud83d")), r"conversations\[1\] holds half a character"),
+    "lone surrogate": (row(conversations=turns("<image>", "\ud83d")), r"conversations\[1\] has a lone surrogate"),
     "image is a number": (row(image=3), '"image" must be a path or a list of paths'),
     "image is empty": (row(image=""), '"image" must be a path'),
     "images holds null": (row(image=..., images=[None]), '"images" must be a path'),
@@ -152,7 +152,7 @@ def test_row_faults_are_reported_with_row_and_key_at_opening(folder, fault):
 def test_missing_file_and_missing_folder_are_named(folder):
     with pytest.raises(DataError, match="nowhere.json: cannot be read .No such file"):
         LlavaJson(folder / "nowhere.json", folder / "images")
-    with pytest.raises(DataError, match="nowhere: image folder of .*train.json not found"):
+    with pytest.raises(DataError, match="nowhere: the image folder of .*train.json does not exist"):
         LlavaJson(write(folder, [row()]), folder / "nowhere")
 
 
@@ -170,7 +170,7 @@ def test_image_paths_outside_the_folder_are_refused(folder):
     ]  # fmt: skip
     source = opened(folder, [row(id=f"bad {i}", image=name) for i, name in enumerate(bad)])
     for i, name in enumerate(bad):
-        with pytest.raises(DataError, match=f"train.json: sample 'bad {i}': .*does not stay below") as caught:
+        with pytest.raises(DataError, match=f"train.json: sample 'bad {i}': .*is outside of") as caught:
             source[i]
         assert repr(name) in str(caught.value)
 
@@ -187,11 +187,11 @@ def test_links_and_dots_within_the_folder_are_accepted(folder):
 
 def test_file_changed_during_the_run_is_refused(folder):
     source = opened(folder, [row(), row(id="2")])
-    os.utime(write(folder, [row(id="2"), row()]), ns=(0, 0))  # as long as before, and every row where one was
-    with pytest.raises(DataError, match="train.json: changed or gone since it was opened"):
+    os.utime(write(folder, [row(id="2"), row()]), ns=(0, 0))  # the same size and row positions
+    with pytest.raises(DataError, match="train.json: changed or removed since it was opened"):
         source[1]
     (folder / "train.json").unlink()
-    with pytest.raises(DataError, match="train.json: changed or gone since it was opened"):
+    with pytest.raises(DataError, match="train.json: changed or removed since it was opened"):
         source[1]
 
 
@@ -199,7 +199,7 @@ def test_file_changed_during_the_run_is_refused(folder):
 
 
 class Ids:
-    """A source of examples that are nothing but their ids."""
+    """A source of examples with ids only."""
 
     def __init__(self, ids):
         self.ids = ids

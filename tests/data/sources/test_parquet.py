@@ -1,4 +1,4 @@
-"""parquet_source.py: rows of Hugging Face's kind, in row groups, with images inside or beside."""
+"""Parquet as Hugging Face writes it: row groups, with images inside the file or beside it."""
 
 import pickle
 import sys
@@ -89,9 +89,9 @@ def test_faults_name_file_and_row(tmp_path):
     with pytest.raises(DataError, match=r"x.parquet: row 0 of group 1 \(id '2'\): conversations must alternate"):
         ParquetSource(path)[2]
     path = write(tmp_path / "x.parquet", id=["0"], image=["../c.png"], conversations=[ONE_IMAGE])
-    with pytest.raises(DataError, match="sample '0': image '../c.png' does not stay below"):
+    with pytest.raises(DataError, match="sample '0': image '../c.png' is outside of"):
         ParquetSource(path, tmp_path)[0]
-    with pytest.raises(DataError, match="sample '0': image '../c.png' is not inside. Name the folder"):
+    with pytest.raises(DataError, match="sample '0': image '../c.png' is not in the file. Pass the image folder"):
         ParquetSource(path)[0]
     with pytest.raises(DataError, match="needs the columns id and conversations; it has id, text"):
         ParquetSource(write(tmp_path / "x.parquet", id=["0"], text=["x"]))
@@ -100,7 +100,7 @@ def test_faults_name_file_and_row(tmp_path):
     path = rows(tmp_path)
     data = bytearray(path.read_bytes())
     path.write_bytes(data[:-9])
-    with pytest.raises(DataError, match="a.parquet: not a Parquet file that can be read"):
+    with pytest.raises(DataError, match="a.parquet: not a readable Parquet file"):
         open_source(path)
     data[4:200] = bytes(196)
     path.write_bytes(data)

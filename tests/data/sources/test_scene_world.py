@@ -1,7 +1,7 @@
-"""scenes.py: what the words say is what the picture shows, nothing can be guessed, and held out means unseen.
+"""Texts match the images, answers cannot be guessed, and held-out scenes never occur in training.
 
-The checker below shares no code with the generator: it reads a scene back from the pixels (or from boxes and inks) and
-judges every caption, description and answer by that.
+The checker below shares no code with the generator: it recovers a scene from the pixels (or from boxes and colours),
+and checks every caption, description and answer against it.
 """
 
 import doctest
@@ -20,11 +20,11 @@ COLOR = "|".join(scene_world.COLORS)
 SHAPE = "|".join(scene_world.SHAPES)
 NAME = re.compile(rf"\b({COLOR}) ({SHAPE})\b")
 POSITION = re.compile(r"\b(?:top|bottom)(?: left| right)?\b|\b(?:left|middle|right)\b")
-LIMIT = 80 * sum(scene_world.SIZES.values()) / 2  # pixels between small and large where a cell has 80
+LIMIT = 80 * sum(scene_world.SIZES.values()) / 2  # pixels: between small and large, for cells of 80 pixels
 
 
 class Fact(NamedTuple):
-    """One object as seen; x and y are the centre in cells, 0..3."""
+    """An object in an image; x and y are its centre in cells, 0..3."""
 
     size: str
     color: str
@@ -42,7 +42,7 @@ class Fact(NamedTuple):
 
 
 def read(image) -> list[Fact]:
-    """The objects that a picture (240 px a side) shows, in reading order, from its pixels alone."""
+    """Recovers the objects of an image (240 px a side), in reading order, from its pixels."""
     pixels = np.asarray(image).astype(int)
     assert pixels.shape == (240, 240, 3)
     greys = pixels[pixels.min(axis=2) == pixels.max(axis=2)][:, 0]
@@ -76,7 +76,7 @@ def _read_object(pixels, is_ink, rows, columns) -> Fact:
 
 
 def from_boxes(scene) -> list[Fact]:
-    """The same without drawing, for thousands of scenes."""
+    """The same without rendering, for thousands of scenes."""
     facts = []
     for o, (x, y, w, h) in zip(scene.objects, scene_world.boxes(scene, 240), strict=True):
         facts.append(Fact("small" if w < LIMIT else "large", o.color, o.shape, (x + w / 2) / 80, (y + h / 2) / 80))
@@ -93,7 +93,7 @@ def kind_of(text: str) -> str | None:
 
 
 def is_true(kind: str, text: str, answer: str, facts: list[Fact]) -> bool:
-    """Whether `answer` is the one right answer to `text` about a picture that shows `facts`."""
+    """Whether `answer` is the only correct answer to `text` about an image that shows `facts`."""
     named = NAME.findall(text)
     by_name = {(f.color, f.shape): f for f in facts}
     if kind == "count":
@@ -127,7 +127,7 @@ def is_true(kind: str, text: str, answer: str, facts: list[Fact]) -> bool:
 
 
 def describes(text: str, facts: list[Fact]) -> bool:
-    """Whether `text` names exactly these objects in this order, each with its place and its size if it says one."""
+    """Whether `text` names exactly these objects in this order, with their positions and, if any, sizes."""
     clauses = [clause for clause in re.split(r" ,| and (?=a |the )| \.", text) if NAME.search(clause)]
     if [NAME.findall(clause) for clause in clauses] != [[(f.color, f.shape)] for f in facts]:
         return False
@@ -139,7 +139,7 @@ def describes(text: str, facts: list[Fact]) -> bool:
 
 
 def in_text_order(text: str, facts: list[Fact]) -> list[Fact]:
-    """`facts` in the order in which `text` names them; what it does not name comes first."""
+    """Sorts `facts` in the order of `text`; those that it does not name come first."""
     return sorted(facts, key=lambda f: text.find(f"{f.color} {f.shape}"))
 
 
@@ -195,7 +195,7 @@ def test_both_splits_have_the_same_distribution_of_scenes():
         assert len(looks) == 24 and max(looks.values()) < 1.6 * min(looks.values()), looks
 
 
-# ------------------------------------------------------------------------------------------------ the picture
+# ------------------------------------------------------------------------------------------------ the image
 
 
 @pytest.mark.parametrize("size", [48, 224])
@@ -232,7 +232,7 @@ def test_image_shows_exactly_its_scene():
             assert abs(fact.x - box.x) < 0.02 and abs(fact.y - box.y) < 0.02
 
 
-# ------------------------------------------------------------------------------------------------ the words
+# ------------------------------------------------------------------------------------------------ the texts
 
 
 def test_captions_and_descriptions_match_the_image():
@@ -254,8 +254,8 @@ def test_caption_uses_reading_order_two_times_in_three():
     for i in range(600):
         orders[tuple(in_text_order(scene_world.caption(scene, random.Random(i)), facts))] += 1
     share = orders.pop(tuple(facts)) / 600
-    assert abs(share - (2 / 3 + 1 / 18)) < 0.06, "two in three, and one in six of the others by chance"
-    assert len(orders) == 5 and min(orders.values()) > 15, "the others equally often: 33 each"
+    assert abs(share - (2 / 3 + 1 / 18)) < 0.06, "two in three, and one in six of the rest by chance"
+    assert len(orders) == 5 and min(orders.values()) > 15, "the other orders equally often: 33 each"
 
 
 def test_every_answer_is_true():
@@ -271,7 +271,7 @@ def test_every_answer_is_true():
 
 
 def test_checker_rejects_every_wrong_answer():
-    """Every other answer that occurs for the kind is judged wrong, so the test above can fail."""
+    """Every other answer of the same kind is rejected, so the test above can fail."""
     answers = defaultdict(set)
     for i in range(60):
         for q in questions_of(scene_world.draw_scene(1, i, False), i):
@@ -292,7 +292,7 @@ def test_only_the_conclusion_is_graded():
 
 
 def forms(text: str) -> list[str]:
-    """What a guesser may go by: the question, its form, its form and the first name in it."""
+    """What a guess may use: the question, its form, and its form with the first name in it."""
     form = NAME.sub("NAME", text)
     return [text, form, f"{form} {NAME.findall(text)[:1]}"]
 
@@ -321,7 +321,7 @@ def test_answers_are_balanced():
 
 @pytest.mark.parametrize("held_out", [False, True], ids=["train", "held-out"])
 def test_best_guess_from_text_alone_reaches_only_chance(held_out):
-    """The best guesser from text: the commonest answer in training to the same question, or to the same form of it."""
+    """The best guess from text: the most frequent training answer to the same question, or to its form."""
     train_answers, exam_answers = answer_list(False, range(6000)), answer_list(held_out, range(6000, 12_000))
     best = defaultdict(float)
     for form in range(3):

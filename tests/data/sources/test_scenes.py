@@ -1,4 +1,4 @@
-"""scene_source.py: what the sources yield, that it fits the configs that use it, and the exam."""
+"""The examples of scene sources, their fit to the configs that use them, and the exam."""
 
 import dataclasses
 import random
@@ -34,7 +34,7 @@ def source(kind: str, held_out: bool = False, seed: int = 0) -> SceneSource:
 
 
 def is_answer_true(question: str, answer: str, facts: list[Fact]) -> bool:
-    """Judges an answer of any kind, captions and descriptions included."""
+    """Checks an answer of any kind, including captions and descriptions."""
     question = question.removeprefix("<image>\n").strip()
     kind = kind_of(question)
     return describes(answer, in_text_order(answer, facts)) if kind is None else is_true(kind, question, answer, facts)
@@ -61,7 +61,7 @@ def test_an_example_is_a_conversation_about_one_picture(kind):
         markers = [text.count("<image>") for _, text in e.turns]
         assert markers == [len(e.images)] + [0] * (len(markers) - 1)
         assert [(image.size, image.mode) for image in e.images] == [((48, 48), "RGB")]
-        assert kind == "instruct" or len(e.turns) == 2  # what the template `plain` takes
+        assert kind == "instruct" or len(e.turns) == 2  # as the template `plain` needs
 
 
 @pytest.mark.parametrize("kind", ["caption", "instruct"])
@@ -98,7 +98,7 @@ def test_tell_mixes_captions_short_questions_and_reasoned_ones():
             kind = "caption"
             assert describes(text, in_text_order(text, facts)), text
         kinds["short" if kind in STUDY else kind] += 1
-    # of all scenes a quarter has one object, which lies to nothing else in any way
+    # A quarter of the scenes have one object, and therefore no relation.
     shares = {"caption": 0.4, "short": 0.24, "relation": 0.36 * 0.75 / 2, "reasoning": 0.36 * (0.25 + 0.75 / 2)}
     assert set(kinds) == set(shares)
     for kind, share in shares.items():
@@ -178,8 +178,8 @@ def test_every_row_fits_its_length(config, name, tokenizer):
         longest = max(longest, len(ids) + len(example.images) * (vision.features - 1))
         assert mask.any()
     assert longest <= stage.data.length
-    assert longest > stage.data.length / 2  # half of a row that is always padding would be wasted
-    for rows in (data.train, data.held_out):  # and through the real path
+    assert longest > stage.data.length / 2  # otherwise half of every row would be padding
+    for rows in (data.train, data.held_out):  # the rows that training uses
         for i in range(30):
             row = rows.row(i).arrays
             assert row.tokens.shape == (stage.data.length,) and row.target_mask.any()
@@ -198,7 +198,7 @@ def test_exam_answers_fit_max_new_tokens(config, name, tokenizer):
 
 
 def test_the_tiny_tokenizer_knows_every_word(tokenizer):
-    """A word of a scene is few tokens, none of them unknown, and comes back as it was."""
+    """Each word has few tokens, none unknown, and decodes to itself."""
     texts = (text for kind in KINDS for i in range(300) for _, text in source(kind)[i].turns)
     vocabulary = {word for text in texts for word in text.removeprefix("<image>\n").split()}
     for word in vocabulary:

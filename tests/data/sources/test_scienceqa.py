@@ -45,7 +45,7 @@ def test_quirks_of_the_converter_are_kept():
     question, answer = turns(image=None, hint=" Look:  here ", question="Question: what   is it?", answer=3)
     assert question.startswith("what  is it?\nContext: Look: here\nOptions: (A)") and "<image>" not in question
     assert answer.endswith("The answer is D.")
-    assert turns(lecture="", solution="")[1] == " The answer is A."  # three spaces became two, the label took one
+    assert turns(lecture="", solution="")[1] == " The answer is A."  # one of three spaces stays
     assert turns(lecture="Answer: no.", solution="x")[1] == "no. x The answer is A."
     assert "image" not in conversation(parse_problem("1", PROBLEM | {"image": None}, "x"))
 
@@ -62,10 +62,10 @@ def test_a_split_is_a_source_of_examples(tmp_path):
     assert [train[i].id for i in range(len(train))] == ["0", "2", "4"] and [val[0].id] == ["3"]
     assert train[0].images == ((tmp_path / "images/train/0/image.png").resolve(),) and train[0].images[0].is_file()
     assert train[0].turns[0][1].startswith("<image>\nWhich of") and train[1].images == ()
-    assert train.id_hashes().tolist() == [id_hash(pid) for pid in ("0", "2", "4")]  # as of any source of these ids
+    assert train.id_hashes().tolist() == [id_hash(pid) for pid in ("0", "2", "4")]  # as for any source of these ids
     everything = ScienceQA(tmp_path)
     assert [everything.part(i) for i in range(5)] == ["train", "val"] * 2 + ["train"]
-    with pytest.raises(ConfigError, match="no split is called 'dev'; .* has train, val, test, minival"):
+    with pytest.raises(ConfigError, match="there is no split 'dev'; .* has train, val, test, minival"):
         ScienceQA(tmp_path, "dev")
     with pytest.raises(DataError, match="no problems in split 'test'"):
         ScienceQA(tmp_path, "test")
@@ -77,7 +77,7 @@ FAULTS = {
     "hint is a number": ({"hint": 3}, '"hint" must be a string'),
     "choices is text": ({"choices": "ab"}, '"choices" must be a list of 1 to 5 strings'),
     "six choices": ({"choices": list("abcdef")}, '"choices" must be a list of 1 to 5'),
-    "answer beyond": ({"answer": 4}, '"answer" is 4, not the place of a choice'),
+    "answer beyond": ({"answer": 4}, '"answer" is 4, not the index of a choice'),
     "answer is true": ({"answer": True}, '"answer" is True'),
     "negative answer": ({"answer": -1}, '"answer" is -1'),
     "image is a number": ({"image": 3}, '"image" must be a file name or null'),
@@ -98,15 +98,15 @@ def test_broken_problem_is_reported(tmp_path, fault):
 
 def test_the_two_files_must_agree(tmp_path):
     source = ScienceQA(folder(tmp_path, {"1": PROBLEM}, {"train": ["7"], "val": ["1"]}))
-    with pytest.raises(DataError, match="problem 1: in split 'train', but pid_splits.json says val"):
+    with pytest.raises(DataError, match="problem 1: of split 'train', but pid_splits.json lists val"):
         source[0]
-    with pytest.raises(DataError, match="problem 7: listed in pid_splits.json, but not there"):
+    with pytest.raises(DataError, match="problem 7: listed in pid_splits.json, but missing"):
         source[1]
 
 
 def test_image_outside_the_folder_is_refused(tmp_path):
     source = ScienceQA(folder(tmp_path, {"1": PROBLEM | {"image": "../../../../secret.png"}}))
-    with pytest.raises(DataError, match="problem 1: image .* does not stay below"):
+    with pytest.raises(DataError, match="problem 1: image .* is outside of"):
         source[0]
 
 

@@ -1,4 +1,4 @@
-"""Every prompt format, byte for byte: the parts are written out here, not composed."""
+"""Every prompt format, byte for byte; expected texts are written out, not composed."""
 
 import json
 
@@ -47,7 +47,7 @@ FULL_OUTPUTS = {
     "LEPA": "LECTURE: Maps have directions.\nNorth is up.\nSOLUTION: Find the rose.\n###\nANSWER: B.",
 }
 BARE_QUESTION = "What is it?\nContext: N/A\nOptions: (A) a cat (B) a dog (C) a fox"
-BARE_INPUTS = {  # an empty label goes where it ends the text, and only there
+BARE_INPUTS = {  # an empty label is removed only at the end of the text
     "QCM": BARE_QUESTION,
     "CQM": "Context: N/A\nQuestion: What is it?\nOptions: (A) a cat (B) a dog (C) a fox",
     "QCML": BARE_QUESTION,
@@ -58,7 +58,7 @@ BARE_INPUTS = {  # an empty label goes where it ends the text, and only there
     "QCLEM": "What is it?\nContext: N/A\nBECAUSE: \nOptions: (A) a cat (B) a dog (C) a fox",
 }
 BARE_OUTPUTS = dict.fromkeys(FULL_OUTPUTS, "The answer is A.") | {
-    "LEA": " The answer is A.",  # of three spaces one pass leaves two, and the label takes one
+    "LEA": " The answer is A.",  # one pass turns three spaces into two, and the label removes one
     "ELA": " The answer is A.",
     "LEPA": "###\nANSWER: A.",
 }
@@ -105,13 +105,13 @@ def test_empty_trailing_because_removes_every_because_label():
 
 @pytest.mark.parametrize("name", ["QCM-AL", "CQM-AE"])
 def test_swapped_format_names_are_refused_with_both_alternatives(name):
-    with pytest.raises(ConfigError, match="AL tells the solution and its AE the lecture.*AL_original.*AE_original"):
+    with pytest.raises(ConfigError, match="AL has the solution and its AE the lecture.*AL_original.*AE_original"):
         texts(FULL, name)
 
 
 @pytest.mark.parametrize("name", ["", "QCM", "QCM-", "QMC-A", "qcm-a", "QCM-A-A", "QCM-LEAP"])
 def test_an_unknown_format_is_refused(name):
-    with pytest.raises(ConfigError, match="is not one of INPUT-OUTPUT"):
+    with pytest.raises(ConfigError, match="is not INPUT-OUTPUT with INPUT one of"):
         texts(FULL, name)
 
 
@@ -146,12 +146,12 @@ def test_scienceqa_command_writes_a_training_json(tmp_path, capsys):
 def test_lone_surrogate_is_refused_and_nothing_written(tmp_path, capsys):
     folder(tmp_path, {"1": FULL | {"question": "half \ud83d"}}, {"test": ["1"]})
     assert main(["data", "scienceqa", str(tmp_path), str(tmp_path / "out.json"), "--split", "test"]) == 2
-    assert "half a character (a lone surrogate) behind" in capsys.readouterr().err
+    assert "lone surrogate" in capsys.readouterr().err
     assert not list(tmp_path.glob("out.json*"))
 
 
 def test_the_converters_json_lines(tmp_path):
-    """Its own default format, and another one."""
+    """With its default format, and another one."""
     folder(tmp_path, {"1": FULL, "2": PROBLEM | {"image": None}}, {"train": ["2"], "val": [], "test": ["1"]})
     for split, flags in (("test", []), ("train", ["--prompt-format", "CQM-A"])):
         out = tmp_path / f"{split}.jsonl"

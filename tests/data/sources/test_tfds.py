@@ -1,4 +1,4 @@
-"""tfds_source.py: records of the kind that tfds.data_source gives, from a stand-in for it."""
+"""Records as tfds.data_source returns them, from a stand-in for TFDS."""
 
 import json
 import sys
