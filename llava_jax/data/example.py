@@ -11,9 +11,8 @@ from PIL import Image
 class Example:
     """A conversation about images.
 
-    `turns` are pairs (role, text) with role "human" or "gpt". The i-th `<image>` in human text is the position of
-    `images[i]`: a path, file contents or a PIL image. `kind` is the kind of question, for accuracy tables; most sources
-    leave it empty.
+    `turns` are (role, text) with role "human" or "gpt". `images[i]` (a path, file contents or a PIL image) replaces the
+    i-th `<image>` in human text. `kind` is the kind of question, for accuracy tables; most sources leave it empty.
 
     >>> Example("7", (("human", "<image>\\nWhat is it?"), ("gpt", "A red bus.")), (Path("bus.jpg"),))
     """

@@ -28,11 +28,8 @@ ENDLESS = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class MixtureComponent:
-    """A source of a mixture.
-
-    name: identifies the source in checkpoints and seeds its order. weight: relative to the other sources. contents: a
-    digest of the items, where the length does not identify them (packed rows).
-    """
+    """A source of a mixture. name: identifies it in checkpoints and seeds its order. weight: relative to the others.
+    contents: a digest of its items, where their number does not identify them (packed rows)."""
 
     name: str
     source: object
@@ -44,7 +41,6 @@ class Mixture:
     """A source that draws from `parts` by weight; only seed, names and weights decide the order, not that of `parts`.
 
     `state()` is JSON-serialisable; `resumed` restores it, for the same or changed parts.
-
     Raises ConfigError for a name that occurs twice, and for a weight that is not positive or below 1/BLOCK of the sum.
     """
 
@@ -63,9 +59,8 @@ class Mixture:
         self.consumed = {part.name: 0 for part in self.parts} | (consumed or {})
         self.lengths = (lengths or {}) | {part.name: len(part.source) for part in self.parts}
         self.contents = (contents or {}) | {part.name: part.contents for part in self.parts}
-        seeds = [_combined_seed(seed, id_hash(part.name)) for part in self.parts]
         self._orders = [
-            grain.MapDataset.range(len(part.source)).shuffle(seed) for part, seed in zip(self.parts, seeds, strict=True)
+            grain.MapDataset.range(len(part.source)).shuffle(_seed_of(seed, id_hash(part.name))) for part in self.parts
         ]
 
     def __len__(self) -> int:
@@ -76,10 +71,7 @@ class Mixture:
         return self.parts[component].source[index]
 
     def locate(self, position: int) -> tuple[int, int]:
-        """Returns (index of the part, index within its source).
-
-        Raises IndexError before `start`, where the mixture was another one.
-        """
+        """Returns (index of the part, index within its source). IndexError before `start`, in an earlier mixture."""
         if not self.start <= position < ENDLESS:
             raise IndexError(f"position {position} is outside of this mixture, which has {self.start} to {ENDLESS}")
         block, slot = divmod(position - self.start, BLOCK)
@@ -144,7 +136,7 @@ def _quotas(parts: Sequence[MixtureComponent]) -> dict[str, int]:
     return dict(zip(names, quotas.tolist(), strict=True))
 
 
-def _combined_seed(*numbers: int) -> int:
+def _seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 

@@ -73,10 +73,8 @@ def efficiency(sizes: np.ndarray, packed: PackedRows, length: int) -> float:
 
 
 def fill_unknown_sizes(sizes: np.ndarray) -> np.ndarray:
-    """Gives unreadable examples (0 tokens) the size of the next readable one, as the limit of their substitutes.
-
-    Raises DataError if no example can be read.
-    """
+    """Gives unreadable examples (0 tokens) the size of the next readable one, as the limit of their substitutes. Raises
+    DataError if no example can be read."""
     readable = np.flatnonzero(sizes[:, 0])
     if not len(readable):
         raise DataError(f"none of {len(sizes)} samples can be read")

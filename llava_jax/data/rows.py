@@ -133,10 +133,8 @@ class Rows:
         return SourceRow(self.format.row(segments, length), replaced if self.replace else None)
 
     def names(self, index: int) -> list[str]:
-        """Returns the ids of the examples in row `index`, of substitutes their own; `?` for an empty segment.
-
-        Opens the images, to find out which can be read.
-        """
+        """Returns the ids of the examples in row `index`, of substitutes their own; `?` for an empty segment. Opens the
+        images, to find out which can be read."""
         return [self._read_or_substitute(i)[0] or "?" for i in self._members(index)]
 
     def requested_names(self, index: int) -> list[str]:

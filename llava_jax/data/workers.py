@@ -88,12 +88,10 @@ def _worker_error(process) -> UserError:
     process.join(5)
     code = process.exitcode
     cause = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
-    hint = " (the kernel does this when memory runs out: lower data.workers or data.threads)"
-    is_killed = bool(code and code < 0)
-    advice = "the same command resumes from the newest checkpoint" if is_killed else "its output is above"
-    return UserError(
-        f"{process.name} (process {process.pid}) {cause}{hint if code == -signal.SIGKILL else ''}; {advice}"
-    )
+    if code == -signal.SIGKILL:
+        cause += " (as the kernel does when memory runs out: lower data.workers or data.threads)"
+    advice = "the same command resumes from the newest checkpoint" if code and code < 0 else "its output is above"
+    return UserError(f"{process.name} (process {process.pid}) {cause}; {advice}")
 
 
 def _work(writer, rows, indices: range, threads: int, ahead: int) -> None:

@@ -1,7 +1,4 @@
-"""Finds the images that a data set names: files below a folder, or entries of a zip archive.
-
-The names come from the data and are not trusted.
-"""
+"""Finds the images that a data set names, below a folder or in a zip archive. The names are not trusted."""
 
 import threading
 import zipfile
@@ -11,17 +8,13 @@ from pathlib import Path
 from llava_jax.errors import DataError
 
 MAX_BYTES = 128 << 20  # of an unpacked entry; a BMP of 33 million pixels has 100 MB
-COMPRESSION_METHODS = (
-    zipfile.ZIP_STORED,
-    zipfile.ZIP_DEFLATED,
-)  # Python unpacks the others a whole piece at a time, however large
+# Python unpacks other methods a whole chunk at a time, however large it is.
+COMPRESSION_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def below_folder(image: str, folder: Path, where: str) -> Path:
-    """Returns the path of an image below the resolved `folder`; the file need not exist.
-
-    Raises DataError, starting with `where`, for a path outside the folder (by "..", absolute, or by a symbolic link).
-    """
+    """Returns the path of an image below the resolved `folder`; the file need not exist. Raises DataError, starting
+    with `where`, for a path outside of the folder (by "..", absolute, or by a symbolic link)."""
     try:
         path = (folder / image).resolve()
     except (OSError, RuntimeError, ValueError):  # a loop of symbolic links, a NUL byte
@@ -69,11 +62,8 @@ class ImageZip:
             return self._archive
 
     def find(self, name: str, where: str) -> bytes:
-        """Returns the bytes of an image.
-
-        Raises DataError, starting with `where`, for an entry that is missing, damaged, encrypted or larger than
-        MAX_BYTES.
-        """
+        """Returns the bytes of an image. Raises DataError, starting with `where`, for an entry that is missing,
+        damaged, encrypted or larger than MAX_BYTES."""
         archive, where = self._open(), f"{where}: image {name!r} in {self.path}"
         try:
             entry = archive.getinfo(name)

@@ -30,8 +30,7 @@ def load_image(source: Path | str | bytes | Image.Image, name: str) -> Image.Ima
 
     Colours are converted by `convert("RGB")`, as in the original: alpha is dropped (not blended), palettes and CMYK are
     converted. Only 16-bit grey differs: PIL would clip it to white, so the high byte is kept, as PIL does for 16-bit
-    RGB. EXIF orientation is NOT applied, because the original was trained without it. The first frame of an animation
-    is used.
+    RGB. EXIF orientation is NOT applied, as in the original's training. Of an animation, the first frame is used.
 
     Raises DataError, starting with `name`, for a missing or unreadable file, a format other than `FORMATS`, a side
     above 8,192, an aspect ratio above 200, more than 33 million pixels, or pixels that do not decode.

@@ -22,11 +22,7 @@ from llava_jax.output.intervals import wilson
 from llava_jax.output.page_parts import badge, definitions, filters, share_bar, table, tile, tiles
 
 MAX_SIDE = 384  # of an image on the page, in pixels; the image files have full size
-CONCLUSION_KINDS = {
-    *QUESTION_KINDS,
-    "conversation",
-    "reasoning",
-}  # of scene questions with one correct answer
+CONCLUSION_KINDS = {*QUESTION_KINDS, "conversation", "reasoning"}  # scene questions with one correct answer
 MAX_COMPARED_WORDS = 4  # a longer reference can be paraphrased
 OUTCOMES = {True: ("right", "good"), False: ("wrong", "bad"), None: ("not graded", "")}
 

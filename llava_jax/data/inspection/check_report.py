@@ -64,10 +64,8 @@ class Report:
         return json.dumps(report, indent=1) + "\n"
 
     def to_html(self, source, facts: Mapping[str, str] | None = None) -> str:
-        """Returns a self-contained HTML page. facts: further entries of the header, by name.
-
-        Images of the shown findings are read again from the source; a finding has only a name.
-        """
+        """Returns a self-contained HTML page; images are read again from the source, as findings only name them. facts:
+        further entries of the header, by name."""
         settings = {key: str(value) for key, value in self.settings.items()}
         summary = [
             tile("rows", f"{self.rows:,}"),

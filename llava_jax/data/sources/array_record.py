@@ -135,7 +135,6 @@ def read_manifest(folder: Path) -> dict:
         raise DataError(f"{file}: cannot be read. {_REPAIR_HINT}") from None
     if manifest.get("format") != FORMAT:
         raise DataError(f"{file}: has format {manifest.get('format')!r}, but this version reads {FORMAT}. Rebuild it.")
-    is_inside = all(name.name == str(name) for name in names)  # a shard lies in the folder itself
-    if not has_counts or not names or not is_inside:
+    if not has_counts or not names or any(name.name != str(name) for name in names):  # not in the folder itself
         raise DataError(f"{file}: lists no shards, or files outside of the folder. {_REPAIR_HINT}")
     return manifest

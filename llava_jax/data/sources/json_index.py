@@ -40,12 +40,10 @@ def stamp(file) -> Stamp:
 def open_index(path: Path, broken: dict[int, DataError] | None = None) -> tuple[np.ndarray, Stamp]:
     """Returns the index of a JSON file, int64[rows, 3], and the stamp of the file.
 
-    The first time, every row is parsed and checked, with a few chunks of the file in memory. Raises DataError with the
-    file and the row.
+    The first time, every row is parsed and checked, with a few chunks of the file in memory. DataError names the row.
 
     broken: if given, it receives the error of each row that is not JSON. Rows are then not checked otherwise, hashes
-    are -1, and no index is stored. A broken row has an empty byte range; the scan continues at the next object that
-    looks like a row.
+    are -1, and no index is stored. A broken row has an empty byte range; the scan continues at what looks like a row.
     """
     try:
         with open(path, "rb") as file:

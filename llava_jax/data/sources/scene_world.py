@@ -211,10 +211,8 @@ def _reasoning(o: Object, rng: random.Random) -> SceneQuestion:
         view, column = "in a mirror", GRID - 1 - column
     else:
         view, row = "upside down", GRID - 1 - row
-    question = f"{view} , where is the {o.name} ?"
-    return SceneQuestion(
-        "reasoning", question, f"the {o.name} is {POSITIONS[o.cell]} , so {POSITIONS[row * GRID + column]}"
-    )
+    question, flipped = f"{view} , where is the {o.name} ?", POSITIONS[row * GRID + column]
+    return SceneQuestion("reasoning", question, f"the {o.name} is {POSITIONS[o.cell]} , so {flipped}")
 
 
 def _existence(objects: tuple[Object, ...], rng: random.Random) -> SceneQuestion:

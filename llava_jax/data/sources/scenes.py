@@ -94,8 +94,7 @@ def _instruction(name: str, scene: scene_world.Scene, image, rng: random.Random)
     elif kind == "conversation":
         pairs = [(q.text, q.answer) for q in short_questions[:CONVERSATION_TURNS]]
     else:
-        reasoning = [q for q in questions if q.kind == "reasoning"]
-        pairs = [(q.text, q.answer) for q in [*reasoning, short_questions[0]]]
+        pairs = [(q.text, q.answer) for q in [*(q for q in questions if q.kind == "reasoning"), short_questions[0]]]
     return Example(name, _turns(pairs), (image,), kind)
 
 

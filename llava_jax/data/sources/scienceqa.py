@@ -16,9 +16,8 @@ For example, the default QCM-LEA:
             <image>
     gpt     Maps have four cardinal directions, ... The answer is A.
 
-The quirks of the original converter are kept, so that texts are equal byte for byte: one pass replaces two spaces by
-one (three become two), a trailing "BECAUSE:" is removed, and if a text starts with "Question: " or "Answer: ", that
-label is removed everywhere in it.
+The quirks of the original converter are kept, for byte-equal texts: one pass turns two spaces into one (three become
+two); "BECAUSE:" at the end of a text, or "Question: " or "Answer: " at its start, is removed everywhere in it.
 """
 
 import dataclasses
@@ -128,8 +127,7 @@ class ScienceQA:
             raise ConfigError(f"{folder}: there is no split {split!r}; pid_splits.json has {', '.join(splits)}")
         self._pids = list(pids)
         if not self._pids:
-            in_split = f" in split {split!r}" if split else ""
-            raise DataError(f"{folder}: no problems{in_split}. Is the download complete?")
+            raise DataError(f"{folder}: no problems in {f'split {split!r}' if split else 'any split'}. Is it complete?")
 
     def __len__(self) -> int:
         return len(self._pids)
@@ -205,14 +203,10 @@ def check_format(name: str) -> None:
 
 def conversation(problem: Problem, prompt_format: str = DEFAULT) -> dict:
     """Returns a row of LLaVA's training file. Image paths start with the split, so all splits share an image folder.
-
-    Raises ConfigError, see `check_format`.
-    """
+    Raises ConfigError, see `check_format`."""
     check_format(prompt_format)
     is_zero_shot = prompt_format == ZERO_SHOT
-    question, answer = (
-        _zero_shot_texts(problem) if is_zero_shot else _converter_texts(problem, *prompt_format.split("-"))
-    )
+    question, answer = _zero_shot(problem) if is_zero_shot else _converter_texts(problem, *prompt_format.split("-"))
     row = {"id": problem.pid}
     if problem.image is not None:
         row["image"] = problem.image
@@ -254,7 +248,7 @@ def _clean(text: str, label: str) -> str:
     return text.replace(label, "") if text.startswith(label) else text
 
 
-def _zero_shot_texts(problem: Problem) -> tuple[str, str]:
+def _zero_shot(problem: Problem) -> tuple[str, str]:
     lines = [f"Context: {problem.hint}"] if problem.hint else []
     lines.append(problem.question)
     lines += [f"{letter}. {choice}" for letter, choice in zip(LETTERS, problem.choices, strict=False)]
