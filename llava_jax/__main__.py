@@ -39,13 +39,13 @@ ALIASES = {"checkpoints": ("ckpt",)}
 
 def main(argv: list[str]) -> int:
     """Runs the verb that `argv` (without the program's name) begins with; returns the exit code."""
-    verb, rest = argv[:1], argv[1:]
+    verb, arguments = argv[:1], argv[1:]
     if verb == ["train"]:  # outside: it ends as `python -m llava_jax.main` does, with its own exit codes
-        return train(["llava_jax train", *rest])
+        return train(["llava_jax train", *arguments])
     try:
         try:
             if verb == ["plan"]:
-                return plan(rest)
+                return plan(arguments)
             return _app(VERBS).cli(prog="python -m llava_jax", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
         finally:
             sys.stdout.flush()  # not at Python's end, where nobody catches what comes of it

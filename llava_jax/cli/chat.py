@@ -29,10 +29,8 @@ HELP = """\
 /help         prints this
 /exit         ends, as Ctrl-D does; Ctrl-C stops an answer, and ends at the prompt"""
 
-note = partial(log, to_stderr=True)
-Answer = Callable[
-    [list[dict], list[Image.Image]], Iterator[str]
-]  # messages and images, as of LlavaModel.chat -> pieces
+log_note = partial(log, to_stderr=True)
+Answer = Callable[[list[dict], list[Image.Image]], Iterator[str]]  # (messages, images) -> pieces, as LlavaModel.chat
 
 
 def chat(
@@ -53,21 +51,21 @@ def chat(
             stream.reconfigure(errors="replace")  # no terminal's encoding ends a conversation
     try:
         find_template(loading.template or "vicuna_v1")
-        pictures = [_open(file) for file in image]
+        images = [_open_image(file) for file in image]
         from llava_jax.api.load import load
         from llava_jax.inference.engine import GenerationConfig  # only now: jax takes seconds to import
 
         GenerationConfig((), **sampling.options())  # raises for what is out of range, before the weights are read
-        note(f"loading {path}")
+        log_note(f"loading {path}")
         model = load(path, **loading.options())
         has_tower = model.config.vision is not None
-        if pictures and not has_tower:
+        if images and not has_tower:
             raise ConfigError(f"{path} is a language model alone; leave out --image")
         is_terminal = sys.stdin.isatty()
         if is_terminal:
-            note(f"template {model.template}; /help lists the commands")
+            log_note(f"template {model.template}; /help lists the commands")
         answer = partial(model.chat, stream=True, **sampling.options())
-        converse(answer, _lines(), pictures, has_tower=has_tower, is_terminal=is_terminal)
+        converse(answer, _input_lines(), images, has_tower=has_tower, is_terminal=is_terminal)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except BrokenPipeError:
@@ -83,7 +81,7 @@ def converse(
     of the conversation; its images wait for the next one. On a terminal KeyboardInterrupt stops an answer; what there
     is of it is part of the conversation.
     """
-    messages, images, waiting = [], [], list(pictures)
+    messages, images, pending = [], [], list(pictures)
     for line in lines:
         line = line.strip()
         command, _, rest = line.partition(" ")
@@ -92,51 +90,52 @@ def converse(
         elif command == "/exit":
             return
         elif command == "/help":
-            note(HELP)
+            log_note(HELP)
         elif command == "/clear":
-            messages, images, waiting = [], [], list(pictures)
-            note(f"a new conversation, with {len(waiting)} image(s)" if waiting else "a new conversation")
+            messages, images, pending = [], [], list(pictures)
+            log_note(f"a new conversation, with {len(pending)} image(s)" if pending else "a new conversation")
         elif command == "/image" and not has_tower:
-            note("this is a language model alone, it takes no images")
+            log_note("this is a language model alone, it takes no images")
         elif command == "/image":
             try:
-                waiting.append(_open(Path(os.path.expanduser(rest.strip(" '\"")))))
-                note(f"the next question comes with {len(waiting)} image(s)")
+                pending.append(_open_image(Path(os.path.expanduser(rest.strip(" '\"")))))
+                log_note(f"the next question comes with {len(pending)} image(s)")
             except DataError as e:
-                note(e)
+                log_note(e)
         elif re.fullmatch(r"/[a-z]+", command):
-            note(f"there is no {command}; /help lists the commands")
+            log_note(f"there is no {command}; /help lists the commands")
         else:
-            asked = {"role": "user", "content": [*[{"type": "image"}] * len(waiting), {"type": "text", "text": line}]}
-            said = _write_answer(answer, [*messages, asked], [*images, *waiting], is_terminal)
-            if said is not None:
-                messages += [asked, {"role": "assistant", "content": said}]
-                images, waiting = images + waiting, []
+            content = [*[{"type": "image"}] * len(pending), {"type": "text", "text": line}]
+            question = {"role": "user", "content": content}
+            reply = _write_answer(answer, [*messages, question], [*images, *pending], is_terminal)
+            if reply is not None:
+                messages += [question, {"role": "assistant", "content": reply}]
+                images, pending = images + pending, []
 
 
 def _write_answer(answer: Answer, messages: list[dict], images: list[Image.Image], is_terminal: bool) -> str | None:
     """Writes an answer while it comes -> what was said, None for nothing because of a fault or Ctrl-C."""
-    said, fault = "", None
+    text, message = "", None
     try:
         for piece in answer(messages, images):
-            said += piece
+            text += piece
             print(harmless(piece) if sys.stdout.isatty() else piece, end="", flush=True)
     except KeyboardInterrupt:
         if not is_terminal:
             raise
-        fault = "stopped"
+        message = "stopped"
     except TooLong as e:
-        fault = f"too long for the model: {e}, or start anew with /clear"
+        message = f"too long for the model: {e}, or start anew with /clear"
     except UserError as e:
-        fault = e
-    if said or fault is None:
+        message = e
+    if text or message is None:
         print(flush=True)
-    if fault is not None:
-        note(fault)
-    return said.rstrip() if said or fault is None else None
+    if message is not None:
+        log_note(message)
+    return text.rstrip() if text or message is None else None
 
 
-def _lines() -> Iterator[str]:
+def _input_lines() -> Iterator[str]:
     """The lines of standard input, asked for on a terminal until Ctrl-D or Ctrl-C."""
     if not sys.stdin.isatty():
         yield from sys.stdin
@@ -158,7 +157,7 @@ def _lines() -> Iterator[str]:
         yield line
 
 
-def _open(file: Path) -> Image.Image:
+def _open_image(file: Path) -> Image.Image:
     """Raises DataError."""
     if not os.path.isfile(file):  # Path's own raises for names too long, and for folders that may not be read
         raise DataError(f"{file}: no such image file")

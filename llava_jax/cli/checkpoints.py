@@ -10,14 +10,14 @@ from llava_jax.output.console import log
 
 
 def checkpoints(
-    what: Annotated[Literal["list", "verify"], tyro.conf.Positional],
+    action: Annotated[Literal["list", "verify"], tyro.conf.Positional],
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")],
 ) -> int:
     """Says which checkpoints a run has, or reads all their files and compares them with the hashes of when they were
     saved. Ends with 1 where a checkpoint is damaged. `sha256sum -c SHA256SUMS` in a checkpoint's folder checks it too.
 
     Args:
-        what: list: step, size and time. verify: ok, or what is wrong with which file.
+        action: list: step, size and time. verify: ok, or what is wrong with which file.
         path: The workdir of a run, what `convert --to orbax` wrote, or a folder checkpoints/.
     """
     from llava_jax.checkpoint.native import integrity
@@ -31,18 +31,19 @@ def checkpoints(
         raise DataError(f"{folder} holds no checkpoint; give the workdir of a run")
     damaged = 0
     for step in steps:
-        one = folder / str(step)
-        wrong = integrity.faults(one) if what == "verify" else []
-        damaged += bool(wrong)
-        note = "" if integrity.is_hashed(one) else ", saved before there were hashes: contents unchecked"
-        state = ": DAMAGED" if wrong else ": ok" if what == "verify" else ""
-        log(f"{step}: {integrity.describe_checkpoint(one)}{state}{note}")
-        for fault in wrong:
+        checkpoint = folder / str(step)
+        faults = integrity.faults(checkpoint) if action == "verify" else []
+        damaged += bool(faults)
+        note = "" if integrity.is_hashed(checkpoint) else ", saved before there were hashes: contents unchecked"
+        state = ": DAMAGED" if faults else ": ok" if action == "verify" else ""
+        log(f"{step}: {integrity.describe_checkpoint(checkpoint)}{state}{note}")
+        for fault in faults:
             log(f"    {fault}")
-    for one in sorted(folder.glob("*.damaged*")):
-        log(f"{one.name}: {integrity.describe_checkpoint(one)}: damaged, set aside by a run that went on without it")
-    for one in sorted(folder.glob("*tmp*")):
-        log(f"{one.name}: a save that never ended; it is no checkpoint")
-    if what == "verify":
+    for moved in sorted(folder.glob("*.damaged*")):
+        size = integrity.describe_checkpoint(moved)
+        log(f"{moved.name}: {size}: damaged, set aside by a run that went on without it")
+    for unfinished in sorted(folder.glob("*tmp*")):
+        log(f"{unfinished.name}: a save that never ended; it is no checkpoint")
+    if action == "verify":
         log(f"{damaged} of {len(steps)} damaged")
     return int(damaged > 0)

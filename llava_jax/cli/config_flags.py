@@ -20,40 +20,40 @@ def read_command_line(
 
     Raises ConfigError for anything wrong with flags, the config file or a value in it.
     """
-    table = flags.FlagValues()  # not absl's global ones: libraries add theirs there
-    config_flags.DEFINE_config_file("config", None, "the config file", flag_values=table, sys_argv=argv)
-    define(table)
-    for name in [name for name in table if "_" in name]:
-        flags.DEFINE_alias(name.replace("_", "-"), name, flag_values=table)
+    flag_values = flags.FlagValues()  # not absl's global ones: libraries add theirs there
+    config_flags.DEFINE_config_file("config", None, "the config file", flag_values=flag_values, sys_argv=argv)
+    define(flag_values)
+    for name in [name for name in flag_values if "_" in name]:
+        flags.DEFINE_alias(name.replace("_", "-"), name, flag_values=flag_values)
     try:
-        rest = table(argv)[1:]
-        if rest:
-            raise ConfigError(f"unexpected argument {rest[0]!r}; settings are written --config.name=value")
-        if not table["config"].present:
+        extra = flag_values(argv)[1:]
+        if extra:
+            raise ConfigError(f"unexpected argument {extra[0]!r}; settings are written --config.name=value")
+        if not flag_values["config"].present:
             raise ConfigError("--config=FILE is required, e.g. --config=configs/quickstart.py; --help says more")
-        file = Path(config_flags.get_config_filename(table["config"]))
-        values, overrides = table["config"].value, config_flags.get_override_values(table["config"])
+        file = Path(config_flags.get_config_filename(flag_values["config"]))
+        values, overrides = flag_values["config"].value, config_flags.get_override_values(flag_values["config"])
         if not isinstance(values, ConfigDict):
             getattr(values, "lock", None)  # of a file that could not be read: raises the reason
             raise ConfigError(f"{file}: get_config() must return llava_jax.config.defaults(), changed; not {values!r}")
     except Exception as e:  # a config file is a program and may raise anything
         raise ConfigError(_explain(e)) from None
     config = from_config_dict(values)
-    return config, table, file, describe_values(config, overrides, file.name)
+    return config, flag_values, file, describe_values(config, overrides, file.name)
 
 
 def _explain(error: Exception) -> str:
     """What went wrong, in one line, with file and line where it went wrong inside the config file."""
-    place, chain = "", error
-    while chain is not None:  # ml_collections and absl wrap what a file raises, up to two times
-        for frame, line in traceback.walk_tb(chain.__traceback__):
+    location, cause = "", error
+    while cause is not None:  # ml_collections and absl wrap what a file raises, up to two times
+        for frame, line in traceback.walk_tb(cause.__traceback__):
             if frame.f_globals.get("__name__") == "config_config":  # the name that ml_collections loads it under
-                place, error = f"{frame.f_code.co_filename}:{line}: ", chain
-        chain = chain.__cause__ or chain.__context__
+                location, error = f"{frame.f_code.co_filename}:{line}: ", cause
+        cause = cause.__cause__ or cause.__context__
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: {error.msg}"
-    if place and not isinstance(error, UserError):
-        return f"{place}{type(error).__name__}: {error}"
+    if location and not isinstance(error, UserError):
+        return f"{location}{type(error).__name__}: {error}"
     if isinstance(error, OSError):
         return f"the config file cannot be read: {str(error.__cause__ or error).splitlines()[-1].strip()}"
     while error.args and isinstance(error.args[0], Exception):
@@ -61,4 +61,4 @@ def _explain(error: Exception) -> str:
     if isinstance(error, KeyError):  # its text is a repr
         return "no such setting in the config: " + str(error.args[0]).replace("\n", "; ")
     lines = str(error).strip().splitlines()
-    return place + " ".join(lines if len(lines) < 3 else [lines[0], lines[-1]])  # without a traceback in the middle
+    return location + " ".join(lines if len(lines) < 3 else [lines[0], lines[-1]])  # without a traceback in the middle

@@ -40,15 +40,15 @@ def convert(
     check_new(dst)
     unrounded = trace(load(src, dtype=None, **source.options())) if verify and dtype else None
     model = load(src, dtype=dtype, **source.options())
-    wanted = unrounded or (trace(model) if verify else None)
+    expected = unrounded or (trace(model) if verify else None)
     model.save(dst, to)
     log(f"{dst}: written for {to}, {len(model.params)} parameters")
     if not verify:
         return 0
     needs_tower = to == "llava" and not model.source_info.tower_is_inside
-    own = dict(base=None, tokenizer=None, template=None, aspect=None)  # DST says these itself
-    again = replace(source, tower=source.tower if needs_tower else None, **own)
+    own_settings = dict(base=None, tokenizer=None, template=None, aspect=None)  # DST says these itself
+    dst_source = replace(source, tower=source.tower if needs_tower else None, **own_settings)
     del model  # two at a time may be one too many
     return compare_traces(
-        wanted, load(dst, dtype=None, **again.options()), dst if to == "hf" else None, dtype or "float32"
+        expected, load(dst, dtype=None, **dst_source.options()), dst if to == "hf" else None, dtype or "float32"
     )

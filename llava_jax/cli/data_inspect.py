@@ -41,12 +41,13 @@ def check(
 
     dataset.check()
     source = open_data(dataset.data, dataset.image_folder)
-    limits = Limits(_encode(tokenizer, dataset)[1] if tokenizer else None, dataset.length, max_images)
+    limits = Limits(_open_tokenizer(tokenizer, dataset)[1] if tokenizer else None, dataset.length, max_images)
     settings = {"tokenizer": tokenizer or "none (lengths not checked)", "template": dataset.template}
     settings |= {"length": dataset.length, "image size": dataset.image_size, "patch size": dataset.patch_size}
     report, duplicates = Report(str(dataset.data), settings), Duplicates()
-    _make_folder(report_folder)
-    for checked in _each_row(partial(check_rows, source=source, limits=limits), len(source), workers, "checked"):
+    _make_writable(report_folder)
+    check_range = partial(check_rows, source=source, limits=limits)
+    for checked in _map_with_progress(check_range, len(source), workers, "checked"):
         report.rows += 1
         report.images += len(checked.images)
         report.findings += [*checked.findings, *duplicates.findings(checked)]
@@ -83,21 +84,21 @@ def show(
 
     dataset.check()
     source = open_data(dataset.data, dataset.image_folder)
-    words, encode = _encode(tokenizer, dataset)
+    opened, encode = _open_tokenizer(tokenizer, dataset)
     if id:
         indices = _find_ids(source, id)
     else:
-        drawn = np.random.default_rng(seed).choice(len(source), min(max(count, 0), len(source)), replace=False)
-        indices = sorted(drawn.tolist())
+        indices = np.random.default_rng(seed).choice(len(source), min(max(count, 0), len(source)), replace=False)
+        indices = sorted(indices.tolist())
     # As many slots as a row could fill: the page is about samples, not about the model's limit.
-    to_row = partial(
-        build_row, tokenizer=words, template=dataset.template, length=dataset.length, overlong="truncate",
+    make_row = partial(
+        build_row, tokenizer=opened, template=dataset.template, length=dataset.length, overlong="truncate",
         max_images=max(1, dataset.length // dataset.features), features=dataset.features, image_size=dataset.image_size,
         aspect=dataset.aspect,
     )  # fmt: skip
-    _make_folder(page.parent)
-    title, facts = f"samples of {dataset.data}", _facts(tokenizer, dataset)
-    write_whole(page, samples_page(title, source, indices, to_row, encode, words, facts))
+    _make_writable(page.parent)
+    title, facts = f"samples of {dataset.data}", _header_facts(tokenizer, dataset)
+    write_whole(page, samples_page(title, source, indices, make_row, encode, opened, facts))
     log(f"{page}: {len(indices)} samples of {len(source):,}")
 
 
@@ -125,18 +126,18 @@ def stats(
     dataset.check()
     if page is not None:
         check_matplotlib()
-        _make_folder(page.parent)
+        _make_writable(page.parent)
     source = open_data(dataset.data, dataset.image_folder)
-    _, encode = _encode(tokenizer, dataset)
-    chosen = np.arange(len(source))
+    _, encode = _open_tokenizer(tokenizer, dataset)
+    indices = np.arange(len(source))
     if 0 < count < len(source):
-        chosen = np.sort(np.random.default_rng(0).choice(len(source), count, replace=False))
-    work = partial(_measure_chosen, measure_rows, chosen, source=source, encode=encode)
-    measured = list(_each_row(work, len(chosen), workers, "measured"))
+        indices = np.sort(np.random.default_rng(0).choice(len(source), count, replace=False))
+    measure = partial(_measure_some, measure_rows, indices, source=source, encode=encode)
+    measured = list(_map_with_progress(measure, len(indices), workers, "measured"))
     result = Stats.of(measured, dataset.length, slots or max(1, dataset.length // dataset.features))
     log("\n".join(result.lines()))
     if page is not None:
-        write_whole(page, stats_page(str(dataset.data), result, _facts(tokenizer, dataset)))
+        write_whole(page, stats_page(str(dataset.data), result, _header_facts(tokenizer, dataset)))
         log(f"{page}: the same with plots")
 
 
@@ -160,48 +161,48 @@ def open_data(data: Path, image_folder: Path | None):
     return open_source(data, image_folder or "", is_strict=False)
 
 
-def _encode(tokenizer: str, dataset: DatasetFlags):
+def _open_tokenizer(tokenizer: str, dataset: DatasetFlags):
     """(the tokenizer, conversations to ids). Raises ConfigError now where the two do not go together."""
     from llava_jax.checkpoint.tokenizer import open_tokenizer  # with jax, for it reads GGUF too
 
-    words = open_tokenizer(tokenizer)
-    encode = partial(encode_row, tokenizer=words, template=dataset.template, features=dataset.features)
+    opened = open_tokenizer(tokenizer)
+    encode = partial(encode_row, tokenizer=opened, template=dataset.template, features=dataset.features)
     encode((("human", ""), ("gpt", "")), 0)
-    return words, encode
+    return opened, encode
 
 
-def _facts(tokenizer: str, dataset: DatasetFlags) -> dict[str, str]:
+def _header_facts(tokenizer: str, dataset: DatasetFlags) -> dict[str, str]:
     """What the header of a page says."""
     facts = {"tokenizer": tokenizer, "template": dataset.template, "length": f"{dataset.length:,}"}
     facts |= {"image size": str(dataset.image_size), "patch size": str(dataset.patch_size), "aspect": dataset.aspect}
     return facts | {"data of": date_of(dataset.data)}
 
 
-def _measure_chosen(measure_rows: Callable, chosen, places: range, **how) -> list:
-    return measure_rows(chosen[places.start : places.stop].tolist(), **how)
+def _measure_some(measure_rows: Callable, indices, positions: range, **options) -> list:
+    return measure_rows(indices[positions.start : positions.stop].tolist(), **options)
 
 
 def _find_ids(source, ids: tuple[str, ...]) -> list[int]:
-    found, read_id = {}, getattr(source, "example_id", lambda index: source[index].id)
+    indices, read_id = {}, getattr(source, "example_id", lambda index: source[index].id)
     for index in range(len(source)):
         with contextlib.suppress(DataError):
             if (name := read_id(index)) in ids:
-                found.setdefault(name, index)
-    if missing := [name for name in ids if name not in found]:
+                indices.setdefault(name, index)
+    if missing := [name for name in ids if name not in indices]:
         raise DataError(f"no readable sample has the id {missing[0]!r}.")
-    return [found[name] for name in ids]
+    return [indices[name] for name in ids]
 
 
-def _each_row(work: Callable[[range], list], rows: int, workers: int, done: str) -> Iterator:
+def _map_with_progress(work: Callable[[range], list], rows: int, workers: int, verb: str) -> Iterator:
     """The results of all rows, in order, with progress on standard error."""
     from llava_jax.data.inspection.parallel import map_rows
 
-    so_far = 0
-    with progress(done, "rows", rows) as tell:
+    done = 0
+    with progress(verb, "rows", rows) as report_progress:
         for results in map_rows(work, rows, workers):
             yield from results
-            so_far += len(results)
-            tell(so_far)
+            done += len(results)
+            report_progress(done)
 
 
 def _print_table(rows: list[list[str]]) -> None:
@@ -211,7 +212,7 @@ def _print_table(rows: list[list[str]]) -> None:
         log("  ".join(cells).rstrip())
 
 
-def _make_folder(folder: Path) -> None:
+def _make_writable(folder: Path) -> None:
     """Now, not after hours of reading. Raises ConfigError where nothing can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -47,8 +47,8 @@ def build(
 
     roots = list(images) if len(images) == len(sources) else [*(images or [""])] * len(sources)
     source = Concatenated([open_source(path, root) for path, root in zip(sources, roots, strict=True)])
-    made_from = [{**_identity(path), "images": str(root)} for path, root in zip(sources, roots, strict=True)]
-    began = time.perf_counter()
+    made_from = [{**_file_identity(path), "images": str(root)} for path, root in zip(sources, roots, strict=True)]
+    start = time.perf_counter()
     try:
         manifest = write_shards(
             source, out, made_from=made_from, shard_rows=shard_rows, skip_bad=bad == "skip", threads=threads, log=log
@@ -60,7 +60,7 @@ def build(
         raise DataError(f"{out} cannot be written ({fault.strerror or fault}); the same command continues it") from None
     log(
         f"{out}: {manifest['records']:,} records in {len(manifest['shards'])} shards, {manifest['left_out']:,} samples "
-        f"left out ({time.perf_counter() - began:.0f} s)"
+        f"left out ({time.perf_counter() - start:.0f} s)"
     )
     if manifest["left_out"]:
         log(f"left out, with their faults: {out / 'left_out.jsonl'}")
@@ -88,16 +88,16 @@ def captions(
 
     if out.exists():
         raise ConfigError(f"{out} exists already; choose another file, or remove it first")
-    found = read_pairs(pairs)
+    rows = read_pairs(pairs)
     if images is not None:
-        where = open_images(images, pairs)
-        missing = [image for image, _ in found if not _is_there(where, image)]
+        image_store = open_images(images, pairs)
+        missing = [image for image, _ in rows if not _has_image(image_store, image)]
         if missing:
             raise DataError(
-                f"{pairs}: {len(missing)} of {len(found)} images are not in {images}; the first: {missing[0]!r}. "
+                f"{pairs}: {len(missing)} of {len(rows)} images are not in {images}; the first: {missing[0]!r}. "
                 "Bring them, or remove their lines."
             )
-    _write_rows(out, [caption_row(image, caption, seed) for image, caption in found])
+    _write_rows(out, [caption_row(image, caption, seed) for image, caption in rows])
     return 0
 
 
@@ -142,15 +142,15 @@ def _write_text(out: Path, text: str, samples: int) -> None:
     log(f"{out}: {samples:,} samples")
 
 
-def _is_there(images, name: str) -> bool:
+def _has_image(images, name: str) -> bool:
     try:
-        found = images.find(name, name)
+        image = images.find(name, name)
     except DataError:
         return False
-    return isinstance(found, bytes) or found.is_file()
+    return isinstance(image, bytes) or image.is_file()
 
 
-def _identity(path: Path) -> dict:
+def _file_identity(path: Path) -> dict:
     """What tells this data from other data, fit for JSON: path, and size and time of its file or files."""
     files = (
         [path]

@@ -12,14 +12,14 @@ from llava_jax.llm_client.settings import LLMSettings
 from llava_jax.output.console import log, progress
 from llava_jax.output.files import write_whole
 
-LISTED = 20  # of the requests that failed
+MAX_LISTED = 20  # of the requests that failed
 
 
 def ask(
     *,
     problems: Path,
     out: Path,
-    terms: Flat[LLMSettings],
+    llm: Flat[LLMSettings],
     split: str = "test",
     shots: int = 2,
     seed: int = 3,
@@ -35,30 +35,30 @@ def ask(
     Args:
         problems: ScienceQA's folder: problems.json, pid_splits.json.
         out: The file to write: {"outputs": {id: text}}, with what was asked how.
-        terms: Whom to ask, and for how much.
+        llm: Whom to ask, and for how much.
         split: Which problems: test, val, or another name in pid_splits.json.
         shots: How many solved problems come first; of the train split's without image, with an explanation.
         seed: Draws them.
         cache: Of replies. Default: OUT.cache.jsonl.
         dry_run: Prints how many requests there are, what they may cost and the first of them, and sends nothing.
     """
-    from llava_jax.evaluation.scienceqa import llm_prompts as chat
+    from llava_jax.evaluation.scienceqa import llm_prompts
     from llava_jax.evaluation.scienceqa.score import read_problems
 
-    known = read_problems(problems, split)
-    shown = chat.draw_shots(read_problems(problems, "train") if shots else [], shots, seed)
-    requests = {problem.pid: chat.question_messages(problem, shown) for problem in known}
-    asked = _ask(requests, terms, cache or _beside(out), dry_run)
-    if isinstance(asked, int):
-        return asked
-    told = {"model": terms.model, "server": terms.url, **terms.parameters, "split": split, "format": chat.FORMAT}
-    told |= {"answered_as": dict(Counter(reply.model for reply in asked.replies.values()))}
-    told |= {"seed": seed, "shots": [problem.pid for problem in shown]}
-    told |= {"refused": [pid for pid, reply in asked.replies.items() if reply.is_refused], "failed": asked.failed}
-    told["outputs"] = {pid: reply.text for pid, reply in asked.replies.items()}
-    write_whole(out, json.dumps(told, indent=1) + "\n")
-    log(f"{out}: {len(asked.replies):,} answers")
-    return 1 if asked.failed else 0
+    problem_list = read_problems(problems, split)
+    solved = llm_prompts.draw_shots(read_problems(problems, "train") if shots else [], shots, seed)
+    requests = {problem.pid: llm_prompts.question_messages(problem, solved) for problem in problem_list}
+    result = _send_requests(requests, llm, cache or _default_cache(out), dry_run)
+    if isinstance(result, int):
+        return result
+    record = {"model": llm.model, "server": llm.url, **llm.parameters, "split": split, "format": llm_prompts.FORMAT}
+    record |= {"answered_as": dict(Counter(reply.model for reply in result.replies.values()))}
+    record |= {"seed": seed, "shots": [problem.pid for problem in solved]}
+    record |= {"refused": [pid for pid, reply in result.replies.items() if reply.is_refused], "failed": result.failed}
+    record["outputs"] = {pid: reply.text for pid, reply in result.replies.items()}
+    write_whole(out, json.dumps(record, indent=1) + "\n")
+    log(f"{out}: {len(result.replies):,} answers")
+    return 1 if result.failed else 0
 
 
 def judge(
@@ -68,7 +68,7 @@ def judge(
     *,
     problems: Path,
     out: Path,
-    terms: Flat[LLMSettings],
+    llm: Flat[LLMSettings],
     split: str = "test",
     cache: Path | None = None,
     dry_run: bool = False,
@@ -83,7 +83,7 @@ def judge(
         other: GPT-4's answers, Assistant 2: {"outputs": {id: text}}, as of `ask`, or JSON Lines. Both answer all.
         problems: ScienceQA's folder: problems.json, pid_splits.json.
         out: The file to write: JSON Lines of {"question_id", "text"}.
-        terms: Whom to ask, and for how much.
+        llm: Whom to ask, and for how much.
         split: Which problems: test, val, or another name in pid_splits.json.
         cache: Of replies. Default: OUT.cache.jsonl.
         dry_run: Prints how many requests there are, what they may cost and the first of them, and sends nothing.
@@ -94,67 +94,66 @@ def judge(
     from llava_jax.evaluation.scienceqa.score import read_problems
 
     ours, theirs = read_answers(answers), read_answers(other)
-    known = {problem.pid: problem for problem in read_problems(problems, split)}
-    differing = combine(list(known.values()), ours, theirs, judge=Answers("no judge yet", {})).differing
-    log(f"the two differ on {len(differing):,} of {len(known):,} problems of split {split}")
+    by_id = {problem.pid: problem for problem in read_problems(problems, split)}
+    differing = combine(list(by_id.values()), ours, theirs, judge=Answers("no judge yet", {})).differing
+    log(f"the two differ on {len(differing):,} of {len(by_id):,} problems of split {split}")
     if not differing:
         log("no judge is needed, and nothing is written")
         return 0
-    requests = {pid: judge_messages(known[pid], ours.texts[pid], theirs.texts[pid]) for pid in differing}
-    asked = _ask(requests, terms, cache or _beside(out), dry_run)
-    if isinstance(asked, int):
-        return asked
-    rows = [{"question_id": p, "text": reply.text, "model": reply.model} for p, reply in asked.replies.items()]
+    requests = {pid: judge_messages(by_id[pid], ours.texts[pid], theirs.texts[pid]) for pid in differing}
+    result = _send_requests(requests, llm, cache or _default_cache(out), dry_run)
+    if isinstance(result, int):
+        return result
+    rows = [{"question_id": p, "text": reply.text, "model": reply.model} for p, reply in result.replies.items()]
     write_whole(out, "".join(json.dumps(row) + "\n" for row in rows))
     log(f"{out}: {len(rows):,} answers")
-    return 1 if asked.failed else 0
+    return 1 if result.failed else 0
 
 
-def _beside(out: Path) -> Path:
+def _default_cache(out: Path) -> Path:
     return out.with_name(f"{out.name}.cache.jsonl")
 
 
-def _ask(requests: dict[str, list[dict[str, str]]], terms: LLMSettings, cache: Path, dry_run: bool):
+def _send_requests(requests: dict[str, list[dict[str, str]]], settings: LLMSettings, cache: Path, dry_run: bool):
     """What was answered, after telling it in words. An exit code where there is nothing to write: of a dry run, which
     shows what would be asked, and of one that had to end or was answered nothing."""
     from llava_jax.llm_client.cache import read_replies
-    from llava_jax.llm_client.client import Unfinished
-    from llava_jax.llm_client.client import ask_llm as ask_api
-    from llava_jax.llm_client.settings import by_key, estimate_cost
+    from llava_jax.llm_client.client import Unfinished, ask_llm
+    from llava_jax.llm_client.settings import deduplicate, estimate_cost
 
     if dry_run:
-        name, key = next(iter(by_key(requests, terms)[0].items()))
-        log("\n".join(estimate_cost(requests, terms, read_replies(cache)[0])))
-        log(f"the request of {name}, with {json.dumps(terms.parameters)}:")
-        for turn in by_key(requests, terms)[1][key]:
+        name, key = next(iter(deduplicate(requests, settings)[0].items()))
+        log("\n".join(estimate_cost(requests, settings, read_replies(cache)[0])))
+        log(f"the request of {name}, with {json.dumps(settings.parameters)}:")
+        for turn in deduplicate(requests, settings)[1][key]:
             log(f"\n[{turn['role']}]\n{turn['content']}")
         log("\nnothing was sent")
         return 0
     try:
-        with progress("answered") as each:
-            asked = ask_api(requests, terms, cache, say=log, each=each)
+        with progress("answered") as on_progress:
+            result = ask_llm(requests, settings, cache, log=log, on_progress=on_progress)
     except Unfinished as e:
         log(f"error: {e}", to_stderr=True)
         return 1
-    replies = asked.replies.values()
-    refused, cut = sum(r.is_refused for r in replies), sum(r.finish == "length" for r in replies)
+    replies = result.replies.values()
+    refused, truncated = sum(r.is_refused for r in replies), sum(r.finish == "length" for r in replies)
     log(
-        f"{len(replies):,} answered, {asked.sent:,} of them now; {refused:,} refused or empty, {cut:,} cut at "
-        f"{terms.max_tokens:,} tokens; {len(asked.failed):,} failed"
+        f"{len(replies):,} answered, {result.new_count:,} of them now; {refused:,} refused or empty, "
+        f"{truncated:,} cut at {settings.max_tokens:,} tokens; {len(result.failed):,} failed"
     )
     counts = [sum(getattr(r, name) or 0 for r in replies) for name in ("input_tokens", "output_tokens")]
-    log(f"{counts[0]:,} input and {counts[1]:,} output tokens" + _cost(asked, terms))
-    for name, why in list(asked.failed.items())[:LISTED]:
-        log(f"  {name}: {why}")
-    if len(asked.failed) > LISTED:
-        log(f"  and {len(asked.failed) - LISTED:,} more")
-    if asked.failed:
+    log(f"{counts[0]:,} input and {counts[1]:,} output tokens" + _cost_text(result, settings))
+    for name, reason in list(result.failed.items())[:MAX_LISTED]:
+        log(f"  {name}: {reason}")
+    if len(result.failed) > MAX_LISTED:
+        log(f"  and {len(result.failed) - MAX_LISTED:,} more")
+    if result.failed:
         log("the same command asks these again, and nothing else")
-    return asked if asked.replies else 1
+    return result if result.replies else 1
 
 
-def _cost(asked, terms: LLMSettings) -> str:
-    if terms.input_price is None:
+def _cost_text(result, settings: LLMSettings) -> str:
+    if settings.input_price is None:
         return ""
-    lost = f", and at most ${asked.lost:.4f} for tries without a reply" if asked.lost else ""
-    return f": ${asked.spent:.4f}{lost}"
+    lost = f", and at most ${result.lost:.4f} for tries without a reply" if result.lost else ""
+    return f": ${result.spent:.4f}{lost}"

@@ -53,7 +53,7 @@ def predict(
     from llava_jax.api.load import load
     from llava_jax.data.sources.scienceqa import ScienceQA
     from llava_jax.evaluation.runner import predict_answers
-    from llava_jax.evaluation.scienceqa import two_steps as steps
+    from llava_jax.evaluation.scienceqa import two_steps as prompter
     from llava_jax.evaluation.scienceqa.task import ScienceQATask
     from llava_jax.inference.engine import GenerationConfig
 
@@ -65,6 +65,6 @@ def predict(
         missing_images=run.missing_images, without_images=run.without_images, **generation.options(),
         dtype=loading.dtype,
     )  # fmt: skip
-    two = dict(encode=steps.encode_step, generate=steps.generate_two_steps) if two_steps else {}
-    predict_answers(task, out, lambda: load(path, **loading.options()), settings, run, generation.options(), **two)
+    hooks = dict(encode=prompter.encode_step, generate=prompter.generate_two_steps) if two_steps else {}
+    predict_answers(task, out, lambda: load(path, **loading.options()), settings, run, generation.options(), **hooks)
     return 0

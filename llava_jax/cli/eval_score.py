@@ -55,15 +55,16 @@ def score(
     """
     from llava_jax.evaluation.scienceqa import report
     from llava_jax.evaluation.scienceqa import score as scoring
-    from llava_jax.evaluation.scienceqa.page import page as make_page
+    from llava_jax.evaluation.scienceqa.page import scores_page
     from llava_jax.images.files import ImageFolder, open_images
 
     grading = dict(parser=parser, unparsed=unparsed, seed=seed)
-    known = scoring.read_problems(problems, split)
-    scores = scoring.score_split(known, *_graded(answers, known, split, problems, grading))
+    problem_list = scoring.read_problems(problems, split)
+    scores = scoring.score_split(problem_list, *_grade_file(answers, problem_list, split, problems, grading))
     comparison = None
     if against is not None:
-        comparison = scoring.compare_answers(scores.graded, _graded(against, known, split, problems, grading)[1])
+        _, graded_against = _grade_file(against, problem_list, split, problems, grading)
+        comparison = scoring.compare_answers(scores.graded, graded_against)
     images = open_images(image_folder, problems) if image_folder else ImageFolder(problems / "images")
     lines = report.summary_lines(scores, split, **grading)
     shares, topics, graded = scores.shares, scores.topics, scores.graded
@@ -77,12 +78,13 @@ def score(
         title = f"ScienceQA: {answers.name}"
         facts = {"problems": str(problems), "split": split, "parser": parser, "answers of": date_of(answers)}
         facts |= {"other file": against.name} if against else {}
-        write_whole(page, make_page(title, lines, shares, topics, graded, images, comparison, facts))
+        write_whole(page, scores_page(title, lines, shares, topics, graded, images, comparison, facts))
     if result is not None:
         write_whole(result, report.split_result_json(scores))
     if analysis is not None:
         write_whole(analysis, report.analysis_json(graded, scores.answers))
-    lines += ["", *report.accuracy_table({answers.name[: report.NAME - 2]: shares}), "", *report.topic_table(topics)]
+    name = answers.name[: report.NAME_WIDTH - 2]
+    lines += ["", *report.accuracy_table({name: shares}), "", *report.topic_table(topics)]
     if comparison:
         lines += ["", *report.comparison_lines(comparison, answers.name, against.name)]
     log("\n".join(lines))
@@ -124,34 +126,35 @@ def ensemble(
     from llava_jax.evaluation.scienceqa.score import AVERAGE, read_problems, shares
 
     files = [read_answers(path) if path else None for path in (answers, other, judge)]
-    known = read_problems(problems, split)
-    joined = combine(known, *files, unparsed=unparsed, seed=seed)
-    rows = {name: shares(joined.marks(name)) for name in (*joined.indices, "upper bound")}
-    count = len(joined.problems)
-    drawn = f"an unknown choice is drawn (seed {seed})" if unparsed == "random" else "an unknown choice is wrong"
+    problem_list = read_problems(problems, split)
+    combined = combine(problem_list, *files, unparsed=unparsed, seed=seed)
+    rows = {name: shares(combined.marks(name)) for name in (*combined.indices, "upper bound")}
+    count = len(combined.problems)
+    treatment = f"an unknown choice is drawn (seed {seed})" if unparsed == "random" else "an unknown choice is wrong"
     silent = [
         f"{whose} has no answer to {len(pids):,} ({100 * len(pids) / count:.2f}%)"
-        for whose, pids in (("ours", joined.unread), ("the other", joined.silent))
+        for whose, pids in (("ours", combined.unread), ("the other", combined.silent))
     ]
-    lines = [f"{count:,} of {len(known):,} problems of split {split}; {'; '.join(silent)}; {drawn}"]
-    lines.append(f"the two differ on {len(joined.differing):,}")
+    lines = [f"{count:,} of {len(problem_list):,} problems of split {split}; {'; '.join(silent)}; {treatment}"]
+    lines.append(f"the two differ on {len(combined.differing):,}")
     if judge is not None:
-        among = len(set(joined.judged) & set(joined.differing))
-        lines[-1] += f", of which the judge answered {among:,}; it also answered {len(joined.judged) - among:,} others"
+        decided = len(set(combined.judged) & set(combined.differing))
+        others = len(combined.judged) - decided
+        lines[-1] += f", of which the judge answered {decided:,}; it also answered {others:,} others"
     if json_file is not None:
-        told = {"answers": str(answers), "other": str(other), "judge": judge and str(judge), "problems": str(problems)}
-        told |= {"split": split, "unparsed": unparsed, "seed": seed, "count": count}
-        told["columns"] = {n: {c: report.share_json(share) for c, share in row.items()} for n, row in rows.items()}
-        told |= {
-            "unread": joined.unread,
-            "silent": joined.silent,
-            "differing": joined.differing,
-            "judged": joined.judged,
+        record = {"answers": str(answers), "other": str(other), "judge": judge and str(judge)}
+        record |= {"problems": str(problems), "split": split, "unparsed": unparsed, "seed": seed, "count": count}
+        record["columns"] = {n: {c: report.share_json(share) for c, share in row.items()} for n, row in rows.items()}
+        record |= {
+            "unread": combined.unread,
+            "silent": combined.silent,
+            "differing": combined.differing,
+            "judged": combined.judged,
         }
-        write_whole(json_file, json.dumps(told, indent=1) + "\n")
+        write_whole(json_file, json.dumps(record, indent=1) + "\n")
     if result is not None:
         name = "complement" if judge is None else "judge"
-        indices = dict(zip((p.pid for p in joined.problems), joined.indices[name], strict=True))
+        indices = dict(zip((p.pid for p in combined.problems), combined.indices[name], strict=True))
         write_whole(result, result_json(indices, {}, rows[name][AVERAGE].correct))
     log("\n".join([*lines, "", *report.accuracy_table(rows)]))
     return 0
@@ -166,13 +169,13 @@ SCIENCEQA = {  # of `python -m llava_jax eval scienceqa`
 }
 
 
-def _graded(file: Path, known: list, split: str, problems: Path, grading: dict):
+def _grade_file(file: Path, problem_list: list, split: str, problems: Path, grading: dict):
     """(the answers of a file, each problem's graded answer). Raises ConfigError where it answers none of them."""
     from llava_jax.evaluation.scienceqa.files import read_answers
     from llava_jax.evaluation.scienceqa.score import grade
 
     answers = read_answers(file)
-    graded = grade(known, answers, **grading)
+    graded = grade(problem_list, answers, **grading)
     if all(item.status == "missing" for item in graded):
         raise ConfigError(f"{file}: no answer to a problem of split {split!r} of {problems}")
     return answers, graded

@@ -57,68 +57,66 @@ def plan(argv: list[str]) -> int:
     # The compiler's library is no device: JAX must not look for a TPU, and two of these may run side by side.
     os.environ |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     # Nor may it ask a cloud who and where it is, and complain that there is none.
-    silent = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
-    os.environ |= silent | {"TPU_WORKER_ID": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    no_cloud = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
+    os.environ |= no_cloud | {"TPU_WORKER_ID": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
     if "--topology=list" in argv or "--topology list" in " ".join(argv):
         from llava_jax.planning import topologies
 
         log(topologies.listing())
         return 0
-    config, table, _, _ = read_command_line(["plan", *argv], _define)
-    if not table.topology:
+    config, args, _, _ = read_command_line(["plan", *argv], define_flags)
+    if not args.topology:
         raise ConfigError("--topology=NAME is required, e.g. --topology=v5e:4x4; --topology=list prints all")
-    stages = table.stage or list(config.stages)
+    stages = args.stage or list(config.stages)
     if unknown := [name for name in stages if name not in config.stages]:
         raise ConfigError(f"--stage={unknown[0]}: config.run has {', '.join(config.stages)}")
-    if table.length < 0 or table.length > 0 and any(table.length % s.loss_chunks for s in config.stages.values()):
-        raise ConfigError(f"--length={table.length} must be positive, and a multiple of loss_chunks")
-    if table.tries < 0 or table.samples < 0 or table.price < 0:
+    if args.length < 0 or args.length > 0 and any(args.length % s.loss_chunks for s in config.stages.values()):
+        raise ConfigError(f"--length={args.length} must be positive, and a multiple of loss_chunks")
+    if args.tries < 0 or args.samples < 0 or args.price < 0:
         raise ConfigError("--tries, --samples and --price must not be negative")
 
-    from llava_jax.planning import report as plan_report
-    from llava_jax.planning import search as plan_step
-    from llava_jax.planning import topologies
+    from llava_jax.planning import report, search, topologies
 
-    for name in stages if table.length else ():
-        config = plan_step.changed(config, f"stages.{name}.data.length", table.length)
-    slices = [topologies.parse_topology(name) for name in table.topology]
-    file = Path(table.json) if table.json else None
+    for name in stages if args.length else ():
+        config = search.changed(config, f"stages.{name}.data.length", args.length)
+    slices = [topologies.parse_topology(name) for name in args.topology]
+    file = Path(args.json) if args.json else None
     if file:  # what cannot be kept is to be known before minutes of compiling
-        plan_report.append(file, [])
-        plan_report.read_results(file)
-    results, assumed = [], []
+        report.append(file, [])
+        report.read_results(file)
+    results, assumptions = [], []
     for topology in slices:
-        if table.decode:
-            found = plan_step.plan_decode(config, topology, table.decode_batch, table.decode_cache)
+        if args.decode:
+            new_results = search.plan_decode(config, topology, args.decode_batch, args.decode_cache)
         else:
-            search = plan_step.SearchOptions(best=table.best, tries=table.tries, say=log)
-            found = [plan_step.plan_stage(config, name, topology, search, table.samples) for name in stages]
-        for result in found:
-            log("\n".join(plan_report.describe_result(result, table.price)) + "\n")
-            assumed = result.assumptions or assumed
-            if table.hlo and result.program:
-                write_whole(Path(table.hlo), result.program)
+            options = search.SearchOptions(best=args.best, tries=args.tries, say=log)
+            new_results = [search.plan_stage(config, name, topology, options, args.samples) for name in stages]
+        for result in new_results:
+            log("\n".join(report.describe_result(result, args.price)) + "\n")
+            assumptions = result.assumptions or assumptions
+            if args.hlo and result.program:
+                write_whole(Path(args.hlo), result.program)
         if file:
-            plan_report.append(file, found)
-        results += found
-    rows = plan_report.read_results(file) if file else results
+            report.append(file, new_results)
+        results += new_results
+    rows = report.read_results(file) if file else results
     if len(rows) > 1:
-        log("\n".join(plan_report.results_table(rows, table.price)) + "\n")
-    if assumed:
-        log("\n".join(["These are estimates. They assume:", *("  " + line for line in assumed)]))
+        log("\n".join(report.results_table(rows, args.price)) + "\n")
+    if assumptions:
+        log("\n".join(["These are estimates. They assume:", *("  " + line for line in assumptions)]))
     return 0 if all(result.fits for result in results) else 1
 
 
-def _define(table: flags.FlagValues) -> None:
-    flags.DEFINE_list("topology", [], "slices", flag_values=table)
-    flags.DEFINE_list("stage", [], "stages", flag_values=table)
-    flags.DEFINE_integer("length", 0, "tokens of a row", flag_values=table)
-    flags.DEFINE_integer("samples", 0, "of the data", flag_values=table)
-    flags.DEFINE_bool("best", False, "try every remat policy", flag_values=table)
-    flags.DEFINE_integer("tries", 3, "changes where it does not fit", flag_values=table)
-    flags.DEFINE_float("price", 0.0, "dollars of a chip and hour", flag_values=table)
-    flags.DEFINE_string("json", None, "appended to", flag_values=table)
-    flags.DEFINE_string("hlo", None, "the compiled program", flag_values=table)
-    flags.DEFINE_bool("decode", False, "decoding instead", flag_values=table)
-    flags.DEFINE_integer("decode_batch", 8, "rows", flag_values=table)
-    flags.DEFINE_integer("decode_cache", 1024, "slots", flag_values=table)
+def define_flags(flag_values: flags.FlagValues) -> None:
+    flags.DEFINE_list("topology", [], "slices", flag_values=flag_values)
+    flags.DEFINE_list("stage", [], "stages", flag_values=flag_values)
+    flags.DEFINE_integer("length", 0, "tokens of a row", flag_values=flag_values)
+    flags.DEFINE_integer("samples", 0, "of the data", flag_values=flag_values)
+    flags.DEFINE_bool("best", False, "try every remat policy", flag_values=flag_values)
+    flags.DEFINE_integer("tries", 3, "changes where it does not fit", flag_values=flag_values)
+    flags.DEFINE_float("price", 0.0, "dollars of a chip and hour", flag_values=flag_values)
+    flags.DEFINE_string("json", None, "appended to", flag_values=flag_values)
+    flags.DEFINE_string("hlo", None, "the compiled program", flag_values=flag_values)
+    flags.DEFINE_bool("decode", False, "decoding instead", flag_values=flag_values)
+    flags.DEFINE_integer("decode_batch", 8, "rows", flag_values=flag_values)
+    flags.DEFINE_integer("decode_cache", 1024, "slots", flag_values=flag_values)

@@ -50,21 +50,19 @@ def read_config(argv: list[str]) -> tuple[Config, Path, list[str], DistributedCo
     Raises ConfigError for anything wrong with flags, the config file or a value in it.
     """
 
-    def define(table: flags.FlagValues) -> None:
-        flags.DEFINE_string("workdir", None, "the run's folder", flag_values=table)
-        flags.DEFINE_string("compile_cache", None, "folder of compiled programs", flag_values=table)
-        flags.DEFINE_string("coordinator", None, "where process 0 listens", flag_values=table)
-        flags.DEFINE_integer("processes", None, "how many", flag_values=table)
-        flags.DEFINE_integer("process", None, "which one", flag_values=table)
-        flags.DEFINE_integer("lost_after", DistributedConfig.lost_after, "seconds", flag_values=table)
-        flags.DEFINE_integer("stalled_after", DistributedConfig.stalled_after, "seconds", flag_values=table)
+    def define(flag_values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", None, "the run's folder", flag_values=flag_values)
+        flags.DEFINE_string("compile_cache", None, "folder of compiled programs", flag_values=flag_values)
+        flags.DEFINE_string("coordinator", None, "where process 0 listens", flag_values=flag_values)
+        flags.DEFINE_integer("processes", None, "how many", flag_values=flag_values)
+        flags.DEFINE_integer("process", None, "which one", flag_values=flag_values)
+        flags.DEFINE_integer("lost_after", DistributedConfig.lost_after, "seconds", flag_values=flag_values)
+        flags.DEFINE_integer("stalled_after", DistributedConfig.stalled_after, "seconds", flag_values=flag_values)
 
-    config, table, file, lines = read_command_line(argv, define)
-    processes = DistributedConfig(
-        table.coordinator, table.processes, table.process, table.lost_after, table.stalled_after
-    )
-    workdir, programs = Path(table.workdir or f"workdir/{file.stem}"), table.compile_cache
-    return config, workdir, lines, processes, Path(programs) if programs else None
+    config, args, file, lines = read_command_line(argv, define)
+    processes = DistributedConfig(args.coordinator, args.processes, args.process, args.lost_after, args.stalled_after)
+    workdir, cache_folder = Path(args.workdir or f"workdir/{file.stem}"), args.compile_cache
+    return config, workdir, lines, processes, Path(cache_folder) if cache_folder else None
 
 
 def main(argv: list[str]) -> int:
@@ -80,16 +78,16 @@ def main(argv: list[str]) -> int:
         log(__doc__)
         return 0
     try:
-        config, workdir, lines, processes, programs = read_config(argv)
+        config, workdir, lines, processes, cache_folder = read_config(argv)
         with join_processes(processes, partial(log, to_stderr=True)) as index:
             if index == 0:
                 log("\n".join(["config:", *("  " + line for line in lines)]))
             # jax is imported only now: a typo in a flag is reported at once.
             from llava_jax.train.loop import Stopped, train
 
-            say = log if index == 0 else lambda text: None
+            log_main = log if index == 0 else lambda text: None
             try:
-                with compile_cache(programs, say) if programs else contextlib.nullcontext():
+                with compile_cache(cache_folder, log_main) if cache_folder else contextlib.nullcontext():
                     train(config, workdir, argv, processes)
             except Stopped as e:
                 if index == 0:

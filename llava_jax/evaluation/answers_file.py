@@ -32,16 +32,16 @@ class AnswersFile:
         if not self._lines:
             return
         try:
-            before = json.loads(self._settings.read_bytes())
+            recorded = json.loads(self._settings.read_bytes())
         except (OSError, ValueError):
             raise ConfigError(
                 f"{self.path}: has {len(self._lines):,} lines, but no {self._settings.name} beside it that says how "
                 "they were made. Name another file."
             ) from None
         for name, value in settings.items():
-            if before.get(name) != value:
+            if recorded.get(name) != value:
                 raise ConfigError(
-                    f"{self.path}: its {len(self._lines):,} answers were made with {name} {before.get(name)!r}, not "
+                    f"{self.path}: its {len(self._lines):,} answers were made with {name} {recorded.get(name)!r}, not "
                     f"{value!r}. Name another file, or remove this one to begin anew."
                 )
 
@@ -50,15 +50,15 @@ class AnswersFile:
         Raises ConfigError as `check`, DataError where the lines that are there are not the first of `ids`."""
         self.check(settings)
         for number, line in enumerate(self._lines):
-            wanted = ids[number] if number < len(ids) else None
+            expected = ids[number] if number < len(ids) else None
             try:
-                found = json.loads(line)["question_id"]
+                question_id = json.loads(line)["question_id"]
             except (ValueError, TypeError, KeyError):
-                found = None
-            if wanted is None or found != wanted:
+                question_id = None
+            if expected is None or question_id != expected:
                 raise DataError(
                     f"{self.path}: line {number + 1} is not the answer to "
-                    f"{wanted if wanted is not None else 'any question'}, as it was when it was written. Name another "
+                    f"{'any question' if expected is None else expected}, as it was when it was written. Name another "
                     "file, or remove this one to begin anew."
                 )
         write_whole(self._settings, json.dumps(settings, indent=1) + "\n")
@@ -139,15 +139,15 @@ def answers_by_id(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """(texts, prompts) by question id, prompts as far as the records have them. records: as `parse_json_lines`. Raises
     DataError for a record without id or text, and for an id that occurs twice."""
-    texts, prompts, places = {}, {}, {}
+    texts, prompts, locations = {}, {}, {}
     for where, record in records:
         pid = record.get("question_id") if isinstance(record, dict) else None
         if isinstance(pid, bool) or not isinstance(pid, str | int) or not isinstance(record.get(text_key), str):
             raise DataError(f'{where}: needs the keys "question_id" and "{text_key}" with a text.')
         pid = str(pid)
         if pid in texts:
-            raise DataError(f"{where}: question {pid} again, after {places[pid]}. Keep one of them.")
-        texts[pid], places[pid] = record[text_key], where.removeprefix(f"{path}: ")
+            raise DataError(f"{where}: question {pid} again, after {locations[pid]}. Keep one of them.")
+        texts[pid], locations[pid] = record[text_key], where.removeprefix(f"{path}: ")
         if isinstance(record.get(prompt_key), str):
             prompts[pid] = record[prompt_key]
     return texts, prompts

@@ -7,7 +7,7 @@ from typing import Literal
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.evaluation.task import ImageStore, Task
 
-LISTED = 3  # ids in a message
+MAX_LISTED = 3  # ids in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def build_questions(task: Task, options: PredictOptions) -> tuple[list[TaskQuest
         question = TaskQuestion(number, problem.pid, task.prompt(problem, image is not None), image)
         questions.setdefault(problem.pid, question)
     if missing and options.missing_images == "error":
-        listed = ", ".join(list(missing)[:LISTED]) + (" ..." if len(missing) > LISTED else "")
+        listed = ", ".join(list(missing)[:MAX_LISTED]) + (" ..." if len(missing) > MAX_LISTED else "")
         raise DataError(
             f"{task.path}: the images of {len(missing):,} problems are missing (of {listed}). Bring them, or choose "
             "--missing-images text (asked without) or skip (not asked)."

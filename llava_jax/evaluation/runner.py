@@ -91,14 +91,14 @@ def predict_answers(
         settings |= {"weights": weights_fingerprint(model.params), "prompts": prompts_fingerprint(rows)}
         answers.begin(settings, [question.pid for question, _ in rows])
         log(_summary(questions, missing, options.missing_images, answers.count))
-        done, begun = answers.count, time.monotonic()
+        done, start = answers.count, time.monotonic()
         batches = answer_batches(model, rows, task.images, model.settings(**generation), options.batch, done, generate)
         try:
             _write(answers, batches, settings, len(rows))
         except KeyboardInterrupt:
             log(f"stopped after {answers.count:,} of {len(rows):,}; the same command continues {out}")
             raise
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start
     log(f"{out}: {answers.count:,} answers, {answers.count - done:,} of them new ({seconds:.0f} s)")
 
 
@@ -136,9 +136,9 @@ def answer_batches(
     arithmetic whenever it is computed. Raises DataError for an image that does not open.
     """
     for start in range(done // batch * batch, len(rows) if done < len(rows) else 0, batch):
-        part = rows[start : start + batch]
-        questions = [question for question, _ in part]
-        prompts = [Prompt(ids, _pixels(model, question, images), row=question.number) for question, ids in part]
+        batch_rows = rows[start : start + batch]
+        questions = [question for question, _ in batch_rows]
+        prompts = [Prompt(ids, _pixels(model, question, images), row=question.number) for question, ids in batch_rows]
         texts = generate(model, questions, prompts, settings)
         yield list(zip(questions, texts, strict=True))[max(0, done - start) :]
 
@@ -152,7 +152,7 @@ def _pixels(model: LlavaModel, question: TaskQuestion, images: ImageStore) -> li
 
 
 def _write(answers: AnswersFile, batches: Iterator[list[tuple[TaskQuestion, str]]], settings: dict, total: int) -> None:
-    with progress("answered", total=total, begun=answers.count) as report_progress:
+    with progress("answered", total=total, initial=answers.count) as report_progress:
         for batch in batches:
             answers.write([_record(question, text, settings) for question, text in batch])
             report_progress(answers.count)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llava_jax.errors import ConfigError, DataError
 
-BEGINNING = b'{"key": "'  # of every line; what begins otherwise, we did not write
+LINE_PREFIX = b'{"key": "'  # of every line; what begins otherwise, we did not write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Reply:
     output_tokens: int | None = None
 
 
-def key_of(model: str, messages: Sequence[Mapping[str, str]], parameters: Mapping[str, float]) -> str:
+def cache_key(model: str, messages: Sequence[Mapping[str, str]], parameters: Mapping[str, float]) -> str:
     """The SHA-256, in hex, of what decides a reply: model, messages and parameters. Not of where the model runs: two
     servers that call different models by the same name need two caches."""
     return hashlib.sha256(json.dumps([model, messages, parameters], sort_keys=True).encode()).hexdigest()
@@ -43,7 +43,7 @@ def read_replies(path: Path) -> tuple[dict[str, Reply], int]:
     Raises DataError for a file that is no cache, ConfigError for one that cannot be read.
     """
     try:
-        return _parsed(path, path.read_bytes())
+        return _parse(path, path.read_bytes())
     except FileNotFoundError:
         return {}, 0
     except OSError as fault:
@@ -62,9 +62,9 @@ class ReplyCache:
         except OSError as fault:
             raise ConfigError(f"{path}: cannot be written ({fault.strerror}). Name another cache.") from None
         try:
-            self._claim()
+            self._lock()
             content = path.read_bytes()
-            self.replies, self.torn = _parsed(path, content)
+            self.replies, self.torn = _parse(path, content)
             if content and not content.endswith(b"\n"):
                 self._write(b"\n")  # or the next reply would be part of the line that was cut off
         except BaseException:
@@ -92,7 +92,7 @@ class ReplyCache:
                 f"{self.path}: cannot be written ({fault.strerror}). Make room; the same command continues."
             ) from None
 
-    def _claim(self) -> None:
+    def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -101,13 +101,13 @@ class ReplyCache:
             ) from None
 
 
-def _parsed(path: Path, content: bytes) -> tuple[dict[str, Reply], int]:
+def _parse(path: Path, content: bytes) -> tuple[dict[str, Reply], int]:
     replies, torn = {}, 0
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line:
             continue
         try:
-            if line[: len(BEGINNING)] != BEGINNING[: len(line)]:
+            if line[: len(LINE_PREFIX)] != LINE_PREFIX[: len(line)]:
                 raise TypeError("of another kind")
             record = json.loads(line)
             key, reply = record.pop("key"), Reply(**record)

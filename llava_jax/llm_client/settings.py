@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from llava_jax.errors import ConfigError
-from llava_jax.llm_client.cache import Reply, key_of
+from llava_jax.llm_client.cache import Reply, cache_key
 
 Messages = Sequence[Mapping[str, str]]  # of {"role": system | user | assistant, "content": text}
 
-OPENAI = "https://api.openai.com/v1"
+OPENAI_URL = "https://api.openai.com/v1"
 URL = r"(?a)https?://[\w.:\[\]-]+(/[\w./~-]*)?"  # neither user and password nor a query: no place for a key
-CHARACTERS = 4  # a token, roughly, in English; the tokenizers of these models are not at hand
-PER_MESSAGE = 16  # tokens, at most, for the role and what separates messages
+CHARS_PER_TOKEN = 4  # a token, roughly, in English; the tokenizers of these models are not at hand
+TOKENS_PER_MESSAGE = 16  # tokens, at most, for the role and what separates messages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class LLMSettings:
 
     @property
     def url(self) -> str:
-        return self.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
+        return self.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
 
     @property
     def parameters(self) -> dict[str, float]:
@@ -86,9 +86,9 @@ class LLMSettings:
     def prices(self) -> tuple[float, float]:
         return self.input_price or 0.0, self.output_price or 0.0
 
-    def key_of(self, messages: Messages) -> str:
+    def cache_key(self, messages: Messages) -> str:
         """By which the cache knows the reply."""
-        return key_of(self.model, messages, self.parameters)
+        return cache_key(self.model, messages, self.parameters)
 
     def cost(self, input_tokens: float, output_tokens: float) -> float:
         """US dollars; 0 where the prices are not known."""
@@ -96,7 +96,7 @@ class LLMSettings:
 
     def worst_cost(self, messages: Messages) -> float:
         """US dollars at most: a tokenizer makes no more tokens of a text than it has bytes."""
-        return self.cost(sum(len(m["content"].encode()) + PER_MESSAGE for m in messages), self.max_tokens)
+        return self.cost(sum(len(m["content"].encode()) + TOKENS_PER_MESSAGE for m in messages), self.max_tokens)
 
     def cost_of(self, reply: Reply, messages: Messages) -> float:
         """US dollars; the most they can be where the server did not count."""
@@ -105,33 +105,34 @@ class LLMSettings:
         return self.cost(reply.input_tokens, reply.output_tokens)
 
 
-def by_key(requests: Mapping[str, Messages], terms: LLMSettings) -> tuple[dict[str, str], dict[str, Messages]]:
+def deduplicate(requests: Mapping[str, Messages], settings: LLMSettings) -> tuple[dict[str, str], dict[str, Messages]]:
     """(the keys by the ids of the requests, the messages by key), as they are sent: a lone surrogate is no text."""
     keys, messages = {}, {}
     for name, request in requests.items():
         request = [{**turn, "content": turn["content"].encode("utf-8", "replace").decode()} for turn in request]
-        keys[name] = terms.key_of(request)
+        keys[name] = settings.cache_key(request)
         messages[keys[name]] = request
     return keys, messages
 
 
-def estimate_cost(requests: Mapping[str, Messages], terms: LLMSettings, replies: Mapping[str, Reply]) -> list[str]:
+def estimate_cost(requests: Mapping[str, Messages], settings: LLMSettings, replies: Mapping[str, Reply]) -> list[str]:
     """What is to be asked and what it may cost, in words. `replies`: by key, what is there already."""
-    keys, messages = by_key(requests, terms)
+    keys, messages = deduplicate(requests, settings)
     new = [request for key, request in messages.items() if key not in replies]
-    inputs = sum(-(-len(turn["content"]) // CHARACTERS) + PER_MESSAGE // 2 for request in new for turn in request)
-    outputs = len(new) * terms.max_tokens
-    lines = [f"{len(keys):,} requests to {terms.model} at {terms.url}: {len(new):,} to send"]
-    if twins := len(keys) - len(messages):
-        lines[0] += f", {twins:,} equal to another"
-    if answered := len(messages) - len(new):
-        lines[0] += f", {answered:,} answered in the cache"
+    turns = [turn for request in new for turn in request]
+    inputs = sum(-(-len(turn["content"]) // CHARS_PER_TOKEN) + TOKENS_PER_MESSAGE // 2 for turn in turns)
+    outputs = len(new) * settings.max_tokens
+    lines = [f"{len(keys):,} requests to {settings.model} at {settings.url}: {len(new):,} to send"]
+    if duplicates := len(keys) - len(messages):
+        lines[0] += f", {duplicates:,} equal to another"
+    if cached := len(messages) - len(new):
+        lines[0] += f", {cached:,} answered in the cache"
     if new:
         lines.append(
-            f"about {inputs:,} input tokens ({CHARACTERS} characters each), at most {outputs:,} output tokens: "
+            f"about {inputs:,} input tokens ({CHARS_PER_TOKEN} characters each), at most {outputs:,} output tokens: "
         )
-        if terms.input_price is None:
+        if settings.input_price is None:
             lines[1] += "cost unknown, for want of --input-price and --output-price"
         else:
-            lines[1] += f"about ${terms.cost(inputs, 0):.4f} and at most ${terms.cost(0, outputs):.4f}"
+            lines[1] += f"about ${settings.cost(inputs, 0):.4f} and at most ${settings.cost(0, outputs):.4f}"
     return lines

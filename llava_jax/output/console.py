@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from llava_jax.errors import harmless
 
-SECONDS = 10  # between two lines
+LOG_INTERVAL = 10  # between two lines
 
 
 def log(message: object, *, to_stderr: bool = False) -> None:
@@ -19,7 +19,7 @@ def log(message: object, *, to_stderr: bool = False) -> None:
 
 
 @contextmanager
-def progress(done: str, of: str = "", total: int | None = None, begun: int = 0) -> Iterator[Callable[..., None]]:
+def progress(verb: str, noun: str = "", total: int | None = None, initial: int = 0) -> Iterator[Callable[..., None]]:
     """Shows progress on standard error: a bar on a terminal, else a line at times.
 
     Gives a function of how many are done, and of how many where `total` does not say it. done, of: words around the
@@ -29,20 +29,20 @@ def progress(done: str, of: str = "", total: int | None = None, begun: int = 0) 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     console, started = Console(stderr=True), time.monotonic()
-    columns = TextColumn(f"{done} {of}".strip()), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
-    said = started
+    columns = TextColumn(f"{verb} {noun}".strip()), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
+    last_logged = started
 
-    def tell(count: int, total: int | None = total) -> None:
-        nonlocal said
+    def report_progress(count: int, total: int | None = total) -> None:
+        nonlocal last_logged
         now = time.monotonic()
-        rate = (count - begun) / max(now - started, 1e-9)
+        rate = (count - initial) / max(now - started, 1e-9)
         left = int((total - count) / rate) if rate > 0 else 0
         pace = f"{rate:.2f} a second, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
         bar.update(task, completed=count, total=total, description=pace)
-        if not console.is_terminal and now - said > SECONDS:
-            said = now
-            log(f"{done} {count:,} of {total:,}{of and ' ' + of}, {pace}", to_stderr=True)
+        if not console.is_terminal and now - last_logged > LOG_INTERVAL:
+            last_logged = now
+            log(f"{verb} {count:,} of {total:,}{noun and ' ' + noun}, {pace}", to_stderr=True)
 
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=total, completed=begun)
-        yield tell
+        task = bar.add_task("", total=total, completed=initial)
+        yield report_progress

@@ -33,30 +33,30 @@ STEPS = {  # name: (slice, stage, settings)
 
 
 def main(folder: Path) -> None:
-    found = {}
-    for name, (place, stage, settings) in STEPS.items():
+    facts = {}
+    for name, (topology, stage, settings) in STEPS.items():
         flags = [f"--config={ROOT}/configs/quickstart.py", "--config.model.dtype=bfloat16"]
         flags += ["--config.model.feature_dtype=bfloat16", "--config.model.remat=full"]
         flags += ["--config.model.unroll=False", f"--config.stages.{stage}.batch={ROWS}"]  # a loop, as on any TPU
         flags += [f"--config.stages.{stage}.data.length={LENGTH}", *settings]
         config, *_ = read_command_line(["plan", *flags], lambda table: None)
-        result = compile_stage(config, stage, topologies.parse_topology(place), 0)
+        result = compile_stage(config, stage, topologies.parse_topology(topology), 0)
         program = hlo.parse_program(result.program)
         square = lint.largest_square(program, LENGTH)
-        found[name] = {
+        facts[name] = {
             "mesh": result.mesh,
             "slowed_by": result.slowed_by,
             "kernels": len(flops.kernels(program)[0]),
             "windowed": lint.has_windowed_einsum(program),
             "square": square and [square.dtype, *square.shape],
-            "float32_gathers": [str(one.payload) for one in lint.float32_gathers(program, 2**15)],
-            "reduced": sorted({"x".join(map(str, a.shape)) for one in lint.reductions(program) for a in one.payload}),
+            "float32_gathers": [str(op.payload) for op in lint.float32_gathers(program, 2**15)],
+            "reduced": sorted({"x".join(map(str, a.shape)) for op in lint.reductions(program) for a in op.payload}),
             "sent": sorted({c["kind"] for c in result.communication}),
             "not_aliased": sorted(lint.not_aliased(program)),
             "trainable": result.trainable,
             "arguments": result.arguments * 2**30,
         }
-    (folder / "facts.json").write_text(json.dumps(found))
+    (folder / "facts.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":

@@ -17,16 +17,16 @@ from PIL import Image
 from llava_jax.api import load as loading
 from llava_jax.checkpoint.huggingface.export import save_hf
 from llava_jax.checkpoint.tokenizer import open_tokenizer
-from llava_jax.cli import chat as terminal
+from llava_jax.cli import chat as chat_verb
 from llava_jax.errors import ConfigError, DataError, TooLong
 from tests.fixtures.tiny_models import random_params, uneven
 
-PATIENCE = 300  # seconds; all but a few are the machine's other work
+TIMEOUT = 300  # seconds; all but a few are the machine's other work
 CHAT = [sys.executable, "-m", "llava_jax", "chat"]
 ROOT = Path(__file__).parents[2]
 # Runs a command after making the terminal on its standard input the one whose Ctrl-C reaches it. Started by a shell in
 # the background, the tests ignore that signal, and their children would too.
-OWNED = (
+WITH_TERMINAL = (
     "import fcntl, os, signal, sys, termios; signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 )
@@ -40,121 +40,121 @@ def picture(tmp_path):
     return file
 
 
-class Model:
+class FakeModel:
     """Says `answers` one by one, each a list of pieces or exceptions; remembers what it was asked."""
 
     def __init__(self, *answers):
-        self.answers, self.asked = list(answers), []
+        self.answers, self.calls = list(answers), []
 
     def __call__(self, messages, images):
-        self.asked.append((words(messages), len(images)))
+        self.calls.append((message_lines(messages), len(images)))
         for piece in self.answers.pop(0):
             if not isinstance(piece, str):
                 raise piece
             yield piece
 
 
-def words(messages) -> list[str]:
+def message_lines(messages) -> list[str]:
     """One line a message: its images as *, then its text."""
-    found = []
+    lines = []
     for message in messages:
         parts = message["content"]
         if isinstance(parts, str):
-            found.append(parts)
+            lines.append(parts)
         else:
-            found.append("".join("*" if part["type"] == "image" else part["text"] for part in parts))
-    return found
+            lines.append("".join("*" if part["type"] == "image" else part["text"] for part in parts))
+    return lines
 
 
-def talk(model, *lines, pictures=(), has_tower=True, is_terminal=True):
-    terminal.converse(model, lines, pictures, has_tower=has_tower, is_terminal=is_terminal)
+def converse(model, *lines, pictures=(), has_tower=True, is_terminal=True):
+    chat_verb.converse(model, lines, pictures, has_tower=has_tower, is_terminal=is_terminal)
 
 
-def test_a_piece_is_written_before_the_next_is_there(capsys):
-    seen = []
+def test_each_piece_is_printed_before_the_next_is_generated(capsys):
+    printed = []
 
     def answer(messages, images):
         for piece in ("one", " two", " three"):
             yield piece
-            seen.append(capsys.readouterr().out)
+            printed.append(capsys.readouterr().out)
 
-    talk(answer, "count", is_terminal=False)
-    assert seen == ["one", " two", " three"] and capsys.readouterr().out == "\n"
-
-
-def test_a_conversation_goes_on_with_all_that_was_said():
-    model = Model(["a", " b \n"], ["c"])
-    talk(model, "first\n", "   \n", "second")
-    assert model.asked == [(["first"], 0), (["first", "a b", "second"], 0)]
+    converse(answer, "count", is_terminal=False)
+    assert printed == ["one", " two", " three"] and capsys.readouterr().out == "\n"
 
 
-def test_ctrl_c_stops_the_answer_and_what_was_said_stays(capsys):
-    model = Model(["a", " b", KeyboardInterrupt()], ["c"])
-    talk(model, "first", "second")
-    assert model.asked[1] == (["first", "a b", "second"], 0)
+def test_conversation_keeps_all_earlier_turns():
+    model = FakeModel(["a", " b \n"], ["c"])
+    converse(model, "first\n", "   \n", "second")
+    assert model.calls == [(["first"], 0), (["first", "a b", "second"], 0)]
+
+
+def test_ctrl_c_stops_an_answer_and_keeps_its_text(capsys):
+    model = FakeModel(["a", " b", KeyboardInterrupt()], ["c"])
+    converse(model, "first", "second")
+    assert model.calls[1] == (["first", "a b", "second"], 0)
     out, err = capsys.readouterr()
     assert (out, err) == ("a b\nc\n", "stopped\n")
 
 
-def test_ctrl_c_before_the_first_word_takes_the_question_back_and_keeps_its_image():
-    model = Model([KeyboardInterrupt()], ["c"])
-    talk(model, "first", "second", pictures=[RED])
-    assert model.asked == [(["*first"], 1), (["*second"], 1)]
+def test_ctrl_c_before_any_text_drops_question_keeps_image():
+    model = FakeModel([KeyboardInterrupt()], ["c"])
+    converse(model, "first", "second", pictures=[RED])
+    assert model.calls == [(["*first"], 1), (["*second"], 1)]
 
 
-def test_ctrl_c_in_a_pipe_ends_all_of_it():
+def test_ctrl_c_without_terminal_ends_the_program():
     with pytest.raises(KeyboardInterrupt):
-        talk(Model(["a", KeyboardInterrupt()], ["c"]), "first", "second", is_terminal=False)
+        converse(FakeModel(["a", KeyboardInterrupt()], ["c"]), "first", "second", is_terminal=False)
 
 
-def test_an_image_comes_with_the_next_question_only(picture):
-    model = Model(["a"], ["b"], ["c"])
-    talk(model, "1", f"/image {picture}", f"/image '{picture}'", "2", "3", pictures=[RED])
-    assert model.asked[2] == (["*1", "a", "**2", "b", "3"], 3)
+def test_image_belongs_to_the_next_question_only(picture):
+    model = FakeModel(["a"], ["b"], ["c"])
+    converse(model, "1", f"/image {picture}", f"/image '{picture}'", "2", "3", pictures=[RED])
+    assert model.calls[2] == (["*1", "a", "**2", "b", "3"], 3)
 
 
-def test_a_bad_image_is_said_in_one_line_and_the_conversation_goes_on(tmp_path, capsys):
+def test_bad_image_is_one_line_and_the_conversation_continues(tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    model = Model(["a"])
+    model = FakeModel(["a"])
     odd = (f"/image {'x' * 5000}", "/image ~nobody-of-this-name/a.png", "/image")
-    talk(model, f"/image {tmp_path}/none.png", f"/image {tmp_path}/bad.png", *odd, "hello")
-    assert model.asked == [(["hello"], 0)]
+    converse(model, f"/image {tmp_path}/none.png", f"/image {tmp_path}/bad.png", *odd, "hello")
+    assert model.calls == [(["hello"], 0)]
     out, err = capsys.readouterr()
     assert out == "a\n" and len(err.splitlines()) == 5
     assert "none.png: no such image file" in err and "bad.png" in err
 
 
-def test_clear_starts_anew_with_the_images_of_the_command_line():
-    model = Model(["a"], ["b"])
-    talk(model, "1", "/clear", "2", pictures=[RED])
-    assert model.asked == [(["*1"], 1), (["*2"], 1)]
+def test_clear_restores_the_images_of_the_command_line():
+    model = FakeModel(["a"], ["b"])
+    converse(model, "1", "/clear", "2", pictures=[RED])
+    assert model.calls == [(["*1"], 1), (["*2"], 1)]
 
 
-def test_exit_ends_and_other_commands_are_no_questions(capsys):
-    model = Model(["a"])
-    talk(model, "/help", "/quit", "/etc/passwd is what?", "/exit", "not asked")
-    assert model.asked == [(["/etc/passwd is what?"], 0)]
+def test_exit_ends_and_unknown_commands_are_not_questions(capsys):
+    model = FakeModel(["a"])
+    converse(model, "/help", "/quit", "/etc/passwd is what?", "/exit", "not asked")
+    assert model.calls == [(["/etc/passwd is what?"], 0)]
     err = capsys.readouterr().err
     assert all(command in err for command in ("/image FILE", "/clear", "/exit", "there is no /quit"))
 
 
-def test_a_conversation_too_long_says_how_to_go_on(capsys):
-    model = Model(["a"], [TooLong("prompt 0 has 99 tokens; the model takes 1 to 63")], ["b"])
-    talk(model, "1", "2", "/clear", "3")
-    assert model.asked[2] == (["3"], 0)
+def test_too_long_conversation_suggests_clear(capsys):
+    model = FakeModel(["a"], [TooLong("prompt 0 has 99 tokens; the model takes 1 to 63")], ["b"])
+    converse(model, "1", "2", "/clear", "3")
+    assert model.calls[2] == (["3"], 0)
     out, err = capsys.readouterr()
     assert out == "a\nb\n" and "99 tokens" in err and "start anew with /clear" in err.splitlines()[0]
 
 
-def test_a_language_model_alone_refuses_images_and_answers(picture, capsys):
-    model = Model(["a"])
-    talk(model, f"/image {picture}", "hello", has_tower=False)
-    assert model.asked == [(["hello"], 0)] and "takes no images" in capsys.readouterr().err
+def test_language_model_alone_rejects_images_but_answers(picture, capsys):
+    model = FakeModel(["a"])
+    converse(model, f"/image {picture}", "hello", has_tower=False)
+    assert model.calls == [(["hello"], 0)] and "takes no images" in capsys.readouterr().err
 
 
-def test_a_terminal_gets_no_control_characters(monkeypatch, capsys):
+def test_terminal_gets_no_control_characters(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    talk(Model(["a\x1b]0;title\x07\tb\x9b", "\nc é 👩‍💻"]), "hello")
+    converse(FakeModel(["a\x1b]0;title\x07\tb\x9b", "\nc é 👩‍💻"]), "hello")
     assert capsys.readouterr().out == "a]0;title\tb\nc é 👩‍💻\n"
 
 
@@ -164,7 +164,7 @@ def stub(monkeypatch):
     calls = SimpleNamespace(load=None, chat=None, vision=object())
 
     def chat(messages, images, **settings):
-        calls.chat = (words(messages), len(images), settings)
+        calls.chat = (message_lines(messages), len(images), settings)
         return iter(["fine"])
 
     def load(path, **options):
@@ -176,10 +176,10 @@ def stub(monkeypatch):
     return calls
 
 
-def test_every_flag_arrives(stub, picture, capsys):
+def test_every_flag_reaches_load_or_chat(stub, picture, capsys):
     flags = "--tower t --template llava_v1 --aspect pad --dtype float32 --allow-pickle --temperature 0.5 --top-p 0.9"
     flags += " --top-k 7 --max-new-tokens 20 --seed 3"
-    tyro.cli(terminal.chat, args=["model", "--image", str(picture), *flags.split(), "--image", str(picture)])
+    tyro.cli(chat_verb.chat, args=["model", "--image", str(picture), *flags.split(), "--image", str(picture)])
     options = dict(tower=Path("t"), template="llava_v1", aspect="pad", dtype="float32", allow_pickle=True)
     assert stub.load == ("model", options)
     settings = dict(stream=True, temperature=0.5, top_p=0.9, top_k=7, max_new_tokens=20, seed=3)
@@ -187,24 +187,24 @@ def test_every_flag_arrives(stub, picture, capsys):
     assert capsys.readouterr() == ("fine\n", "loading model\n")
 
 
-def test_what_is_wrong_with_the_flags_is_said_before_anything_is_loaded(stub, tmp_path):
+def test_bad_flags_are_reported_before_loading(stub, tmp_path):
     for flags, fault, kind in (
         (["--image", str(tmp_path / "none.png")], "none.png: no such image file", DataError),
         (["--template", "vicuna"], "'vicuna'", ConfigError),
         (["--temperature=-1"], "temperature", ConfigError),
     ):
         with pytest.raises(kind, match=fault):
-            tyro.cli(terminal.chat, args=[str(tmp_path), *flags])
+            tyro.cli(chat_verb.chat, args=[str(tmp_path), *flags])
         assert stub.load is None
 
 
-def test_images_for_a_language_model_alone_are_refused(stub, picture):
+def test_image_flag_is_rejected_for_a_language_model_alone(stub, picture):
     stub.vision = None
     with pytest.raises(ConfigError, match="a language model alone; leave out --image"):
-        tyro.cli(terminal.chat, args=["model", "--image", str(picture)])
+        tyro.cli(chat_verb.chat, args=["model", "--image", str(picture)])
 
 
-def test_help_needs_no_jax():
+def test_chat_module_imports_no_jax():
     code = "import sys, llava_jax.cli.chat; print(sorted({'jax', 'flax', 'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "[]\n"
@@ -222,10 +222,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_pipe_gets_the_answers_alone(folder, picture):
+def test_stdout_contains_only_the_answers(folder, picture):
     command = [*CHAT, str(folder), "--image", str(picture), "--max-new-tokens", "4", "--dtype", "float32"]
     text = "what color is the cross ?\n/image none.png\nis there a circle ?\n"
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=TIMEOUT, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     model = loading.load(folder, dtype="float32")
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what color is the cross ?"}]}]
@@ -236,39 +236,41 @@ def test_a_pipe_gets_the_answers_alone(folder, picture):
     assert "none.png: no such image file" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_path_that_is_no_model_ends_with_one_line(tmp_path):
-    done = subprocess.run([*CHAT, str(tmp_path / "gone")], capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
+def test_missing_model_path_is_one_line_and_exits_2(tmp_path):
+    done = subprocess.run([*CHAT, str(tmp_path / "gone")], capture_output=True, text=True, timeout=TIMEOUT, cwd=ROOT)
     assert done.returncode == 2 and done.stdout == ""
     assert (
         done.stderr.splitlines()[-1] == f"error: {tmp_path / 'gone'} does not exist" and "Traceback" not in done.stderr
     )
 
 
-def test_on_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_the_program(folder):
-    main, side = pty.openpty()
-    command = [sys.executable, "-c", OWNED, *CHAT, str(folder), "--max-new-tokens=8000", "--dtype=float32"]
-    process = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, start_new_session=True, cwd=ROOT)
-    os.close(side)
+def test_terminal_ctrl_c_stops_answer_and_ctrl_d_ends_program(folder):
+    terminal_end, process_end = pty.openpty()
+    command = [sys.executable, "-c", WITH_TERMINAL, *CHAT, str(folder), "--max-new-tokens=8000", "--dtype=float32"]
+    process = subprocess.Popen(
+        command, stdin=process_end, stdout=process_end, stderr=process_end, start_new_session=True, cwd=ROOT
+    )
+    os.close(process_end)
     try:
-        until(main, "> ")
-        os.write(main, b"how are you ?\n")
-        until(main, "how are you ?\r\n")
-        until(main, " ")  # the answer has begun
-        os.write(main, b"\x03")
-        until(main, "stopped\r\n")
-        until(main, "> ")
+        until(terminal_end, "> ")
+        os.write(terminal_end, b"how are you ?\n")
+        until(terminal_end, "how are you ?\r\n")
+        until(terminal_end, " ")  # the answer has begun
+        os.write(terminal_end, b"\x03")
+        until(terminal_end, "stopped\r\n")
+        until(terminal_end, "> ")
         assert process.poll() is None
-        os.write(main, b"\x04")
-        assert process.wait(PATIENCE) == 0
+        os.write(terminal_end, b"\x04")
+        assert process.wait(TIMEOUT) == 0
     finally:
         process.kill()
-        os.close(main)
+        os.close(terminal_end)
 
 
 def until(terminal: int, text: str) -> str:
     """Reads from a terminal until `text` comes."""
-    seen, end = "", time.monotonic() + PATIENCE
-    while text not in seen:
-        assert select.select([terminal], [], [], max(0, end - time.monotonic()))[0], f"no {text!r} in {seen!r}"
-        seen += os.read(terminal, 1).decode(errors="replace")
-    return seen
+    printed, end = "", time.monotonic() + TIMEOUT
+    while text not in printed:
+        assert select.select([terminal], [], [], max(0, end - time.monotonic()))[0], f"no {text!r} in {printed!r}"
+        printed += os.read(terminal, 1).decode(errors="replace")
+    return printed

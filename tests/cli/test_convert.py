@@ -40,24 +40,24 @@ def several_files(monkeypatch):
     """60 KB a file, so that a uneven model has several."""
     for module in (hf_export, original_export):
         monkeypatch.setattr(
-            module, "write_tensors", lambda to, found, _: safetensors_writer.write_tensors(to, found, 60_000)
+            module, "write_tensors", lambda to, weights, _: safetensors_writer.write_tensors(to, weights, 60_000)
         )
 
 
 def tensors(folder: Path) -> dict[str, tuple]:
     """Name -> dtype, shape and bytes of every tensor of the folder's files."""
-    found = {}
+    weights = {}
     for file in folder.glob("*.safetensors"):
         for name, x in load_file(file).items():
-            assert name not in found
-            found[name] = x.dtype, x.shape, x.view(torch.uint8).numpy().tobytes()
-    return found
+            assert name not in weights
+            weights[name] = x.dtype, x.shape, x.view(torch.uint8).numpy().tobytes()
+    return weights
 
 
 def assert_same(a: Path, b: Path) -> None:
-    one, two = tensors(a), tensors(b)
-    assert one.keys() == two.keys()
-    assert [name for name in one if one[name] != two[name]] == []
+    first, second = tensors(a), tensors(b)
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
 
 
 def hf(folder: Path, dtype: str = "float32") -> Path:
@@ -75,7 +75,7 @@ def convert(src: Path, dst: Path, *flags) -> int:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_there_and_back_again_every_byte_is_the_same(tmp_path, several_files, dtype):
+def test_round_trip_through_all_formats_is_byte_equal(tmp_path, several_files, dtype):
     first = hf(tmp_path / "01", dtype)
     odd, ours, back, last = (tmp_path / name for name in ("mit ä und 猫", "our s", "back", "02"))
     steps = ((first, odd, "llava"), (odd, ours, "orbax"), (ours, back, "llava"), (back, last, "hf"))
@@ -93,29 +93,29 @@ def test_there_and_back_again_every_byte_is_the_same(tmp_path, several_files, dt
         assert (first / name).read_bytes() == (odd / name).read_bytes() == (back / name).read_bytes()
 
 
-def test_an_original_keeps_its_own_words_and_a_tower_from_elsewhere_stays_there(tmp_path):
+def test_original_keeps_its_config_keys_and_external_tower(tmp_path):
     clip = hf_clip(CONFIG.vision)
     clip.save_pretrained(tmp_path / "clip")
     first = original(tmp_path / "first", tower_is_inside=False, aspect="pad")
-    about = json.loads((first / "config.json").read_text())
+    config = json.loads((first / "config.json").read_text())
     changes = dict(mm_use_im_start_end=True, mm_projector_lr=2e-5, rope_parameters=dict(rope_theta=10_000.0))
-    (first / "config.json").write_text(json.dumps(about | changes))
+    (first / "config.json").write_text(json.dumps(config | changes))
     tower = "--tower", tmp_path / "clip"
     assert convert(first, tmp_path / "again", "--to", "llava", *tower, "--verify") == 0
     assert_same(first, tmp_path / "again")
     del changes["rope_parameters"]  # says what rope_theta says, which every transformers knows
     again = json.loads((tmp_path / "again" / "config.json").read_text())
-    assert again == about | changes
+    assert again == config | changes
     assert again["model_type"] == "llava_llama" and again["image_aspect_ratio"] == "pad"
     assert convert(first, tmp_path / "hf", "--to", "hf", *tower) == 2, "its tokenizer has no <im_start>"
-    (first / "config.json").write_text(json.dumps(about))
+    (first / "config.json").write_text(json.dumps(config))
     assert convert(first, tmp_path / "hf", "--to", "hf", *tower) == 0
-    found = tensors(tmp_path / "hf")["vision_tower." + CLASS][2]
-    assert found == clip.state_dict()["embeddings.class_embedding"].numpy().tobytes()
+    class_embedding = tensors(tmp_path / "hf")["vision_tower." + CLASS][2]
+    assert class_embedding == clip.state_dict()["embeddings.class_embedding"].numpy().tobytes()
 
 
 @pytest.mark.parametrize("dialect", ["hub", "memory"])
-def test_what_transformers_wrote_comes_back_under_its_names(tmp_path, dialect):
+def test_hf_tensor_names_survive_conversion(tmp_path, dialect):
     """transformers 5 leaves `vision_model` out of them; a state_dict has names that no folder of theirs has."""
     model = hf_llava(CONFIG, 500)
     model.save_pretrained(tmp_path / "theirs")
@@ -124,10 +124,10 @@ def test_what_transformers_wrote_comes_back_under_its_names(tmp_path, dialect):
     if dialect == "memory":
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "theirs" / "model.safetensors")
     assert convert(tmp_path / "theirs", tmp_path / "out", "--to", "hf", "--tokenizer", TINY_TOKENIZER) == 0
-    found = load_file(tmp_path / "out" / "model.safetensors")
+    weights = load_file(tmp_path / "out" / "model.safetensors")
     if dialect == "memory":
-        found = {k.replace("vision_tower.vision_model.", "vision_tower."): v for k, v in found.items()}
-    assert found.keys() == saved.keys() and all((found[k] == saved[k]).all() for k in saved)
+        weights = {k.replace("vision_tower.vision_model.", "vision_tower."): v for k, v in weights.items()}
+    assert weights.keys() == saved.keys() and all((weights[k] == saved[k]).all() for k in saved)
 
 
 def run(folder: Path, monkeypatch) -> Path:
@@ -150,27 +150,27 @@ def run(folder: Path, monkeypatch) -> Path:
     return folder
 
 
-def test_of_a_workdir_whose_newest_step_is_damaged_the_one_before_is_loaded(tmp_path, monkeypatch, capfd):
+def test_load_falls_back_from_a_damaged_newest_checkpoint(tmp_path, monkeypatch, capfd):
     folder = run(tmp_path / "run", monkeypatch)
     file = next(p for p in sorted((folder / "checkpoints" / "9" / "state").rglob("d/*")))
     flip(file)
     before = sorted(p for p in folder.rglob("*"))
-    found = llava_jax.load(folder, dtype=None)
-    assert (found.params["projector/linear_1/bias"] == PARAMS["projector/linear_1/bias"] + 5).all()
-    said = capfd.readouterr().err
-    assert f"9 is DAMAGED: {file.relative_to(folder / 'checkpoints' / '9')}" in said and "back to checkpoint 5" in said
+    model = llava_jax.load(folder, dtype=None)
+    assert (model.params["projector/linear_1/bias"] == PARAMS["projector/linear_1/bias"] + 5).all()
+    err = capfd.readouterr().err
+    assert f"9 is DAMAGED: {file.relative_to(folder / 'checkpoints' / '9')}" in err and "back to checkpoint 5" in err
     assert sorted(p for p in folder.rglob("*")) == before, "reading changes nothing"
     (folder / "checkpoints" / "5" / "run" / "metadata").unlink()
     with pytest.raises(DataError, match="no checkpoint in .* is intact"):
         llava_jax.load(folder)
 
 
-def test_a_workdir_gives_its_newest_step_its_template_and_its_shards(tmp_path, monkeypatch):
+def test_workdir_loads_newest_checkpoint_template_and_sharding(tmp_path, monkeypatch):
     folder = run(tmp_path / "run", monkeypatch)
-    found = llava_jax.load(folder, dtype=None)
-    assert (found.template, found.aspect, found.config.dtype) == ("llava_v1", "pad", "float32")
-    assert (found.params["projector/linear_1/bias"] == PARAMS["projector/linear_1/bias"] + 9).all()
-    head = found.params["llm/head/kernel"]
+    model = llava_jax.load(folder, dtype=None)
+    assert (model.template, model.aspect, model.config.dtype) == ("llava_v1", "pad", "float32")
+    assert (model.params["projector/linear_1/bias"] == PARAMS["projector/linear_1/bias"] + 9).all()
+    head = model.params["llm/head/kernel"]
     assert head.dtype == "bfloat16" and (head == PARAMS["llm/head/kernel"].astype("bfloat16")).all()
     assert {shard.data.shape for shard in head.addressable_shards} == {(CONFIG.llm.width // 8, 512)}
     assert convert(folder, tmp_path / "hf", "--to", "hf") == 0
@@ -182,7 +182,7 @@ def test_a_workdir_gives_its_newest_step_its_template_and_its_shards(tmp_path, m
     assert json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())["do_pad"]
     assert convert(folder, tmp_path / "ours", "--to", "orbax", "--dtype", "float16") == 0
     again = llava_jax.load(tmp_path / "ours", dtype=None)
-    assert (again.template, again.aspect, again.image_token_id) == ("llava_v1", "pad", found.image_token_id)
+    assert (again.template, again.aspect, again.image_token_id) == ("llava_v1", "pad", model.image_token_id)
     assert {x.dtype.name for x in again.params.values()} == {"float16"}
     monkeypatch.setitem(architectures.LLM, "small", dataclasses.replace(CONFIG.llm, vocab_size=640))
     with pytest.raises(DataError, match=r"has shape \(512, 40\), the config expects \(640, 40\)"):
@@ -195,37 +195,37 @@ def test_a_workdir_gives_its_newest_step_its_template_and_its_shards(tmp_path, m
 def change(folder: Path, **changes) -> None:
     """Tensors of the folder's one file changed by name; None takes one away."""
     file = folder / "model.safetensors"
-    found = load_file(file) | {name.replace("__", "."): x for name, x in changes.items()}
-    save_file({name: x for name, x in found.items() if x is not None}, file)
+    weights = load_file(file) | {name.replace("__", "."): x for name, x in changes.items()}
+    save_file({name: x for name, x in weights.items() if x is not None}, file)
 
 
-def cut(folder: Path) -> None:
+def truncate(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
 
 
-def long_header(folder: Path) -> None:
+def huge_header(folder: Path) -> None:
     with (folder / "model.safetensors").open("wb") as file:
         file.write((100_000_001).to_bytes(8, "little"))
         file.truncate(100_000_100)
 
 
-def beyond(folder: Path) -> None:
+def offset_beyond_end(folder: Path) -> None:
     header = json.dumps({"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
 
 
-def auto_map(folder: Path) -> None:
-    about = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(about | {"auto_map": {"AutoModel": "it.Model"}}))
+def add_auto_map(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "it.Model"}}))
 
 
-def pickled(folder: Path) -> None:
+def to_pickle(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
 
 
-def alone(model) -> object:
+def saving(model) -> object:
     def change(folder: Path) -> None:
         model.save_pretrained(folder)
         (folder / "preprocessor_config.json").unlink()
@@ -244,11 +244,11 @@ BAD = {  # what is done to a good folder, flags, what the line says
         lambda f: change(f, language_model__model__norm__weight=torch.ones(40, dtype=torch.int32)), (),
         "tensor language_model.model.norm.weight holds I32",
     ),
-    "truncated": (cut, (), "model.safetensors is broken"),
-    "header of 100 MB": (long_header, (), "model.safetensors is broken"),
-    "offsets beyond the end": (beyond, (), "model.safetensors is broken"),
-    "auto_map": (auto_map, (), r"config.json needs custom code \(auto_map\)"),
-    "pickle": (pickled, (), "pytorch_model.bin is a pickle.*allow_pickle=True or --allow-pickle"),
+    "truncated": (truncate, (), "model.safetensors is broken"),
+    "header of 100 MB": (huge_header, (), "model.safetensors is broken"),
+    "offsets beyond the end": (offset_beyond_end, (), "model.safetensors is broken"),
+    "auto_map": (add_auto_map, (), r"config.json needs custom code \(auto_map\)"),
+    "pickle": (to_pickle, (), "pytorch_model.bin is a pickle.*allow_pickle=True or --allow-pickle"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), (), "src 01 ä: no tokenizer there"),
     "no config": (lambda f: (f / "config.json").unlink(), (), "config.json does not exist"),
     "broken image config": (
@@ -256,8 +256,8 @@ BAD = {  # what is done to a good folder, flags, what the line says
     ),
     "plain template": (lambda f: None, ("--template", "plain"), "'plain' is not for chats"),
     "a base too many": (lambda f: None, ("--tower", "x"), "needs no separate tower"),
-    "a tower alone": (alone(hf_clip(CONFIG.vision)), (), "no llm and no projector; .*--config.load.vision="),
-    "an LLM alone": (alone(hf_llama(CONFIG.llm)), (), "a language model alone is not written; .*--config.load.llm="),
+    "a tower alone": (saving(hf_clip(CONFIG.vision)), (), "no llm and no projector; .*--config.load.vision="),
+    "an LLM alone": (saving(hf_llama(CONFIG.llm)), (), "a language model alone is not written; .*--config.load.llm="),
 }  # fmt: skip
 
 
@@ -272,14 +272,14 @@ def assert_refused(capsys, folder: Path, message: str, *flags) -> None:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(tmp_path, capsys, name):
+def test_bad_source_is_one_line_and_writes_nothing(tmp_path, capsys, name):
     harm, flags, message = BAD[name]
     folder = hf(tmp_path / "src 01 ä")
     harm(folder)
     assert_refused(capsys, folder, message, *flags)
 
 
-def test_a_tokenizer_of_another_model_a_source_that_is_not_there_and_a_folder_that_is(tmp_path, capsys):
+def test_wrong_tokenizer_missing_source_and_existing_destination_are_rejected(tmp_path, capsys):
     hf_llava(uneven(), 63).save_pretrained(tmp_path / "src")
     assert_refused(capsys, tmp_path / "src", "has 500 tokens, the weights have 64", "--tokenizer", TINY_TOKENIZER)
     assert_refused(capsys, tmp_path / "nothing", "nothing does not exist")
@@ -294,7 +294,7 @@ def test_a_tokenizer_of_another_model_a_source_that_is_not_there_and_a_folder_th
 
 
 @pytest.mark.parametrize("to", ["hf", "llava", "orbax"])
-def test_an_export_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch, to):
+def test_interrupted_export_leaves_nothing(tmp_path, monkeypatch, to):
     folder = hf(tmp_path / "src")
 
     def stop(*args, **kwargs):
@@ -306,7 +306,7 @@ def test_an_export_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch, to)
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_pickled_projector_joins_its_base_and_its_tower(tmp_path):
+def test_pickled_projector_is_combined_with_base_and_tower(tmp_path):
     parts = {"clip": hf_clip(CONFIG.vision), "llm": hf_llama(CONFIG.llm)}
     for name, model in parts.items():
         model.save_pretrained(tmp_path / name)
@@ -316,17 +316,17 @@ def test_a_pickled_projector_joins_its_base_and_its_tower(tmp_path):
     (stage1 / "model.safetensors").unlink()
     flags = ("--base", tmp_path / "llm", "--tower", tmp_path / "clip", "--allow-pickle")
     assert convert(stage1, tmp_path / "whole", "--to", "llava", *flags) == 0
-    found = load_file(tmp_path / "whole" / "model.safetensors")
+    weights = load_file(tmp_path / "whole" / "model.safetensors")
     llm = load_file(tmp_path / "llm" / "model.safetensors")
-    assert found.keys() == projector.keys() | llm.keys()
-    assert all((x == found[name]).all() for name, x in (projector | llm).items())
+    assert weights.keys() == projector.keys() | llm.keys()
+    assert all((x == weights[name]).all() for name, x in (projector | llm).items())
 
 
 # --------------------------------------------------------------------------------------------------------- --verify
 
 
 @pytest.mark.parametrize("flags", [("--to", "hf"), ("--to", "hf", "--dtype", "bfloat16"), ("--to", "orbax")], ids=str)
-def test_verify_compares_seven_points(tmp_path, capsys, flags):
+def test_verify_compares_seven_activations(tmp_path, capsys, flags):
     assert convert(hf(tmp_path / "src"), tmp_path / "dst", *flags, "--verify") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "the same" and len(lines) == 10
@@ -340,7 +340,7 @@ def test_verify_compares_seven_points(tmp_path, capsys, flags):
 
 
 @pytest.mark.parametrize("to", ["hf", "llava"])
-def test_verify_finds_what_was_written_wrong(tmp_path, capsys, monkeypatch, to):
+def test_verify_detects_wrongly_written_weights(tmp_path, capsys, monkeypatch, to):
     module = hf_export if to == "hf" else original_export
     right = module.torch_tensors
 
@@ -350,15 +350,15 @@ def test_verify_finds_what_was_written_wrong(tmp_path, capsys, monkeypatch, to):
     monkeypatch.setattr(module, "torch_tensors", wrong)
     assert convert(hf(tmp_path / "src"), tmp_path / "dst", "--to", to, "--verify") == 1
     out = capsys.readouterr().out
-    beyond = [line.split("  ")[0] for line in out.splitlines() if line.endswith("BEYOND")]
-    assert beyond == ["projector", "merged embeddings", "last hidden", "logits"]
+    failed_points = [line.split("  ")[0] for line in out.splitlines() if line.endswith("BEYOND")]
+    assert failed_points == ["projector", "merged embeddings", "last hidden", "logits"]
 
 
-def test_the_command_itself(tmp_path):
+def test_convert_command_prints_help_and_errors(tmp_path):
     command = [sys.executable, "-m", "llava_jax", "convert"]
     done = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and "--allow-pickle" in done.stdout
-    asked = "import sys, llava_jax.__main__\nassert 'jax' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", asked], cwd=ROOT).returncode == 0, "seconds, before any answer"
+    code = "import sys, llava_jax.__main__\nassert 'jax' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, "seconds, before any answer"
     done = subprocess.run([*command, tmp_path / "no", tmp_path / "dst", "--to", "hf"], capture_output=True, text=True)
     assert (done.returncode, done.stderr.strip()) == (2, f"error: {tmp_path}/no does not exist")

@@ -36,30 +36,30 @@ def clean(tmp_path) -> list[str]:
     return [str(tmp_path / "train.json"), str(tmp_path / "images")]
 
 
-@pytest.mark.parametrize("words", [["data", "check", "--help"], ["ckpt", "list", "--help"], ["--help"]])
-def test_a_reader_that_has_read_enough_is_no_fault(words):
+@pytest.mark.parametrize("arguments", [["data", "check", "--help"], ["ckpt", "list", "--help"], ["--help"]])
+def test_closed_stdout_exits_1_without_message(arguments):
     with subprocess.Popen(
-        [sys.executable, "-m", "llava_jax", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "llava_jax", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
         run.stdout.close()  # before the first word
         assert (run.stderr.read(), run.wait(60)) == ("", 1)
 
 
-def test_check_finds_all_planted_faults_in_worker_processes(tmp_path, capsys):
+def test_check_reports_all_planted_faults_from_workers(tmp_path, capsys):
     planted = plant(tmp_path)
     report = tmp_path / "report"
     command = ["data", "check", str(tmp_path / "train.json"), str(tmp_path / "images"), *TINY, "--max-images", "1"]
     assert main([*command, "--report-folder", str(report), "--workers", "2"]) == 1
-    told = json.loads((report / "report.json").read_text())
-    assert sorted((f["kind"], f["id"]) for f in told["findings"]) == sorted(planted)
+    record = json.loads((report / "report.json").read_text())
+    assert sorted((f["kind"], f["id"]) for f in record["findings"]) == sorted(planted)
     printed = capsys.readouterr().out
     assert re.search(r"^damaged +error +3$", printed, re.M) and re.search(r"^CMYK +warning +1$", printed, re.M)
-    assert f"{told['errors']} errors, {told['warnings']} warnings" in printed
+    assert f"{record['errors']} errors, {record['warnings']} warnings" in printed
     assert "damaged" in Page((report / "report.html").read_text()).text
     assert {path.name for path in report.iterdir()} == {"report.json", "report.html"}
 
 
-def test_check_of_a_clean_set_is_0_and_warnings_do_not_change_that(clean, tmp_path, capsys):
+def test_check_exits_0_without_errors_despite_warnings(clean, tmp_path, capsys):
     command = ["data", "check", *clean, *TINY, "--report-folder", str(tmp_path / "r"), "--workers", "0"]
     assert main(command) == 0
     assert "6 rows, 5 images: nothing found" in capsys.readouterr().out
@@ -68,7 +68,7 @@ def test_check_of_a_clean_set_is_0_and_warnings_do_not_change_that(clean, tmp_pa
     assert "0 errors, 1 warnings" in capsys.readouterr().out
 
 
-def test_what_was_built_is_looked_at_like_what_it_was_built_of(clean, tmp_path, capsys):
+def test_shards_folder_and_zip_give_equal_reports(clean, tmp_path, capsys):
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for file in Path(clean[1]).iterdir():
             archive.write(file, file.name)
@@ -90,18 +90,20 @@ def test_what_was_built_is_looked_at_like_what_it_was_built_of(clean, tmp_path, 
         capsys.readouterr()
 
 
-def test_check_finds_what_real_scienceqa_lacks(real_data, tmp_path, capsys):
+def test_check_lists_the_missing_images_of_real_scienceqa(real_data, tmp_path, capsys):
     folder = real_data / "scienceqa"
     assert main(["data", "check", str(folder), "--report-folder", str(tmp_path), "--workers", "0"]) == 1
     assert re.search(r"found +count +train +val\nmissing +error +712 +521 +191\n", capsys.readouterr().out)
     problems = json.loads((folder / "problems.json").read_text())
     lacking = {p: v["split"] for p, v in problems.items() if v["image"] and v["split"] != "test"}
-    found = json.loads((tmp_path / "report.json").read_text())["findings"]
-    assert [(f["id"], f["part"], f["kind"]) for f in found] == [(p, split, "missing") for p, split in lacking.items()]
-    assert all(f["image"].endswith(f"/{f['part']}/{f['id']}/image.png") for f in found)
+    findings = json.loads((tmp_path / "report.json").read_text())["findings"]
+    assert [(f["id"], f["part"], f["kind"]) for f in findings] == [
+        (p, split, "missing") for p, split in lacking.items()
+    ]
+    assert all(f["image"].endswith(f"/{f['part']}/{f['id']}/image.png") for f in findings)
 
 
-def test_show_shows_the_pixels_and_the_text_of_a_row(clean, tmp_path, capsys):
+def test_show_displays_pixels_and_text_of_a_row(clean, tmp_path, capsys):
     page = tmp_path / "new" / "samples.html"
     command = ["data", "show", *clean, *TINY, "--aspect", "pad", "--page", str(page)]
     assert main([*command, "--id", "r3", "--id", "text"]) in (0, None)
@@ -117,23 +119,23 @@ def test_show_shows_the_pixels_and_the_text_of_a_row(clean, tmp_path, capsys):
     assert main([*command, "--id", "r9"]) == 2 and "no readable sample has the id 'r9'" in capsys.readouterr().err
 
 
-def test_show_draws_by_seed_says_what_is_cut_and_shows_faults(clean, tmp_path):
+def test_show_samples_by_seed_and_displays_truncation_and_faults(clean, tmp_path):
     file = tmp_path / "samples.html"
 
-    def drawn(*flags):
+    def page_of(*flags):
         main(["data", "show", *clean, *TINY, "--page", str(file), *flags])
         return file.read_text()
 
-    first = drawn("--count", "3")
-    assert first == drawn("--count", "3") != drawn("--count", "3", "--seed", "1") and first.count("<article ") == 3
-    assert drawn("--count", "99").count("<article ") == 6
+    first = page_of("--count", "3")
+    assert first == page_of("--count", "3") != page_of("--count", "3", "--seed", "1") and first.count("<article ") == 3
+    assert page_of("--count", "99").count("<article ") == 6
     (tmp_path / "images" / "2.png").unlink()
-    assert 'class="fault">sample &#x27;r2&#x27;: ' in drawn()
-    length = int(re.search(r"(\d+) tokens in a row of 200", drawn("--id", "r3"))[1])
-    assert "cut off" not in drawn("--id", "r3", "--length", str(length))
-    said = f"{length - 1} tokens in a row of {length - 1}, "
-    page = drawn("--id", "r3", "--length", str(length - 1))
-    assert said in page and f"; truncated from {length} tokens" in page
+    assert 'class="fault">sample &#x27;r2&#x27;: ' in page_of()
+    length = int(re.search(r"(\d+) tokens in a row of 200", page_of("--id", "r3"))[1])
+    assert "cut off" not in page_of("--id", "r3", "--length", str(length))
+    lengths = f"{length - 1} tokens in a row of {length - 1}, "
+    page = page_of("--id", "r3", "--length", str(length - 1))
+    assert lengths in page and f"; truncated from {length} tokens" in page
 
 
 def test_stats_prints_a_table_and_writes_a_page(clean, tmp_path, capsys):
@@ -146,7 +148,7 @@ def test_stats_prints_a_table_and_writes_a_page(clean, tmp_path, capsys):
     assert "2 samples, " in capsys.readouterr().out
 
 
-def test_stats_says_what_plots_need(clean, tmp_path, capsys, monkeypatch):
+def test_stats_names_the_missing_plot_package(clean, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["data", "stats", *clean, *TINY, "--page", str(tmp_path / "x.html")]) == 2
     assert "pip install 'llava_jax[plots]'" in capsys.readouterr().err
@@ -167,34 +169,34 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_bad_usage_is_one_line_and_2(clean, capsys, name):
+def test_bad_usage_is_one_line_and_exits_2(clean, capsys, name):
     flags, message = WRONG[name]
     flags = [flag.format(json=clean[0], images=clean[1]) for flag in flags]
     assert main(["data", "check", *flags, "--workers", "0"]) == 2
-    said = capsys.readouterr()
-    assert message in said.err and said.err.startswith("error: ") and said.err.count("\n") == 1 and said.out == ""
+    out, err = capsys.readouterr()
+    assert message in err and err.startswith("error: ") and err.count("\n") == 1 and out == ""
 
 
-def test_the_group_lists_its_verbs(capsys):
+def test_data_help_lists_its_verbs(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["data", "--help"])
-    told = capsys.readouterr().out
+    text = capsys.readouterr().out
     assert ended.value.code == 0
-    assert all(re.search(rf"\b{verb} +[A-Z]", told) for verb in ("check", "show", "stats", "build", "captions"))
+    assert all(re.search(rf"\b{verb} +[A-Z]", text) for verb in ("check", "show", "stats", "build", "captions"))
 
 
 @pytest.mark.parametrize("verb", ["check", "show", "stats"])
-def test_help_names_every_flag(verb, capsys):
+def test_help_lists_the_dataset_flags(verb, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["data", verb, "--help"])
     assert ended.value.code == 0
-    told = capsys.readouterr().out
+    text = capsys.readouterr().out
     assert all(
-        flag in told for flag in ("DATA", "IMAGE_FOLDER", "--tokenizer", "--template", "--length", "--image-size")
+        flag in text for flag in ("DATA", "IMAGE_FOLDER", "--tokenizer", "--template", "--length", "--image-size")
     )
 
 
-def test_a_terminal_gets_a_bar_and_a_pipe_none(clean, tmp_path):
+def test_progress_bar_appears_only_on_a_terminal(clean, tmp_path):
     command = [sys.executable, "-m", "llava_jax", "data", "check", *clean, "--report-folder", str(tmp_path / "r")]
     command += ["--workers", "1"]
     root = Path(__file__).parents[2]

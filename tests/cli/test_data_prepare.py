@@ -56,7 +56,7 @@ def data(tmp_path) -> Path:
     return tmp_path
 
 
-def test_what_is_built_is_what_was_read(data, capsys):
+def test_built_shards_contain_the_source_samples(data, capsys):
     write_json(data / "b.json", 3)
     roots = ["--images", data / "images"]
     assert build(data / "a.json", data / "b.json", data / "out", *roots, "--shard-rows", 4) == 0
@@ -74,7 +74,7 @@ def test_what_is_built_is_what_was_read(data, capsys):
     assert len(again) == 23 and again[12].images == source[12].images
 
 
-def test_the_held_out_half_is_the_same_before_and_after(data):
+def test_build_preserves_the_held_out_split(data):
     write_json(data / "a.json", 60)
     build(data / "a.json", data / "out", "--images", data / "images", "--shard-rows", 16)
     before = train_eval_split(LlavaJson(data / "a.json", data / "images"), 0.2, 0)[1]
@@ -86,7 +86,7 @@ class Killed(BaseException):
     pass
 
 
-def test_stopped_at_any_step_it_goes_on_and_ends_with_the_same_bytes(data, monkeypatch):
+def test_build_resumes_byte_equal_after_any_interrupted_rename(data, monkeypatch):
     write_json(data / "a.json", 10, missing=(3, 6))
     call = [data / "a.json", data / "out", "--images", data / "images", "--shard-rows", 4, "--bad", "skip"]
     build(*call)
@@ -133,7 +133,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_killed_by_the_system_it_goes_on_with_the_shards_it_has(data):
+def test_build_resumes_with_finished_shards_after_sigkill(data):
     write_json(data / "a.json", 28)
     call = ["--images", str(data / "images"), "--shard-rows", "4", "--threads", "1"]
     build(data / "a.json", data / "whole", *call)
@@ -154,7 +154,7 @@ def test_killed_by_the_system_it_goes_on_with_the_shards_it_has(data):
     assert contents(data / "out") == contents(data / "whole")
 
 
-def test_a_full_disk_is_one_line_and_the_build_goes_on(data, capsys):
+def test_full_disk_is_one_line_and_the_build_resumes(data, capsys):
     call = [data / "a.json", data / "out", "--images", data / "images", "--shard-rows", 4]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -166,7 +166,7 @@ def test_a_full_disk_is_one_line_and_the_build_goes_on(data, capsys):
     assert build(*call) == 0 and len(ArrayRecordSource(data / "out")) == 10
 
 
-def test_only_what_is_missing_or_damaged_is_written_again(data, monkeypatch):
+def test_resume_rewrites_only_missing_or_damaged_shards(data, monkeypatch):
     call = [data / "a.json", data / "out", "--images", data / "images", "--shard-rows", 2]
     finish = write_shards._finish
     monkeypatch.setattr(write_shards, "_finish", lambda *args: (_ for _ in ()).throw(Killed))
@@ -189,13 +189,13 @@ def test_only_what_is_missing_or_damaged_is_written_again(data, monkeypatch):
     assert len(written) == 2
 
 
-def test_a_bad_sample_ends_the_build_or_is_left_out_and_listed(data, capsys):
+def test_bad_sample_fails_the_build_or_is_skipped_and_listed(data, capsys):
     write_json(data / "a.json", 10)
     (data / "images" / "4.png").write_bytes(png(4)[:-30])
     (data / "images" / "7.png").unlink()
     call = [data / "a.json", data / "out", "--images", data / "images", "--shard-rows", 5]
     assert build(*call) == 2
-    assert "error: sample 'a-4': " in (said := capsys.readouterr().err) and "4.png" in said and "--bad skip" in said
+    assert "error: sample 'a-4': " in (err := capsys.readouterr().err) and "4.png" in err and "--bad skip" in err
     assert build(*call, "--bad", "skip") == 2, "begun with another flag"
     assert "started with other data or flags (skip_bad differ)" in capsys.readouterr().err
     assert build(data / "a.json", data / "new", *call[2:], "--bad", "skip") == 0
@@ -206,14 +206,14 @@ def test_a_bad_sample_ends_the_build_or_is_left_out_and_listed(data, capsys):
     assert len(source.id_hashes()) == 8
 
 
-def test_where_nothing_is_left_it_says_so(data, capsys):
+def test_build_fails_if_every_sample_is_skipped(data, capsys):
     for image in (data / "images").iterdir():
         image.unlink()
     assert build(data / "a.json", data / "out", "--images", data / "images", "--bad", "skip") == 2
     assert "every sample is left out; the first: sample 'a-0'" in capsys.readouterr().err
 
 
-def test_a_folder_of_something_else_or_of_other_data_is_refused(data, capsys):
+def test_out_folder_with_other_files_or_data_is_rejected(data, capsys):
     call = [data / "a.json", data / "out", "--images", data / "images"]
     (data / "mine").mkdir()
     (data / "mine" / "thesis.txt").write_text("x")
@@ -231,7 +231,7 @@ def test_a_folder_of_something_else_or_of_other_data_is_refused(data, capsys):
     assert "file cannot be written (File exists)" in capsys.readouterr().err
 
 
-def test_two_builds_of_one_folder_do_not_mix(data, capsys):
+def test_out_folder_is_locked_by_one_build(data, capsys):
     (data / "out").mkdir()
     with open(data / "out" / "building.json", "w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -247,7 +247,7 @@ def test_two_builds_of_one_folder_do_not_mix(data, capsys):
      (["images", "out"], "images: a folder without .array_record or .parquet"),
      (["a.json", "out", "--images", "x", "--images", "y"], "2 --images for 1 SRC")],
 )  # fmt: skip
-def test_bad_calls_are_refused_and_write_nothing(data, monkeypatch, args, message, capsys):
+def test_bad_arguments_are_rejected_and_write_nothing(data, monkeypatch, args, message, capsys):
     monkeypatch.chdir(data)
     assert build(*args) == 2
     assert message in capsys.readouterr().err and not (data / "out").exists()
@@ -269,7 +269,7 @@ def write_pairs(path: Path, pairs, lines=True) -> Path:
     return path
 
 
-def test_captions_become_rows_that_llava_reads(tmp_path):
+def test_captions_become_valid_llava_rows(tmp_path):
     assert captions(write_pairs(tmp_path / "p.jsonl", PAIRS), tmp_path / "new" / "chat.json") == 0
     source = LlavaJson(tmp_path / "new" / "chat.json", tmp_path)
     assert [(source[i].id, source[i].images[0].name) for i in (0, 399)] == [("0", "0.jpg"), ("399", "399.jpg")]
@@ -281,7 +281,7 @@ def test_captions_become_rows_that_llava_reads(tmp_path):
     assert len(before) + len(behind) == 400 and 150 < len(before) < 250
 
 
-def test_captions_are_the_same_for_ever_and_a_row_depends_on_itself_alone(tmp_path):
+def test_caption_rows_are_deterministic_and_independent_of_other_rows(tmp_path):
     for name, pairs, lines in (("a", PAIRS, True), ("b", PAIRS[::-1][:100], False)):
         captions(write_pairs(tmp_path / name, pairs, lines), tmp_path / f"{name}.json", "--seed", 3)
     a, b = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
@@ -304,25 +304,25 @@ GOLDEN = [
      ('\n{"image": "", "caption": "x"}', 'line 2: key "image"'),
      ('{"image": "a", "caption": "\\ud83d"}', 'line 1: key "caption" has a lone surrogate')],
 )  # fmt: skip
-def test_broken_pairs_are_named(tmp_path, text, message, capsys):
+def test_invalid_pairs_are_named(tmp_path, text, message, capsys):
     (tmp_path / "pairs").write_text(text)
     assert captions(tmp_path / "pairs", tmp_path / "out.json") == 2
     assert f"pairs: {message}" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["pairs"]
 
 
-def test_captions_of_missing_images_and_existing_files_are_refused(tmp_path, capsys):
+def test_captions_rejects_missing_images_and_existing_output(tmp_path, capsys):
     pairs = write_pairs(tmp_path / "p", PAIRS[:3])
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "1.jpg").write_bytes(b"x")
     assert captions(pairs, tmp_path / "out.json", "--images", tmp_path / "images") == 2
-    assert "2 of 3 images are not in" in (said := capsys.readouterr().err) and "the first: '0.jpg'" in said
+    assert "2 of 3 images are not in" in (err := capsys.readouterr().err) and "the first: '0.jpg'" in err
     (tmp_path / "out.json").write_text("mine")
     assert captions(pairs, tmp_path / "out.json") == 2
     assert "out.json exists already" in capsys.readouterr().err and (tmp_path / "out.json").read_text() == "mine"
 
 
-def test_real_captions(real_data, tmp_path):
+def test_real_captions_become_shards(real_data, tmp_path):
     images = real_data / "captioned_images" / "images"
     assert captions(real_data / "captioned_images" / "captions.jsonl", tmp_path / "chat.json", "--images", images) == 0
     source = LlavaJson(tmp_path / "chat.json", images)

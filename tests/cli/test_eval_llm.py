@@ -24,7 +24,7 @@ DIFFERING = {str(i) for i in range(80, 190)}  # as test_scienceqa_ensemble count
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def short_waits(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(module, "FIRST_WAIT", 0.002)
@@ -54,23 +54,23 @@ def asking(folder: Path, server: FakeServer, *more: str) -> list[str]:
     return [*ASK, *paths, "--model", "fake", "--base-url", server.url, *more]
 
 
-def number(call) -> str:
+def problem_of(call) -> str:
     """Which problem it is about."""
     return re.search(r"number (\d+)\?", call.text)[1]
 
 
 def verdict(call) -> None:
     """As the third of BLOCKS says."""
-    text = files(BLOCKS)[2].texts.get(number(call), "")
+    text = files(BLOCKS)[2].texts.get(problem_of(call), "")
     call.say(f"Hm. {text}")
 
 
-def test_the_judge_is_asked_exactly_about_what_differs(folder, capsys):
+def test_judge_is_asked_about_exactly_the_differing_problems(folder, capsys):
     """And what it says makes the counts of the planted files."""
     with FakeServer(verdict) as server:
         command = judging(folder, server)
         assert main(command) == 0 and main(command) == 0
-        assert Counter(map(number, server.calls)) == Counter(dict.fromkeys(DIFFERING, 1))
+        assert Counter(map(problem_of, server.calls)) == Counter(dict.fromkeys(DIFFERING, 1))
         for call in server.calls:
             assert call.body["temperature"] == 0
             ours, other = call.text.split("[Assistant 2]")
@@ -88,16 +88,16 @@ def test_the_judge_is_asked_exactly_about_what_differs(folder, capsys):
     assert "of which the judge answered 85; it also answered 0 others" in printed
 
 
-def test_answers_of_a_chat_model_go_into_the_ensemble(folder, capsys):
+def test_ask_writes_a_file_that_ensemble_reads(folder, capsys):
     """Two problems are equal, one is refused, one fails: it is listed, and asked again by the same command."""
     problems = json.loads((folder / "sqa" / "problems.json").read_text())
     problems["1"]["question"] = problems["0"]["question"]
     (folder / "sqa" / "problems.json").write_text(json.dumps(problems))
 
     def behave(call):
-        if number(call) == "7" and fails:
+        if problem_of(call) == "7" and fails:
             call.fail(500, "oh\x1b[31m no")
-        elif number(call) == "8":
+        elif problem_of(call) == "8":
             call.say(None, refusal="No.")
         else:
             call.say("The answer is A. BECAUSE: so.")
@@ -110,18 +110,18 @@ def test_answers_of_a_chat_model_go_into_the_ensemble(folder, capsys):
         assert "200 requests to fake" in out and "199 to send, 1 equal to another" in out
         assert "199 answered, 198 of them now; 1 refused or empty, 0 cut at 512 tokens; 1 failed\n" in out
         assert "  7: 500 oh[31m no (5 tries)" in out and "\x1b" not in out
-        told = json.loads((folder / "out.json").read_text())
-        assert len(told["outputs"]) == 199 and told["outputs"]["8"] == "No." and told["refused"] == ["8"]
-        assert list(told["failed"]) == ["7"] and told["answered_as"] == {"fake-1": 199}
-        shown = [turn["content"] for turn in server.calls[0].body["messages"]]
-        assert len(shown) == 6 and len(set(told["shots"])) == 2
-        assert shown[1].startswith(f"Can you explain Shown {told['shots'][0][1:]}?") and shown[2].endswith(
+        record = json.loads((folder / "out.json").read_text())
+        assert len(record["outputs"]) == 199 and record["outputs"]["8"] == "No." and record["refused"] == ["8"]
+        assert list(record["failed"]) == ["7"] and record["answered_as"] == {"fake-1": 199}
+        contents = [turn["content"] for turn in server.calls[0].body["messages"]]
+        assert len(contents) == 6 and len(set(record["shots"])) == 2
+        assert contents[1].startswith(f"Can you explain Shown {record['shots'][0][1:]}?") and contents[2].endswith(
             "BECAUSE: S."
         )
         fails = False
         assert main(asking(folder, server)) == 0 and len(server.calls) == 204
-    told = json.loads((folder / "out.json").read_text())
-    assert list(told["outputs"]) == [str(i) for i in range(200)] and told["failed"] == {}
+    record = json.loads((folder / "out.json").read_text())
+    assert list(record["outputs"]) == [str(i) for i in range(200)] and record["failed"] == {}
     capsys.readouterr()
     command = [*ENSEMBLE, str(folder / "ours.jsonl"), str(folder / "out.json"), "--problems", str(folder / "sqa")]
     assert main([*command, "--unparsed", "wrong"]) == 0
@@ -129,7 +129,7 @@ def test_answers_of_a_chat_model_go_into_the_ensemble(folder, capsys):
     assert re.search(r"^other .* 99.50$", printed, re.M) and "no answer to 1 (0.50%)" in printed
 
 
-def test_a_dry_run_sends_and_writes_nothing_and_needs_no_key(folder, monkeypatch, capsys):
+def test_dry_run_sends_nothing_writes_nothing_needs_no_key(folder, monkeypatch, capsys):
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.setitem(sys.modules, "openai", None)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -147,7 +147,7 @@ def test_a_dry_run_sends_and_writes_nothing_and_needs_no_key(folder, monkeypatch
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_at_the_cap_nothing_is_written_and_it_says_how_to_go_on(folder, capsys):
+def test_max_cost_stops_before_writing_and_says_how_to_continue(folder, capsys):
     prices = ["--input-price", "1", "--output-price", "1000", "--max-tokens", "10"]
     with FakeServer(verdict) as server:  # $0.0101 each, at most a little more
         assert main(judging(folder, server, *prices, "--max-cost", "0.2")) == 1
@@ -162,21 +162,21 @@ def test_at_the_cap_nothing_is_written_and_it_says_how_to_go_on(folder, capsys):
     assert "output tokens: $1.1110\n" in capsys.readouterr().out
 
 
-def test_where_nothing_differs_nobody_is_asked(folder, capsys):
+def test_judge_sends_nothing_if_the_answers_agree(folder, capsys):
     with FakeServer(verdict) as server:
         same, command = [str(folder / "ours.jsonl")] * 2, judging(folder, server)
         assert main([*JUDGE, *same, *command[5:]]) == 0 and not server.calls
     assert "no judge is needed" in capsys.readouterr().out and not (folder / "judge.jsonl").exists()
 
 
-def test_where_nothing_is_answered_nothing_is_written(folder, capsys):
+def test_ask_writes_nothing_if_every_request_fails(folder, capsys):
     write_folder(folder / "sqa", {str(i): {"question": f"Is this number {i}?"} for i in range(3)})
     with FakeServer(lambda call: call.fail(500)) as server:
         assert main(asking(folder, server, "--shots", "0")) == 1 and len(server.calls) == 15
     assert "0 answered" in capsys.readouterr().out and not (folder / "out.json").exists()
 
 
-def test_faults_are_one_line_and_2(folder, capsys, monkeypatch):
+def test_errors_are_one_line_and_exit_2(folder, capsys, monkeypatch):
     few = folder / "few.json"
     few.write_text(json.dumps({"outputs": {"1": "The answer is A."}}))
     with FakeServer(lambda call: call.fail(404, "no model called fake")) as server:
@@ -212,7 +212,7 @@ def start(command: list[str], **environment: str) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_killed_and_run_again_nothing_that_was_answered_is_asked_again(folder, sent, code):
+def test_judge_resumes_after_a_signal_without_repeating_requests(folder, sent, code):
     """The server answers 30 and is then silent, so that the signal comes while requests are under way."""
 
     def behave(call):
@@ -232,32 +232,32 @@ def test_killed_and_run_again_nothing_that_was_answered_is_asked_again(folder, s
         if sent != signal.SIGKILL:
             assert "30 of 110 replies are in" in out and "; the same command continues" in out
         assert not (folder / "judge.jsonl").exists()
-    answered = {number(call) for call in server.calls[:30]}
+    answered = {problem_of(call) for call in server.calls[:30]}
     with FakeServer(verdict) as again:
         assert main(judging(folder, again)) == 0
-        assert Counter(map(number, again.calls)) == Counter(dict.fromkeys(DIFFERING - answered, 1))
+        assert Counter(map(problem_of, again.calls)) == Counter(dict.fromkeys(DIFFERING - answered, 1))
         assert len(again.calls) == 80
 
 
 @pytest.mark.parametrize("status, code", [(401, 2), (500, 1)])
-def test_the_key_is_in_no_file_and_no_log(folder, status, code):
+def test_api_key_is_in_no_file_and_no_log(folder, status, code):
     """With the library's own log as loud as can be, and a server that repeats the key in everything it says."""
 
     def behave(call):
-        if number(call) == "90":
+        if problem_of(call) == "90":
             call.fail(status, f"what about {call.key}?")
-        elif int(number(call)) % 7 == 0 and call.times == 1:
+        elif int(problem_of(call)) % 7 == 0 and call.times == 1:
             call.fail(503, f"{call.key} later", X_Key=call.key)
         else:
             call.say(f"{call.key}: The answer is A.")
 
     with FakeServer(behave) as server:
         process = start(judging(folder, server), OPENAI_LOG="debug")
-        told = "".join(process.communicate(timeout=60))
-    assert process.returncode == code and "Traceback" not in told and "DEBUG" in told, told
-    said = {401: "401, the key in OPENAI_API_KEY is not accepted", 500: "  90: 500 what about [key]? (5 tries)"}
-    assert said[status] in told
-    kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    assert b"[key]: The answer is A." in kept
+        output = "".join(process.communicate(timeout=60))
+    assert process.returncode == code and "Traceback" not in output and "DEBUG" in output, output
+    message = {401: "401, the key in OPENAI_API_KEY is not accepted", 500: "  90: 500 what about [key]? (5 tries)"}
+    assert message[status] in output
+    contents = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert b"[key]: The answer is A." in contents
     for secret in (KEY, KEY[3:], KEY[:-6]):
-        assert secret not in told and secret.encode() not in kept
+        assert secret not in output and secret.encode() not in contents

@@ -28,50 +28,50 @@ from tests.fixtures.scienceqa import CONFIG, MISSING, SHOWN, write_folder, write
 
 PREDICT = ["eval", "scienceqa", "predict"]
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300  # seconds
+TIMEOUT = 300  # seconds
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def workspace(tmp_path_factory) -> Path:
     """With a model and problems."""
-    place = tmp_path_factory.mktemp("place")
-    write_model(place / "tiny")
-    write_problems(place / "sqa")
-    return place
+    workspace = tmp_path_factory.mktemp("workspace")
+    write_model(workspace / "tiny")
+    write_problems(workspace / "sqa")
+    return workspace
 
 
 @pytest.fixture(scope="module")
-def call(place):
+def call(workspace):
     """Runs the verb in this process; the weights are read once."""
-    known, load = {}, loading.load
+    loaded, load = {}, loading.load
 
-    def once(path, **how):
-        key = str(path), *sorted((k, str(v)) for k, v in how.items())
-        if key not in known:
-            known[key] = load(path, **how)
-        return known[key]
+    def load_once(path, **options):
+        key = str(path), *sorted((k, str(v)) for k, v in options.items())
+        if key not in loaded:
+            loaded[key] = load(path, **options)
+        return loaded[key]
 
     def run(out: Path, *flags: str, model: str = "tiny") -> int:
-        return main([*PREDICT, str(place / model), *arguments(place, out), *flags])
+        return main([*PREDICT, str(workspace / model), *arguments(workspace, out), *flags])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "load", once)
+        patch.setattr(loading, "load", load_once)
         yield run
 
 
-def arguments(place: Path, out: Path) -> list[str]:
-    made = ["--problems", str(place / "sqa"), "--out", str(out), "--dtype", "float32", "--max-new-tokens", "12"]
+def arguments(workspace: Path, out: Path) -> list[str]:
+    made = ["--problems", str(workspace / "sqa"), "--out", str(out), "--dtype", "float32", "--max-new-tokens", "12"]
     return [*made, "--missing-images", "text"]
 
 
 @pytest.fixture(scope="module")
-def whole(call, place) -> bytes:
+def whole(call, workspace) -> bytes:
     """The answers of a run that nobody stopped, 8 at a time."""
-    assert call(place / "whole.jsonl", "--batch", "8") == 0
-    return (place / "whole.jsonl").read_bytes()
+    assert call(workspace / "whole.jsonl", "--batch", "8") == 0
+    return (workspace / "whole.jsonl").read_bytes()
 
 
-def test_the_file_is_the_originals(whole, place):
+def test_answers_file_has_the_original_format(whole, workspace):
     records = [json.loads(line) for line in whole.decode().splitlines()]
     assert {tuple(record) for record in records} == {
         ("question_id", "prompt", "text", "answer_id", "model_id", "metadata")
@@ -85,17 +85,17 @@ def test_the_file_is_the_originals(whole, place):
     assert len({record["text"] for record in records}) > 6, "or the tests below say nothing"
     assert len({record["answer_id"] for record in records}) == 13
     assert all(re.fullmatch("[0-9a-f]{22}", record["answer_id"]) for record in records)
-    answers = read_answers(place / "whole.jsonl")
+    answers = read_answers(workspace / "whole.jsonl")
     assert len(answers.texts) == len(answers.prompts) == 13
 
 
-def test_batches_of_8_say_what_batches_of_1_say(whole, call, place):
+def test_batch_size_does_not_change_the_answers(whole, call, workspace):
     for batch in (1, 3):
-        assert call(place / f"{batch}.jsonl", "--batch", str(batch)) == 0
-        assert (place / f"{batch}.jsonl").read_bytes() == whole
+        assert call(workspace / f"{batch}.jsonl", "--batch", str(batch)) == 0
+        assert (workspace / f"{batch}.jsonl").read_bytes() == whole
 
 
-def test_cut_at_any_byte_it_goes_on_and_ends_with_the_same_file(whole, call, place, tmp_path, capsys):
+def test_resume_is_byte_equal_after_a_cut_at_any_byte(whole, call, workspace, tmp_path, capsys):
     out, rng = tmp_path / "a.jsonl", random.Random(5)
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
     for cut in [
@@ -108,14 +108,14 @@ def test_cut_at_any_byte_it_goes_on_and_ends_with_the_same_file(whole, call, pla
         *(rng.randrange(len(whole)) for _ in range(5)),
     ]:
         out.write_bytes(whole[:cut])
-        (tmp_path / "a.jsonl.settings.json").write_bytes((place / "whole.jsonl.settings.json").read_bytes())
+        (tmp_path / "a.jsonl.settings.json").write_bytes((workspace / "whole.jsonl.settings.json").read_bytes())
         capsys.readouterr()
         assert call(out, "--batch", "8") == 0
         assert out.read_bytes() == whole, cut
         there = sum(end <= cut for end in ends)
-        said = capsys.readouterr().out
-        assert f"13 answers, {13 - there} of them new" in said
-        assert ("answered already" in said) == (there > 0)
+        printed = capsys.readouterr().out
+        assert f"13 answers, {13 - there} of them new" in printed
+        assert ("answered already" in printed) == (there > 0)
     assert call(out, "--batch", "5") == 0 and out.read_bytes() == whole
     assert "13 answers, 0 of them new" in capsys.readouterr().out
 
@@ -130,15 +130,16 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def test_killed_by_the_system_it_goes_on(whole, call, place, tmp_path):
+def test_resume_is_byte_equal_after_sigkill(whole, call, workspace, tmp_path):
     """Twice; and each time it had begun a line."""
     out = tmp_path / "a.jsonl"
     for lines in (4, 8):
-        command = [sys.executable, "-c", SLOWLY, str(lines), *PREDICT, str(place / "tiny"), *arguments(place, out)]
-        process = subprocess.Popen([*command, "--batch", "4"], cwd=ROOT, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-c", SLOWLY, str(lines), *PREDICT, str(workspace / "tiny")]
+        command += [*arguments(workspace, out), "--batch", "4"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
         began = time.monotonic()
         while not out.exists() or out.read_bytes().count(b"\n") < lines:
-            assert process.poll() is None and time.monotonic() - began < PATIENCE
+            assert process.poll() is None and time.monotonic() - began < TIMEOUT
             time.sleep(0.02)
         process.kill()
         assert process.wait() == -signal.SIGKILL
@@ -149,7 +150,7 @@ def test_killed_by_the_system_it_goes_on(whole, call, place, tmp_path):
 
 
 @pytest.fixture
-def two(call, tmp_path) -> Path:
+def two_answers(call, tmp_path) -> Path:
     """A file of two answers."""
     assert call(tmp_path / "a.jsonl", "--limit", "2") == 0
     return tmp_path / "a.jsonl"
@@ -172,69 +173,69 @@ REFUSED = {
 }
 
 
-def refused(capsys, code: int, message: str) -> None:
+def assert_refused(capsys, code: int, message: str) -> None:
     err = capsys.readouterr().err
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err, err
 
 
-def test_a_file_of_other_settings_is_not_continued(two, call, capsys):
-    before = two.read_bytes()
+def test_file_with_other_settings_is_not_continued(two_answers, call, capsys):
+    before = two_answers.read_bytes()
     for flags, message in REFUSED.items():
         message = f"a.jsonl: its 2 answers were made with {message}. Name another file"
-        refused(capsys, call(two, *(() if "--limit" in flags else ("--limit", "2")), *flags), message)
-    assert two.read_bytes() == before
-    assert call(two, "--limit", "2", "--batch", "1") == 0 and two.read_bytes() == before
+        assert_refused(capsys, call(two_answers, *(() if "--limit" in flags else ("--limit", "2")), *flags), message)
+    assert two_answers.read_bytes() == before
+    assert call(two_answers, "--limit", "2", "--batch", "1") == 0 and two_answers.read_bytes() == before
 
 
-def test_a_file_of_other_weights_or_problems_is_not_continued(two, call, place, capsys, monkeypatch):
+def test_file_with_other_weights_or_problems_is_not_continued(two_answers, call, workspace, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(runner, "weights_fingerprint", lambda params: "others")
-        refused(capsys, call(two, "--limit", "2"), "its 2 answers were made with weights '")
-    problems = place / "sqa" / "problems.json"
+        assert_refused(capsys, call(two_answers, "--limit", "2"), "its 2 answers were made with weights '")
+    problems = workspace / "sqa" / "problems.json"
     before = problems.read_text()
     try:
         problems.write_text(before.replace("Which is 0?", "Which is zero?"))
-        refused(capsys, call(two, "--limit", "2"), "its 2 answers were made with prompts '")
+        assert_refused(capsys, call(two_answers, "--limit", "2"), "its 2 answers were made with prompts '")
     finally:
         problems.write_text(before)
-    (place / "other").symlink_to(place / "tiny")
-    assert call(two, "--limit", "2", model="other") == 0, "it is the same folder"
+    (workspace / "other").symlink_to(workspace / "tiny")
+    assert call(two_answers, "--limit", "2", model="other") == 0, "it is the same folder"
 
 
-def test_a_file_that_is_not_as_it_was_left_is_refused(two, call, capsys):
-    settings, before = two.with_name("a.jsonl.settings.json"), two.read_bytes()
+def test_modified_answers_file_is_rejected(two_answers, call, capsys):
+    settings, before = two_answers.with_name("a.jsonl.settings.json"), two_answers.read_bytes()
     first, second = before.splitlines(True)
     for text, message in (
         (second + first, "line 1 is not the answer to 1"),
         (first + b"torn\n", "line 2 is not the answer to 0"),
         (before + first, "line 3 is not the answer to any question"),
     ):
-        two.write_bytes(text)
-        refused(capsys, call(two, "--limit", "2"), message)
-        assert two.read_bytes() == text
-    two.write_bytes(before)
+        two_answers.write_bytes(text)
+        assert_refused(capsys, call(two_answers, "--limit", "2"), message)
+        assert two_answers.read_bytes() == text
+    two_answers.write_bytes(before)
     for broken in ("{", None):
         settings.unlink() if broken is None else settings.write_text(broken)
-        refused(capsys, call(two, "--limit", "2"), "has 2 lines, but no a.jsonl.settings.json beside it")
-    two.write_bytes(first[:30])  # nothing in it is lost
-    assert call(two, "--limit", "2") == 0 and two.read_bytes() == before
+        assert_refused(capsys, call(two_answers, "--limit", "2"), "has 2 lines, but no a.jsonl.settings.json beside it")
+    two_answers.write_bytes(first[:30])  # nothing in it is lost
+    assert call(two_answers, "--limit", "2") == 0 and two_answers.read_bytes() == before
 
 
-def test_two_processes_do_not_write_one_file(two, call, capsys):
-    with two.open("rb") as file:
+def test_answers_file_is_locked_by_one_process(two_answers, call, capsys):
+    with two_answers.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        refused(capsys, call(two, "--limit", "2"), "another process is writing it")
+        assert_refused(capsys, call(two_answers, "--limit", "2"), "another process is writing it")
 
 
-def test_a_full_disk_ends_it_and_it_goes_on(whole, call, tmp_path, capsys):
+def test_resume_is_byte_equal_after_a_full_disk(whole, call, tmp_path, capsys):
     out = tmp_path / "a.jsonl"
     with files_of_at_most(1200):
-        refused(capsys, call(out, "--batch", "3"), "a.jsonl: cannot be written (File too large)")
+        assert_refused(capsys, call(out, "--batch", "3"), "a.jsonl: cannot be written (File too large)")
     assert 0 < out.stat().st_size <= 1200
     assert call(out, "--batch", "3") == 0 and out.read_bytes() == whole
 
 
-def test_ctrl_c_says_how_to_go_on(whole, call, tmp_path, capsys, monkeypatch):
+def test_ctrl_c_says_how_to_continue(whole, call, tmp_path, capsys, monkeypatch):
     answers, calls = LlavaModel.answers, []
 
     def stopped(*args):
@@ -250,29 +251,30 @@ def test_ctrl_c_says_how_to_go_on(whole, call, tmp_path, capsys, monkeypatch):
     assert call(tmp_path / "a.jsonl", "--batch", "4") == 0 and (tmp_path / "a.jsonl").read_bytes() == whole
 
 
-def test_images_that_are_missing_are_told(call, place, tmp_path, capsys):
-    refused(capsys, call(tmp_path / "a.jsonl", "--missing-images", "error"), "images of 1 problems are missing (of 3)")
+def test_missing_images_are_reported(call, workspace, tmp_path, capsys):
+    code = call(tmp_path / "a.jsonl", "--missing-images", "error")
+    assert_refused(capsys, code, "images of 1 problems are missing (of 3)")
     assert not (tmp_path / "a.jsonl").exists()
     for policy, message in (("text", "13 problems, 4"), ("skip", "12 problems, 4")):
         out = tmp_path / f"{policy}.jsonl"
         assert call(out, "--missing-images", policy) == 0
-        said = capsys.readouterr().out
-        assert f"{message} with their image; the images of 1 are missing, they are" in said and "first: 3" in said
+        printed = capsys.readouterr().out
+        assert f"{message} with their image; the images of 1 are missing, they are" in printed and "first: 3" in printed
         assert (MISSING[0] in read_answers(out).texts) == (policy == "text")
 
 
-def test_a_language_model_alone_is_asked_without_images(call, place, tmp_path, capsys):
-    hf_llama(CONFIG.llm).save_pretrained(place / "words")
+def test_language_model_alone_needs_without_images(call, workspace, tmp_path, capsys):
+    hf_llama(CONFIG.llm).save_pretrained(workspace / "words")
     for file in TINY_TOKENIZER.iterdir():
-        (place / "words" / file.name).write_bytes(file.read_bytes())
+        (workspace / "words" / file.name).write_bytes(file.read_bytes())
     out, _ = tmp_path / "a.jsonl", capsys.readouterr()
-    refused(capsys, call(out, model="words"), "words is a language model alone; ask it with --without-images")
+    assert_refused(capsys, call(out, model="words"), "words is a language model alone; ask it with --without-images")
     assert call(out, "--without-images", "--limit", "3", model="words") == 0
     assert "3 problems, 0 with their image" in capsys.readouterr().out
     assert not any("<image>" in prompt for prompt in read_answers(out).prompts.values())
 
 
-def test_v0_in_two_steps(call, tmp_path):
+def test_two_steps_with_the_v0_template(call, tmp_path):
     """The last letter of the second step is all that the strict parser needs."""
     out = tmp_path / "a.jsonl"
     flags = ["--two-steps", "--image-place", "back", "--template", "llava_v0", "--limit", "2"]
@@ -282,7 +284,7 @@ def test_v0_in_two_steps(call, tmp_path):
         assert record["prompt"].endswith("\n<image>") == (record["question_id"] == "1")
 
 
-def test_faults_are_one_line_and_2(call, place, tmp_path, tmp_path_factory, capsys, monkeypatch):
+def test_errors_are_one_line_and_exit_2(call, workspace, tmp_path, tmp_path_factory, capsys, monkeypatch):
     out, there = tmp_path / "a.jsonl", tmp_path_factory.mktemp("there")
     (there / "file").touch()
     os.mkfifo(there / "pipe")  # as /dev/null is no file, which must not be removed
@@ -298,21 +300,21 @@ def test_faults_are_one_line_and_2(call, place, tmp_path, tmp_path_factory, caps
         (["--out", str(there / "file" / "a")], "cannot be written"),
         (["--out", str(there / "pipe")], "pipe: cannot be written (not a file)"),
     ):
-        refused(capsys, call(out, *flags), message)
+        assert_refused(capsys, call(out, *flags), message)
     assert (there / "pipe").is_fifo()
-    refused(capsys, call(out, model="gone"), "gone")
+    assert_refused(capsys, call(out, model="gone"), "gone")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    refused(capsys, call(out), "predict runs in one process, on all its devices; this is one of 2")
+    assert_refused(capsys, call(out), "predict runs in one process, on all its devices; this is one of 2")
     assert [path.name for path in tmp_path.iterdir()] == []
 
 
-def test_text_that_is_no_text_is_named(call, tmp_path, capsys):
+def test_lone_surrogate_in_a_problem_is_named(call, tmp_path, capsys):
     write_folder(tmp_path / "sqa", {"1": {}, "2": {"question": "Which \ud83d?"}})
     message = "problem 2: the text is not valid Unicode"
-    refused(capsys, call(tmp_path / "a.jsonl", "--problems", str(tmp_path / "sqa")), message)
+    assert_refused(capsys, call(tmp_path / "a.jsonl", "--problems", str(tmp_path / "sqa")), message)
 
 
-def test_a_file_is_closed_and_an_empty_one_gone(tmp_path):
+def test_empty_answers_file_is_removed_and_a_used_one_locked(tmp_path):
     with open_answers_file(tmp_path / "new" / "a.jsonl") as answers:
         answers.begin({"a": 1}, ["1", "2"])
         with pytest.raises(ConfigError, match="another process is writing it"), open_answers_file(answers.path):

@@ -52,7 +52,7 @@ def answers(tmp_path) -> str:
     )
 
 
-def test_what_is_printed_says_all_counts(folder, answers, capsys):
+def test_score_prints_all_counts(folder, answers, capsys):
     assert main([*SCORE, answers, "--problems", str(folder)]) == 0
     out = capsys.readouterr().out
     assert f"{answers.split('/')[-1]}: 6 answers; 5 to problems of split test, which are scored; 1 to others" in out
@@ -67,19 +67,19 @@ def test_what_is_printed_says_all_counts(folder, answers, capsys):
     )
 
 
-def test_what_was_shown_counts_for_the_originals_img_accuracy(folder, tmp_path, capsys):
+def test_img_accuracy_covers_prompts_with_an_image(folder, tmp_path, capsys):
     """Whether the problem has an image or not; and one without an answer counts there for nothing."""
     file = lines(tmp_path / "a.jsonl", {"1": "A", "2": "A", "4": "B", "99": "A"}, shown="1, 4, 99")
     out = tmp_path / "score.json"
     assert main([*SCORE, file, "--problems", str(folder), "--json", str(out)]) == 1
     assert "IMG accuracy by prompt: 50.00 (1/2, 95% 9.45 to 90.55), of the answers" in capsys.readouterr().out
-    told = json.loads(out.read_text())
-    assert told["shown"]["correct"] == 1 and told["shown"]["count"] == told["columns"]["IMG"]["count"] == 2
+    record = json.loads(out.read_text())
+    assert record["shown"]["correct"] == 1 and record["shown"]["count"] == record["columns"]["IMG"]["count"] == 2
     assert main([*SCORE, lines(tmp_path / "a.jsonl", {"1": "A"}, shown=""), "--problems", str(folder)]) == 1
     assert "IMG accuracy by prompt: - (0/0, 95% -), of" in capsys.readouterr().out
 
 
-def test_problems_without_an_answer_end_it_with_1(folder, tmp_path, capsys):
+def test_missing_answers_exit_1(folder, tmp_path, capsys):
     some = lines(tmp_path / "some.jsonl", {"1": "A", "3": "A", "4": "hm"})
     assert main([*SCORE, some, "--problems", str(folder), "--result", str(tmp_path / "r.json")]) == 1
     assert "2 problems have no answer, they count as wrong; the first: 2" in capsys.readouterr().out
@@ -92,23 +92,23 @@ def test_problems_without_an_answer_end_it_with_1(folder, tmp_path, capsys):
     assert re.search(r"^  right/all .* [23]/3$", out, re.M)
 
 
-def test_json_has_every_answer_and_every_flip(folder, answers, tmp_path, capsys):
+def test_json_contains_every_answer_and_every_flip(folder, answers, tmp_path, capsys):
     other = lines(tmp_path / "b.jsonl", {"1": "B", "2": "B", "3": "A", "4": "A"})
     out = tmp_path / "score.json"
     assert main([*SCORE, answers, "--problems", str(folder), "--against", other, "--json", str(out)]) == 0
-    told, printed = json.loads(out.read_text()), capsys.readouterr().out
-    assert told["columns"]["NAT"]["correct"] == 1 and told["topics"]["physics"]["count"] == 5
-    assert told["columns"]["Avg"]["interval"] == pytest.approx([11.76, 76.93], abs=0.01)
-    assert told["unparsed_answers"] == ["3", "4"] and told["missing"] == []
-    assert [item["letter"] for item in told["items"]] == ["A", "A", None, "C", "C"]
-    against = told["against"]
+    record, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert record["columns"]["NAT"]["correct"] == 1 and record["topics"]["physics"]["count"] == 5
+    assert record["columns"]["Avg"]["interval"] == pytest.approx([11.76, 76.93], abs=0.01)
+    assert record["unparsed_answers"] == ["3", "4"] and record["missing"] == []
+    assert [item["letter"] for item in record["items"]] == ["A", "A", None, "C", "C"]
+    against = record["against"]
     assert (against["only_first"], against["only_second"], against["both"], against["second_missing"]) == (2, 3, 0, 1)
     assert [flip["first"]["id"] for flip in against["flips"]] == ["1", "2", "3", "4", "5"] and against["p"] == 1
     assert "on 5 problems: both right 0, only a.jsonl 2, only the other 3, neither 0; -20.00 points" in printed
     assert "  3: no letter, the other A; right is A" in printed and "  5: C, the other no answer; right is C" in printed
 
 
-def test_what_the_data_says_does_no_harm_to_a_terminal(tmp_path, capsys):
+def test_control_characters_of_the_problems_are_not_printed(tmp_path, capsys):
     evil = {"\x1b[31m1\ud83d": {"topic": "\x1b]0;owned\x07 \ud83d"}}
     folder = write_folder(tmp_path / "sqa", evil)
     first = lines(tmp_path / "a.jsonl", dict.fromkeys(evil, "A"))
@@ -118,7 +118,7 @@ def test_what_the_data_says_does_no_harm_to_a_terminal(tmp_path, capsys):
     assert "]0;owned ?" in out and "[31m1?: A, the other B" in out and "\x1b" not in out and "\x07" not in out
 
 
-def test_of_many_results_that_no_text_gives_the_first_are_named(tmp_path, capsys):
+def test_only_the_first_differing_results_are_printed(tmp_path, capsys):
     pids = [str(i) for i in range(25)]
     result = tmp_path / "r.json"
     result.write_text(json.dumps({"results": dict.fromkeys(pids, 1), "outputs": dict.fromkeys(pids, "A")}))
@@ -130,15 +130,15 @@ def test_of_many_results_that_no_text_gives_the_first_are_named(tmp_path, capsys
     assert list(json.loads(out.read_text())["differing_results"]) == pids
 
 
-def test_of_a_file_of_indices_alone_no_texts_are_made_up(folder, tmp_path):
+def test_result_of_an_index_file_has_no_texts(folder, tmp_path):
     bare, out = tmp_path / "bare.json", tmp_path / "out.json"
     bare.write_text(json.dumps({"results": dict.fromkeys("12345", 1), "outputs": {}}))
     assert main([*SCORE, str(bare), "--problems", str(folder), "--parser", "results", "--result", str(out)]) == 0
-    told = json.loads(out.read_text())
-    assert told == {"acc": 20.0, "correct": 1, "count": 5, "results": dict.fromkeys("12345", 1), "outputs": {}}
+    record = json.loads(out.read_text())
+    assert record == {"acc": 20.0, "correct": 1, "count": 5, "results": dict.fromkeys("12345", 1), "outputs": {}}
 
 
-def test_the_page_shows_every_answer_and_runs_nothing(folder, answers, tmp_path):
+def test_page_shows_every_answer_and_contains_no_script(folder, answers, tmp_path):
     other = lines(tmp_path / "b.jsonl", {pid: "A" for pid in "12345"})
     page = tmp_path / "new" / "page.html"
     assert main([*SCORE, answers, "--problems", str(folder), "--against", other, "--page", str(page)]) == 0
@@ -162,7 +162,7 @@ def test_the_page_shows_every_answer_and_runs_nothing(folder, answers, tmp_path)
     assert "chance" not in shown.text and "the dotted line is at 33.3" in text  # three choices
 
 
-def test_a_released_file_comes_out_as_it_went_in(real_data, tmp_path, capsys):
+def test_released_result_file_is_reproduced_byte_equal(real_data, tmp_path, capsys):
     """The problems are made so that as many of its indices are right as the file says."""
     path = real_data / "published" / "test_sqa_llava_13b_v0.json"
     results = json.loads(path.read_text())["results"]
@@ -182,7 +182,7 @@ def test_a_released_file_comes_out_as_it_went_in(real_data, tmp_path, capsys):
 
 
 @pytest.fixture
-def joined(tmp_path) -> list[str]:
+def ensemble_args(tmp_path) -> list[str]:
     """Ours, the other's, --judge and the judge's, --problems and the folder; the other's as GPT-4's was released."""
     ours, other, judge = files(BLOCKS)
     (tmp_path / "gpt4.json").write_text(json.dumps({"outputs": other.texts}))
@@ -192,9 +192,10 @@ def joined(tmp_path) -> list[str]:
     return [*paths, "--problems", str(tmp_path / "sqa")]
 
 
-def test_ensembles_from_files(joined, tmp_path, capsys):
+def test_ensemble_prints_and_writes_the_planted_counts(ensemble_args, tmp_path, capsys):
     out, result = tmp_path / "e.json", tmp_path / "r.json"
-    assert main([*ENSEMBLE, *joined, "--unparsed", "wrong", "--json", str(out), "--result", str(result)]) == 0
+    flags = ["--unparsed", "wrong", "--result", str(result)]
+    assert main([*ENSEMBLE, *ensemble_args, *flags, "--json", str(out)]) == 0
     printed = capsys.readouterr().out
     for name, percent in {"ours": 72.5, "other": 57.5, "complement": 65, "judge": 80, "upper bound": 90}.items():
         assert re.search(rf"^{name} .* {percent:.2f}$", printed, re.M), name
@@ -202,20 +203,20 @@ def test_ensembles_from_files(joined, tmp_path, capsys):
         "ours has no answer to 0 (0.00%); the other has no answer to 15 (7.50%); an unknown choice is wrong" in printed
     )
     assert "the two differ on 110, of which the judge answered 85; it also answered 0 others" in printed
-    told = json.loads(out.read_text())
-    assert len(told["differing"]) == 110 and told["columns"]["judge"]["Avg"]["correct"] == 160
+    record = json.loads(out.read_text())
+    assert len(record["differing"]) == 110 and record["columns"]["judge"]["Avg"]["correct"] == 160
     written = json.loads(result.read_text())
     assert (written["acc"], written["correct"], written["count"], written["outputs"]) == (80.0, 160, 200, {})
     assert main([*SCORE, str(result), "--problems", str(tmp_path / "sqa"), "--parser", "results"]) == 0
     assert re.search(r"^  right/all .* 160/200$", capsys.readouterr().out, re.M)
-    assert main([*ENSEMBLE, *joined[:2], *joined[4:], "--unparsed", "wrong", "--result", str(result)]) == 0
+    assert main([*ENSEMBLE, *ensemble_args[:2], *ensemble_args[4:], *flags]) == 0
     assert (
         json.loads(result.read_text())["correct"] == 130
         and "judge" not in capsys.readouterr().out.split("published")[0]
     )
 
 
-def test_faults_are_one_line_and_2(folder, answers, tmp_path, capsys):
+def test_errors_are_one_line_and_exit_2(folder, answers, tmp_path, capsys):
     (tmp_path / "torn.jsonl").write_text('{"question_id": "1", "te')
     nothing = lines(tmp_path / "none.jsonl", {"99": "A"})
     problems = ["--problems", str(folder)]
@@ -237,7 +238,7 @@ def test_faults_are_one_line_and_2(folder, answers, tmp_path, capsys):
         assert err.startswith("error: ") and err.count("\n") == 1 and message in err, err
 
 
-def test_a_reader_that_leaves_is_no_fault(folder, answers):
+def test_closed_pipe_prints_no_error(folder, answers):
     code = f"{sys.executable} -m llava_jax eval scienceqa score {answers} --problems {folder} | true"
     root = Path(__file__).parents[2]
     done = subprocess.run(["bash", "-c", code], cwd=root, capture_output=True, env=os.environ, timeout=120)

@@ -61,7 +61,7 @@ def parse(verb, args: list[str]) -> dict:
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
-def test_a_verb_has_these_parameters_and_defaults(name):
+def test_each_verb_has_its_parameters_and_defaults(name):
     verb, args, expected = DEFAULTS[name]
     assert parse(verb, args) == expected
 
@@ -69,7 +69,7 @@ def test_a_verb_has_these_parameters_and_defaults(name):
 @pytest.mark.parametrize("mark", "-_")
 @pytest.mark.parametrize("form", ["{}={}", "{} {}"])
 @pytest.mark.parametrize("name", DEFAULTS)
-def test_dashes_and_underscores_are_alike_and_values_stay(name, form, mark):
+def test_flags_accept_dashes_and_underscores(name, form, mark):
     verb, args, expected = DEFAULTS[name]
     flags = {"template": "llava_v1"}
     if "max_new_tokens" in expected:
@@ -82,14 +82,14 @@ def test_dashes_and_underscores_are_alike_and_values_stay(name, form, mark):
     assert parse(verb, [*args, *sum(typed, []), *switches]) == changed
 
 
-def test_a_missing_tokenizer_is_bad_usage_where_it_is_needed(capsys):
+def test_show_and_stats_require_tokenizer(capsys):
     for verb in (show, stats):
         with pytest.raises(SystemExit) as end:
             parse(verb, ["d"])
         assert end.value.code == 2 and "--tokenizer" in capsys.readouterr().err
 
 
-def test_options_are_the_keywords_of_load_and_of_generation():
+def test_options_are_keywords_of_load_and_generation_config():
     from llava_jax.api.load import load
     from llava_jax.inference.engine import GenerationConfig
 
@@ -105,7 +105,7 @@ def test_options_are_the_keywords_of_load_and_of_generation():
     "values, message",
     [(dict(template="vicuna"), "'vicuna'"), (dict(length=0), "--length 0"), (dict(image_size=13), "--image-size 13")],
 )
-def test_rows_that_cannot_be_are_refused(values, message):
+def test_dataset_flags_out_of_range_are_rejected(values, message):
     with pytest.raises(ConfigError, match=message):
         DatasetFlags(Path("d"), **values).check()
     assert DatasetFlags(Path("d"), image_size=336).features == 24 * 24

@@ -10,9 +10,7 @@ import pytest
 from llava_jax import config as settings
 from llava_jax.__main__ import main
 from llava_jax.errors import ConfigError
-from llava_jax.planning import report as plan_report
-from llava_jax.planning import search as plan_step
-from llava_jax.planning import topologies
+from llava_jax.planning import report, search, topologies
 from llava_jax.planning.search import Result
 from tests.fixtures.once import make_once, run_tpu_compiler
 
@@ -36,15 +34,15 @@ CONFIG = f"--config={ROOT}/configs/stage2.py"
         ([CONFIG, "--topology=v5e:4x4", "--topolgy=x"], "topolgy"),
     ],
 )
-def test_a_wrong_command_is_one_line_and_code_2(flags, message, capsys, monkeypatch):
+def test_bad_command_line_prints_one_line_and_exits_2(flags, message, capsys, monkeypatch):
     for name in ("JAX_PLATFORMS", "TF_CPP_MIN_LOG_LEVEL"):  # the verb sets them for its process
         monkeypatch.setenv(name, os.environ.get(name, "cpu"))
     assert main(["plan", *flags]) == 2
-    said = capsys.readouterr().err
-    assert message in said and "Traceback" not in said
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err
 
 
-def test_a_file_of_something_else_is_refused_before_anything_is_compiled(tmp_path, capsys):
+def test_foreign_json_file_is_rejected_before_compiling(tmp_path, capsys):
     file = tmp_path / "notes.txt"
     for content, reason in ((b"notes\n", "notes.txt:1 is no result of a plan"), (b"\xff", "cannot be read")):
         file.write_bytes(content)
@@ -52,15 +50,15 @@ def test_a_file_of_something_else_is_refused_before_anything_is_compiled(tmp_pat
         assert reason in capsys.readouterr().err and file.read_bytes() == content
 
 
-def test_help_and_the_list_of_slices(capsys):
+def test_help_and_topology_list_are_printed(capsys):
     assert main(["plan", "--help"]) == 0
     assert "--topology=NAME,..." in capsys.readouterr().out
     assert main(["plan", "--topology=list"]) == 0
-    said = capsys.readouterr().out
-    assert "v5e" in said and "16x16" in said and "v5p" in said
+    out = capsys.readouterr().out
+    assert "v5e" in out and "16x16" in out and "v5p" in out
 
 
-def test_the_verb_is_in_the_list(capsys):
+def test_plan_is_listed_among_the_verbs(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "plan" in capsys.readouterr().out
@@ -78,46 +76,46 @@ RESULT = Result(
 )  # fmt: skip
 
 
-def test_a_result_in_full():
-    said = "\n".join(plan_report.describe_result(RESULT, price=1.5))
-    assert "9.00 of 15.75 GiB, 6.75 to spare" in said
-    assert "MFU             0.400 to 0.500" in said
-    assert "all-gather bf16 async 2.00 GiB" in said
-    assert "1,638-2,048 tokens/s a chip, 12.8-16 rows/s" in said
-    assert "3,600 steps     2-2.5 h, 32-40 chip-hours, 48-60 dollars" in said
-    assert "1.50 times the model's" in said
+def test_describe_result_prints_memory_times_and_cost():
+    text = "\n".join(report.describe_result(RESULT, price=1.5))
+    assert "9.00 of 15.75 GiB, 6.75 to spare" in text
+    assert "MFU             0.400 to 0.500" in text
+    assert "all-gather bf16 async 2.00 GiB" in text
+    assert "1,638-2,048 tokens/s a chip, 12.8-16 rows/s" in text
+    assert "3,600 steps     2-2.5 h, 32-40 chip-hours, 48-60 dollars" in text
+    assert "1.50 times the model's" in text
 
 
-def test_what_does_not_fit_says_by_how_much_and_what_was_tried():
+def test_describe_result_prints_missing_memory_and_tried_changes():
     short = dataclasses.replace(
         RESULT, lacking=3.25, tried=("--config.a=1: lacks 1.00 GiB",), changes=("--config.a=1",)
     )
-    said = "\n".join(plan_report.describe_result(short, 0))
-    assert "DOES NOT FIT" in said and "lacks 3.25 GiB of memory a chip, which has 15.75" in said
-    assert "not enough" in said and "MFU" not in said
+    text = "\n".join(report.describe_result(short, 0))
+    assert "DOES NOT FIT" in text and "lacks 3.25 GiB of memory a chip, which has 15.75" in text
+    assert "not enough" in text and "MFU" not in text
 
 
-def test_twice_the_chips_pay_where_most_of_the_time_is_computing():
+def test_more_chips_are_worth_it_only_if_compute_dominates():
     computing = dataclasses.replace(RESULT, parts=RESULT.parts | {"exposed": 0.1, "hidden": 0.0}, high=2.0)
-    assert "worth it" in plan_report.twice(computing)  # 1.9 of 2 s halve
-    assert "more chips do not help" in plan_report.twice(RESULT)  # half a second to a whole one does not
+    assert "worth it" in report.twice(computing)  # 1.9 of 2 s halve
+    assert "more chips do not help" in report.twice(RESULT)  # half a second to a whole one does not
     one_row_each = dataclasses.replace(RESULT, rows=16)
-    assert "cannot split 16 rows" in plan_report.twice(one_row_each)
+    assert "cannot split 16 rows" in report.twice(one_row_each)
 
 
-def test_results_are_added_to_a_file_and_make_one_table(tmp_path):
+def test_results_file_is_appended_and_becomes_one_table(tmp_path):
     file = tmp_path / "plan.jsonl"
     other = dataclasses.replace(RESULT, topology="v5e:2x2", lacking=1.5, program="HloModule")
     for results in ([RESULT, other], [dataclasses.replace(RESULT, low=1.0)]):
-        plan_report.append(file, results)
+        report.append(file, results)
     assert "HloModule" not in file.read_text()
-    lines = plan_report.results_table(plan_report.read_results(file), 0.0)
+    lines = report.results_table(report.read_results(file), 0.0)
     assert len(lines) == 3  # of the two that are the same program the newer one
     assert "+1.50 15.75" in lines[1] and "does not fit" in lines[1]
     assert "0.400-1.000" in lines[2] and lines[2].endswith("fits")
     file.write_text("{}\n")
     with pytest.raises(ConfigError, match=r"plan.jsonl:1 is no result of a plan"):
-        plan_report.read_results(file)
+        report.read_results(file)
 
 
 # ------------------------------------------------------------------ what makes it fit
@@ -132,29 +130,29 @@ def small(**stage) -> settings.Config:
     return settings.from_config_dict(c)
 
 
-def test_more_devices_than_rows_share_them():
-    config, flags = plan_step._spread(small(batch=8), "one", topologies.parse_topology("v5e:4x4"))
+def test_tensor_axis_grows_if_devices_outnumber_rows():
+    config, flags = search._spread(small(batch=8), "one", topologies.parse_topology("v5e:4x4"))
     assert flags == ["--config.mesh.tensor=2"] and config.mesh.tensor == 2
-    assert plan_step._spread(small(batch=32), "one", topologies.parse_topology("v5e:4x4"))[1] == []
-    assert plan_step._spread(small(batch=6), "one", topologies.parse_topology("v5e:4x4"))[1] == []  # left to an error
+    assert search._spread(small(batch=32), "one", topologies.parse_topology("v5e:4x4"))[1] == []
+    assert search._spread(small(batch=6), "one", topologies.parse_topology("v5e:4x4"))[1] == []  # left to an error
 
 
 def plan_with(monkeypatch, lacking: dict[str, float], tries=9, best=False, **stage):
     """`plan_stage` with a compiler that lacks so much memory until a setting has been changed, and is `1 s` fast."""
-    said = []
+    log_lines = []
 
     def compile_stage(config, name, topology, samples):
         flat = {path: str(value) for path, value in settings.flatten(config).items()}
         for change, gib in lacking.items():
             path, value = change.split("=")
             if flat[path] != value:
-                raise plan_step.DoesNotFit(gib)
+                raise search.DoesNotFit(gib)
         return dataclasses.replace(RESULT, low=1.0 + (config.model.remat == "full"), high=3.0)
 
-    monkeypatch.setattr(plan_step, "compile_stage", compile_stage)
-    monkeypatch.setattr(plan_step.topologies, "devices", lambda topology: __import__("jax").devices()[:4])
-    search = plan_step.SearchOptions(best, tries, said.append)
-    return plan_step.plan_stage(small(**stage), "one", topologies.parse_topology("v5e:2x2"), search, 0), said
+    monkeypatch.setattr(search, "compile_stage", compile_stage)
+    monkeypatch.setattr(search.topologies, "devices", lambda topology: __import__("jax").devices()[:4])
+    options = search.SearchOptions(best, tries, log_lines.append)
+    return search.plan_stage(small(**stage), "one", topologies.parse_topology("v5e:2x2"), options, 0), log_lines
 
 
 @pytest.mark.parametrize(
@@ -165,38 +163,38 @@ def plan_with(monkeypatch, lacking: dict[str, float], tries=9, best=False, **sta
         ("the total memory required for HLO temporaries (16.23G) exceeds available HBM (15.75G).", 0.48),
     ],
 )
-def test_a_shortage_is_read_from_what_the_compiler_says(message, lacking):
-    assert plan_step._shortage(f"RESOURCE_EXHAUSTED: {message}").lacking == pytest.approx(lacking)
-    assert plan_step._shortage("INTERNAL: something else (1G) is wrong") is None
+def test_memory_shortage_is_parsed_from_the_compiler_error(message, lacking):
+    assert search._shortage(f"RESOURCE_EXHAUSTED: {message}").lacking == pytest.approx(lacking)
+    assert search._shortage("INTERNAL: something else (1G) is wrong") is None
 
 
-def test_changes_are_tried_one_upon_the_other_until_it_fits(monkeypatch):
+def test_changes_accumulate_until_the_step_fits(monkeypatch):
     lacking = {"stages.one.optimizer.first_moment=bfloat16": 3.0, "stages.one.accumulation=2": 1.0}
-    result, said = plan_with(monkeypatch, lacking, batch=16)
+    result, log_lines = plan_with(monkeypatch, lacking, batch=16)
     moment, parts = (f"--config.{change}" for change in lacking)
     assert result.fits and result.changes == (moment, parts)
     assert result.tried == (f"{moment}: lacks 1.00 GiB", f"{parts}: fits")
-    assert "lacks 3.00 GiB a chip" in said[0]
+    assert "lacks 3.00 GiB a chip" in log_lines[0]
 
 
-def test_no_more_is_tried_than_asked_for(monkeypatch):
+def test_tries_limits_the_number_of_changes(monkeypatch):
     result, _ = plan_with(monkeypatch, {"stages.one.loss_chunks=7": 2.0}, tries=1, batch=16)
     assert not result.fits and len(result.tried) == 1 and result.lacking == 2.0
 
 
-def test_best_takes_the_fastest_policy_that_fits(monkeypatch):
+def test_best_chooses_the_fastest_remat_policy_that_fits(monkeypatch):
     result, _ = plan_with(monkeypatch, {}, best=True, batch=16)
     assert result.changes == ("--config.model.remat=save_context",) and result.low == 1.0
 
 
-def test_rows_that_images_fill_and_empty_batches_are_refused_as_a_run_refuses_them():
+def test_rows_without_room_for_text_and_empty_batches_are_rejected():
     config = small(batch=8)
-    full = plan_step.changed(config, "stages.one.data.length", 9)  # of the tiny tower's 9 patches
+    full = search.changed(config, "stages.one.data.length", 9)  # of the tiny tower's 9 patches
     with pytest.raises(ConfigError, match="leaves no room for text"):
-        plan_step.compile_stage(full, "one", topologies.parse_topology("v5e:2x2"), 0)
+        search.compile_stage(full, "one", topologies.parse_topology("v5e:2x2"), 0)
     for batch, cache in ((0, 8), (1, 1)):
         with pytest.raises(ConfigError, match="must be at least 1, .* at least 2"):
-            plan_step.plan_decode(config, topologies.parse_topology("v5e:2x2"), batch, cache)
+            search.plan_decode(config, topologies.parse_topology("v5e:2x2"), batch, cache)
 
 
 # ------------------------------------------------------------------ compiled programs
@@ -209,23 +207,23 @@ def facts(tmp_path_factory) -> dict:
     return json.loads((folder / "facts.json").read_text())
 
 
-def test_the_steps_are_made_of_what_is_fast(facts):
-    for name, found in facts.items():
-        assert found["slowed_by"] == [], name
-        assert not found["windowed"], name
-        assert found["float32_gathers"] == [], name
-        assert found["square"] is None, name  # no scores of all tokens with all others
+def test_compiled_steps_contain_no_slow_patterns(facts):
+    for name, step in facts.items():
+        assert step["slowed_by"] == [], name
+        assert not step["windowed"], name
+        assert step["float32_gathers"] == [], name
+        assert step["square"] is None, name  # no scores of all tokens with all others
         # Forward, forward again in the backward pass, and two backward; once, for the layers are a loop.
-        assert found["kernels"] == 4, name
+        assert step["kernels"] == 4, name
 
 
-def test_the_state_that_comes_out_takes_the_place_of_the_one_that_goes_in(facts):
-    for name, found in facts.items():
-        kept = [path for path in found["not_aliased"] if "trainable" in path or "opt_state" in path]
+def test_train_state_buffers_are_donated(facts):
+    for name, step in facts.items():
+        kept = [path for path in step["not_aliased"] if "trainable" in path or "opt_state" in path]
         assert kept == [], name
 
 
-def test_stage_1_reduces_no_gradient_of_a_weight_but_the_projector_s(facts):
+def test_stage_1_reduces_only_projector_gradients(facts):
     width, mlp = 128, 344
     shapes = set(facts["stage1"]["reduced"])
     assert {f"{width}x{mlp}", f"{mlp}x{width}"} & set(facts["stage2"]["reduced"])  # so it would look
@@ -234,6 +232,6 @@ def test_stage_1_reduces_no_gradient_of_a_weight_but_the_projector_s(facts):
     assert facts["stage1"]["arguments"] < 0.6 * facts["stage2"]["arguments"]
 
 
-def test_where_a_copy_fits_only_gradients_travel(facts):
+def test_replicated_weights_need_only_all_reduce(facts):
     assert facts["copied"]["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
     assert facts["copied"]["sent"] == ["all-reduce"]

@@ -77,7 +77,7 @@ def run(capsys, *flags: str) -> tuple[int, str, str]:
 # ------------------------------------------------------------------------------------------------ as a user types it
 
 
-def test_a_typo_in_a_flag_is_reported_within_three_seconds_and_without_a_traceback():
+def test_flag_typo_is_reported_within_three_seconds_without_traceback():
     began = time.perf_counter()
     command = [sys.executable, "-m", "llava_jax.main", QUICKSTART, "--config.stages.stage1.bath=8"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -87,7 +87,7 @@ def test_a_typo_in_a_flag_is_reported_within_three_seconds_and_without_a_traceba
     assert done.stderr.startswith("error: ") and "'bath'" in done.stderr and '"batch"' in done.stderr
 
 
-def test_jax_is_not_imported_before_the_config_is_read():
+def test_read_config_imports_no_jax():
     text = (
         "import sys; from llava_jax.cli.train import read_config; "
         f"read_config(['main', {QUICKSTART!r}]); "
@@ -97,7 +97,7 @@ def test_jax_is_not_imported_before_the_config_is_read():
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
-def test_help_shows_the_flags_and_three_examples(capsys):
+def test_help_shows_flags_and_three_valid_examples(capsys):
     for flag in ("--help", "-h"):
         code, out, err = run(capsys, flag)
         assert code == 0 and err == ""
@@ -143,14 +143,14 @@ def test_help_shows_the_flags_and_three_examples(capsys):
         (["--config=small.py", *PAIR, "--lost_after=0"], "--lost_after=0 must be at least 1"),
     ],
 )
-def test_a_wrong_flag_is_named(folder, flags, message, capsys):
+def test_bad_flag_is_named_and_exits_2(folder, flags, message, capsys):
     with pytest.raises(ConfigError, match=message):
         read_config(["main", *flags])
     code, out, err = run(capsys, *flags)
     assert code == 2 and out == "" and err.startswith("error: ") and len(err.splitlines()) == 1
 
 
-def test_a_port_that_is_taken_is_named(folder, capsys):
+def test_port_in_use_is_named(folder, capsys):
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         flags = (f"--coordinator=localhost:{port}", "--processes=2", "--process=0")
@@ -185,7 +185,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_config_file_is_named_with_its_line(folder, name, capsys):
+def test_broken_config_file_is_named_with_its_line(folder, name, capsys):
     text, message = BROKEN[name]
     (folder / "mine.py").write_text(text)
     with pytest.raises(ConfigError, match=message):
@@ -194,7 +194,7 @@ def test_a_broken_config_file_is_named_with_its_line(folder, name, capsys):
     assert code == 2 and err.startswith("error: ") and len(err.splitlines()) <= 2
 
 
-def test_flags_change_values_and_their_origin_is_told(folder):
+def test_flags_change_values_and_each_source_is_printed(folder):
     flags = (
         "--workdir=here", "--config.hash_frozen", "--config.stages.one.batch=16",
         "--config.stages.one.optimizer.clip=2",
@@ -217,7 +217,7 @@ def test_flags_change_values_and_their_origin_is_told(folder):
         assert line in lines
 
 
-def test_the_workdir_is_called_after_the_config_file(folder):
+def test_default_workdir_is_named_after_the_config_file(folder):
     assert read_config(["main", "--config=small.py"])[1] == Path("workdir/small")
 
 
@@ -285,17 +285,17 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("fault, words", FAULTS, ids=[f.__name__ for f, _ in FAULTS])
-def test_a_fault_in_the_data_is_named_and_ends_with_1(folder, fault, words, capsys, monkeypatch):
+@pytest.mark.parametrize("fault, messages", FAULTS, ids=[f.__name__ for f, _ in FAULTS])
+def test_data_error_is_named_and_exits_1(folder, fault, messages, capsys, monkeypatch):
     fault(folder)
     monkeypatch.setattr("llava_jax.train.stage_run.first_state", lambda *_: None)  # saves its compilation
     code, out, err = run(capsys, "--config=small.py", "--config.stages.one.data.bad=error")
     assert code == 1 and err.startswith("error: ")
-    assert all(word in err for word in words), err
+    assert all(message in err for message in messages), err
     assert "stages.one.batch = 8  (small.py)" in out  # what it tried to do is on the screen
 
 
-def test_a_fault_far_into_the_data_comes_through_the_loader_s_threads(folder, capsys):
+def test_data_error_in_a_later_row_leaves_the_loader_threads(folder, capsys):
     Image.new("RGB", (64, 48)).save(folder / "images" / "late.jpg")
     late = folder / "images" / "late.jpg"
     late.write_bytes(late.read_bytes()[:-300])
@@ -306,7 +306,7 @@ def test_a_fault_far_into_the_data_comes_through_the_loader_s_threads(folder, ca
     assert "sample bus-1" in out  # the first one was read and shown
 
 
-def test_what_data_says_to_the_terminal_is_only_text(folder, capsys):
+def test_control_characters_of_the_data_are_not_printed(folder, capsys):
     late = {**ROW, "id": "late\x1b[2J", "image": "gone\x1b[31m.jpg"}
     (folder / "train.json").write_text(json.dumps([{**ROW, "id": "bus\x1b[31m-1"}, *[late] * 7]))
     code, out, err = run(capsys, "--config=small.py", "--config.stages.one.data.bad=error")
@@ -314,7 +314,7 @@ def test_what_data_says_to_the_terminal_is_only_text(folder, capsys):
     assert "\x1b" not in out + err
 
 
-def test_a_missing_tokenizer_is_named(folder, capsys):
+def test_missing_tokenizer_is_named(folder, capsys):
     code, _, err = run(capsys, "--config=small.py", "--config.tokenizer=data/vicuna")
     assert code == 1 and "data/vicuna: no tokenizer there" in err
 
@@ -332,7 +332,7 @@ def test_a_missing_tokenizer_is_named(folder, capsys):
         (["--config.stages.one.learning_rates=(('projektor/.*',1e-3),('.*',None))"], "'projektor/.*' decides for no"),
     ],
 )
-def test_settings_that_do_not_fit_together_end_with_2(folder, flags, message, capsys):
+def test_inconsistent_settings_exit_2(folder, flags, message, capsys):
     code, _, err = run(capsys, "--config=small.py", *flags)
     assert code == 2 and err.startswith("error: ") and message in err
 
@@ -340,7 +340,7 @@ def test_settings_that_do_not_fit_together_end_with_2(folder, flags, message, ca
 # ------------------------------------------------------------------------------------------------ how it ends
 
 
-def test_exit_codes_follow_the_errors(folder, monkeypatch, capsys):
+def test_exit_code_depends_on_the_error(folder, monkeypatch, capsys):
     from llava_jax.train import loop
 
     def ends_with(error):

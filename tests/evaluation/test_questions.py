@@ -16,7 +16,7 @@ def build(source: ScienceQA, **options):
     return build_questions(ScienceQATask(source), PredictOptions(**options))
 
 
-def test_problems_without_their_image_are_named_skipped_or_asked_without(folder):
+def test_missing_images_are_named_skipped_or_asked_as_text(folder):
     source = ScienceQA(folder, "test")
     with pytest.raises(DataError, match=r"the images of 1 problems are missing \(of 3\). Bring them, or choose"):
         build(source)
@@ -31,13 +31,13 @@ def test_problems_without_their_image_are_named_skipped_or_asked_without(folder)
     assert [question.number for question in build(source, limit=3)[0]] == [0, 1, 2]
 
 
-def test_an_image_outside_the_folder_is_refused(folder):
+def test_image_outside_the_folder_is_rejected(folder):
     source = ScienceQA(write_folder(folder / "out", {"1": {"image": "../../../../a.png"}}), "test")
     with pytest.raises(DataError, match="problem 1: image .* is outside of"):
         build(source, missing_images="text")
 
 
-def test_images_may_be_in_an_archive_and_a_problem_twice_in_a_split(folder, tmp_path):
+def test_images_from_zip_and_repeated_problems(folder, tmp_path):
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         archive.write(folder / "images" / "test" / "1" / "image.png", "test/1/image.png")
     problems = {"1": {"image": "image.png"}, "2": {"image": "image.png"}}
@@ -49,6 +49,6 @@ def test_images_may_be_in_an_archive_and_a_problem_twice_in_a_split(folder, tmp_
 
 
 @pytest.mark.parametrize("options", [{"limit": -1}, {"batch": 0}])
-def test_options_out_of_range_are_refused(options):
+def test_options_out_of_range_are_rejected(options):
     with pytest.raises(ConfigError, match="must be at least 0, --batch .* at least 1"):
         PredictOptions(**options)

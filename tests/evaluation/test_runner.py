@@ -20,7 +20,7 @@ def questions_of(source: ScienceQA, missing_images: str = "text") -> list[TaskQu
     return build_questions(ScienceQATask(source), PredictOptions(missing_images=missing_images))[0]
 
 
-def test_the_longest_come_first_and_a_begun_batch_is_computed_whole(model, folder, monkeypatch):
+def test_longest_prompts_first_and_partial_batches_recomputed(model, folder, monkeypatch):
     source = ScienceQA(folder, "test")
     rows = longest_first(model, questions_of(source))
     assert [len(ids) for _, ids in rows] == sorted((len(ids) for _, ids in rows), reverse=True)
@@ -37,7 +37,7 @@ def test_the_longest_come_first_and_a_begun_batch_is_computed_whole(model, folde
         assert rest == every[done:] and sizes == batches
 
 
-def test_a_draw_depends_on_seed_and_problem_not_on_the_batch(model, folder):
+def test_sampling_depends_on_seed_and_problem_not_batch(model, folder):
     source = ScienceQA(folder, "test")
     rows = longest_first(model, questions_of(source, "skip"))
     draws = {}
@@ -48,13 +48,13 @@ def test_a_draw_depends_on_seed_and_problem_not_on_the_batch(model, folder):
     assert draws[1, 3] == draws[1, 8] and sum(a != b for a, b in zip(draws[1, 8], draws[2, 8], strict=True)) > 6
 
 
-def test_prompts_without_room_for_an_answer_are_refused(model):
+def test_prompts_without_room_for_an_answer_are_rejected(model):
     long = TaskQuestion(0, "7", "what " * 800, None)
     with pytest.raises(TooLong, match="1 prompts leave the model no room: it takes 640 tokens, that of problem 7 has"):
         longest_first(model, [TaskQuestion(0, "1", "what?", None), long])
 
 
-def test_a_damaged_image_is_named(model, tmp_path):
+def test_damaged_image_is_named(model, tmp_path):
     write_folder(tmp_path, {"1": {"image": "image.png"}})
     (tmp_path / "images" / "test" / "1").mkdir(parents=True)
     (tmp_path / "images" / "test" / "1" / "image.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
@@ -64,7 +64,7 @@ def test_a_damaged_image_is_named(model, tmp_path):
         list(answer_batches(model, rows, source.images, model.settings(), 1))
 
 
-def test_fingerprints_tell_what_differs(model, folder):
+def test_fingerprints_change_with_weights_and_prompts(model, folder):
     """One bit of one weight; not the mesh, nor the order of the weights."""
     params = dict(model.params)
     expected = weights_fingerprint(params)

@@ -38,7 +38,7 @@ def predict(task, model, out: Path, batch: int = 2, **hooks) -> list[dict]:
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
-def test_a_task_is_asked_and_resumed_byte_equal(task, model, tmp_path):
+def test_task_is_answered_and_resumed_byte_equal(task, model, tmp_path):
     out = tmp_path / "whole.jsonl"
     records = predict(task, model, out)
     assert {record["question_id"]: record["prompt"] for record in records} == {
@@ -60,7 +60,7 @@ def test_a_task_is_asked_and_resumed_byte_equal(task, model, tmp_path):
         predict_answers(task, out, lambda: model, {"model_id": "other"}, PredictOptions(), GENERATION)
 
 
-def test_a_task_may_generate_in_its_own_way(task, model, tmp_path):
+def test_task_may_replace_generate(task, model, tmp_path):
     """Whatever `generate` returns are the answers, in the order of the questions it was given."""
     sizes = []
 
@@ -76,7 +76,7 @@ def test_a_task_may_generate_in_its_own_way(task, model, tmp_path):
     assert records[-1]["text"] == "Yes."
 
 
-def test_a_task_is_scored_from_its_answers_file(task, tmp_path):
+def test_task_is_scored_from_its_answers_file(task, tmp_path):
     texts = {"red-red": "Yes", "red-blue": "no.", "blue-red": "yes", "blue-blue": "It may be.", "other": "yes"}
     lines = [json.dumps({"question_id": pid, "text": text}) for pid, text in texts.items()]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
@@ -93,7 +93,7 @@ def test_a_task_is_scored_from_its_answers_file(task, tmp_path):
     ]
 
 
-def test_an_answers_file_names_the_line_at_fault(tmp_path):
+def test_read_texts_names_the_invalid_line(tmp_path):
     path = tmp_path / "a.jsonl"
     for text, message in (
         ('{"question_id": "1", "text": "yes"}\n{"question_id', "line 2 is broken JSON"),

@@ -6,12 +6,12 @@ import os
 import pytest
 
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.llm_client.cache import Reply, ReplyCache, key_of, read_replies
+from llava_jax.llm_client.cache import Reply, ReplyCache, cache_key, read_replies
 
 REPLY = Reply("It is \ud83d\n\u2028 so.", "stop", False, "fake-1", 100, 10)
 
 
-def test_what_was_added_is_there_again(tmp_path):
+def test_added_replies_are_read_back(tmp_path):
     path = tmp_path / "new" / "cache.jsonl"
     with ReplyCache(path) as cache:
         cache.add("k1", REPLY)
@@ -21,7 +21,7 @@ def test_what_was_added_is_there_again(tmp_path):
     assert read_replies(tmp_path / "gone") == ({}, 0) and not (tmp_path / "gone").exists()
 
 
-def test_a_line_that_was_cut_off_anywhere_costs_only_itself(tmp_path):
+def test_torn_line_loses_only_its_own_reply(tmp_path):
     """And it does not swallow the line that is written next."""
     path = tmp_path / "cache.jsonl"
     with ReplyCache(path) as cache:
@@ -38,19 +38,19 @@ def test_a_line_that_was_cut_off_anywhere_costs_only_itself(tmp_path):
         assert list(read_replies(path)[0]) == (["k1", "k2", "k3"] if is_whole else ["k1", "k3"])
 
 
-def test_a_key_is_of_all_that_is_sent():
-    said = [{"role": "user", "content": "Why?"}]
-    one = key_of("m", said, {"temperature": 0.0, "max_tokens": 5})
-    assert one == key_of("m", [{"content": "Why?", "role": "user"}], {"max_tokens": 5, "temperature": 0.0})
-    others = [
-        key_of("n", said, {"temperature": 0.0, "max_tokens": 5}),
-        key_of("m", said * 2, {"temperature": 0.0, "max_tokens": 5}),
-        key_of("m", [{"role": "system", "content": "Why?"}], {"temperature": 0.0, "max_tokens": 5}),
-        key_of("m", said, {"temperature": 0.5, "max_tokens": 5}),
-        key_of("m", said, {"temperature": 0.0, "max_tokens": 6}),
-        key_of("m", said, {"temperature": 0.0, "max_completion_tokens": 5}),
+def test_cache_key_covers_everything_that_is_sent():
+    messages = [{"role": "user", "content": "Why?"}]
+    key = cache_key("m", messages, {"temperature": 0.0, "max_tokens": 5})
+    assert key == cache_key("m", [{"content": "Why?", "role": "user"}], {"max_tokens": 5, "temperature": 0.0})
+    other_keys = [
+        cache_key("n", messages, {"temperature": 0.0, "max_tokens": 5}),
+        cache_key("m", messages * 2, {"temperature": 0.0, "max_tokens": 5}),
+        cache_key("m", [{"role": "system", "content": "Why?"}], {"temperature": 0.0, "max_tokens": 5}),
+        cache_key("m", messages, {"temperature": 0.5, "max_tokens": 5}),
+        cache_key("m", messages, {"temperature": 0.0, "max_tokens": 6}),
+        cache_key("m", messages, {"temperature": 0.0, "max_completion_tokens": 5}),
     ]
-    assert len({one, *others}) == 7
+    assert len({key, *other_keys}) == 7
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_key_is_of_all_that_is_sent():
         b"\xff\xfe",
     ],
 )
-def test_another_file_is_refused_and_left_alone(tmp_path, content):
+def test_foreign_file_is_rejected_and_unchanged(tmp_path, content):
     path = tmp_path / "mine"
     path.write_bytes(content)
     for read in (ReplyCache, read_replies):
@@ -73,14 +73,14 @@ def test_another_file_is_refused_and_left_alone(tmp_path, content):
     assert path.read_bytes() == content
 
 
-def test_one_process_at_a_time(tmp_path):
+def test_cache_is_locked_by_one_process(tmp_path):
     with ReplyCache(tmp_path / "c"), pytest.raises(ConfigError, match="another process is using this cache"):
         ReplyCache(tmp_path / "c")
     ReplyCache(tmp_path / "c").__exit__()
     ReplyCache(tmp_path / "c")
 
 
-def test_a_full_disk_is_said_and_costs_one_reply(tmp_path, monkeypatch):
+def test_full_disk_loses_one_reply(tmp_path, monkeypatch):
     write = os.write
     with ReplyCache(tmp_path / "c") as cache:
         cache.add("k1", REPLY)
@@ -96,7 +96,7 @@ def test_a_full_disk_is_said_and_costs_one_reply(tmp_path, monkeypatch):
     assert json.loads(lines[-1])["key"] == "k2"
 
 
-def test_a_place_that_cannot_be_written(tmp_path):
+def test_unwritable_path_is_rejected(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "c", tmp_path):
         with pytest.raises(ConfigError, match="cannot be written"):

@@ -8,7 +8,7 @@ import pytest
 
 from llava_jax.errors import ConfigError
 from llava_jax.llm_client import client as module
-from llava_jax.llm_client.client import Unfinished, ask_llm, seconds_before
+from llava_jax.llm_client.client import Unfinished, ask_llm, retry_delay
 from llava_jax.llm_client.settings import LLMSettings, estimate_cost
 from tests.fixtures.fake_llm_server import FakeServer
 
@@ -16,7 +16,7 @@ KEY = "sk-unique-0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def short_waits(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(module, "FIRST_WAIT", 0.002)
@@ -26,25 +26,27 @@ def requests(count: int) -> dict[str, list[dict[str, str]]]:
     return {str(i): [{"role": "user", "content": f"q{i}"}] for i in range(count)}
 
 
-def run(server: FakeServer, cache, wanted, **terms):
-    return ask_llm(wanted, LLMSettings("m", server.url, **terms), cache, say=lambda line: None)
+def run(server: FakeServer, cache, requests, **settings):
+    return ask_llm(requests, LLMSettings("m", server.url, **settings), cache, log=lambda line: None)
 
 
 def echo(call):
     call.say(f"re {call.text}")
 
 
-def test_replies_come_by_id_and_are_asked_for_once(tmp_path):
-    wanted = requests(20) | {"twin": requests(1)["0"]}
+def test_replies_are_keyed_by_id_and_requested_once(tmp_path):
+    questions = requests(20) | {"twin": requests(1)["0"]}
     done = []
     with FakeServer(echo) as server:
-        terms = LLMSettings("m", server.url, max_tokens=7)
+        settings = LLMSettings("m", server.url, max_tokens=7)
         for round in range(2):
-            asked = ask_llm(wanted, terms, tmp_path / "c", say=lambda line: None, each=lambda *n: done.append(n))
-            assert {name: reply.text for name, reply in asked.replies.items()} == {
-                name: f"re {messages[0]['content']}" for name, messages in wanted.items()
+            result = ask_llm(
+                questions, settings, tmp_path / "c", log=lambda line: None, on_progress=lambda *n: done.append(n)
+            )
+            assert {name: reply.text for name, reply in result.replies.items()} == {
+                name: f"re {messages[0]['content']}" for name, messages in questions.items()
             }
-            assert list(asked.replies) == list(wanted) and asked.sent == (20, 0)[round] and not asked.failed
+            assert list(result.replies) == list(questions) and result.new_count == (20, 0)[round] and not result.failed
         assert set(server.times.values()) == {1} and len(server.calls) == 20
         assert done == [(n, 20) for n in range(1, 21)]
         call = server.calls[0]
@@ -60,7 +62,7 @@ def cut_inside(call):
     call.send(b'{"id": "1", "choices"', length=500)
 
 
-PASSING = {
+TRANSIENT = {
     "429": lambda call: call.fail(429, "slow down"),
     "500": lambda call: call.fail(500, "oh"),
     "503, a page": lambda call: call.send(b"<html>later</html>", 503, kind="text/html"),
@@ -79,27 +81,27 @@ PASSING = {
 }
 
 
-@pytest.mark.parametrize("fault", PASSING)
-def test_what_may_pass_is_tried_five_times_at_most(tmp_path, fault):
+@pytest.mark.parametrize("fault", TRANSIENT)
+def test_transient_errors_are_retried_up_to_five_times(tmp_path, fault):
     """q0 always fails, q1 twice; the others are not held up by that, and all but q0 are there."""
 
     def behave(call):
         if call.text == "q0" or call.text == "q1" and call.times <= 2:
-            PASSING[fault](call)
+            TRANSIENT[fault](call)
         else:
             echo(call)
 
     with FakeServer(behave) as server:
-        asked = run(server, tmp_path / "c", requests(5), concurrency=2)
+        result = run(server, tmp_path / "c", requests(5), concurrency=2)
         assert server.times == {"q0": 5, "q1": 3, "q2": 1, "q3": 1, "q4": 1}
-        assert list(asked.replies) == ["1", "2", "3", "4"] and asked.sent == 4
-        assert list(asked.failed) == ["0"] and asked.failed["0"].endswith(" (5 tries)")
+        assert list(result.replies) == ["1", "2", "3", "4"] and result.new_count == 4
+        assert list(result.failed) == ["0"] and result.failed["0"].endswith(" (5 tries)")
         server.behave = echo
         again = run(server, tmp_path / "c", requests(5))
-        assert again.sent == 1 and len(again.replies) == 5 and len(server.calls) == 12
+        assert again.new_count == 1 and len(again.replies) == 5 and len(server.calls) == 12
 
 
-def test_a_server_that_is_silent_or_trickles_is_left_in_time(tmp_path):
+def test_timeout_covers_silent_and_trickling_servers(tmp_path):
     def behave(call):
         if call.text == "q0":
             server.hang(call)
@@ -111,9 +113,9 @@ def test_a_server_that_is_silent_or_trickles_is_left_in_time(tmp_path):
 
     began = time.monotonic()
     with FakeServer(behave) as server:
-        asked = run(server, tmp_path / "c", requests(2), timeout=0.2)
+        result = run(server, tmp_path / "c", requests(2), timeout=0.2)
         assert server.times == {"q0": 5, "q1": 5} and time.monotonic() - began < 9
-        assert asked.failed["0"] == "no answer within 0.2 s (5 tries)"
+        assert result.failed["0"] == "no answer within 0.2 s (5 tries)"
 
 
 REFUSALS = {
@@ -127,31 +129,31 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("kind", REFUSALS)
-def test_a_refusal_is_an_answer(tmp_path, kind):
+def test_refusal_is_a_cached_reply(tmp_path, kind):
     with FakeServer(lambda call: REFUSALS[kind](call) if call.text == "q0" else echo(call)) as server:
         for _ in range(2):
-            asked = run(server, tmp_path / "c", requests(2))
-            assert [reply.is_refused for reply in asked.replies.values()] == [True, False] and not asked.failed
+            result = run(server, tmp_path / "c", requests(2))
+            assert [reply.is_refused for reply in result.replies.values()] == [True, False] and not result.failed
         assert server.times == {"q0": 1, "q1": 1}
-        assert asked.replies["0"].text == {"refusal": "I will not.", "filter, half": "Well, ", "empty": " \n"}.get(
+        assert result.replies["0"].text == {"refusal": "I will not.", "filter, half": "Well, ", "empty": " \n"}.get(
             kind, ""
         )
 
 
 @pytest.mark.parametrize(
-    "status, code, said",
+    "status, code, message",
     [
         (400, None, "400 no such parameter"), (401, None, "401, the key in OPENAI_API_KEY is not accepted"),
         (403, None, "403 no"), (404, None, "404 no such model"), (422, None, "422 no"),
         (307, None, "307 redirects elsewhere"), (429, "insufficient_quota", "429 pay first"),
     ],
 )  # fmt: skip
-def test_what_cannot_pass_ends_it_at_once(tmp_path, status, code, said):
+def test_permanent_errors_stop_the_run_at_once(tmp_path, status, code, message):
     """In one line, which does not have the key though the server's words do."""
 
     def behave(call):
         if call.text == "q3":
-            call.fail(status, f"{said[4:]}\n {call.key}" * (status != 307), code, Location=f"{server.url}/elsewhere")
+            call.fail(status, f"{message[4:]}\n {call.key}" * (status != 307), code, Location=f"{server.url}/elsewhere")
         else:
             echo(call)
 
@@ -159,14 +161,14 @@ def test_what_cannot_pass_ends_it_at_once(tmp_path, status, code, said):
         with pytest.raises(ConfigError) as caught:
             run(server, tmp_path / "c", requests(9), concurrency=1)
         assert [call.text for call in server.calls] == ["q0", "q1", "q2", "q3"]
-        message = str(caught.value)
-        assert message.startswith(f"{server.url}: {said}") and "\n" not in message and KEY not in message
-        assert "3 of 9 replies are in" in message and KEY[:12] not in message
+        error = str(caught.value)
+        assert error.startswith(f"{server.url}: {message}") and "\n" not in error and KEY not in error
+        assert "3 of 9 replies are in" in error and KEY[:12] not in error
         server.behave = echo
-        assert run(server, tmp_path / "c", requests(9)).sent == 6 and max(server.times.values()) == 2
+        assert run(server, tmp_path / "c", requests(9)).new_count == 6 and max(server.times.values()) == 2
 
 
-def test_what_is_under_way_when_it_ends_is_paid_for_and_kept(tmp_path, monkeypatch):
+def test_requests_in_flight_are_cached_when_the_run_stops(tmp_path, monkeypatch):
     """And who waits for the next try does not wait any longer."""
     monkeypatch.setattr(module, "FIRST_WAIT", 60.0)
 
@@ -186,7 +188,7 @@ def test_what_is_under_way_when_it_ends_is_paid_for_and_kept(tmp_path, monkeypat
     assert server.times == {"q0": 1, "q1": 1, "q2": 1} and time.monotonic() - began < 20
 
 
-def test_no_more_at_a_time_than_allowed(tmp_path):
+def test_concurrency_is_limited(tmp_path):
     def behave(call):
         while server.together < 4 and time.monotonic() - call.at < 5:
             time.sleep(0.01)
@@ -198,29 +200,29 @@ def test_no_more_at_a_time_than_allowed(tmp_path):
         assert server.together == 4
 
 
-def test_waits_double_differ_and_are_bounded(monkeypatch):
+def test_retry_delays_double_with_jitter_and_a_bound(monkeypatch):
     monkeypatch.setattr(module, "FIRST_WAIT", 2.0)
     for number in range(2, 6):
-        waits = [seconds_before(number, f"key {i}") for i in range(100)]
+        waits = [retry_delay(number, f"key {i}") for i in range(100)]
         most = 2.0 ** (number - 1)
         assert most / 2 <= min(waits) < 0.55 * most and 0.95 * most < max(waits) <= most and len(set(waits)) == 100
-        assert waits == [seconds_before(number, f"key {i}") for i in range(100)]
-    assert seconds_before(2, "key", 7.5) == 7.5 and seconds_before(2, "key", 1e9) == 60 == seconds_before(50, "key")
+        assert waits == [retry_delay(number, f"key {i}") for i in range(100)]
+    assert retry_delay(2, "key", 7.5) == 7.5 and retry_delay(2, "key", 1e9) == 60 == retry_delay(50, "key")
 
 
 @pytest.mark.parametrize(
-    "asked_for, wait", [("0.3", 0.3), ("3600", 0.4), ("date", 0.4), ("soon", 0), ("-5", 0), ("nan", 0)]
+    "retry_after, wait", [("0.3", 0.3), ("3600", 0.4), ("date", 0.4), ("soon", 0), ("-5", 0), ("nan", 0)]
 )
-def test_retry_after_is_kept_to_within_bounds(tmp_path, monkeypatch, asked_for, wait):
+def test_retry_after_is_respected_within_bounds(tmp_path, monkeypatch, retry_after, wait):
     monkeypatch.setattr(module, "LONGEST_WAIT", 0.4)
-    value = email.utils.formatdate(time.time() + 3600, usegmt=True) if asked_for == "date" else asked_for
+    value = email.utils.formatdate(time.time() + 3600, usegmt=True) if retry_after == "date" else retry_after
     with FakeServer(lambda call: echo(call) if call.times > 1 else call.fail(429, Retry_After=value)) as server:
         run(server, tmp_path / "c", requests(1))
         first, second = server.calls
         assert wait <= second.at - first.at < wait + 3  # of which a busy machine takes most
 
 
-def test_the_cap_stops_within_one_request(tmp_path):
+def test_max_cost_stops_within_one_request(tmp_path):
     """100 tokens in for $1 a million and 10 out for $100: $0.0011. Feared are 18 bytes and 50 tokens: $0.005018."""
     prices = dict(input_price=1.0, output_price=100.0, max_tokens=50, concurrency=4)
     with FakeServer(echo) as server:
@@ -232,12 +234,12 @@ def test_the_cap_stops_within_one_request(tmp_path):
         with pytest.raises(Unfinished, match="14 of 40 replies are in"):  # what the cache has, was paid for
             run(server, tmp_path / "c", requests(40), **prices, max_cost=0.02)
         assert len(server.calls) == 14
-        asked = run(server, tmp_path / "c", requests(40), **prices, max_cost=0.1)
-        assert asked.spent == pytest.approx(40 * 0.0011) and asked.lost == 0
+        result = run(server, tmp_path / "c", requests(40), **prices, max_cost=0.1)
+        assert result.spent == pytest.approx(40 * 0.0011) and result.lost == 0
         assert len(server.calls) == 40 and set(server.times.values()) == {1}
 
 
-def test_feared_cost_is_reserved_for_all_that_is_under_way(tmp_path):
+def test_worst_case_cost_is_reserved_for_requests_in_flight(tmp_path):
     """Were it not, four would be sent before the first is paid."""
 
     def behave(call):
@@ -253,25 +255,27 @@ def test_feared_cost_is_reserved_for_all_that_is_under_way(tmp_path):
 
 
 @pytest.mark.parametrize("fault, tries", [("cut inside", 2), ("broken JSON", 2), ("429", 5), ("500", 5)])
-def test_a_try_that_may_have_been_paid_for_counts(tmp_path, fault, tries):
-    terms = dict(input_price=1.0, output_price=100.0, max_tokens=50, max_cost=0.0101)
-    with FakeServer(PASSING[fault]) as server:
+def test_failed_tries_that_may_be_charged_count(tmp_path, fault, tries):
+    settings = dict(input_price=1.0, output_price=100.0, max_tokens=50, max_cost=0.0101)
+    with FakeServer(TRANSIENT[fault]) as server:
         if tries == 2:
             with pytest.raises(Unfinished, match=r"\$0.0100 are spent"):
-                run(server, tmp_path / "c", requests(1), **terms)
+                run(server, tmp_path / "c", requests(1), **settings)
         else:
-            assert run(server, tmp_path / "c", requests(1), **terms).lost == 0
+            assert run(server, tmp_path / "c", requests(1), **settings).lost == 0
         assert len(server.calls) == tries
 
 
-def test_an_answer_that_was_not_counted_is_as_dear_as_can_be(tmp_path):
+def test_reply_without_usage_costs_the_worst_case(tmp_path):
     for usage in (None, {}, {"prompt_tokens": "many", "completion_tokens": -1}):
         with FakeServer(lambda call, usage=usage: call.say("so", usage=usage)) as server:
-            asked = run(server, tmp_path / f"c{usage}", requests(1), input_price=1.0, output_price=100.0, max_tokens=50)
-            assert asked.spent == pytest.approx(0.005018) and asked.replies["0"].input_tokens is None
+            result = run(
+                server, tmp_path / f"c{usage}", requests(1), input_price=1.0, output_price=100.0, max_tokens=50
+            )
+            assert result.spent == pytest.approx(0.005018) and result.replies["0"].input_tokens is None
 
 
-def test_a_server_that_does_not_work_is_given_up(tmp_path):
+def test_run_stops_after_ten_failures_in_a_row(tmp_path):
     with FakeServer(lambda call: call.fail(500)) as server:
         with pytest.raises(Unfinished, match="10 requests in a row failed, the last: 500; 0 of 99 replies"):
             run(server, tmp_path / "c", requests(99), concurrency=3)
@@ -280,31 +284,31 @@ def test_a_server_that_does_not_work_is_given_up(tmp_path):
         run(server, tmp_path / "c", requests(99), input_price=1.0, output_price=1.0, max_cost=0.001)
 
 
-def test_failures_that_are_not_in_a_row_do_not_end_it(tmp_path):
+def test_failures_not_in_a_row_do_not_stop_the_run(tmp_path):
     with FakeServer(lambda call: call.fail(500) if int(call.text[1:]) % 2 else echo(call)) as server:
-        asked = run(server, tmp_path / "c", requests(30), concurrency=1)
-    assert len(asked.failed) == len(asked.replies) == 15
+        result = run(server, tmp_path / "c", requests(30), concurrency=1)
+    assert len(result.failed) == len(result.replies) == 15
 
 
-def test_what_it_may_cost_is_said_before_anything_is_sent(tmp_path):
-    said = []
+def test_estimated_cost_is_logged_before_any_request(tmp_path):
+    lines = []
     with FakeServer(echo) as server:
-        terms = LLMSettings("m", server.url, max_tokens=50, input_price=1.0, output_price=100.0)
-        wanted = {str(i): [{"role": "user", "content": f"q{i:399}"}] for i in range(10)}
+        settings = LLMSettings("m", server.url, max_tokens=50, input_price=1.0, output_price=100.0)
+        questions = {str(i): [{"role": "user", "content": f"q{i:399}"}] for i in range(10)}
         ask_llm(
-            wanted | {"twin": wanted["3"]},
-            terms,
+            questions | {"twin": questions["3"]},
+            settings,
             tmp_path / "c",
-            say=lambda line: said.append((len(server.calls), line)),
+            log=lambda line: lines.append((len(server.calls), line)),
         )
     first = f"11 requests to m at {server.url}: 10 to send, 1 equal to another"
     second = "about 1,080 input tokens (4 characters each), at most 500 output tokens: "
-    assert said == [(0, first), (0, f"{second}about $0.0011 and at most $0.0500")]
-    assert "cost unknown" in estimate_cost(wanted, LLMSettings("m"), {})[1]
+    assert lines == [(0, first), (0, f"{second}about $0.0011 and at most $0.0500")]
+    assert "cost unknown" in estimate_cost(questions, LLMSettings("m"), {})[1]
 
 
 @pytest.mark.parametrize("value", ["", " \n", f"{KEY} {KEY}", f"{KEY}\nX: y", f"{KEY}é"])
-def test_a_key_that_is_none(tmp_path, monkeypatch, value):
+def test_invalid_api_key_is_rejected_without_printing_it(tmp_path, monkeypatch, value):
     monkeypatch.setenv("OPENAI_API_KEY", value)
     with (
         FakeServer(echo) as server,
@@ -314,20 +318,20 @@ def test_a_key_that_is_none(tmp_path, monkeypatch, value):
     assert KEY not in str(caught.value) and not server.calls
 
 
-def test_another_variable_and_a_line_break_behind_the_key(tmp_path, monkeypatch):
+def test_key_variable_is_read_and_stripped(tmp_path, monkeypatch):
     monkeypatch.setenv("OTHER_KEY", "other-key\n")
     with FakeServer(echo) as server:
         run(server, tmp_path / "c", requests(1), key_variable="OTHER_KEY")
         assert server.calls[0].key == "other-key"
 
 
-def test_a_key_that_comes_back_is_not_kept(tmp_path):
+def test_key_in_a_reply_is_redacted(tmp_path):
     with FakeServer(lambda call: call.say(f"Your key is {call.key}.")) as server:
-        asked = run(server, tmp_path / "c", requests(1))
-    assert asked.replies["0"].text == "Your key is [key]." and KEY.encode() not in (tmp_path / "c").read_bytes()
+        result = run(server, tmp_path / "c", requests(1))
+    assert result.replies["0"].text == "Your key is [key]." and KEY.encode() not in (tmp_path / "c").read_bytes()
 
 
-def test_without_the_package(tmp_path, monkeypatch):
+def test_missing_openai_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with FakeServer(echo) as server, pytest.raises(ConfigError, match=r"pip install 'llava_jax\[judge\]'"):
         run(server, tmp_path / "c", requests(1))
@@ -346,13 +350,13 @@ def test_without_the_package(tmp_path, monkeypatch):
         dict(input_price=1.0, output_price=1.0, max_cost=float("nan")),
     ],
 )  # fmt: skip
-def test_terms_that_make_no_sense(wrong):
+def test_invalid_settings_are_rejected(wrong):
     with pytest.raises(ConfigError) as caught:
         LLMSettings("m", **wrong)
     assert KEY not in str(caught.value)
 
 
-def test_the_server_is_the_flags_the_variables_or_openais(monkeypatch):
+def test_base_url_comes_from_flag_environment_or_default(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://[::1]:8000/v1")
     assert LLMSettings("m").url == "http://[::1]:8000/v1" and LLMSettings("m", "https://host").url == "https://host"
     monkeypatch.delenv("OPENAI_BASE_URL")

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from llava_jax.data.sources.scienceqa import Problem
 from llava_jax.errors import DataError
 from llava_jax.evaluation.scienceqa.files import Answers
-from llava_jax.evaluation.scienceqa.parse import ending, index_of
-from llava_jax.evaluation.scienceqa.score import draw
+from llava_jax.evaluation.scienceqa.parse import index_of, stated_letter
+from llava_jax.evaluation.scienceqa.score import draw_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Ensemble:
         the original's two scripts has its own way.
         """
         if name == "upper bound":
-            second = self.indices["other" if "judge" in self.indices else "complement"]
-            pairs = zip(self.problems, self.indices["ours"], second, strict=True)
+            other_indices = self.indices["other" if "judge" in self.indices else "complement"]
+            pairs = zip(self.problems, self.indices["ours"], other_indices, strict=True)
             return [(problem, problem.answer in (ours, other)) for problem, ours, other in pairs]
         return [(problem, problem.answer == i) for problem, i in zip(self.problems, self.indices[name], strict=True)]
 
@@ -90,9 +90,9 @@ def combine(
     return result
 
 
-def _answer(problem: Problem, text: str, whose: str, unparsed: str, seed: int) -> tuple[str | None, int]:
-    letter = ending(text)
+def _answer(problem: Problem, text: str, source: str, unparsed: str, seed: int) -> tuple[str | None, int]:
+    letter = stated_letter(text)
     index = index_of(letter, len(problem.choices))
     if index < 0 and unparsed == "random":
-        index = draw(len(problem.choices), seed, problem.pid, whose)
+        index = draw_choice(len(problem.choices), seed, problem.pid, source)
     return letter, index

@@ -30,40 +30,40 @@ def read_answers(path: str | Path) -> Answers:
     path = Path(path)
     text = read_answers_text(path)
     try:
-        value = json.loads(text, object_pairs_hook=lambda pairs: _each_once(path, pairs))
+        value = json.loads(text, object_pairs_hook=lambda pairs: _unique_keys(path, pairs))
     except (ValueError, RecursionError):
-        return _of_records(path, parse_json_lines(path, text))
+        return _from_records(path, parse_json_lines(path, text))
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected JSON Lines or one object, found {type(value).__name__}.")
     if isinstance(value.get("correct"), list) and isinstance(value.get("incorrect"), list):
         records = [(f"{path}: item {i}", record) for i, record in enumerate(value["correct"] + value["incorrect"])]
-        return _of_records(path, records, text_key="pred", prompt_key="question")
+        return _from_records(path, records, text_key="pred", prompt_key="question")
     if "question_id" in value:  # a single line
-        return _of_records(path, [(f"{path}: line 1", value)])
-    return _of_result(path, value)
+        return _from_records(path, [(f"{path}: line 1", value)])
+    return _from_result(path, value)
 
 
 def result_json(indices: dict[str, int], texts: dict[str, str], correct: int) -> str:
     """The original's result file, byte for byte: `indices` and `texts` in their order."""
     count = len(indices)
-    about = {"acc": correct / count * 100 if count else 0.0, "correct": correct, "count": count}
-    return json.dumps(about | {"results": indices, "outputs": texts}, indent=2)
+    header = {"acc": correct / count * 100 if count else 0.0, "correct": correct, "count": count}
+    return json.dumps(header | {"results": indices, "outputs": texts}, indent=2)
 
 
-def _each_once(path: Path, pairs: list[tuple[str, object]]) -> dict:
+def _unique_keys(path: Path, pairs: list[tuple[str, object]]) -> dict:
     value = dict(pairs)
     if len(value) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise DataError(f"{path}: key {twice!r} twice in one object. Keep one of them.")
+        repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise DataError(f"{path}: key {repeated!r} twice in one object. Keep one of them.")
     return value
 
 
-def _of_records(path: Path, records: list, **keys: str) -> Answers:
+def _from_records(path: Path, records: list, **keys: str) -> Answers:
     texts, prompts = answers_by_id(path, records, **keys)
     return Answers(str(path), texts, {}, prompts)
 
 
-def _of_result(path: Path, value: dict) -> Answers:
+def _from_result(path: Path, value: dict) -> Answers:
     texts, results = value.get("outputs"), value.get("results", {})
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
         raise DataError(f'{path}: key "outputs" must hold texts by id. Is this a file of answers?')

@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 
 from llava_jax.data.sources.scienceqa import LETTERS, Problem
 from llava_jax.errors import DataError
-from llava_jax.evaluation.metrics import Accuracy
-from llava_jax.evaluation.scienceqa.report import interval_text, percent_text
+from llava_jax.evaluation.metrics import Accuracy, interval_text, percent_text
 from llava_jax.evaluation.scienceqa.score import AVERAGE, COLUMNS, Comparison, GradedAnswer
 from llava_jax.images.files import ImageFolder, ImageZip
 from llava_jax.images.thumbnail import thumbnail
 from llava_jax.output.html_page import Markup, document, element, join, picture
 from llava_jax.output.page_parts import badge, filters, share_bar, table, tile, tiles
 
-SIDE = 320  # of an image, at most
+MAX_SIDE = 320  # of an image, at most
 KINDS = {"right": "good", "wrong": "bad", "unparsed": "warn", "missing": "warn"}  # with their tones
 MEANINGS = {
     "NAT": "natural science", "SOC": "social science", "LAN": "language science", "TXT": "with a text",
@@ -21,7 +20,7 @@ MEANINGS = {
 }  # fmt: skip
 
 
-def page(
+def scores_page(
     title: str,
     lines: Sequence[str],
     shares: dict[str, Accuracy],
@@ -54,16 +53,16 @@ def page(
 def _summary(shares: dict[str, Accuracy], counts: dict[str, int], comparison: Comparison | None) -> Markup:
     share = shares[AVERAGE]
     note = f"{share.correct:,} of {share.count:,}, 95% {interval_text(share)}"
-    made = [tile("accuracy", f"{percent_text(share.percent)}%", note, bar=share_bar(share.percent, share.interval))]
+    summary = [tile("accuracy", f"{percent_text(share.percent)}%", note, bar=share_bar(share.percent, share.interval))]
     count = sum(counts[kind] for kind in KINDS)
     for kind, tone in KINDS.items():
         if counts[kind]:
-            made.append(tile(kind, f"{counts[kind]:,}", f"{100 * counts[kind] / count:.1f}%", tone=tone))
+            summary.append(tile(kind, f"{counts[kind]:,}", f"{100 * counts[kind] / count:.1f}%", tone=tone))
     if comparison is not None and comparison.count:
         points = 100 * (comparison.only_first - comparison.only_second) / comparison.count
         note = f"{comparison.only_first:,} only here, {comparison.only_second:,} only there right; McNemar "
-        made.append(tile("against the other file", f"{points:+.2f}", f"{note}p = {comparison.p:.3g}"))
-    return tiles(made)
+        summary.append(tile("against the other file", f"{points:+.2f}", f"{note}p = {comparison.p:.3g}"))
+    return tiles(summary)
 
 
 def _chance(graded: Sequence[GradedAnswer], fits) -> float | None:
@@ -105,8 +104,8 @@ def _article(item: GradedAnswer, images: ImageFolder | ImageZip, other: GradedAn
         inside = join(element("summary", f"the text of the answer; {letter}"), element("div", item.text, class_="text"))
         column.append(element("details", inside, **({"open": ""} if kind == "unparsed" else {})))
     body = element("div", join(*column, separator="\n"))
-    if shown := _image(problem, images):
-        body = element("div", join(shown, body), class_="with-image", style="--image:11rem")
+    if image := _image(problem, images):
+        body = element("div", join(image, body), class_="with-image", style="--image:11rem")
     kinds = kind if other is None else f"{kind} flip"
     return element("article", join(element("div", join(*head), class_="meta"), body, separator="\n"), class_=kinds)
 
@@ -131,7 +130,7 @@ def _image(problem: Problem, images: ImageFolder | ImageZip) -> Markup:
         file = images.find(problem.image, f"problem {problem.pid}")
     except DataError as fault:
         return element("p", str(fault), class_="fault")
-    shown = thumbnail(file, problem.image, SIDE)
-    if shown is None:
+    image = thumbnail(file, problem.image, MAX_SIDE)
+    if image is None:
         return element("p", f"image {problem.image} is missing or does not open", class_="fault")
-    return element("div", picture(shown, f"image of problem {problem.pid}", "jpeg"), class_="images")
+    return element("div", picture(image, f"image of problem {problem.pid}", "jpeg"), class_="images")

@@ -9,12 +9,12 @@ import re
 
 from llava_jax.data.sources.scienceqa import LETTERS
 
-ENDING = re.compile(r"The answer is ([A-Z]).")  # the dot is the original's: any one character, but there must be one
+SENTENCE = re.compile(r"The answer is ([A-Z]).")  # the dot is the original's: any one character, but there must be one
 # "the correct answer is", "ANSWER:". No two \s* in a row: they would try all ways to share a run of spaces.
-SAYING = r"(?i:\banswer(?:\s+is(?:\s*:)?|\s*:)\s*)"
+ANSWER_PREFIX = r"(?i:\banswer(?:\s+is(?:\s*:)?|\s*:)\s*)"
 # A small letter must end its clause: "the answer is a dog" names no letter. Nor does "The answer is Blue.", for anybody
 # but the strict rule.
-STATED = re.compile(SAYING + r"(?:\(([A-Za-z])\)|([A-Z])(?!\w)|([a-z])(?=\s*(?:[.,;:!)\n]|$)))")
+STATED = re.compile(ANSWER_PREFIX + r"(?:\(([A-Za-z])\)|([A-Z])(?!\w)|([a-z])(?=\s*(?:[.,;:!)\n]|$)))")
 ALONE = re.compile(r"\(?([A-Za-z])\)?[.:]?")  # the whole text
 LEADING = re.compile(r"(?:\(([A-Za-z])\)|([A-Z])[.):])\s")  # what a text begins with
 
@@ -31,13 +31,13 @@ def strict(text: str) -> str | None:
         return text
     if text[1:3] == ". " and text[0] in LETTERS:
         return text[0]
-    return ending(text)
+    return stated_letter(text)
 
 
-def ending(text: str) -> str | None:
+def stated_letter(text: str) -> str | None:
     """The letter of exactly one "The answer is X" with one more character behind; None for everything else."""
-    found = ENDING.findall(text)
-    return found[0] if len(found) == 1 else None
+    letters = SENTENCE.findall(text)
+    return letters[0] if len(letters) == 1 else None
 
 
 def lenient(text: str, choices: tuple[str, ...]) -> str | None:
@@ -45,12 +45,12 @@ def lenient(text: str, choices: tuple[str, ...]) -> str | None:
     however often, if all are the same one; without any letter, a choice that is the whole text or the answer stated."""
     text = text.strip()
     first = ALONE.fullmatch(text) or LEADING.match(text)
-    found = STATED.findall(text) + ([first.groups()] if first else [])
-    letters = {"".join(group or "" for group in groups).upper() for groups in found}
+    matches = STATED.findall(text) + ([first.groups()] if first else [])
+    letters = {"".join(group or "" for group in groups).upper() for groups in matches}
     if letters:
         return letters.pop() if len(letters) == 1 and letters <= set(LETTERS[: len(choices)]) else None
-    said = _bare(re.split(SAYING, text)[-1])
-    same = [letter for letter, choice in zip(LETTERS, choices, strict=False) if said and _bare(choice) == said]
+    stated = _bare(re.split(ANSWER_PREFIX, text)[-1])
+    same = [letter for letter, choice in zip(LETTERS, choices, strict=False) if stated and _bare(choice) == stated]
     return same[0] if len(same) == 1 else None
 
 

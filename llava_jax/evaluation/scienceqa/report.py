@@ -9,7 +9,7 @@ from llava_jax.evaluation.scienceqa.files import Answers, result_json
 from llava_jax.evaluation.scienceqa.score import AVERAGE, COLUMNS, Comparison, GradedAnswer, SplitScores
 from llava_jax.text.templates import IMAGE_MARKER
 
-TEST = 4241  # problems of the whole test split, which all published rows are of
+TEST_COUNT = 4241  # problems of the whole test split, which all published rows are of
 # arXiv 2304.08485; in the order of COLUMNS
 PUBLISHED = {
     "Human": (90.23, 84.97, 87.48, 89.60, 87.50, 88.10, 91.59, 82.42, 88.40),
@@ -21,19 +21,19 @@ PUBLISHED = {
     "  + GPT-4 complement": (90.36, 95.50, 88.55, 89.05, 87.80, 91.08, 92.22, 88.73, 90.97),
     "  + GPT-4 judge": (91.56, 96.74, 91.09, 90.62, 88.99, 93.52, 92.73, 92.16, 92.53),
 }
-NAME, CELL, FLIPS = 22, 9, 20
-DIFFERING = 20  # results that are listed beside their texts
+NAME_WIDTH, CELL_WIDTH, MAX_FLIPS = 22, 9, 20
+MAX_DIFFERING = 20  # results that are listed beside their texts
 
 
 def accuracy_table(rows: dict[str, dict[str, Accuracy]]) -> list[str]:
     """Lines: each of `rows` with its intervals and counts, then the published ones."""
-    lines = ["".ljust(NAME) + "".join(name.rjust(CELL) for name in COLUMNS)]
+    lines = ["".ljust(NAME_WIDTH) + "".join(name.rjust(CELL_WIDTH) for name in COLUMNS)]
     for name, shares in rows.items():
         lines.append(_line(name, [percent_text(share.percent) for share in shares.values()]))
         for label, end in (("  95%, from", 0), ("       to", 1)):
             lines.append(_line(label, [percent_text(s.interval[end] if s.interval else None) for s in shares.values()]))
         lines.append(_line("  right/all", [f"{share.correct}/{share.count}" for share in shares.values()]))
-    lines += ["", f"published, of all {TEST:,} test problems:"]
+    lines += ["", f"published, of all {TEST_COUNT:,} test problems:"]
     return lines + [_line(name, [percent_text(value) for value in values]) for name, values in PUBLISHED.items()]
 
 
@@ -56,19 +56,19 @@ def summary_lines(scores: SplitScores, split: str, parser: str, unparsed: str, s
         lines[-1] += f"; {count - len(answered):,} to others, which are left out"
     failed = [item for item in answered if item.status == "unparsed"]
     none = sum(item.letter is None for item in failed)
-    way = f"drawn at random (seed {seed})" if unparsed == "random" else "wrong"
+    treatment = f"drawn at random (seed {seed})" if unparsed == "random" else "wrong"
     lines.append(
         f"parser {parser}: {len(failed):,} of {len(answered):,} unparsed ({100 * len(failed) / len(answered):.2f}%), "
-        f"{none:,} without a letter, {len(failed) - none:,} with one of no choice; they count as {way}"
+        f"{none:,} without a letter, {len(failed) - none:,} with one of no choice; they count as {treatment}"
     )
     if scores.missing:
         counts = "they count as wrong" if unparsed == "wrong" else "they do not count"
         lines.append(f"{len(scores.missing):,} problems have no answer, {counts}; the first: {scores.missing[0]}")
     if checked := scores.results_checked:
         agree = f"{checked - len(differing):,} of {checked:,} are the index that the strict parser finds in their text"
-        lines += [f"results in the file: {agree}", *(f"  {pid}: {why}" for pid, why in differing[:DIFFERING])]
-    if len(differing) > DIFFERING:
-        lines.append(f"  and {len(differing) - DIFFERING:,} more; --json has all")
+        lines += [f"results in the file: {agree}", *(f"  {pid}: {why}" for pid, why in differing[:MAX_DIFFERING])]
+    if len(differing) > MAX_DIFFERING:
+        lines.append(f"  and {len(differing) - MAX_DIFFERING:,} more; --json has all")
     if scores.shown is not None:
         lines.append(shown_line(scores.shown))
     return [*lines, baseline_line(*scores.baselines)]
@@ -83,11 +83,11 @@ def comparison_lines(comparison: Comparison, first: str, second: str) -> list[st
     ]
     if c.missing:
         lines.append(f"  the other has no answer to {c.missing:,} of them, which count as wrong")
-    for a, b in c.flips[:FLIPS]:
+    for a, b in c.flips[:MAX_FLIPS]:
         truth = LETTERS[a.problem.answer]
-        lines.append(f"  {a.problem.pid}: {_said(a)}, the other {_said(b)}; right is {truth}")
-    if len(c.flips) > FLIPS:
-        lines.append(f"  and {len(c.flips) - FLIPS:,} more flips; --json has all")
+        lines.append(f"  {a.problem.pid}: {_letter_text(a)}, the other {_letter_text(b)}; right is {truth}")
+    if len(c.flips) > MAX_FLIPS:
+        lines.append(f"  and {len(c.flips) - MAX_FLIPS:,} more flips; --json has all")
     return lines
 
 
@@ -140,10 +140,10 @@ def item_json(item: GradedAnswer) -> dict:
 
 def comparison_json(comparison: Comparison, second: str) -> dict:
     c = comparison
-    about = {"file": second, "count": c.count, "both": c.both, "only_first": c.only_first}
-    about |= {"only_second": c.only_second, "neither": c.neither, "second_missing": c.missing}
-    about["p"] = c.p
-    return about | {"flips": [{"first": item_json(a), "second": item_json(b)} for a, b in c.flips]}
+    record = {"file": second, "count": c.count, "both": c.both, "only_first": c.only_first}
+    record |= {"only_second": c.only_second, "neither": c.neither, "second_missing": c.missing}
+    record["p"] = c.p
+    return record | {"flips": [{"first": item_json(a), "second": item_json(b)} for a, b in c.flips]}
 
 
 def split_result_json(scores: SplitScores) -> str:
@@ -171,9 +171,9 @@ def analysis_json(graded: Iterable[GradedAnswer], answers: Answers) -> str:
     return json.dumps(lists, indent=2)
 
 
-def _said(item: GradedAnswer) -> str:
+def _letter_text(item: GradedAnswer) -> str:
     return "no answer" if item.status == "missing" else item.letter or "no letter"
 
 
 def _line(name: str, cells: Sequence[str]) -> str:
-    return name.ljust(NAME) + "".join(cell.rjust(CELL) for cell in cells)
+    return name.ljust(NAME_WIDTH) + "".join(cell.rjust(CELL_WIDTH) for cell in cells)

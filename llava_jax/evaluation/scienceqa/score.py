@@ -100,9 +100,9 @@ def read_problems(folder: str | Path, split: str) -> list[Problem]:
     a grade that no column counts."""
     source = ScienceQA(folder, split)
     problems = list({(problem := source.problem(i)).pid: problem for i in range(len(source))}.values())
-    known = {"subject": list(SUBJECTS.values()), "grade": [grade for grades in GRADES.values() for grade in grades]}
+    allowed = {"subject": list(SUBJECTS.values()), "grade": [grade for grades in GRADES.values() for grade in grades]}
     for problem in problems:
-        for key, values in known.items():
+        for key, values in allowed.items():
             if getattr(problem, key) not in values:
                 raise DataError(
                     f'{source.path}: problem {problem.pid}: key "{key}" is {getattr(problem, key)!r}, '
@@ -124,8 +124,8 @@ def grade(
 
     Raises ConfigError where the file does not have what the parser reads.
     """
-    has = answers.results if parser == "results" else answers.texts
-    if not has:
+    available = answers.results if parser == "results" else answers.texts
+    if not available:
         other = "strict or lenient" if parser == "results" else "results"
         raise ConfigError(
             f"{answers.name}: has no {'indices (results)' if parser == 'results' else 'texts'}; try --parser {other}"
@@ -134,7 +134,7 @@ def grade(
     for problem in problems:
         pid, choices = problem.pid, len(problem.choices)
         text = answers.texts.get(pid)
-        if pid not in has:
+        if pid not in available:
             if unparsed == "wrong":
                 graded.append(GradedAnswer(problem, text, None, -1, "missing"))
             continue
@@ -145,7 +145,7 @@ def grade(
         index = index_of(letter, choices)
         status = "unparsed" if index < 0 else "parsed"
         if status == "unparsed" and unparsed == "random":
-            index = draw(choices, seed, pid)
+            index = draw_choice(choices, seed, pid)
         graded.append(GradedAnswer(problem, text, letter, index, status))
     return graded
 
@@ -166,26 +166,26 @@ def score_split(problems: Sequence[Problem], answers: Answers, graded: list[Grad
     )
 
 
-def draw(choices: int, seed: int, *of: str) -> int:
+def draw_choice(count: int, seed: int, *parts: str) -> int:
     """One of so many choices, at random; `seed` and `of` decide."""
-    return random.Random(" ".join([str(seed), *of])).randrange(choices)
+    return random.Random(" ".join([str(seed), *parts])).randrange(count)
 
 
 def shares(marks: Sequence[tuple[Problem, bool]]) -> dict[str, Accuracy]:
     """The eight columns and the average. marks: each problem, and whether it was answered right."""
-    return {name: _share([right for problem, right in marks if fits(problem)]) for name, fits in COLUMNS.items()}
+    return {name: _accuracy([mark for problem, mark in marks if fits(problem)]) for name, fits in COLUMNS.items()}
 
 
 def topic_shares(marks: Sequence[tuple[Problem, bool]]) -> dict[str, Accuracy]:
     """Each topic, by name (all of ScienceQA has 26)."""
     topics = sorted({problem.topic for problem, _ in marks})
-    return {topic: _share([right for problem, right in marks if problem.topic == topic]) for topic in topics}
+    return {topic: _accuracy([mark for problem, mark in marks if problem.topic == topic]) for topic in topics}
 
 
 def shown_share(graded: Iterable[GradedAnswer], answers: Answers) -> Accuracy:
     """What the original's evaluator calls IMG accuracy: of the answers whose prompt, as the file has it, has an image.
     The column IMG instead is of the problems that have one, whether it was shown or not."""
-    return _share([item.is_right for item in graded if IMAGE_MARKER in answers.prompts.get(item.problem.pid, "")])
+    return _accuracy([item.is_right for item in graded if IMAGE_MARKER in answers.prompts.get(item.problem.pid, "")])
 
 
 def baselines(problems: Sequence[Problem]) -> tuple[float, str, Accuracy]:
@@ -219,9 +219,9 @@ def differing_results(answers: Answers, problems: Iterable[Problem]) -> tuple[in
     for pid in both:
         count, letter, given = choices.get(pid, len(LETTERS)), strict(answers.texts[pid]), answers.results[pid]
         if index_of(letter, count) != given:
-            says = f"the text says {letter}" if letter else "the text says no letter"
+            message = f"the text says {letter}" if letter else "the text says no letter"
             if index_of(letter, count) < 0:
-                says += f", none of {count} choices" if letter else ""
+                message += f", none of {count} choices" if letter else ""
                 why = "" if given < 0 else "; the original drew one at random where it found none, before October 2023"
             elif pid not in choices:
                 why = (
@@ -231,9 +231,9 @@ def differing_results(answers: Answers, problems: Iterable[Problem]) -> tuple[in
             else:
                 why = ""
             in_letters = f" ({LETTERS[given]})" if 0 <= given < len(LETTERS) else ""
-            differing.append((pid, f"{says}, results has {given}{in_letters}{why}"))
+            differing.append((pid, f"{message}, results has {given}{in_letters}{why}"))
     return len(both), differing
 
 
-def _share(rights: list[bool]) -> Accuracy:
-    return Accuracy(sum(rights), len(rights))
+def _accuracy(marks: list[bool]) -> Accuracy:
+    return Accuracy(sum(marks), len(marks))

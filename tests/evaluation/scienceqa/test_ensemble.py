@@ -25,8 +25,8 @@ def files(blocks) -> list[Answers]:
     """Ours, the other's, the judge's."""
     rows = [block for block in blocks for _ in range(block[0])]
     texts = [{str(i): text for i, row in enumerate(rows) if (text := row[which])} for which in (1, 2, 3)]
-    said = [{pid: f"The answer is {t}." if len(t) == 1 else t for pid, t in of.items()} for of in texts]
-    return [Answers(name, of) for name, of in zip(("ours", "other", "judge"), said, strict=True)]
+    answers = [{pid: f"The answer is {t}." if len(t) == 1 else t for pid, t in by_id.items()} for by_id in texts]
+    return [Answers(name, by_id) for name, by_id in zip(("ours", "other", "judge"), answers, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def right(ensemble, name: str) -> int:
     return sum(is_right for _, is_right in ensemble.marks(name))
 
 
-def test_exact_counts_of_every_way(problems):
+def test_every_ensemble_has_the_planted_counts(problems):
     joined = combine(problems, *files(BLOCKS), unparsed="wrong")
     assert {name: right(joined, name) for name in RIGHT} == RIGHT
     assert joined.silent == [str(i) for i in range(165, 180)] and joined.unread == []
@@ -46,7 +46,7 @@ def test_exact_counts_of_every_way(problems):
     assert joined.judged == [str(i) for i in [*range(80, 155), *range(180, 190)]]
 
 
-def test_only_unknown_choices_are_drawn(problems):
+def test_only_unknown_choices_are_sampled(problems):
     """Of 15 silent answers some are right by chance; whatever falls back to ours stays exact."""
     joined, again, other = (combine(problems, *files(BLOCKS), seed=seed) for seed in (0, 0, 1))
     assert joined == again and joined.indices["other"] != other.indices["other"]
@@ -57,7 +57,7 @@ def test_only_unknown_choices_are_drawn(problems):
         assert ensemble.differing == [str(i) for i in range(80, 190)]  # also where ours was drawn for the silent
 
 
-def test_a_letter_of_no_choice_is_an_answer_whose_index_is_unknown(problems):
+def test_letter_without_a_choice_is_an_answer_of_unknown_index(problems):
     """As in the original: complement does not fall back to ours, nor does the judge."""
     joined = combine(problems, *files([(100, "A", "E", None), (100, "A", "B", "E")]), unparsed="wrong")
     assert joined.silent == [] and right(joined, "complement") == 0 and right(joined, "judge") == 100
@@ -65,27 +65,27 @@ def test_a_letter_of_no_choice_is_an_answer_whose_index_is_unknown(problems):
     assert set(drawn.indices["complement"]) == set(drawn.indices["judge"]) == {0, 1, 2}
 
 
-def test_only_the_sentence_is_read(problems):
+def test_only_the_answer_sentence_is_parsed(problems):
     joined = combine(problems, *(Answers(a.name, dict.fromkeys(a.texts, "A")) for a in files(BLOCKS)), unparsed="wrong")
     assert right(joined, "upper bound") == 0 and len(joined.silent) == len(joined.unread) == 200
     assert joined.differing == []
 
 
-def test_without_a_judge_the_problems_that_both_answered_count(problems):
+def test_without_judge_only_problems_answered_by_both_count(problems):
     ours, other, _ = files(BLOCKS)
     fewer = Answers("other", dict(list(other.texts.items())[:100]))
     joined = combine(problems, ours, fewer, unparsed="wrong")
     assert len(joined.problems) == 100 and right(joined, "complement") == 80 and "judge" not in joined.indices
 
 
-def test_luck_lifts_the_upper_bound_only_with_a_judge(problems):
+def test_sampled_choices_raise_the_upper_bound_only_with_judge(problems):
     """As in the original's two scripts: what is drawn for the silent counts in one, in the other it is ours."""
     ours, other, judge = files([(200, "B", "Hm.", None)])
     assert right(combine(problems, ours, other), "upper bound") == 0
     assert 40 < right(combine(problems, ours, other, judge), "upper bound") < 95  # 67 +- 7
 
 
-def test_with_a_judge_both_must_have_answered_all(problems):
+def test_judge_requires_both_files_to_be_complete(problems):
     ours, other, judge = files(BLOCKS)
     fewer = Answers("other.json", {pid: text for pid, text in other.texts.items() if pid != "7"})
     with pytest.raises(DataError, match="other.json: 1 of 200 problems have no answer, the first: 7"):
@@ -94,7 +94,7 @@ def test_with_a_judge_both_must_have_answered_all(problems):
         combine(problems, ours, Answers("other.json", {"999": "A"}))
 
 
-def test_a_judge_that_was_asked_about_more_is_heard(problems):
+def test_judge_answers_to_agreeing_problems_count(problems):
     """As in the original: its answer counts wherever there is one."""
     ours, other, _ = files(BLOCKS)
     joined = combine(problems, ours, other, Answers("judge", dict.fromkeys(ours.texts, "The answer is A.")))

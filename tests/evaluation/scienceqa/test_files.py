@@ -12,18 +12,18 @@ LINES = '{"question_id": "4", "prompt": "<image>\\nWhich?", "text": "The answer 
 LINES += '{"question_id": 5, "text": "é"}'
 
 
-def test_the_released_file_is_written_as_it_was_read(real_data):
+def test_released_result_file_round_trips(real_data):
     path = real_data / "published" / "test_sqa_llava_13b_v0.json"
     answers = read_answers(path)
     assert len(answers.texts) == len(answers.results) == 4241
     assert result_json(answers.results, answers.texts, 3855).encode() == path.read_bytes()
 
 
-def test_the_share_is_rounded_as_the_original_rounds_it():
+def test_accuracy_is_rounded_like_the_original():
     assert '"acc": 28.000000000000004,' in result_json(dict.fromkeys(map(str, range(25)), 0), {}, 7)
 
 
-def test_lines_are_read_with_what_was_asked(tmp_path):
+def test_json_lines_are_read_with_their_prompts(tmp_path):
     (tmp_path / "a.jsonl").write_text(LINES)
     answers = read_answers(tmp_path / "a.jsonl")
     assert answers.texts == {"4": "The answer is B.", "5": "é"} and answers.results == {}
@@ -32,7 +32,7 @@ def test_lines_are_read_with_what_was_asked(tmp_path):
     assert read_answers(tmp_path / "one.jsonl").texts == {"4": "The answer is B."}
 
 
-def test_the_analysis_file_is_the_originals_and_is_read_again(tmp_path):
+def test_analysis_file_equals_the_original_and_is_readable(tmp_path):
     problems = planted(tmp_path, {"4": {"answer": 1}, "5": {"answer": 2}, "6": {}})
     (tmp_path / "a.jsonl").write_text(LINES)
     answers = read_answers(tmp_path / "a.jsonl")
@@ -86,7 +86,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_named_with_its_file(tmp_path, fault):
+def test_invalid_file_is_named(tmp_path, fault):
     content, message = FAULTS[fault]
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(DataError) as caught:
@@ -94,7 +94,7 @@ def test_a_fault_is_named_with_its_file(tmp_path, fault):
     assert str(caught.value).startswith(str(tmp_path / "a.json")) and message in str(caught.value)
 
 
-def test_what_cannot_be_read_is_said(tmp_path):
+def test_unreadable_file_is_rejected(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         read_answers(tmp_path)
     (tmp_path / "latin").write_bytes(b"\xe9")

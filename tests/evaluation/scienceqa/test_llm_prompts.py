@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from llava_jax.errors import ConfigError
-from llava_jax.evaluation.scienceqa.llm_prompts import VERDICT, draw_shots, judge_messages, question_messages
-from llava_jax.evaluation.scienceqa.parse import ending
+from llava_jax.evaluation.scienceqa.llm_prompts import JUDGE_INSTRUCTION, draw_shots, judge_messages, question_messages
+from llava_jax.evaluation.scienceqa.parse import stated_letter
 from llava_jax.evaluation.scienceqa.score import read_problems
 from tests.fixtures.scienceqa import planted
 
@@ -16,7 +16,7 @@ def problem(tmp_path):
     return planted(tmp_path, {"1": {"hint": "A hint.", "lecture": "L.", "solution": "S.", "image": "image.png"}})[0]
 
 
-def test_a_question_behind_its_shots(problem):
+def test_question_follows_its_shots(problem):
     shot = dataclasses.replace(problem, question="What?", hint="", answer=1, image=None)
     system, *turns = question_messages(problem, [shot, dataclasses.replace(shot, lecture="", solution="")])
     assert system["role"] == "system" and "\n" not in system["content"]
@@ -30,7 +30,7 @@ def test_a_question_behind_its_shots(problem):
     ]
 
 
-def test_shots_are_drawn_by_seed_from_what_text_can_explain(tmp_path):
+def test_shots_are_sampled_from_explained_problems_without_image(tmp_path):
     changes = {str(i): {"split": "train", "solution": "S."} for i in range(40)}
     changes |= {"image": {"split": "train", "solution": "S.", "image": "image.png"}, "bare": {"split": "train"}}
     planted(tmp_path, changes | {"test": {}})
@@ -42,16 +42,16 @@ def test_shots_are_drawn_by_seed_from_what_text_can_explain(tmp_path):
         draw_shots(train, 41, 3)
 
 
-def test_a_judge_sees_the_problem_and_both_answers(problem):
+def test_judge_prompt_contains_problem_and_both_answers(problem):
     system, user = judge_messages(problem, "Ours. The answer is A.\n", " ")
     assert (system["role"], user["role"]) == ("system", "user")
     assert user["content"].startswith("Question: Which?\nContext: A hint.\nOptions: (A) one (B) two (C) three\n\n")
     first, second = "[Assistant 1]\nOurs. The answer is A.\n[End of", "[Assistant 2]\n(no answer)\n[End of"
-    assert user["content"].index(first) < user["content"].index(second) < user["content"].index(VERDICT)
+    assert user["content"].index(first) < user["content"].index(second) < user["content"].index(JUDGE_INSTRUCTION)
     assert "only Assistant 1 has seen" in user["content"]
     without = judge_messages(dataclasses.replace(problem, image=None), "a", "b")[1]["content"]
-    assert "image" not in without and without.endswith(VERDICT)
+    assert "image" not in without and without.endswith(JUDGE_INSTRUCTION)
 
 
-def test_the_sentence_asked_for_is_the_one_that_is_read():
-    assert VERDICT.count('"The answer is X."') == 1 and ending("So. The answer is X.") == "X"
+def test_requested_sentence_is_the_parsed_one():
+    assert JUDGE_INSTRUCTION.count('"The answer is X."') == 1 and stated_letter("So. The answer is X.") == "X"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_jax.evaluation.scienceqa.parse import ending, index_of, lenient, strict
+from llava_jax.evaluation.scienceqa.parse import index_of, lenient, stated_letter, strict
 
 CHOICES = ("red", "blue", "a dog")
 # what a model wrote: (strict, lenient), of three choices
@@ -52,7 +52,7 @@ EDGES = {
 
 
 @pytest.mark.parametrize("text", EDGES)
-def test_edges(text):
+def test_letters_of_edge_cases(text):
     assert (strict(text), lenient(text, CHOICES)) == EDGES[text]
 
 
@@ -62,42 +62,47 @@ def published(text: str) -> str:
         return text
     if len(text) >= 3 and text[0] in ["A", "B", "C", "D", "E"] and text[1:3] == ". ":
         return text[0]
-    found = re.compile(r"The answer is ([A-Z]).").findall(text)
-    return found[0] if len(found) == 1 else "FAILED"
+    letters = re.compile(r"The answer is ([A-Z]).").findall(text)
+    return letters[0] if len(letters) == 1 else "FAILED"
 
 
 PIECES = st.sampled_from(["The answer is ", "A", "B", "E", "F", ".", " ", ". ", "\n", "\r", "!", "é", "(", ")", "a"])
 
 
 @given(st.lists(PIECES, max_size=8).map("".join))
-def test_strict_is_the_published_rule_on_any_text(text):
+def test_strict_equals_the_published_rule(text):
     assert (strict(text) or "FAILED") == published(text)
 
 
 @given(st.lists(PIECES, max_size=8).map("".join))
-def test_lenient_finds_a_choice_or_nothing_and_another_than_strict_only_where_that_read_into_a_word(text):
-    found, narrow = lenient(text, CHOICES), strict(text)
-    assert found in (None, "A", "B", "C")
-    assert None in (found, narrow) or found == narrow or re.search(r"The answer is [A-Z]\w", text)
+def test_lenient_differs_from_strict_only_inside_a_word(text):
+    letter, strict_letter = lenient(text, CHOICES), strict(text)
+    assert letter in (None, "A", "B", "C")
+    assert None in (letter, strict_letter) or letter == strict_letter or re.search(r"The answer is [A-Z]\w", text)
 
 
-def test_nothing_said_is_no_choice_that_is_empty():
+def test_empty_text_matches_no_empty_choice():
     assert lenient("", ("", "x")) is lenient("The answer is .", (".", "x")) is None
 
 
-def test_a_long_run_of_spaces_takes_no_time():
+def test_long_runs_of_spaces_are_fast():
     began = time.process_time()
     for start in ("answer", "answer is", "the answer is a"):
         assert lenient(start + " " * 50_000 + "@", CHOICES) is None
     assert time.process_time() - began < 2  # a rule that tries all ways to share them takes half a minute
 
 
-def test_the_ensembles_know_the_last_rule_alone():
-    assert [ending(text) for text in ("A", "A. red", "The answer is A.", "The answer is A")] == [None, None, "A", None]
+def test_stated_letter_applies_only_the_last_rule():
+    assert [stated_letter(text) for text in ("A", "A. red", "The answer is A.", "The answer is A")] == [
+        None,
+        None,
+        "A",
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
     "letter, choices, index", [("A", 2, 0), ("B", 2, 1), ("C", 2, -1), ("F", 5, -1), (None, 5, -1)]
 )
-def test_a_letter_beyond_the_choices_is_none_of_them(letter, choices, index):
+def test_index_of_letters_within_and_beyond_the_choices(letter, choices, index):
     assert index_of(letter, choices) == index

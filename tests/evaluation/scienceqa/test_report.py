@@ -7,7 +7,7 @@ from llava_jax.evaluation.scienceqa.score import COLUMNS
 PARTS = {("NAT", "SOC", "LAN"): list(PUBLISHED), ("G1-6", "G7-12"): [name for name in PUBLISHED if name != "Human"]}
 
 
-def test_the_published_rows_agree_with_themselves():
+def test_published_rows_are_consistent():
     """Subjects, and grades, share out all problems: with the same weights in every row, they make the average."""
     for parts, names in PARTS.items():
         rows = [dict(zip(COLUMNS, PUBLISHED[name], strict=True)) for name in names]

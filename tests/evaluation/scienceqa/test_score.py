@@ -27,7 +27,7 @@ def counts(shares) -> dict[str, tuple[int, int]]:
     return {name: (share.correct, share.count) for name, share in shares.items() if share.count}
 
 
-def test_each_column_counts_what_its_name_says(tmp_path):
+def test_each_column_counts_its_problems(tmp_path):
     problems = planted(
         tmp_path,
         {
@@ -54,7 +54,7 @@ def test_each_column_counts_what_its_name_says(tmp_path):
     assert empty.percent is None and empty.interval is None
 
 
-def test_the_181_problems_recounted_by_other_means(real_data):
+def test_181_real_problems_match_an_independent_count(real_data):
     folder, path = real_data / "scienceqa", real_data / "published" / "test_sqa_llava_13b_v0.json"
     marks = marks_of(grade(read_problems(folder, "test"), read_answers(path)))
 
@@ -74,14 +74,14 @@ def test_the_181_problems_recounted_by_other_means(real_data):
     assert ours["Avg"] == (156, 181) and set(COLUMNS) <= set(ours)
 
 
-def test_the_released_indices_are_what_is_parsed_but_for_one(real_data):
+def test_released_indices_equal_parsed_ones_but_one(real_data):
     answers = read_answers(real_data / "published" / "test_sqa_llava_13b_v0.json")
     side, differing = differing_results(answers, read_problems(real_data / "scienceqa", "test"))
     assert side == 4241 and [pid for pid, _ in differing] == ["3247"]
     assert "the text says D, results has 1 (B)" in differing[0][1] and "not among the problems" in differing[0][1]
 
 
-def test_why_an_index_is_not_what_is_parsed_where_the_problem_is_known(tmp_path):
+def test_differing_results_have_a_reason(tmp_path):
     problems = planted(tmp_path, {pid: {"choices": ["x", "y"], "answer": 0} for pid in "12345"})
     texts = {"1": "The answer is D.", "2": "The answer is D.", "3": "hm", "4": "A", "5": "B"}
     answers = Answers("x", texts, {"1": 1, "2": -1, "3": 0, "4": 1, "5": 1})
@@ -95,7 +95,7 @@ def test_why_an_index_is_not_what_is_parsed_where_the_problem_is_known(tmp_path)
 TEXTS = {"1": "The answer is B.", "2": "hm", "3": "The answer is E.", "4": "The answer is B"}
 
 
-def test_what_is_not_parsed_is_wrong_and_so_is_what_is_missing(tmp_path):
+def test_unparsed_and_missing_answers_are_wrong(tmp_path):
     problems = planted(tmp_path, {pid: {"answer": 1} for pid in "12345"})
     graded = grade(problems, Answers("x", TEXTS))
     assert [(g.letter, g.index, g.status, g.is_right) for g in graded] == [
@@ -111,7 +111,7 @@ def test_what_is_not_parsed_is_wrong_and_so_is_what_is_missing(tmp_path):
     ]
 
 
-def test_the_random_mode_draws_by_seed_and_id_and_leaves_out_what_is_missing(tmp_path):
+def test_random_mode_samples_by_seed_and_ignores_missing(tmp_path):
     problems = planted(tmp_path, {str(i): {"choices": ["a", "b"], "answer": i % 2} for i in range(400)})
     answers = Answers("x", {str(i): "hm" for i in range(300)})
 
@@ -135,7 +135,7 @@ SOME = st.sampled_from(["A", "B. x", "The answer is C.", "The answer is E.", "Th
     unparsed=st.sampled_from(["wrong", "random"]),
     data=st.data(),
 )
-def test_no_order_of_answers_or_problems_changes_a_grade(texts, order, unparsed, data):
+def test_grades_do_not_depend_on_order(texts, order, unparsed, data):
     problems = {pid: parse_problem(pid, PLAIN | {"answer": int(pid) % 3}, "x") for pid in PIDS}
     turned = {pid: texts[pid] for pid in data.draw(st.permutations(sorted(texts)))}
     first = grade([problems[pid] for pid in PIDS], Answers("x", texts), unparsed=unparsed)
@@ -144,7 +144,7 @@ def test_no_order_of_answers_or_problems_changes_a_grade(texts, order, unparsed,
     assert shares(marks_of(first)) == shares(marks_of(second))
 
 
-def test_indices_of_a_file_count_without_parsing(tmp_path):
+def test_results_parser_uses_the_indices_of_the_file(tmp_path):
     problems = planted(tmp_path, {pid: {"answer": 1} for pid in "1234"})
     graded = grade(problems, Answers("x", {}, {"1": 1, "2": -1, "3": 7}), parser="results")
     assert [(g.index, g.status) for g in graded] == [(1, "parsed"), (-1, "unparsed"), (-1, "unparsed"), (-1, "missing")]
@@ -154,7 +154,7 @@ def test_indices_of_a_file_count_without_parsing(tmp_path):
         grade(problems, Answers("x", {"1": "A"}), parser="results")
 
 
-def test_two_files_are_compared_problem_by_problem(tmp_path):
+def test_compare_answers_counts_flips(tmp_path):
     problems = planted(tmp_path, {str(i): {} for i in range(20)})
     first = grade(problems, Answers("a", {str(i): "A" if i < 12 else "B" for i in range(20)}))
     second = grade(problems, Answers("b", {str(i): "A" if 9 <= i < 16 else "C" for i in range(18)}))
@@ -165,7 +165,7 @@ def test_two_files_are_compared_problem_by_problem(tmp_path):
     assert compared.p == pytest.approx(2 * (1 + 13 + 78 + 286 + 715) / 2**13)
 
 
-def test_what_takes_no_model(tmp_path):
+def test_baselines_without_a_model(tmp_path):
     two, four = ["a", "b"], ["a", "b", "c", "d"]
     rows = {"1": (two, 1), "2": (four, 1), "3": (four, 0), "4": (four, 1), "5": (two, 0)}
     problems = planted(tmp_path, {pid: {"choices": choices, "answer": right} for pid, (choices, right) in rows.items()})
@@ -176,12 +176,12 @@ def test_what_takes_no_model(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["subject", "grade"])
-def test_a_problem_that_no_column_counts_is_refused(tmp_path, key):
+def test_unknown_subject_or_grade_is_rejected(tmp_path, key):
     with pytest.raises(DataError, match=f"problem 7: key \"{key}\" is 'magic', not one of"):
         planted(tmp_path, {"7": {key: "magic"}})
 
 
-def test_a_problem_listed_twice_counts_once(tmp_path):
+def test_repeated_problem_counts_once(tmp_path):
     write_folder(tmp_path, {"1": {}})
     (tmp_path / "pid_splits.json").write_text('{"test": ["1", "1"]}')
     assert len(read_problems(tmp_path, "test")) == 1

@@ -14,7 +14,7 @@ def questions(source: ScienceQA, **options) -> dict[str, TaskQuestion]:
     return {question.pid: question for question in built}
 
 
-def test_a_prompt_has_the_image_where_it_is_wanted(folder):
+def test_image_place_and_prompt_format_of_the_prompts(folder):
     source = ScienceQA(folder, "test")
     front = questions(source)
     text = "Which is 1 , or so?\nContext: Look.\nOptions: (A) one (B) two (C) three"
@@ -27,12 +27,12 @@ def test_a_prompt_has_the_image_where_it_is_wanted(folder):
     assert zero_shot["0"].prompt == "Which is 0?\nA. one\nB. two\nC. three"
 
 
-def test_a_marker_in_a_question_is_no_image(tmp_path):
+def test_image_marker_in_a_question_is_removed(tmp_path):
     source = ScienceQA(write_folder(tmp_path, {"1": {"question": "Is <image> a tag?"}}), "test")
     assert questions(source)["1"].prompt.startswith("Is  a tag?\n")
 
 
-def test_metrics_are_those_of_the_score_verb(tmp_path):
+def test_task_metrics_equal_the_score_verb(tmp_path):
     write_folder(tmp_path, {str(i): {"answer": i % 3, "topic": f"topic {i % 2}"} for i in range(7)})
     texts = {"0": "The answer is A.", "1": "B", "2": "The answer is E.", "3": "I do not know", "4": "(b)", "9": "A"}
     problems = read_problems(tmp_path, "test")

@@ -36,7 +36,7 @@ def rows_of(model: LlavaModel, source: ScienceQA, options: PredictOptions, count
 
 
 @pytest.mark.parametrize("template", ["vicuna_v1", "llava_v0", "llava_llama_2"])
-def test_a_prompt_is_the_one_that_chat_makes(model, template):
+def test_prompt_equals_the_chat_prompt(model, template):
     model = dataclasses.replace(model, template=template)
     for images in (0, 1):
         question = TaskQuestion(0, "1", "<image>\n" * images + "what is it ?", "x.png" if images else None)
@@ -46,7 +46,7 @@ def test_a_prompt_is_the_one_that_chat_makes(model, template):
         assert (encode_step(model, question).tolist() == wanted) == (template != "llava_v0")
 
 
-def test_an_image_after_the_text_stays_there_and_v0_ends_with_its_separator(model):
+def test_image_after_text_and_separator_of_v0(model):
     v0 = dataclasses.replace(model, template="llava_v0")
     question = TaskQuestion(0, "1", "what is it ?\n<image>", "x.png")
     assert decoded(v0, encode_question(v0, question)) == f"{SYSTEM}###Human: what is it ?\n<image>###Assistant:"
@@ -60,7 +60,7 @@ def test_an_image_after_the_text_stays_there_and_v0_ends_with_its_separator(mode
     assert decoded(plain, encode_step(plain, question, "x")) == "<image>x ###\nANSWER:"
 
 
-def test_the_second_step_continues_after_the_reasoning(model, folder, monkeypatch):
+def test_second_step_continues_after_the_reasoning(model, folder, monkeypatch):
     """The model answers the first batch with reasoning; in the last row it leaves no room for an answer."""
     rows = rows_of(model, ScienceQA(folder, "test"), PredictOptions(limit=3, without_images=True), 3)
     calls = []
@@ -84,7 +84,7 @@ def test_the_second_step_continues_after_the_reasoning(model, folder, monkeypatc
     assert second_settings == GenerationConfig(model.settings().stop_ids, ("###",), 64, temperature=0.5, seed=7)
 
 
-def test_two_steps_in_a_batch_answer_as_alone(model, folder):
+def test_batched_two_steps_equal_single_ones(model, folder):
     """No row of the batch gets another's reasoning or image."""
     source = ScienceQA(folder, "test")
     rows = rows_of(model, source, PredictOptions(missing_images="skip"), 5)
