@@ -1,8 +1,7 @@
 """python -m llava_jax VERB ...; `python -m llava_jax --help` lists the verbs.
 
 Flags are written `--name value` or `--name=value`, with dashes or underscores in the name.
-Exit codes: 0 done, 1 the verb says that something is wrong with its result, 2 bad usage or input, 130 Ctrl-C; those of
-`train` are in its --help.
+Exit codes: 0 success, 1 the verb found a problem, 2 bad usage or input, 130 Ctrl-C. `train --help` lists its own.
 """
 
 import os
@@ -19,28 +18,28 @@ from llava_jax.cli.train import main as train
 from llava_jax.errors import UserError
 from llava_jax.output.console import log
 
-# A verb is a function of its command line; it imports jax when it is called, so that --help answers at once. Groups are
-# pairs: what they do, and their verbs. The command lines of train and plan have a config in them; absl reads these, not
-# tyro, which only lists them.
+# A verb is a function of its command line. It imports jax only when it runs, so that --help is fast. A group is a pair:
+# its description, its verbs. The command lines of train and plan contain a config: absl parses them, tyro only lists
+# the two verbs.
 VERBS = {
     "train": train,
     "chat": chat,
     "convert": convert,
     "checkpoints": checkpoints,
     "plan": plan,
-    "data": ("Looks at data sets before they are trained on, and makes them.", data_inspect.VERBS),
+    "data": ("Checks, shows and builds data sets.", data_inspect.VERBS),
     "eval": (
         "Measures models on benchmarks.",
-        {"scienceqa": ("Answers ScienceQA, scores answers, and joins them with GPT-4's.", eval_score.SCIENCEQA)},
+        {"scienceqa": ("Answers ScienceQA, scores the answers, and combines them with GPT-4's.", eval_score.SCIENCEQA)},
     ),
 }
 ALIASES = {"checkpoints": ("ckpt",)}
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb that `argv` (without the program's name) begins with; returns the exit code."""
+    """Runs the verb at the start of `argv` (without the program's name). Returns the exit code."""
     verb, arguments = argv[:1], argv[1:]
-    if verb == ["train"]:  # outside: it ends as `python -m llava_jax.main` does, with its own exit codes
+    if verb == ["train"]:  # outside `try`: it has its own exit codes, those of `python -m llava_jax.main`
         return train(["llava_jax train", *arguments])
     try:
         try:
@@ -48,14 +47,14 @@ def main(argv: list[str]) -> int:
                 return plan(arguments)
             return _app(VERBS).cli(prog="python -m llava_jax", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
         finally:
-            sys.stdout.flush()  # not at Python's end, where nobody catches what comes of it
+            sys.stdout.flush()  # here, where errors are caught, and not when Python exits
     except UserError as e:
         log(f"error: {e}", to_stderr=True)
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it again at its end
+    except BrokenPipeError:  # e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports the error again at exit
         return 1
 
 
@@ -71,5 +70,5 @@ def _app(verbs: dict) -> tyro.extras.SubcommandApp:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the compiler's start-up chatter
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides the compiler's start-up messages
     sys.exit(main(sys.argv[1:]))

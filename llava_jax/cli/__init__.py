@@ -1,1 +1,1 @@
-"""The verbs of `python -m llava_jax`, one file each. No jax at import time: --help answers at once."""
+"""The verbs of `python -m llava_jax`, one file each. They import jax only when they run, so that --help is fast."""

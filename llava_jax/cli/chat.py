@@ -1,9 +1,9 @@
-"""The verb `chat`: a conversation with a model, on a terminal or through pipes.
+"""python -m llava_jax chat MODEL: a conversation with a model, on a terminal or through pipes.
 
     python -m llava_jax chat llava-1.5-7b-hf --image taxi.jpg
     python -m llava_jax chat llava-1.5-7b-hf --image taxi.jpg < questions.txt > answers.txt
 
-Standard output has the answers and nothing else; notes and faults go to standard error.
+Standard output contains only the answers. Notes and errors go to standard error.
 """
 
 import os
@@ -25,37 +25,37 @@ from llava_jax.text.templates import find_template
 
 HELP = """\
 /image FILE   adds an image to the next question
-/clear        starts anew, with the images of the command line
-/help         prints this
-/exit         ends, as Ctrl-D does; Ctrl-C stops an answer, and ends at the prompt"""
+/clear        starts over, with the images of the command line
+/help         prints this list
+/exit         exits, like Ctrl-D; Ctrl-C stops an answer, or exits at the prompt"""
 
 log_note = partial(log, to_stderr=True)
 Answer = Callable[[list[dict], list[Image.Image]], Iterator[str]]  # (messages, images) -> pieces, as LlavaModel.chat
 
 
 def chat(
-    path: tyro.conf.Positional[Path],
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     *,
     image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = (),
     loading: Flat[LoadFlags],
     sampling: Flat[SamplingFlags],
-) -> None:  # raises UserError for what cannot be loaded or used, SystemExit(130) where Ctrl-C ends it at work
-    """Talks to a model. Without a terminal, each line of standard input is a question.
+) -> None:  # raises UserError for bad flags or a bad model, SystemExit(130) for Ctrl-C
+    """Chats with a model. Without a terminal, each line of standard input is a question.
 
     Args:
-        path: A LLaVA (a folder of Hugging Face's or of the original's), or a language model alone (a folder or a GGUF).
-        image: An image that belongs to the first question. May be given several times.
+        path: A LLaVA (a Hugging Face or original folder, or a run's workdir), or a language model (a folder or GGUF).
+        image: An image for the first question.
     """
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # no terminal's encoding ends a conversation
+            stream.reconfigure(errors="replace")  # text that the terminal cannot encode is no error
     try:
         find_template(loading.template or "vicuna_v1")
         images = [_open_image(file) for file in image]
         from llava_jax.api.load import load
-        from llava_jax.inference.engine import GenerationConfig  # only now: jax takes seconds to import
+        from llava_jax.inference.engine import GenerationConfig  # imports jax, which takes seconds
 
-        GenerationConfig((), **sampling.options())  # raises for what is out of range, before the weights are read
+        GenerationConfig((), **sampling.options())  # raises for a value out of range, before loading
         log_note(f"loading {path}")
         model = load(path, **loading.options())
         has_tower = model.config.vision is not None
@@ -75,11 +75,11 @@ def chat(
 def converse(
     answer: Answer, lines: Iterable[str], pictures: Sequence[Image.Image], *, has_tower: bool, is_terminal: bool
 ) -> None:
-    """Asks `lines` one after the other, and writes the answers, until they end or one is /exit.
+    """Answers the questions and commands in `lines` until they end or one is /exit.
 
-    The first question, and the first after /clear, comes with `pictures`. A question that got no answer is not part
-    of the conversation; its images wait for the next one. On a terminal KeyboardInterrupt stops an answer; what there
-    is of it is part of the conversation.
+    The first question, and the first one after /clear, comes with `pictures`. A question without an answer is dropped
+    from the conversation, and its images go to the next one. On a terminal, KeyboardInterrupt stops an answer, and its
+    text so far stays in the conversation; otherwise it propagates.
     """
     messages, images, pending = [], [], list(pictures)
     for line in lines:
@@ -95,7 +95,7 @@ def converse(
             messages, images, pending = [], [], list(pictures)
             log_note(f"a new conversation, with {len(pending)} image(s)" if pending else "a new conversation")
         elif command == "/image" and not has_tower:
-            log_note("this is a language model alone, it takes no images")
+            log_note("this is a language model alone; it takes no images")
         elif command == "/image":
             try:
                 pending.append(_open_image(Path(os.path.expanduser(rest.strip(" '\"")))))
@@ -103,7 +103,7 @@ def converse(
             except DataError as e:
                 log_note(e)
         elif re.fullmatch(r"/[a-z]+", command):
-            log_note(f"there is no {command}; /help lists the commands")
+            log_note(f"unknown command {command}; /help lists the commands")
         else:
             content = [*[{"type": "image"}] * len(pending), {"type": "text", "text": line}]
             question = {"role": "user", "content": content}
@@ -114,7 +114,7 @@ def converse(
 
 
 def _write_answer(answer: Answer, messages: list[dict], images: list[Image.Image], is_terminal: bool) -> str | None:
-    """Writes an answer while it comes -> what was said, None for nothing because of a fault or Ctrl-C."""
+    """Prints an answer as it is generated. Returns its text; None if an error or Ctrl-C came before any text."""
     text, message = "", None
     try:
         for piece in answer(messages, images):
@@ -125,7 +125,7 @@ def _write_answer(answer: Answer, messages: list[dict], images: list[Image.Image
             raise
         message = "stopped"
     except TooLong as e:
-        message = f"too long for the model: {e}, or start anew with /clear"
+        message = f"too long for the model: {e}, or start over with /clear"
     except UserError as e:
         message = e
     if text or message is None:
@@ -136,12 +136,12 @@ def _write_answer(answer: Answer, messages: list[dict], images: list[Image.Image
 
 
 def _input_lines() -> Iterator[str]:
-    """The lines of standard input, asked for on a terminal until Ctrl-D or Ctrl-C."""
+    """The lines of standard input; on a terminal with a prompt, until Ctrl-D or Ctrl-C."""
     if not sys.stdin.isatty():
         yield from sys.stdin
         return
     try:
-        import readline  # noqa: F401  (gives input() its history)
+        import readline  # noqa: F401  (adds history to input())
     except ImportError:
         pass
     while True:
@@ -159,6 +159,6 @@ def _input_lines() -> Iterator[str]:
 
 def _open_image(file: Path) -> Image.Image:
     """Raises DataError."""
-    if not os.path.isfile(file):  # Path's own raises for names too long, and for folders that may not be read
+    if not os.path.isfile(file):  # Path.is_file raises for names too long and for unreadable folders
         raise DataError(f"{file}: no such image file")
     return load_image(file, str(file))

@@ -13,12 +13,13 @@ def checkpoints(
     action: Annotated[Literal["list", "verify"], tyro.conf.Positional],
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")],
 ) -> int:
-    """Says which checkpoints a run has, or reads all their files and compares them with the hashes of when they were
-    saved. Ends with 1 where a checkpoint is damaged. `sha256sum -c SHA256SUMS` in a checkpoint's folder checks it too.
+    """Lists the checkpoints of a run, or verifies their files against the hashes written when they were saved.
+
+    Exits with 1 if a checkpoint is damaged. `sha256sum -c SHA256SUMS` in the folder of a checkpoint verifies it too.
 
     Args:
-        action: list: step, size and time. verify: ok, or what is wrong with which file.
-        path: The workdir of a run, what `convert --to orbax` wrote, or a folder checkpoints/.
+        action: list: step, size and time of each checkpoint. verify: also reads all files and names the damaged ones.
+        path: The workdir of a run, an output of `convert --to orbax`, or a folder checkpoints/.
     """
     from llava_jax.checkpoint.native import integrity
 
@@ -28,22 +29,21 @@ def checkpoints(
     except OSError as e:
         raise DataError(f"{folder} cannot be read: {e.strerror}; give the workdir of a run") from None
     if not steps:
-        raise DataError(f"{folder} holds no checkpoint; give the workdir of a run")
+        raise DataError(f"{folder} contains no checkpoint; give the workdir of a run")
     damaged = 0
     for step in steps:
         checkpoint = folder / str(step)
         faults = integrity.faults(checkpoint) if action == "verify" else []
         damaged += bool(faults)
-        note = "" if integrity.is_hashed(checkpoint) else ", saved before there were hashes: contents unchecked"
+        note = "" if integrity.is_hashed(checkpoint) else ", saved without hashes: contents unchecked"
         state = ": DAMAGED" if faults else ": ok" if action == "verify" else ""
         log(f"{step}: {integrity.describe_checkpoint(checkpoint)}{state}{note}")
         for fault in faults:
             log(f"    {fault}")
     for moved in sorted(folder.glob("*.damaged*")):
-        size = integrity.describe_checkpoint(moved)
-        log(f"{moved.name}: {size}: damaged, set aside by a run that went on without it")
+        log(f"{moved.name}: {integrity.describe_checkpoint(moved)}: damaged; the run resumed without it")
     for unfinished in sorted(folder.glob("*tmp*")):
-        log(f"{unfinished.name}: a save that never ended; it is no checkpoint")
+        log(f"{unfinished.name}: an unfinished save, not a checkpoint")
     if action == "verify":
         log(f"{damaged} of {len(steps)} damaged")
     return int(damaged > 0)

@@ -1,4 +1,4 @@
-"""Command lines with a config in them: --config=FILE --config.NAME=VALUE, and a program's own flags."""
+"""Command lines with a config: --config=FILE --config.NAME=VALUE and the flags of the verb."""
 
 import traceback
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from llava_jax.errors import ConfigError, UserError
 def read_command_line(
     argv: list[str], define: Callable[[flags.FlagValues], None]
 ) -> tuple[Config, flags.FlagValues, Path, list[str]]:
-    """argv, the program's name first -> (config, all flags, the config's file, printable lines that say where each
-    value came from). `define` adds the program's own flags, named with underscores; dashes are accepted too.
+    """Parses `argv`, which begins with the program's name. `define` adds the flags of the verb, with underscores.
 
-    Raises ConfigError for anything wrong with flags, the config file or a value in it.
+    Returns (config, all flags, path of the config file, lines for the log with the source of each value).
+    Raises ConfigError for an error in the flags, in the config file or in a value.
     """
-    flag_values = flags.FlagValues()  # not absl's global ones: libraries add theirs there
+    flag_values = flags.FlagValues()  # absl's global flags include those of libraries
     config_flags.DEFINE_config_file("config", None, "the config file", flag_values=flag_values, sys_argv=argv)
     define(flag_values)
     for name in [name for name in flag_values if "_" in name]:
@@ -30,24 +30,24 @@ def read_command_line(
         if extra:
             raise ConfigError(f"unexpected argument {extra[0]!r}; settings are written --config.name=value")
         if not flag_values["config"].present:
-            raise ConfigError("--config=FILE is required, e.g. --config=configs/quickstart.py; --help says more")
+            raise ConfigError("--config=FILE is required, e.g. --config=configs/quickstart.py; see --help")
         file = Path(config_flags.get_config_filename(flag_values["config"]))
         values, overrides = flag_values["config"].value, config_flags.get_override_values(flag_values["config"])
         if not isinstance(values, ConfigDict):
-            getattr(values, "lock", None)  # of a file that could not be read: raises the reason
-            raise ConfigError(f"{file}: get_config() must return llava_jax.config.defaults(), changed; not {values!r}")
-    except Exception as e:  # a config file is a program and may raise anything
+            getattr(values, "lock", None)  # raises the reason if the file could not be read
+            raise ConfigError(f"{file}: get_config() must return a changed llava_jax.config.defaults(), not {values!r}")
+    except Exception as e:  # a config file is a program; it may raise anything
         raise ConfigError(_explain(e)) from None
     config = from_config_dict(values)
     return config, flag_values, file, describe_values(config, overrides, file.name)
 
 
 def _explain(error: Exception) -> str:
-    """What went wrong, in one line, with file and line where it went wrong inside the config file."""
+    """The error in one line; if it arose in the config file, with file and line."""
     location, cause = "", error
-    while cause is not None:  # ml_collections and absl wrap what a file raises, up to two times
+    while cause is not None:  # ml_collections and absl wrap an exception of the file up to two times
         for frame, line in traceback.walk_tb(cause.__traceback__):
-            if frame.f_globals.get("__name__") == "config_config":  # the name that ml_collections loads it under
+            if frame.f_globals.get("__name__") == "config_config":  # the module name that ml_collections uses
                 location, error = f"{frame.f_code.co_filename}:{line}: ", cause
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, SyntaxError):
@@ -58,7 +58,7 @@ def _explain(error: Exception) -> str:
         return f"the config file cannot be read: {str(error.__cause__ or error).splitlines()[-1].strip()}"
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
-    if isinstance(error, KeyError):  # its text is a repr
+    if isinstance(error, KeyError):  # str() of it is a repr
         return "no such setting in the config: " + str(error.args[0]).replace("\n", "; ")
     lines = str(error).strip().splitlines()
     return location + " ".join(lines if len(lines) < 3 else [lines[0], lines[-1]])  # without a traceback in the middle

@@ -23,15 +23,14 @@ def convert(
     source: Flat[SourceFlags],
     verify: bool = False,
 ) -> int:
-    """Writes a whole LLaVA in another format. Nothing is left behind where it cannot.
+    """Converts a LLaVA to another format. If it fails, it leaves no files behind.
 
     Args:
-        src: A folder of Hugging Face's or of the original's, the workdir of a run (its newest checkpoint is taken), or
-            what `--to orbax` wrote. Its content decides.
-        dst: A folder that does not exist yet.
-        to: hf: for transformers. llava: the original's. orbax: ours, laid out as a run's workdir.
-        dtype: Of the weights; each as its file has it where this is not given.
-        verify: Load DST again and compare seven points of a forward pass, with transformers too where it is installed.
+        src: A Hugging Face or original folder, the workdir of a run (its newest checkpoint), or an `--to orbax` output.
+        dst: The folder to write. It must not exist.
+        to: hf: for transformers. llava: the original's format. orbax: ours, laid out like a workdir.
+        dtype: The dtype of the written weights. Default: unchanged.
+        verify: Reload DST and compare seven activations of a forward pass, also with transformers if it is installed.
     """
     from llava_jax.api.load import load
     from llava_jax.api.parity import compare_traces, trace
@@ -46,9 +45,9 @@ def convert(
     if not verify:
         return 0
     needs_tower = to == "llava" and not model.source_info.tower_is_inside
-    own_settings = dict(base=None, tokenizer=None, template=None, aspect=None)  # DST says these itself
+    own_settings = dict(base=None, tokenizer=None, template=None, aspect=None)  # DST contains these
     dst_source = replace(source, tower=source.tower if needs_tower else None, **own_settings)
-    del model  # two at a time may be one too many
+    del model  # there may be no memory for two
     return compare_traces(
         expected, load(dst, dtype=None, **dst_source.options()), dst if to == "hf" else None, dtype or "float32"
     )

@@ -1,4 +1,4 @@
-"""python -m llava_jax data: check, show and stats of data sets, before they are trained on; data_build makes them."""
+"""python -m llava_jax data check|show|stats: looks at a data set before training. The other verbs: data_prepare."""
 
 import contextlib
 import os
@@ -25,16 +25,15 @@ def check(
     report_folder: Path = Path("data-report"),
     workers: Workers = CPUS,
 ) -> int:
-    """Reads every row and decodes every image; names all that is wrong, past the first fault.
+    """Reads every row, decodes every image and reports all errors and warnings.
 
-    Prints a table, and writes report.json (every finding) and report.html (with the pictures). Ends with 1 where there
-    are errors: what stops a run or teaches something wrong. Warnings, such as an EXIF rotation, only count.
+    Prints a table and writes report.json (every finding) and report.html (with images). Exits with 1 if there are
+    errors, which would stop a run or train on wrong data. Warnings (e.g. an EXIF rotation) do not change the exit code.
 
     Args:
-        tokenizer: The model's (a tokenizer.model, tokenizer.json, .gguf, a folder, or tiny). Without it the lengths
-            are not checked.
-        max_images: Image slots of a row; any number where this is not given.
-        report_folder: Where the two reports go.
+        tokenizer: The model's tokenizer, as for `data show`. Without it, lengths are not checked.
+        max_images: Image slots of a row. Default: no limit.
+        report_folder: The folder of the two reports.
     """
     from llava_jax.data.inspection.check import Duplicates, Limits, check_rows
     from llava_jax.data.inspection.check_report import Report
@@ -56,7 +55,7 @@ def check(
     if report.findings:
         _print_table(report.summary())
     log(report.total())
-    log(f"{report_folder / 'report.json'} has every finding, report.html shows them")
+    log(f"{report_folder / 'report.json'} has every finding; report.html shows them")
     return 1 if report.errors else 0
 
 
@@ -69,13 +68,13 @@ def show(
     id: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     page: Path = Path("samples.html"),
 ) -> None:
-    """Writes a page of samples as the model gets them: image, text with what it is to learn in colour, ids, lengths.
+    """Writes an HTML page of samples as the model gets them: image, text, supervised tokens in colour, ids, lengths.
 
     Args:
-        count: How many samples, drawn at random.
-        seed: Another one draws others.
-        id: The id of a sample to show, instead of some at random. May be given several times.
-        page: The HTML file.
+        count: The number of random samples.
+        seed: Seed of the random samples.
+        id: The id of a sample to show instead of random ones.
+        page: The HTML file to write.
     """
     import numpy as np
 
@@ -90,7 +89,7 @@ def show(
     else:
         indices = np.random.default_rng(seed).choice(len(source), min(max(count, 0), len(source)), replace=False)
         indices = sorted(indices.tolist())
-    # As many slots as a row could fill: the page is about samples, not about the model's limit.
+    # As many image slots as fit in a row: the model's limit does not matter here.
     make_row = partial(
         build_row, tokenizer=opened, template=dataset.template, length=dataset.length, overlong="truncate",
         max_images=max(1, dataset.length // dataset.features), features=dataset.features, image_size=dataset.image_size,
@@ -111,12 +110,12 @@ def stats(
     page: Path | None = None,
     workers: Workers = CPUS,
 ) -> None:
-    """Prints lengths, image sizes, the supervised share, and how full rows would be, padded and packed.
+    """Prints token lengths, image sizes, the share of supervised tokens, and how full padded and packed rows would be.
 
     Args:
-        count: Measures this many samples drawn at random; 0 for all.
-        slots: Images that a packed row may hold; 0 for as many as its length does.
-        page: Writes an HTML file with plots too (needs matplotlib).
+        count: The number of random samples to measure; 0: all.
+        slots: Image slots of a packed row; 0: as many as fit in its length.
+        page: Also writes this HTML file with plots (needs matplotlib).
     """
     import numpy as np
 
@@ -152,7 +151,7 @@ VERBS = {  # of `python -m llava_jax data`
 
 
 def open_data(data: Path, image_folder: Path | None):
-    """What DATA holds, by its content; broken rows of a JSON keep their places. Raises ConfigError and DataError."""
+    """Opens DATA, by its content. Invalid rows of a JSON keep their index. Raises as `open_source` does."""
     from llava_jax.data.sources.open_source import open_source
     from llava_jax.data.sources.scienceqa import ScienceQA, is_scienceqa
 
@@ -162,8 +161,8 @@ def open_data(data: Path, image_folder: Path | None):
 
 
 def _open_tokenizer(tokenizer: str, dataset: DatasetFlags):
-    """(the tokenizer, conversations to ids). Raises ConfigError now where the two do not go together."""
-    from llava_jax.checkpoint.tokenizer import open_tokenizer  # with jax, for it reads GGUF too
+    """(the tokenizer, a function of a conversation to its ids). Raises ConfigError if they do not match."""
+    from llava_jax.checkpoint.tokenizer import open_tokenizer  # imports jax, because it also reads GGUF
 
     opened = open_tokenizer(tokenizer)
     encode = partial(encode_row, tokenizer=opened, template=dataset.template, features=dataset.features)
@@ -172,7 +171,7 @@ def _open_tokenizer(tokenizer: str, dataset: DatasetFlags):
 
 
 def _header_facts(tokenizer: str, dataset: DatasetFlags) -> dict[str, str]:
-    """What the header of a page says."""
+    """The header of a page: settings by name, and the date of the data."""
     facts = {"tokenizer": tokenizer, "template": dataset.template, "length": f"{dataset.length:,}"}
     facts |= {"image size": str(dataset.image_size), "patch size": str(dataset.patch_size), "aspect": dataset.aspect}
     return facts | {"data of": date_of(dataset.data)}
@@ -194,7 +193,7 @@ def _find_ids(source, ids: tuple[str, ...]) -> list[int]:
 
 
 def _map_with_progress(work: Callable[[range], list], rows: int, workers: int, verb: str) -> Iterator:
-    """The results of all rows, in order, with progress on standard error."""
+    """The results of `work` for all rows, in order, with progress on standard error."""
     from llava_jax.data.inspection.parallel import map_rows
 
     done = 0
@@ -213,7 +212,7 @@ def _print_table(rows: list[list[str]]) -> None:
 
 
 def _make_writable(folder: Path) -> None:
-    """Now, not after hours of reading. Raises ConfigError where nothing can be written."""
+    """Creates a folder before hours of reading. Raises ConfigError if it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):

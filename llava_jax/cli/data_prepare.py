@@ -1,4 +1,4 @@
-"""python -m llava_jax data build SRC... OUT, data captions PAIRS OUT, and data scienceqa FOLDER OUT"""
+"""python -m llava_jax data build SRC... OUT | data captions PAIRS OUT | data scienceqa FOLDER OUT"""
 
 import json
 import time
@@ -20,22 +20,20 @@ def build(
     bad: Literal["error", "skip"] = "error",
     threads: int = 16,
 ) -> int:
-    """Packs data and its images into ArrayRecord shards, which are read in any order at full speed.
+    """Writes data and its images into ArrayRecord shards, which support fast random access.
 
-    Each image goes in byte for byte, after it was decoded once. A shard appears when it is complete, manifest.json when
-    all are. Stopped or killed at any point, the same command goes on, and ends with the same bytes.
+    Each image is decoded once as a check and stored byte for byte. Shards and manifest.json appear only when they are
+    complete. After a stop or kill, run the same command again: it resumes, and the result is byte-equal.
 
     Args:
-        paths: What to read, one behind the other: LLaVA's JSON, Parquet, folders that this command or TFDS made. Last,
-            the folder to write.
+        paths: LLaVA's JSON, Parquet, or folders of this command or TFDS, in order. Last: the folder to write.
         images: The folder or zip archive of the images: one for all SRC, or one for each in their order.
-        shard_rows: Samples per shard. Best are shards of 100 to 500 MB, and at least four for each host.
-        bad: What becomes of a sample whose image is missing or does not decode: it ends the build, or it is left out
-            and listed in OUT/left_out.jsonl.
-        threads: Images read and decoded at a time.
+        shard_rows: Samples per shard. Aim for shards of 100 to 500 MB and at least four per host.
+        bad: If an image is missing or broken: error fails; skip leaves its sample out and lists it in left_out.jsonl.
+        threads: Images read and decoded in parallel.
     """
     if len(paths) < 2:
-        raise ConfigError("data build takes at least two paths: SRC... OUT")
+        raise ConfigError("data build needs at least two paths: SRC... OUT")
     if shard_rows < 1 or threads < 1:
         raise ConfigError("--shard-rows and --threads must be at least 1")
     *sources, out = paths
@@ -54,34 +52,34 @@ def build(
             source, out, made_from=made_from, shard_rows=shard_rows, skip_bad=bad == "skip", threads=threads, log=log
         )
     except KeyboardInterrupt:
-        log(f"stopped; the same command continues {out}")
+        log(f"stopped; run the same command again to resume {out}")
         return 130
-    except OSError as fault:  # a full disk, say
-        raise DataError(f"{out} cannot be written ({fault.strerror or fault}); the same command continues it") from None
+    except OSError as fault:  # e.g. a full disk
+        message = f"{out} cannot be written ({fault.strerror or fault}); free space and run the same command to resume"
+        raise DataError(message) from None
     log(
         f"{out}: {manifest['records']:,} records in {len(manifest['shards'])} shards, {manifest['left_out']:,} samples "
         f"left out ({time.perf_counter() - start:.0f} s)"
     )
     if manifest["left_out"]:
-        log(f"left out, with their faults: {out / 'left_out.jsonl'}")
+        log(f"samples left out and why: {out / 'left_out.jsonl'}")
     return 0
 
 
 def captions(
-    pairs: Annotated[Path, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    pairs: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PAIRS")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     *,
     images: Path | None = None,
     seed: int = 0,
 ) -> int:
-    """Makes LLaVA's chat.json for stage 1 of image-caption pairs: a brief instruction, the caption as its answer.
+    """Converts image-caption pairs to LLaVA's JSON for stage 1: a brief instruction, with the caption as its answer.
 
     Args:
         pairs: JSON Lines, or one JSON array, of {"image": ..., "caption": ...}.
-        out: The file to write, which does not exist yet.
-        images: The folder or zip archive of the images, to check that every image is there.
-        seed: Together with image and caption it decides which instruction is used, and whether the image stands before
-            or behind it.
+        out: The file to write. It must not exist.
+        images: The folder or zip archive of the images. If given, every image must exist.
+        seed: Seed of the choice of instruction and of the image's place before or after it.
     """
     from llava_jax.data.sources.caption_pairs import caption_row, read_pairs
     from llava_jax.images.files import open_images
@@ -102,23 +100,23 @@ def captions(
 
 
 def scienceqa(
-    folder: Annotated[Path, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     *,
     split: str,
     prompt_format: str | None = None,
     jsonl: bool = False,
 ) -> int:
-    """Makes LLaVA's JSON of a split of ScienceQA, as the original's converter does. Training needs no such file: it
-    takes the folder itself (data.path, data.split, data.prompt_format).
+    """Converts a split of ScienceQA to LLaVA's JSON, as the original's converter does.
+
+    Training does not need this file: data.path may be the ScienceQA folder (with data.split and data.prompt_format).
 
     Args:
-        folder: ScienceQA's: problems.json, pid_splits.json, images.
-        out: The file to write, which does not exist yet. Its image paths are below FOLDER/images.
+        folder: The ScienceQA folder: problems.json, pid_splits.json, images.
+        out: The file to write. It must not exist. Its image paths are relative to FOLDER/images.
         split: train, val, test, or another name in pid_splits.json.
-        prompt_format: INPUT-OUTPUT, such as QCM-LEA, QCM-LEPA, QCM-ALE, CQM-A; or CQM-A_v1.5, the layout of v1.5. Where
-            this is not given QCM-LEA, with --jsonl QCM-LEPA.
-        jsonl: Writes the converter's other file: an object {"id", "image", "instruction", "output"} a line.
+        prompt_format: INPUT-OUTPUT, e.g. QCM-LEA, QCM-ALE, CQM-A, CQM-A_v1.5. Default: QCM-LEA; for --jsonl QCM-LEPA.
+        jsonl: Writes the converter's other file: one {"id", "image", "instruction", "output"} per line.
     """
     from llava_jax.data.sources.scienceqa import ScienceQA, instruction
 
@@ -151,7 +149,7 @@ def _has_image(images, name: str) -> bool:
 
 
 def _file_identity(path: Path) -> dict:
-    """What tells this data from other data, fit for JSON: path, and size and time of its file or files."""
+    """The identity of a source for the manifest, as JSON: its path, and name, size and mtime of its files."""
     files = (
         [path]
         if path.is_file()

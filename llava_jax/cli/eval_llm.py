@@ -1,4 +1,4 @@
-"""python -m llava_jax eval scienceqa ask and judge: what a chat model behind an API is asked for the ensembles."""
+"""python -m llava_jax eval scienceqa ask|judge: queries a chat API for the inputs of `ensemble`."""
 
 import json
 from collections import Counter
@@ -12,7 +12,7 @@ from llava_jax.llm_client.settings import LLMSettings
 from llava_jax.output.console import log, progress
 from llava_jax.output.files import write_whole
 
-MAX_LISTED = 20  # of the requests that failed
+MAX_LISTED = 20  # failed requests
 
 
 def ask(
@@ -26,21 +26,20 @@ def ask(
     cache: Path | None = None,
     dry_run: bool = False,
 ) -> int:
-    """Asks a chat model the problems of a split as text, without the images: the OTHER of `ensemble`.
+    """Asks a chat model the problems of a split as text, without images: the OTHER file of `ensemble`.
 
-    Solved problems of the train split come first, in QCM-ALE (the answer, then why). What was answered is kept in a
-    cache: a run that ended early goes on with the same command, and pays for nothing twice. Ends with 1 where an answer
-    is missing.
+    Each prompt begins with solved problems of the train split, in the format QCM-ALE (answer, then explanation).
+    Replies are cached: the same command resumes and pays for no reply again. Exits with 1 if an answer is missing.
 
     Args:
-        problems: ScienceQA's folder: problems.json, pid_splits.json.
-        out: The file to write: {"outputs": {id: text}}, with what was asked how.
-        llm: Whom to ask, and for how much.
-        split: Which problems: test, val, or another name in pid_splits.json.
-        shots: How many solved problems come first; of the train split's without image, with an explanation.
-        seed: Draws them.
-        cache: Of replies. Default: OUT.cache.jsonl.
-        dry_run: Prints how many requests there are, what they may cost and the first of them, and sends nothing.
+        problems: The ScienceQA folder: problems.json, pid_splits.json.
+        out: The file to write: {"outputs": {id: text}} and the settings.
+        llm: The chat model and the cost limit.
+        split: The split: test, val, or another name in pid_splits.json.
+        shots: The number of solved problems in a prompt, from train problems with an explanation and without image.
+        seed: Seed of the choice of solved problems.
+        cache: The file of cached replies. Default: OUT.cache.jsonl.
+        dry_run: Prints the number of requests, their estimated cost and the first one. Sends nothing.
     """
     from llava_jax.evaluation.scienceqa import llm_prompts
     from llava_jax.evaluation.scienceqa.score import read_problems
@@ -73,20 +72,20 @@ def judge(
     cache: Path | None = None,
     dry_run: bool = False,
 ) -> int:
-    """Shows a chat model both answers where two files differ, and has it decide: the --judge of `ensemble`.
+    """Asks a chat model to decide between two answers where two files differ: the --judge file of `ensemble`.
 
-    Differing is what `ensemble` says: the letters, or that there is none. What was answered is kept in a cache: a run
-    that ended early goes on with the same command, and pays for nothing twice. Ends with 1 where an answer is missing.
+    Two answers differ if `ensemble` parses different letters, or a letter in only one of them. Replies are cached: the
+    same command resumes and pays for no reply again. Exits with 1 if an answer is missing.
 
     Args:
-        answers: A model's answers, Assistant 1: JSON Lines of {"question_id", "text"}, or a result file.
-        other: GPT-4's answers, Assistant 2: {"outputs": {id: text}}, as of `ask`, or JSON Lines. Both answer all.
-        problems: ScienceQA's folder: problems.json, pid_splits.json.
+        answers: A model's answers to all problems, Assistant 1: JSON Lines of {"question_id", "text"} or a result file.
+        other: GPT-4's answers to all problems, Assistant 2: {"outputs": {id: text}}, e.g. of `ask`, or JSON Lines.
+        problems: The ScienceQA folder: problems.json, pid_splits.json.
         out: The file to write: JSON Lines of {"question_id", "text"}.
-        llm: Whom to ask, and for how much.
-        split: Which problems: test, val, or another name in pid_splits.json.
-        cache: Of replies. Default: OUT.cache.jsonl.
-        dry_run: Prints how many requests there are, what they may cost and the first of them, and sends nothing.
+        llm: The chat model and the cost limit.
+        split: The split: test, val, or another name in pid_splits.json.
+        cache: The file of cached replies. Default: OUT.cache.jsonl.
+        dry_run: Prints the number of requests, their estimated cost and the first one. Sends nothing.
     """
     from llava_jax.evaluation.scienceqa.ensemble import combine
     from llava_jax.evaluation.scienceqa.files import Answers, read_answers
@@ -98,7 +97,7 @@ def judge(
     differing = combine(list(by_id.values()), ours, theirs, judge=Answers("no judge yet", {})).differing
     log(f"the two differ on {len(differing):,} of {len(by_id):,} problems of split {split}")
     if not differing:
-        log("no judge is needed, and nothing is written")
+        log("no judge is needed; nothing is written")
         return 0
     requests = {pid: judge_messages(by_id[pid], ours.texts[pid], theirs.texts[pid]) for pid in differing}
     result = _send_requests(requests, llm, cache or _default_cache(out), dry_run)
@@ -115,8 +114,8 @@ def _default_cache(out: Path) -> Path:
 
 
 def _send_requests(requests: dict[str, list[dict[str, str]]], settings: LLMSettings, cache: Path, dry_run: bool):
-    """What was answered, after telling it in words. An exit code where there is nothing to write: of a dry run, which
-    shows what would be asked, and of one that had to end or was answered nothing."""
+    """Sends the requests and logs a summary. Returns an LLMResult, or an exit code if there is nothing to write: after
+    a dry run, after a run that stopped early, and if no request was answered."""
     from llava_jax.llm_client.cache import read_replies
     from llava_jax.llm_client.client import Unfinished, ask_llm
     from llava_jax.llm_client.settings import deduplicate, estimate_cost
@@ -124,7 +123,7 @@ def _send_requests(requests: dict[str, list[dict[str, str]]], settings: LLMSetti
     if dry_run:
         name, key = next(iter(deduplicate(requests, settings)[0].items()))
         log("\n".join(estimate_cost(requests, settings, read_replies(cache)[0])))
-        log(f"the request of {name}, with {json.dumps(settings.parameters)}:")
+        log(f"the request of problem {name}, with {json.dumps(settings.parameters)}:")
         for turn in deduplicate(requests, settings)[1][key]:
             log(f"\n[{turn['role']}]\n{turn['content']}")
         log("\nnothing was sent")
@@ -138,7 +137,7 @@ def _send_requests(requests: dict[str, list[dict[str, str]]], settings: LLMSetti
     replies = result.replies.values()
     refused, truncated = sum(r.is_refused for r in replies), sum(r.finish == "length" for r in replies)
     log(
-        f"{len(replies):,} answered, {result.new_count:,} of them now; {refused:,} refused or empty, "
+        f"{len(replies):,} answered, {result.new_count:,} of them new; {refused:,} refused or empty, "
         f"{truncated:,} cut at {settings.max_tokens:,} tokens; {len(result.failed):,} failed"
     )
     counts = [sum(getattr(r, name) or 0 for r in replies) for name in ("input_tokens", "output_tokens")]
@@ -148,12 +147,12 @@ def _send_requests(requests: dict[str, list[dict[str, str]]], settings: LLMSetti
     if len(result.failed) > MAX_LISTED:
         log(f"  and {len(result.failed) - MAX_LISTED:,} more")
     if result.failed:
-        log("the same command asks these again, and nothing else")
+        log("run the same command to retry these")
     return result if result.replies else 1
 
 
 def _cost_text(result, settings: LLMSettings) -> str:
     if settings.input_price is None:
         return ""
-    lost = f", and at most ${result.lost:.4f} for tries without a reply" if result.lost else ""
+    lost = f", and up to ${result.lost:.4f} for tries without a reply" if result.lost else ""
     return f": ${result.spent:.4f}{lost}"

@@ -1,4 +1,4 @@
-"""python -m llava_jax eval scienceqa predict: a model's answers to a split of ScienceQA, in the original's format."""
+"""python -m llava_jax eval scienceqa predict: answers a split of ScienceQA, in the original's file format."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,25 +29,22 @@ def predict(
     generation: Flat[GenerationFlags] = GENERATION,
     loading: Flat[LoadFlags],
 ) -> int:
-    """Writes a model's answers, for `score` and the original's tools. Stopped or killed at any point, the same command
-    resumes, and ends with the same file.
+    """Answers the problems of a split with a model, for `score` and the original's tools.
 
-    The longest prompts are answered first, and the lines are in that order. OUT.settings.json beside OUT holds the
-    settings that made it; with other settings, weights or problems OUT is not continued. --batch may change.
+    After a stop or kill, run the same command again: it resumes, and the result is byte-equal. The order is longest
+    prompt first. OUT.settings.json records the settings; with other settings, weights or problems the command refuses
+    to continue OUT. --batch may change.
 
     Args:
-        path: A LLaVA (a folder of Hugging Face's or of the original's, the workdir of a run), or a language model
-            alone (a folder or a GGUF).
-        problems: ScienceQA's folder: problems.json, pid_splits.json, images.
-        out: JSON Lines of {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}.
-        split: Which problems: test, val, or another name in pid_splits.json.
-        prompt_format: What stands before the "-" is asked: QCM-LEA, CQM-A, QCML-A ...; or CQM-A_v1.5, the layout of
-            v1.5's zero-shot test.
-        image_place: Where <image> goes: before the text, or after it, as v0 was asked.
-        single_prediction: Asks for a letter alone, with v1.5's sentence.
-        two_steps: For models trained on LEPA: generates reasoning up to "###", then the answer after it. (The
-            original's answer prompter; of template llava_v0 the prompt ends in "###", as there.)
-        image_folder: Where the images are, a folder or a zip archive, if not in PROBLEMS/images.
+        path: A LLaVA (a Hugging Face or original folder, or a run's workdir), or a language model (a folder or GGUF).
+        problems: The ScienceQA folder: problems.json, pid_splits.json, images.
+        out: The file to write: JSON Lines of {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}.
+        split: The split: test, val, or another name in pid_splits.json.
+        prompt_format: INPUT-OUTPUT, e.g. QCM-LEA, CQM-A, or CQM-A_v1.5 (v1.5's zero-shot test). The prompt is INPUT.
+        image_place: The place of <image>: front (before the text) or back (after it, as for v0).
+        single_prediction: Adds v1.5's sentence that asks for a letter alone.
+        two_steps: Generates reasoning up to "###", then the answer: the original's answer prompter, for LEPA models.
+        image_folder: The folder or zip archive of the images. Default: PROBLEMS/images.
     """
     find_template(loading.template or "vicuna_v1")
     from llava_jax.api.load import load

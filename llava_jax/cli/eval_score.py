@@ -1,4 +1,4 @@
-"""python -m llava_jax eval scienceqa: score files of answers, and join them with GPT-4's; eval_predict makes them."""
+"""python -m llava_jax eval scienceqa score|ensemble: scores answers files and combines them with GPT-4's."""
 
 import json
 from pathlib import Path
@@ -32,24 +32,22 @@ def score(
     result: Path | None = None,
     analysis: Path | None = None,
 ) -> int:
-    """Prints how many answers are right, by subject, context and grade beside the published numbers, and by topic.
+    """Prints the accuracy by subject, context, grade and topic, beside the published numbers.
 
-    Each share comes with its count and its 95% interval (Wilson). A file in which results and texts stand side by side
-    is checked for whether they agree. Ends with 1 where problems of the split have no answer.
+    Each accuracy has its count and its 95% interval (Wilson). If the file contains both indices and texts, they are
+    compared. Exits with 1 if problems of the split have no answer.
 
     Args:
-        answers: JSON Lines of {"question_id", "text"}, or a result or analysis file of the original's.
-        problems: ScienceQA's folder: problems.json, pid_splits.json, images.
-        split: Which problems: test, val, or another name in pid_splits.json.
-        parser: How a letter is found in a text. strict: as published. lenient: also "(b)", "Answer: B", "the answer is
-            b" twice, a choice in full. results: no parsing, the indices that the file has.
-        unparsed: What an answer without a letter of a choice is. wrong. random: drawn, and problems without an answer
-            do not count, as in the paper's numbers (until October 2023).
-        seed: Of what is drawn.
-        against: Another file of answers, to compare problem by problem.
-        image_folder: Where the images are, a folder or a zip archive, if not in PROBLEMS/images. For the page.
-        json_file: Writes everything, each answer included.
-        page: Writes an HTML file that shows every answer with its image.
+        answers: JSON Lines of {"question_id", "text"}, or the original's result or analysis file.
+        problems: The ScienceQA folder: problems.json, pid_splits.json, images.
+        split: The split: test, val, or another name in pid_splits.json.
+        parser: strict: published rule. lenient: also "(b)", "Answer: B", a full choice. results: the file's indices.
+        unparsed: An unparsed answer is wrong, or random: a sampled choice (as in the paper; missing ones do not count).
+        seed: Seed of the sampled choices.
+        against: A second answers file, compared problem by problem.
+        image_folder: The folder or zip archive of the images for the page. Default: PROBLEMS/images.
+        json_file: Writes all numbers and answers as JSON.
+        page: Writes an HTML page with every answer and its image.
         result: Writes the original's result file, which ScienceQA's own tool reads.
         analysis: Writes the original's analysis file.
     """
@@ -104,21 +102,21 @@ def ensemble(
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     result: Path | None = None,
 ) -> int:
-    """Joins a model's answers with those of a text-only GPT-4, as in the paper: complement, and judge where given.
+    """Combines a model's answers with those of a text-only GPT-4, as in the paper.
 
-    complement: the other's answer, ours where it has none. judge: the judge's, ours where it has none. Of a text only
-    one "The answer is X." is read.
+    complement: GPT-4's answer, or the model's if GPT-4 has none. judge: the judge's answer, or the model's if the judge
+    has none. Only a single "The answer is X." in a text is parsed.
 
     Args:
-        answers: A model's answers: JSON Lines of {"question_id", "text"}, or a result file of the original's.
+        answers: A model's answers: JSON Lines of {"question_id", "text"}, or the original's result file.
         other: GPT-4's answers: {"outputs": {id: text}}, or JSON Lines.
-        problems: ScienceQA's folder: problems.json, pid_splits.json, images.
-        judge: The judge's answers, as of ANSWERS; needed for the problems where the two differ (--json lists them).
-        split: Which problems: test, val, or another name in pid_splits.json.
-        unparsed: What an answer without a letter of a choice is. random: drawn, as in the original. wrong.
-        seed: Of what is drawn.
-        json_file: Writes the numbers, and which problems differ.
-        result: Writes the original's result file of the judge's indices, or without a judge of complement's.
+        problems: The ScienceQA folder: problems.json, pid_splits.json.
+        judge: A judge's answers, in any format of ANSWERS, to the problems where both differ (--json lists these).
+        split: The split: test, val, or another name in pid_splits.json.
+        unparsed: An answer without a valid letter is a random choice (as in the original), or wrong.
+        seed: Seed of the random choices.
+        json_file: Writes the numbers and the ids of differing problems as JSON.
+        result: Writes the original's result file: the judge's indices, or without --judge those of complement.
     """
     from llava_jax.evaluation.scienceqa import report
     from llava_jax.evaluation.scienceqa.ensemble import combine
@@ -130,7 +128,7 @@ def ensemble(
     combined = combine(problem_list, *files, unparsed=unparsed, seed=seed)
     rows = {name: shares(combined.marks(name)) for name in (*combined.indices, "upper bound")}
     count = len(combined.problems)
-    treatment = f"an unknown choice is drawn (seed {seed})" if unparsed == "random" else "an unknown choice is wrong"
+    treatment = f"an unknown choice is sampled (seed {seed})" if unparsed == "random" else "an unknown choice is wrong"
     silent = [
         f"{whose} has no answer to {len(pids):,} ({100 * len(pids) / count:.2f}%)"
         for whose, pids in (("ours", combined.unread), ("the other", combined.silent))
@@ -170,7 +168,7 @@ SCIENCEQA = {  # of `python -m llava_jax eval scienceqa`
 
 
 def _grade_file(file: Path, problem_list: list, split: str, problems: Path, grading: dict):
-    """(the answers of a file, each problem's graded answer). Raises ConfigError where it answers none of them."""
+    """(the answers of a file, the graded answer to each problem). Raises ConfigError if it answers no problem."""
     from llava_jax.evaluation.scienceqa.files import read_answers
     from llava_jax.evaluation.scienceqa.score import grade
 

@@ -1,9 +1,9 @@
-"""Flags that several verbs share. tyro flattens these classes into a verb's own flags; each help text is here once.
+"""Flags that several verbs share. tyro flattens these classes into the flags of a verb.
 
     def verb(path: Path, /, *, loading: Flat[LoadFlags]): ...
 
-A verb with another default gives the parameter one, e.g. `= SamplingFlags(max_new_tokens=1024)`. Such a parameter must
-be keyword-only: tyro makes all fields of a positional-only one positional.
+A default of the parameter changes those of its flags, e.g. `= SamplingFlags(max_new_tokens=1024)`. The parameter must
+be keyword-only: tyro makes all fields of a positional-only parameter positional.
 """
 
 import os
@@ -19,36 +19,36 @@ from llava_jax.text.templates import find_template
 Flat = tyro.conf.OmitArgPrefixes  # Flat[LoadFlags]: --tower, not --loading.tower
 
 Tokenizer = Annotated[
-    str, tyro.conf.arg(help="The model's: a tokenizer.model, tokenizer.json, .gguf, a folder, or tiny (built in).")
+    str, tyro.conf.arg(help="The tokenizer: a tokenizer.model, tokenizer.json, .gguf, folder, or tiny (built in).")
 ]
 CPUS = os.cpu_count() or 1
-Workers = Annotated[int, tyro.conf.arg(help="Processes; 0 works in this one.")]
-# Texts of more than one line: tyro keeps the line breaks of a field's docstring.
+Workers = Annotated[int, tyro.conf.arg(help="Worker processes; 0: work in this process.")]
+# Long texts are constants, because tyro keeps the line breaks of a docstring.
 TEMPLATE_HELP = (
-    "The conversation template. Default: the run's own; else chatml where the model's own chat template is; else "
-    "vicuna_v1. The original's ScienceQA models need llava_v1, its v0 models llava_v0."
+    "The conversation template. Default: that of the training run; else chatml if the model's chat template is chatml; "
+    "else vicuna_v1. The original's ScienceQA models need llava_v1, its v0 models llava_v0."
 )
 DATA_HELP = (
-    "LLaVA's JSON, a folder that `data build` or TFDS made, Parquet, or a folder of ScienceQA's (problems.json, "
-    "pid_splits.json, images)."
+    "LLaVA's JSON, a folder of `data build` or TFDS, Parquet, or the ScienceQA folder (problems.json, pid_splits.json, "
+    "images)."
 )
 
 
 @dataclass(frozen=True)
 class SourceFlags:
-    """What a model's own files lack, or say differently."""
+    """What the files of a model do not contain, or what to override."""
 
     tower: Path | None = None
-    """The folder of the CLIP vision tower, for a LLaVA that lacks its own."""
+    """The folder of the CLIP vision tower, if the model does not contain it."""
     base: Path | None = None
-    """The model that a LoRA folder, a projector or delta weights were made from."""
+    """The base model of LoRA adapters, a projector or delta weights."""
     tokenizer: str | None = None
-    """A tokenizer.model, tokenizer.json, .gguf or folder, where the model has none or another one is wanted."""
+    """A tokenizer.model, tokenizer.json, .gguf or folder. Default: that of the model."""
     template: Annotated[str | None, tyro.conf.arg(help=TEMPLATE_HELP)] = None
     aspect: Literal["crop", "pad"] | None = None
-    """How images are made square: crop (CLIP's processor) or pad (LLaVA v1.5). Default: as the model's files say."""
+    """How images become square: crop (CLIP's processor) or pad (LLaVA v1.5). Default: that of the model."""
     allow_pickle: bool = False
-    """Also opens .bin files, in a process of their own. A pickle can hold any program: only from those you trust."""
+    """Also loads .bin files, in a separate process. A pickle can run any code: allow only files that you trust."""
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `llava_jax.load`."""
@@ -57,10 +57,10 @@ class SourceFlags:
 
 @dataclass(frozen=True)
 class LoadFlags(SourceFlags):
-    """How a model is loaded to answer."""
+    """How the model is loaded."""
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of weights and arithmetic."""
+    """The dtype of weights and computation."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class GenerationFlags:
     """How answers are generated."""
 
     max_new_tokens: int = 512
-    """Up to this many tokens an answer."""
+    """The maximum number of tokens of an answer."""
     temperature: float = 0.0
-    """0: greedy decoding. (The original evaluates with 0.2, and with 0 for v1.5.)"""
+    """The sampling temperature; 0: greedy. The original evaluates with 0.2, and with 0 for v1.5."""
     seed: int = 0
-    """The same seed samples the same answers."""
+    """Seed of the sampling."""
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `llava_jax.inference.engine.GenerationConfig` and of the models' methods."""
@@ -84,28 +84,28 @@ class SamplingFlags(GenerationFlags):
     """How answers are generated."""
 
     top_p: float = 1.0
-    """Samples from the likeliest tokens whose probabilities sum up to this."""
+    """Samples from the most likely tokens whose probabilities sum to this; 1: from all."""
     top_k: int = 0
-    """Samples from this many of the likeliest tokens; 0: from all."""
+    """Samples from this many most likely tokens; 0: from all."""
 
 
 @dataclass(frozen=True)
 class DatasetFlags:
-    """How a sample becomes a row; give what the training config says."""
+    """How a sample becomes a row; use the values of the training config."""
 
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help=DATA_HELP)]
-    image_folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE_FOLDER")] = None
-    """The root of the image paths, a folder or a zip archive; what holds its images needs none."""
+    image_folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE_FOLDER]")] = None
+    """The folder or zip archive of the images. Data that contains its images needs none."""
     template: str = "vicuna_v1"
     """The conversation template."""
     length: int = 2048
-    """Tokens of a row, image patches included."""
+    """Tokens of a row, image tokens included."""
     image_size: int = 224
-    """Side of the square the model sees, in pixels."""
+    """Side of the model's square input image, in pixels."""
     patch_size: int = 14
-    """Side of one patch of the vision tower, in pixels."""
+    """Side of a patch of the vision tower, in pixels."""
     aspect: Literal["crop", "pad"] = "crop"
-    """How an image is made square: crop (CLIP's processor) or pad (LLaVA v1.5)."""
+    """How images become square: crop (CLIP's processor) or pad (LLaVA v1.5)."""
 
     @property
     def features(self) -> int:
@@ -113,7 +113,7 @@ class DatasetFlags:
         return (self.image_size // self.patch_size) ** 2
 
     def check(self) -> None:
-        """Raises ConfigError for a template that does not exist and for numbers that cannot be."""
+        """Raises ConfigError for an unknown template and for numbers out of range."""
         find_template(self.template)
         if min(self.length, self.patch_size) < 1 or self.image_size < self.patch_size:
             raise ConfigError(

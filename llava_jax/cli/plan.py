@@ -1,31 +1,31 @@
 """python -m llava_jax plan --config=FILE --topology=NAME[,NAME ...] [--config.NAME=VALUE ...]
 
-Compiles the train step of a config for TPU slices that need not be there, and says what it takes: memory of a chip,
-FLOPs, communication, time, and what would make it fit where it does not. Needs `pip install 'llava_jax[tpu]'`, which is
-the compiler; no TPU, no data and no weights. A 7B model takes minutes on two cores. All times are estimates from the
-compiled program; the lines behind the table say what they assume.
+Compiles the train step of a config for TPU slices and prints memory per chip, FLOPs, communication and time. If the
+step does not fit, it tries changes that save memory. It needs the compiler (`pip install 'llava_jax[tpu]'`), but no
+TPU, data or weights. A 7B model takes minutes on two cores. Times are estimates from the compiled program; the last
+lines of the output list their assumptions.
 
-  --config=FILE          as for python -m llava_jax.main; the same file, the same --config.NAME=VALUE
-  --topology=NAME,...    slices, v5e:4x4 for one; --topology=list prints all
-  --stage=NAME,...       of the config's stages; default: all of config.run
-  --length=N             tokens of a row, instead of data.length: batches of short samples have data.lengths
-  --samples=N            of the data, if there are no files to count: gives hours (default: data.samples of the config)
-  --best                 tries every way to keep activations (model.remat), and takes the fastest that fits
-  --tries=N              3; changes that are tried, one upon the other, where a step does not fit; 0: none
-  --price=DOLLARS        of a chip and hour: gives costs
-  --json=FILE            appends a line for each result; the table then has all that FILE holds
-  --hlo=FILE             writes the compiled program (of the last result that fits)
-  --decode               instead: reading prompts and a token behind them, in the compute dtype
-  --decode-batch=N       8 rows
-  --decode-cache=N       1024 slots, of which all but the last are read
-  --help                 prints this
+  --config=FILE          the config file, and --config.NAME=VALUE, as for `train`
+  --topology=NAME,...    TPU slices, e.g. v5e:4x4; --topology=list prints all
+  --stage=NAME,...       stages to plan (default: all of config.run)
+  --length=N             tokens of a row, instead of data.length, e.g. one of data.lengths (batches of short samples)
+  --samples=N            number of samples, to estimate hours without the data files (default: data.samples)
+  --best                 tries every value of model.remat and chooses the fastest that fits
+  --tries=N              changes that are tried, cumulatively, if a step does not fit; 0: none (default: 3)
+  --price=DOLLARS        price of a chip-hour, to estimate the cost
+  --json=FILE            appends each result to FILE; the table then lists all results in FILE
+  --hlo=FILE             writes the compiled program of the last result that fits
+  --decode               plans inference instead of training: a prefill and a decode step, in the compute dtype
+  --decode-batch=N       rows of the decode batch (default: 8)
+  --decode-cache=N       slots of the KV cache: prompts of N-1 tokens and a new token (default: 1024)
+  --help                 prints this text
 
 Examples:
   python -m llava_jax plan --config=configs/stage2.py --topology=v5e:4x4
   python -m llava_jax plan --config=configs/stage2.py --topology=v5e:8x8,v4:2x2x4 --config.model.llm=vicuna_13b_v1.3
   python -m llava_jax plan --config=configs/stage2.py --topology=v5e:2x2 --decode --config.mesh.tensor=4
 
-Exit codes: 0 everything fits, 1 something does not, 2 bad usage or config.
+Exit codes: 0 everything fits, 1 something does not fit, 2 bad usage or config.
 """
 
 import os
@@ -40,7 +40,7 @@ from llava_jax.output.files import write_whole
 
 
 def plan(argv: list[str]) -> int:
-    """Compiles a config's train step for TPUs that need not be there: memory, time, cost.
+    """Compiles a config's train step for TPUs, without a TPU: memory, time, cost.
 
     Args:
         argv: The command line without the program's name.
@@ -49,14 +49,14 @@ def plan(argv: list[str]) -> int:
         The exit code.
 
     Raises:
-        ConfigError: for a wrong command line or config.
+        ConfigError: for a bad command line or config.
     """
     if {"--help", "-help", "-h"} & set(argv):
         log(__doc__)
         return 0
-    # The compiler's library is no device: JAX must not look for a TPU, and two of these may run side by side.
+    # libtpu is used only as a compiler: JAX must not look for a TPU, and several processes may load it.
     os.environ |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    # Nor may it ask a cloud who and where it is, and complain that there is none.
+    # libtpu must not query the cloud's metadata server, nor warn that there is none.
     no_cloud = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
     os.environ |= no_cloud | {"TPU_WORKER_ID": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
     if "--topology=list" in argv or "--topology list" in " ".join(argv):
@@ -71,7 +71,7 @@ def plan(argv: list[str]) -> int:
     if unknown := [name for name in stages if name not in config.stages]:
         raise ConfigError(f"--stage={unknown[0]}: config.run has {', '.join(config.stages)}")
     if args.length < 0 or args.length > 0 and any(args.length % s.loss_chunks for s in config.stages.values()):
-        raise ConfigError(f"--length={args.length} must be positive, and a multiple of loss_chunks")
+        raise ConfigError(f"--length={args.length} must be positive and a multiple of loss_chunks")
     if args.tries < 0 or args.samples < 0 or args.price < 0:
         raise ConfigError("--tries, --samples and --price must not be negative")
 
@@ -81,7 +81,7 @@ def plan(argv: list[str]) -> int:
         config = search.changed(config, f"stages.{name}.data.length", args.length)
     slices = [topologies.parse_topology(name) for name in args.topology]
     file = Path(args.json) if args.json else None
-    if file:  # what cannot be kept is to be known before minutes of compiling
+    if file:  # fails now if FILE is unusable, not after minutes of compiling
         report.append(file, [])
         report.read_results(file)
     results, assumptions = [], []
@@ -108,15 +108,15 @@ def plan(argv: list[str]) -> int:
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    flags.DEFINE_list("topology", [], "slices", flag_values=flag_values)
-    flags.DEFINE_list("stage", [], "stages", flag_values=flag_values)
+    flags.DEFINE_list("topology", [], "TPU slices", flag_values=flag_values)
+    flags.DEFINE_list("stage", [], "stages to plan", flag_values=flag_values)
     flags.DEFINE_integer("length", 0, "tokens of a row", flag_values=flag_values)
-    flags.DEFINE_integer("samples", 0, "of the data", flag_values=flag_values)
+    flags.DEFINE_integer("samples", 0, "number of samples", flag_values=flag_values)
     flags.DEFINE_bool("best", False, "try every remat policy", flag_values=flag_values)
-    flags.DEFINE_integer("tries", 3, "changes where it does not fit", flag_values=flag_values)
-    flags.DEFINE_float("price", 0.0, "dollars of a chip and hour", flag_values=flag_values)
-    flags.DEFINE_string("json", None, "appended to", flag_values=flag_values)
-    flags.DEFINE_string("hlo", None, "the compiled program", flag_values=flag_values)
-    flags.DEFINE_bool("decode", False, "decoding instead", flag_values=flag_values)
-    flags.DEFINE_integer("decode_batch", 8, "rows", flag_values=flag_values)
-    flags.DEFINE_integer("decode_cache", 1024, "slots", flag_values=flag_values)
+    flags.DEFINE_integer("tries", 3, "changes to try", flag_values=flag_values)
+    flags.DEFINE_float("price", 0.0, "dollars per chip-hour", flag_values=flag_values)
+    flags.DEFINE_string("json", None, "file of results", flag_values=flag_values)
+    flags.DEFINE_string("hlo", None, "file of the compiled program", flag_values=flag_values)
+    flags.DEFINE_bool("decode", False, "plan inference", flag_values=flag_values)
+    flags.DEFINE_integer("decode_batch", 8, "rows of the decode batch", flag_values=flag_values)
+    flags.DEFINE_integer("decode_cache", 1024, "slots of the KV cache", flag_values=flag_values)

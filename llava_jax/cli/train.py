@@ -1,32 +1,32 @@
 """python -m llava_jax train --config=FILE [--workdir=DIR] [--config.NAME=VALUE ...]
 
-Trains the stages of a config, one after another. A workdir that already has checkpoints is continued.
+Trains the stages of a config in order. If the workdir contains checkpoints, the run resumes from the newest one.
 `python -m llava_jax.main` is the same command.
 
-  --config=FILE          a Python file whose get_config() makes the run's config; those of this project are in configs/
-  --config.NAME=VALUE    changes one value of it; the run begins by printing all names, values and where they came from
-  --workdir=DIR          folder of this run; default: workdir/<name of the config file>
-  --compile-cache=DIR    keeps compiled programs there, so that the next start takes them instead of compiling; a folder
-                         that only you can write, for what is in it is run. Empty it when JAX or the machine changes
-  --help                 prints this
+  --config=FILE          a Python file whose get_config() returns the config; this project's are in configs/
+  --config.NAME=VALUE    overrides a value; every run first prints all names, values and their sources
+  --workdir=DIR          folder of the run (default: workdir/<name of the config file>)
+  --compile-cache=DIR    caches compiled programs for the next start. Only you may have write access, because the
+                         programs are executed. Empty it after a change of JAX or the machine
+  --help                 prints this text
 
-Several processes train as one run, on a TPU pod, GKE, Slurm or Open MPI by themselves, elsewhere each told who it is:
+Several processes train as one run. A TPU pod, GKE, Slurm and Open MPI are detected; elsewhere pass to each process:
 
-  --coordinator=HOST:PORT  where process 0 listens; any free port of its host
-  --processes=N            how many there are; 1: this one alone, wherever it runs
-  --process=I              which one this is, 0 to N-1; process 0 prints and writes what is of all
-  --lost-after=SECONDS     60; a process without a sign of life for so long ends the others, which name it
-  --stalled-after=SECONDS  300; after so long without a step they name the process that holds them up and its
-                           samples, in as long again they end; 10 times as long for what is no step (opening data,
-                           compiling, evaluating, saving); 0: never
+  --coordinator=HOST:PORT  host of process 0 and any free port on it
+  --processes=N            number of processes; 1: only this one, even on a cluster
+  --process=I              index of this process, 0 to N-1; process 0 logs and writes for all
+  --lost-after=SECONDS     without a heartbeat of a process for this time, the others exit and name it (default: 60)
+  --stalled-after=SECONDS  without a step for this time, the straggler and its samples are reported; after twice the
+                           time all exit. Opening data, compiling, evaluating and saving may take 10 times as long;
+                           0: never (default: 300)
 
 Examples:
   python -m llava_jax train --config=configs/quickstart.py
   python -m llava_jax train --config=configs/quickstart.py --workdir=/tmp/short --config.stages.stage1.steps=20
   python -m llava_jax train --config=configs/stage1.py --config.model.llm=vicuna_13b_v1.3 --config.mesh.tensor=2
 
-Exit codes: 0 done, 1 the run failed, 2 bad usage or config, 3 too many steps in a row had to be skipped, 143 stopped by
-SIGTERM after saving, 134 another process was lost and JAX aborts this one (its last lines name the other).
+Exit codes: 0 success, 1 the run failed, 2 bad usage or config, 3 too many steps in a row were skipped, 143 stopped by
+SIGTERM after saving, 134 JAX aborted this process because another one was lost (the last lines name it).
 """
 
 import contextlib
@@ -44,18 +44,18 @@ from llava_jax.runtime.distributed import DistributedConfig, join_processes
 
 
 def read_config(argv: list[str]) -> tuple[Config, Path, list[str], DistributedConfig, Path | None]:
-    """Command line -> (Config, workdir, printable lines that say where each value came from, who takes part, where
-    compiled programs are kept).
+    """Parses a command line, the program's name first.
 
-    Raises ConfigError for anything wrong with flags, the config file or a value in it.
+    Returns (config, workdir, lines for the log with the source of each value, processes, compile cache or None).
+    Raises ConfigError for an error in the flags, in the config file or in a value.
     """
 
     def define(flag_values: flags.FlagValues) -> None:
-        flags.DEFINE_string("workdir", None, "the run's folder", flag_values=flag_values)
+        flags.DEFINE_string("workdir", None, "folder of the run", flag_values=flag_values)
         flags.DEFINE_string("compile_cache", None, "folder of compiled programs", flag_values=flag_values)
-        flags.DEFINE_string("coordinator", None, "where process 0 listens", flag_values=flag_values)
-        flags.DEFINE_integer("processes", None, "how many", flag_values=flag_values)
-        flags.DEFINE_integer("process", None, "which one", flag_values=flag_values)
+        flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=flag_values)
+        flags.DEFINE_integer("processes", None, "number of processes", flag_values=flag_values)
+        flags.DEFINE_integer("process", None, "index of this process", flag_values=flag_values)
         flags.DEFINE_integer("lost_after", DistributedConfig.lost_after, "seconds", flag_values=flag_values)
         flags.DEFINE_integer("stalled_after", DistributedConfig.stalled_after, "seconds", flag_values=flag_values)
 
@@ -66,7 +66,7 @@ def read_config(argv: list[str]) -> tuple[Config, Path, list[str], DistributedCo
 
 
 def main(argv: list[str]) -> int:
-    """Trains the stages of a config, one after another; `python -m llava_jax.main` is the same command.
+    """Trains the stages of a config in order; `python -m llava_jax.main` is the same command.
 
     Args:
         argv: The command line, the program's name first.
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
         with join_processes(processes, partial(log, to_stderr=True)) as index:
             if index == 0:
                 log("\n".join(["config:", *("  " + line for line in lines)]))
-            # jax is imported only now: a typo in a flag is reported at once.
+            # imports jax only here, so that a typo in a flag is reported at once
             from llava_jax.train.loop import Stopped, train
 
             log_main = log if index == 0 else lambda text: None

@@ -1,1 +1,1 @@
-"""Benchmarks: questions to a model, its answers on file, scores with intervals."""
+"""Benchmarks: questions to a model, files of its answers, scores with intervals."""

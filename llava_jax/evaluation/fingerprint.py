@@ -1,4 +1,4 @@
-"""Fingerprints that decide whether an answers file may be continued: of the weights, and of all prompts."""
+"""Fingerprints of weights and prompts, which decide whether an answers file may be resumed."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from llava_jax.evaluation.questions import TaskQuestion
 
 
 def weights_fingerprint(params: dict[str, jax.Array]) -> str:
-    """Of weights: 16 hex digits that hardly any other weights share, the same on any mesh. (Of each parameter, the sum
-    of its bits as integers modulo 2**32, which no order of adding changes; of these sums the SHA-256.)"""
+    """A fingerprint of weights, 16 hex digits, independent of the mesh: the SHA-256 of a sum for each parameter, namely
+    of its bits as integers modulo 2**32, in any order."""
     sums = {path: int(value) for path, value in _sums(params).items()}
     return hashlib.sha256(repr(sorted(sums.items())).encode()).hexdigest()[:16]
 
 
 def prompts_fingerprint(rows: Sequence[tuple[TaskQuestion, np.ndarray]]) -> str:
-    """Of all questions with their ids int32[L], in their order."""
+    """A fingerprint of questions and their ids int32[L], in order: 16 hex digits."""
     state = hashlib.sha256()
     for question, ids in rows:
         state.update(repr((question.pid, question.image)).encode() + ids.astype("<i4").tobytes())

@@ -1,4 +1,4 @@
-"""Metrics of a task's answers: a share with its interval, the scores of an answers file, and the lines of a report."""
+"""Metrics of a task: accuracy with its interval, the scores of an answers file, and the lines of a report."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,16 +26,15 @@ class Accuracy:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """metrics: as `Task.metrics`. missing, unparsed: ids of problems without an answer, and whose answer could not be
-    parsed."""
+    """The scores of an answers file."""
 
-    metrics: dict[str, Metric]
-    missing: list[str]
-    unparsed: list[str]
+    metrics: dict[str, Metric]  # see `Task.metrics`
+    missing: list[str]  # ids of problems without an answer
+    unparsed: list[str]  # ids of unparsed answers
 
 
 def score_answers(task: Task, texts: Mapping[str, str]) -> Scores:
-    """The scores of answers. texts: what the model answered, by the problem's id; see `answers_file.read_texts`."""
+    """Scores answers. texts: the model's answers by problem id, see `answers_file.read_texts`."""
     problems = {problem.pid: problem for problem in task.problems()}
     answers = {pid: task.parse(problem, texts[pid]) for pid, problem in problems.items() if pid in texts}
     metrics = task.metrics([(problem, answers.get(pid)) for pid, problem in problems.items()])
@@ -44,7 +43,7 @@ def score_answers(task: Task, texts: Mapping[str, str]) -> Scores:
 
 
 def metric_lines(metrics: Mapping[str, Metric]) -> list[str]:
-    """A table: name, value in percent, 95% interval, and the number of problems of each metric."""
+    """A table of name, value in percent, 95% interval and number of problems."""
     width = max(map(len, metrics), default=0) + 2
     lines = ["".ljust(width) + "percent".rjust(9) + "95% interval".rjust(20) + "problems".rjust(10)]
     for name, metric in metrics.items():

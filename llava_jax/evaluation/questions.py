@@ -1,4 +1,4 @@
-"""The questions of a task: which problems are put to the model, with which prompt and image."""
+"""The questions of a task: the problems that the model answers, with prompt and image."""
 
 import dataclasses
 import itertools
@@ -7,22 +7,21 @@ from typing import Literal
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.evaluation.task import ImageStore, Task
 
-MAX_LISTED = 3  # ids in a message
+MAX_LISTED = 3  # ids in an error message
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictOptions:
-    """Which problems of a task are asked, and how many at a time."""
+    """Which problems are asked, and how many at a time."""
 
     limit: int = 0
-    """Only the first problems of the split; 0: all."""
+    """The number of problems, from the start of the split; 0: all."""
     missing_images: Literal["error", "skip", "text"] = "error"
-    """What happens to a problem whose image is not on disk. error: nothing is asked. skip: it is left out. text: it is
-    asked without its image."""
+    """For problems whose image file is missing: error: fail; skip: leave them out; text: ask without the image."""
     without_images: bool = False
-    """Asks every problem without its image."""
+    """Asks all problems without images."""
     batch: int = 16
-    """Problems a batch, over all devices. Does not change the answers."""
+    """Problems per batch, over all devices. Does not change the answers."""
 
     def __post_init__(self):
         """Raises ConfigError for a value out of range."""
@@ -32,10 +31,10 @@ class PredictOptions:
 
 @dataclasses.dataclass(frozen=True)
 class TaskQuestion:
-    """A problem as it is put to the model.
+    """A problem as the model is asked.
 
-    number: its position in the split, which seeds its sampling. prompt: the user's turn, with `<image>` where the image
-    goes. image: its name in the task's images, None where it is asked without.
+    number: its index in the split, which seeds its sampling. prompt: the user's turn, with `<image>` for the image.
+    image: its name in the task's images; None if it is asked without one.
     """
 
     number: int
@@ -47,7 +46,7 @@ class TaskQuestion:
 def build_questions(task: Task, options: PredictOptions) -> tuple[list[TaskQuestion], list[str]]:
     """(the questions in the order of the split, each problem once; the ids of problems whose image is missing).
 
-    Raises DataError as `Task.problems` does, and for missing images under `missing_images="error"`.
+    Raises DataError as `Task.problems` does, and for missing images with `missing_images="error"`.
     """
     questions, missing = {}, {}
     for number, problem in enumerate(itertools.islice(task.problems(), options.limit or None)):
@@ -61,8 +60,8 @@ def build_questions(task: Task, options: PredictOptions) -> tuple[list[TaskQuest
     if missing and options.missing_images == "error":
         listed = ", ".join(list(missing)[:MAX_LISTED]) + (" ..." if len(missing) > MAX_LISTED else "")
         raise DataError(
-            f"{task.path}: the images of {len(missing):,} problems are missing (of {listed}). Bring them, or choose "
-            "--missing-images text (asked without) or skip (not asked)."
+            f"{task.path}: the images of {len(missing):,} problems are missing (of {listed}). Add them, or pass "
+            "--missing-images text (ask without images) or skip (leave these problems out)."
         )
     return list(questions.values()), list(missing)
 

@@ -1,6 +1,6 @@
-"""Asks a model all questions of a task and writes its answers file, resumable after a kill at any point.
+"""Asks a model all questions of a task and writes its answers file; resumable after a kill at any point.
 
-A task whose answers take more than one generation gives its own `encode` and `generate`; see scienceqa/two_steps.py.
+A task with several generations per answer passes its own `encode` and `generate`; see scienceqa/two_steps.py.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ Generate = Callable[[LlavaModel, Sequence[TaskQuestion], Sequence[Prompt], Gener
 
 
 def encode_question(model: LlavaModel, question: TaskQuestion) -> np.ndarray:
-    """The ids int32[L] of a question's prompt, images expanded."""
+    """The ids int32[L] of a question's prompt, images expanded. Raises DataError as `encode_rendered` does."""
     return encode_rendered(model, question, render_question(model, question))
 
 
 def render_question(model: LlavaModel, question: TaskQuestion) -> list[Segment]:
-    """The question as one turn of the model's template, up to the open assistant cue. An image stays where it is."""
+    """The question as one turn of the model's template, up to the assistant cue. `<image>` keeps its place."""
     return render(model.template, [("human", question.prompt)], open_answer=True, images_stay=True)
 
 
@@ -48,7 +48,7 @@ def encode_rendered(model: LlavaModel, question: TaskQuestion, segments: Sequenc
 def generate_answers(
     model: LlavaModel, questions: Sequence[TaskQuestion], prompts: Sequence[Prompt], settings: GenerationConfig
 ) -> list[str]:
-    """The texts that the model answers to a batch of prompts, one for each of `questions`."""
+    """The model's answers to a batch of prompts, one for each of `questions`."""
     return [answer.text.strip() for answer in model.answers(prompts, settings)]
 
 
@@ -63,20 +63,20 @@ def predict_answers(
     encode: Encode = encode_question,
     generate: Generate = generate_answers,
 ) -> None:
-    """Writes the answers file `out` of a task, or what a process that was stopped left of it.
+    """Writes or resumes the answers file `out` of a task, longest prompt first.
 
-    The longest prompts are answered first, and the lines are in that order. OUT.settings.json beside OUT holds what
-    decides the answers: `settings`, the template, the image aspect, and fingerprints of weights and prompts.
+    OUT.settings.json beside OUT records what decides the answers: `settings`, the template, the image aspect, and
+    fingerprints of weights and prompts.
 
     Args:
-        load_model: called after the settings of an existing file are checked, because it takes long.
-        settings: of the file, JSON values by name; needs "model_id", and every option that changes an answer.
-        generation: the keyword arguments of `LlavaModel.settings`.
-        encode: a question to the ids int32[L] of its prompt.
-        generate: a batch of prompts to the texts of its answers.
+        load_model: called only after the settings of an existing file match, because it is slow.
+        settings: JSON values by name: "model_id" and every option that changes an answer.
+        generation: keyword arguments of `LlavaModel.settings`.
+        encode: maps a question to the ids int32[L] of its prompt.
+        generate: maps a batch of prompts to the texts of the answers.
 
-    Raises ConfigError for a file that other settings, weights or prompts made, and for images without a vision tower;
-    DataError as `build_questions` and for an image that does not open; KeyboardInterrupt, after it is logged.
+    Raises ConfigError if `out` has other settings, weights or prompts, and for images without a vision tower; DataError
+    as `build_questions` does and for an unreadable image; KeyboardInterrupt, after a log line.
     """
     if jax.process_count() > 1:
         raise ConfigError(f"predict runs in one process, on all its devices; this is one of {jax.process_count()}")
@@ -85,7 +85,7 @@ def predict_answers(
         answers.check(settings)
         model = load_model()
         if not model.config.vision and any(question.image for question in questions):
-            raise ConfigError(f"{settings['model_id']} is a language model alone; ask it with --without-images")
+            raise ConfigError(f"{settings['model_id']} is a language model alone; pass --without-images")
         rows = longest_first(model, questions, encode)
         settings = {**settings, "template": model.template, "aspect": model.aspect}
         settings |= {"weights": weights_fingerprint(model.params), "prompts": prompts_fingerprint(rows)}
@@ -96,7 +96,7 @@ def predict_answers(
         try:
             _write(answers, batches, settings, len(rows))
         except KeyboardInterrupt:
-            log(f"stopped after {answers.count:,} of {len(rows):,}; the same command continues {out}")
+            log(f"stopped after {answers.count:,} of {len(rows):,}; run the same command again to resume {out}")
             raise
     seconds = time.monotonic() - start
     log(f"{out}: {answers.count:,} answers, {answers.count - done:,} of them new ({seconds:.0f} s)")
@@ -105,23 +105,23 @@ def predict_answers(
 def longest_first(
     model: LlavaModel, questions: Sequence[TaskQuestion], encode: Encode = encode_question
 ) -> list[EncodedQuestion]:
-    """The questions in the order in which they are answered. Prompts of a batch have similar lengths, so that few
-    programs are compiled and there is little padding; and what does not fit in memory shows at once.
+    """The questions with their ids, longest first, so that batches need little padding and few compiled programs, and a
+    batch that does not fit in memory fails at once.
 
-    Raises TooLong for prompts that leave the model no room, DataError for text that the tokenizer does not take.
+    Raises TooLong for prompts without room for an answer, DataError for text that cannot be encoded.
     """
     rows = []
     for question in questions:
         try:
             rows.append((question, encode(model, question)))
-        except DataError as fault:  # a lone surrogate, for example
+        except DataError as fault:  # e.g. a lone surrogate
             raise DataError(f"problem {question.pid}: {fault}", fault.kind) from None
     rows.sort(key=lambda row: -len(row[1]))  # equal lengths stay in the order of the split
     longest = model.config.llm.max_positions
     if too_long := [question.pid for question, ids in rows if len(ids) >= longest]:
         raise TooLong(
-            f"{len(too_long):,} prompts leave the model no room: it takes {longest:,} tokens, that of problem "
-            f"{too_long[0]} has {len(rows[0][1]):,}. Choose a shorter prompt format."
+            f"{len(too_long):,} prompts leave no room for an answer: the model takes {longest:,} tokens, but that of "
+            f"problem {too_long[0]} has {len(rows[0][1]):,}. Choose a shorter prompt format."
         )
     return rows
 
@@ -130,10 +130,10 @@ def answer_batches(
     model: LlavaModel, rows: Sequence[EncodedQuestion], images: ImageStore, settings: GenerationConfig,
     batch: int, done: int = 0, generate: Generate = generate_answers,
 ) -> Iterator[list[tuple[TaskQuestion, str]]]:  # fmt: skip
-    """The answers to `rows` batch by batch, without the first `done`.
+    """Yields the answers to `rows` batch by batch, without the first `done`.
 
-    Where `done` lies within a batch, the whole batch is computed again, so that each answer comes from the same
-    arithmetic whenever it is computed. Raises DataError for an image that does not open.
+    If `done` lies within a batch, the whole batch is recomputed, so that resuming does not change the arithmetic of an
+    answer. Raises DataError for an unreadable image.
     """
     for start in range(done // batch * batch, len(rows) if done < len(rows) else 0, batch):
         batch_rows = rows[start : start + batch]
@@ -175,6 +175,6 @@ def _summary(questions: Sequence[TaskQuestion], missing: Sequence[str], policy: 
     with_image = sum(question.image is not None for question in questions)
     text = f"{len(questions):,} problems, {with_image:,} with their image"
     if missing:
-        treatment = "not asked" if policy == "skip" else "asked without"
-        text += f"; the images of {len(missing):,} are missing, they are {treatment}; the first: {missing[0]}"
-    return text + (f"; {done:,} are answered already" if done else "")
+        treatment = "skipped" if policy == "skip" else "asked without"
+        text += f"; the images of {len(missing):,} are missing, these are {treatment}; the first: {missing[0]}"
+    return text + (f"; {done:,} already answered" if done else "")

@@ -1,1 +1,1 @@
-"""A client for chat models behind OpenAI's interface: requests, cost limit, cache of replies. No jax."""
+"""A client for chat models behind OpenAI's API: requests, cost limit, cache of replies. Imports no jax."""

@@ -1,7 +1,7 @@
-"""Asks a chat model behind OpenAI's interface: OpenAI's own, or any server that speaks it (vLLM, llama.cpp, ...).
+"""Sends requests to a chat API: OpenAI's, or any server with the same API (vLLM, llama.cpp, ...).
 
-Every reply is paid for once, see `cache`. A request is tried TRIES times at most; one that was tried in vain is listed
-and does not end the others. The key comes from an environment variable and goes nowhere but to the server.
+Every reply is paid for once, see `cache`. A request is tried up to TRIES times; failed requests are listed and do not
+stop the others. The API key comes from an environment variable and is sent only to the server.
 """
 
 import asyncio
@@ -21,25 +21,24 @@ from llava_jax.llm_client.settings import LLMSettings, Messages, deduplicate, es
 
 TRIES = 5
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0  # seconds between tries
-GIVE_UP_AFTER = 10  # requests in a row that were tried in vain: there is no server, or it does not work
-RETRYABLE = (408, 409, 425, 429)  # of the 4xx, those that may go well another time; as may every 5xx
-MIN_KEY_LENGTH = 8  # characters from which on a key is one, and not the word that a server without keys takes
+GIVE_UP_AFTER = 10  # failed requests in a row: the server does not work
+RETRYABLE = (408, 409, 425, 429)  # the 4xx codes that may succeed later; all 5xx may too
+MIN_KEY_LENGTH = 8  # a shorter key is a dummy for a server that needs none; it is not redacted
 
 
 class Unfinished(UserError):
-    """Not all was asked. What was answered is in the cache."""
+    """The run stopped early. The replies so far are in the cache."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LLMResult:
-    """`replies`: by the ids of the requests, in their order; `failed`: why those were tried in vain. `sent`: how many
-    replies are new. `spent`: US dollars for all of them; `lost`: what tries without a reply may have cost besides."""
+    """The result of `ask_llm`."""
 
-    replies: dict[str, Reply]
-    failed: dict[str, str]
-    new_count: int
-    spent: float
-    lost: float
+    replies: dict[str, Reply]  # by request id, in the order of the requests
+    failed: dict[str, str]  # reasons by request id
+    new_count: int  # replies that were not cached
+    spent: float  # US dollars for all replies
+    lost: float  # US dollars that tries without a reply may have cost
 
 
 def ask_llm(
@@ -50,19 +49,20 @@ def ask_llm(
     log: Callable[[str], None] = print,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LLMResult:
-    """Asks for what is not in the cache. Equal requests are sent once and have one reply.
+    """Sends the requests that are not in the cache; equal ones only once.
 
-    say: told what it may cost before anything is sent. each: told how many requests of how many are done.
+    log: called with lines of text, first with the estimated cost before anything is sent. on_progress: called with the
+    number of finished requests and their total.
 
-    Raises Unfinished where `terms.max_cost`, or a server that does not work, ended it; ConfigError for a key, model or
-    server that cannot be used and for a cache that cannot be written; SystemExit(143) for SIGTERM; KeyboardInterrupt.
+    Raises Unfinished if `settings.max_cost` is reached or the server does not work; ConfigError for an unusable key,
+    model, server or cache; SystemExit(143) for SIGTERM; KeyboardInterrupt.
     """
     keys, messages = deduplicate(requests, settings)
     with ReplyCache(cache) as reply_cache:
         for line in estimate_cost(requests, settings, reply_cache.replies):
             log(line)
         if reply_cache.torn:
-            log(f"{cache}: {reply_cache.torn} of its lines were cut off; what they answered is asked again")
+            log(f"{cache}: ignored {reply_cache.torn} torn lines; their requests are sent again")
         cached = reply_cache.replies
         spent = sum(settings.cost_of(cached[key], messages[key]) for key in messages if key in cached)
         pending = {key: request for key, request in messages.items() if key not in cached}
@@ -72,10 +72,10 @@ def ask_llm(
             if pending:
                 asyncio.run(sender.run(pending, on_progress))
         except asyncio.CancelledError:
-            log(f"terminated; {progress()}; the same command continues")
+            log(f"terminated; {progress()}; run the same command again to resume")
             raise SystemExit(143) from None
         except KeyboardInterrupt:
-            log(f"stopped; {progress()}; the same command continues")
+            log(f"stopped; {progress()}; run the same command again to resume")
             raise
         if sender.stop_reason is not None:
             raise type(sender.stop_reason)(f"{sender.stop_reason}; {progress()}")
@@ -85,27 +85,25 @@ def ask_llm(
 
 
 def read_api_key(settings: LLMSettings) -> str:
-    """Raises ConfigError, which does not say the key, where there is none or it cannot be one."""
+    """The API key. Raises ConfigError, without the key in it, if the key is missing or invalid."""
     key = os.environ.get(settings.key_variable, "").strip()
     if not key:
-        raise ConfigError(f"no key: set the environment variable {settings.key_variable}, or another by --key-variable")
+        raise ConfigError(f"no key: set the environment variable {settings.key_variable}, or pass --key-variable")
     if not (key.isascii() and key.isprintable() and " " not in key):
-        message = f"the environment variable {settings.key_variable} has spaces or special characters: not a key"
-        raise ConfigError(message)
+        raise ConfigError(f"the value of {settings.key_variable} has spaces or special characters: not a key")
     return key
 
 
 def retry_delay(number: int, key: str, retry_after: float = 0.0) -> float:
-    """How long to wait before try `number` (2 and up) of the request `key`: twice as long each time, less up to a half,
-    which the key and the number decide so that not all come back together; as long as the server asks for; but never
-    longer than LONGEST_WAIT."""
+    """Seconds before try `number` (2 and up) of the request `key`: doubled for each try, minus a jitter of up to half
+    that depends on both; at least the server's `retry_after`, at most LONGEST_WAIT."""
     fraction = int.from_bytes(hashlib.sha256(f"{key} {number}".encode()).digest()[:4]) / 2**32
     return min(LONGEST_WAIT, max(FIRST_WAIT * 2 ** (number - 2) * (1 - fraction / 2), retry_after))
 
 
 class _FailedTry(Exception):
-    """A try without a reply. `is_final`: no other try or request would do better. `is_paid`: the server may have
-    answered, and charge for it. `wait`: seconds that it asks for."""
+    """A try without a reply. is_final: no further try or request can succeed. is_paid: the server may charge for it.
+    wait: the server's Retry-After in seconds."""
 
     def __init__(self, message: str, *, is_final: bool = False, is_paid: bool = False, wait: float = 0.0):
         super().__init__(message)
@@ -113,9 +111,10 @@ class _FailedTry(Exception):
 
 
 class _Sender:
-    """One run. `end`: why nothing more is sent; what is under way then is waited for, as it is paid for.
+    """Sends the requests of one run.
 
-    US dollars: `spent` for replies, `lost` at most for tries without one, `reserved` at most for those under way.
+    stop_reason: if set, nothing more is sent; requests in flight are awaited, because they are paid for. In US dollars:
+    spent: for replies. lost: maximum for tries without a reply. reserved: maximum for requests in flight.
     """
 
     def __init__(self, settings: LLMSettings, cache: ReplyCache, spent: float):
@@ -128,14 +127,14 @@ class _Sender:
 
     async def run(self, pending: dict[str, Messages], on_progress: Callable[[int, int], None]) -> None:
         self.openai, self.key = _openai(), read_api_key(self.settings)
-        with contextlib.suppress(ValueError, RuntimeError):  # raised where this is not the main thread
+        with contextlib.suppress(ValueError, RuntimeError):  # outside the main thread
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
-        # Redirects could take the key elsewhere. Tries of the library's own would not be counted.
+        # A redirect could send the key to another server. The library's own retries would not be counted.
         self.client = self.openai.AsyncOpenAI(
             api_key=self.key, base_url=self.settings.url, timeout=self.settings.timeout, max_retries=0,
             http_client=self.openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )  # fmt: skip
-        queue = iter(pending.items())  # each worker takes the next
+        queue = iter(pending.items())  # shared by all workers
         async with self.client, asyncio.TaskGroup() as workers:
             for _ in range(min(self.settings.concurrency, len(pending))):
                 workers.create_task(self._worker(queue, lambda: on_progress(self.done, len(pending))))
@@ -144,7 +143,7 @@ class _Sender:
         for key, messages in queue:
             try:
                 await self._request(key, messages)
-            except UserError as fault:  # no money, no access, no disk
+            except UserError as fault:  # cost limit, access, disk
                 self._stop(fault)
             if self.stop_reason is not None:
                 return
@@ -152,7 +151,7 @@ class _Sender:
             on_progress()
 
     async def _request(self, key: str, messages: Messages) -> None:
-        """Puts the reply into the cache, or the last fault into `failed`. Raises UserError for what ends everything."""
+        """Adds the reply to the cache, or the last error to `failed`. Raises UserError if the run must stop."""
         worst_cost = self.settings.worst_cost(messages)
         for number in range(1, TRIES + 1):
             await self._reserve(worst_cost)
@@ -168,7 +167,7 @@ class _Sender:
                 self.lost += worst_cost if fault.is_paid else 0.0
             finally:
                 self.under_way -= 1
-                self.reserved = self.reserved - worst_cost if self.under_way else 0.0  # 0.0: no error of rounding stays
+                self.reserved = self.reserved - worst_cost if self.under_way else 0.0  # 0.0: drops rounding errors
                 self.try_ended.set()
             if fault.is_final:
                 raise ConfigError(f"{self.settings.url}: {fault}")
@@ -181,7 +180,7 @@ class _Sender:
             raise Unfinished(f"{self.settings.url}: {self.failed_in_a_row} requests in a row failed, the last: {fault}")
 
     async def _reserve(self, worst_cost: float) -> None:
-        """Waits for replies that may turn out cheaper than feared. Raises Unfinished where there is not enough left."""
+        """Reserves the worst cost; waits for requests in flight if needed. Raises Unfinished at the limit."""
         limit = self.settings.max_cost
         exceeds_limit = lambda: limit is not None and self.spent + self.lost + self.reserved + worst_cost > limit  # noqa: E731
         while exceeds_limit() and self.under_way and self.stop_reason is None:
@@ -190,42 +189,42 @@ class _Sender:
         if exceeds_limit() and self.stop_reason is None:
             raise Unfinished(
                 f"--max-cost ${limit:g}: ${self.spent + self.lost:.4f} are spent, and the next request may cost "
-                f"${worst_cost:.4f}; the same command with a larger --max-cost continues"
+                f"${worst_cost:.4f}; run the same command with a larger --max-cost to resume"
             )
         if self.stop_reason is None:
             self.under_way += 1
             self.reserved += worst_cost
 
     async def _try(self, messages: Messages) -> Reply:
-        """Raises _Fault, whose words do not have the key."""
+        """Sends a request once. Raises _FailedTry, without the key in its message."""
         openai, settings = self.openai, self.settings
         try:
-            async with asyncio.timeout(settings.timeout):  # the library's is for each read, and a server may trickle
+            async with asyncio.timeout(settings.timeout):  # the library's timeout is per read; a server may trickle
                 completion = await self.client.chat.completions.create(
                     model=settings.model, messages=messages, **settings.parameters
                 )
             return self._reply(completion)
         except openai.APIStatusError as e:
             body = e.body if isinstance(e.body, dict) else {"message": e.body}
-            if body.get("code") == "content_filter":  # as Azure says that it does not answer this
+            if body.get("code") == "content_filter":  # Azure's refusal
                 return Reply("", "content_filter", True, settings.model, 0, 0)
-            if e.status_code == 401:  # servers repeat parts of the key here
+            if e.status_code == 401:  # servers repeat parts of the key in this message
                 raise _FailedTry(f"401, the key in {settings.key_variable} is not accepted", is_final=True) from None
             is_final = e.status_code < 500 and e.status_code not in RETRYABLE
             is_final = is_final or body.get("code") == "insufficient_quota"
-            message = body.get("message") or ("redirects elsewhere" if e.status_code < 400 else "")
+            message = body.get("message") or ("redirects to another URL" if e.status_code < 400 else "")
             reason = f"{e.status_code} {self._one_line(message)}".strip()
             raise _FailedTry(reason, is_final=is_final, wait=_retry_after(e.response.headers)) from None
         except (TimeoutError, openai.APITimeoutError):
             raise _FailedTry(f"no answer within {settings.timeout:g} s", is_paid=True) from None
         except openai.APIConnectionError as e:
-            cause = type(e.__cause__).__name__  # httpx's or httpx2's, as the library has it
+            cause = type(e.__cause__).__name__  # of httpx or httpx2, whichever the library uses
             raise _FailedTry(f"connection lost ({cause})", is_paid=cause != "ConnectError") from None
         except (openai.APIError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as e:
-            raise _FailedTry(f"not an answer of a chat API ({type(e).__name__})", is_paid=True) from None
+            raise _FailedTry(f"not a chat API response ({type(e).__name__})", is_paid=True) from None
 
     def _reply(self, completion) -> Reply:
-        """Raises what comes of a body that is not as it should be: the library does not check it."""
+        """Parses a response. The library does not validate it, so an invalid one raises one of several exceptions."""
         choice, usage = completion.choices[0], completion.usage
         text, refusal = choice.message.content or "", getattr(choice.message, "refusal", None) or ""
         if not isinstance(text, str) or not isinstance(refusal, str):
@@ -239,7 +238,7 @@ class _Sender:
         return text.replace(self.key, "[key]") if len(self.key) >= MIN_KEY_LENGTH else text
 
     def _one_line(self, text: object) -> str:
-        """What a server said, in one short line."""
+        """Text of the server as one short line without the key."""
         return " ".join(harmless(self._without_key(str(text))).split())[:200]
 
     def _stop(self, reason: UserError) -> None:
@@ -252,12 +251,12 @@ def _openai():
     try:
         import openai
     except ImportError:
-        raise ConfigError("asking a chat API needs a package: pip install 'llava_jax[judge]'") from None
+        raise ConfigError("a chat API needs a package: pip install 'llava_jax[judge]'") from None
     return openai
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds; 0 for no Retry-After, or one that makes no sense."""
+    """The Retry-After header in seconds; 0 if it is missing or invalid."""
     value = headers.get("retry-after", "")
     try:
         seconds = float(value)

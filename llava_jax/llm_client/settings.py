@@ -1,4 +1,4 @@
-"""Whom to ask, how, and for how much: the settings of a chat API, and what requests cost."""
+"""The settings of a chat API, and the cost of requests."""
 
 import dataclasses
 import math
@@ -13,29 +13,27 @@ from llava_jax.llm_client.cache import Reply, cache_key
 Messages = Sequence[Mapping[str, str]]  # of {"role": system | user | assistant, "content": text}
 
 OPENAI_URL = "https://api.openai.com/v1"
-URL = r"(?a)https?://[\w.:\[\]-]+(/[\w./~-]*)?"  # neither user and password nor a query: no place for a key
-CHARS_PER_TOKEN = 4  # a token, roughly, in English; the tokenizers of these models are not at hand
-TOKENS_PER_MESSAGE = 16  # tokens, at most, for the role and what separates messages
+URL = r"(?a)https?://[\w.:\[\]-]+(/[\w./~-]*)?"  # without user, password and query, which may contain a key
+CHARS_PER_TOKEN = 4  # roughly, in English; the tokenizers of these models are not available
+TOKENS_PER_MESSAGE = 16  # upper bound, for the role and separators
 
 
 @dataclasses.dataclass(frozen=True)
 class LLMSettings:
-    """Raises ConfigError for values that make no sense.
+    """The settings of a chat API. Raises ConfigError for values out of range.
 
     Args:
-        model: The model, as the server calls it.
-        base_url: The server's, up to and with /v1. Default: $OPENAI_BASE_URL, else OpenAI's.
-        key_variable: The environment variable that has the key. For a server that needs none it may hold any word.
-        temperature: 0 for the likeliest answer.
-        max_tokens: An answer's length at most.
-        reasoning: For models that think before they answer: sends max_completion_tokens, which counts the thoughts too
-            (--max-tokens must be larger then), and no temperature.
-        concurrency: Requests at a time.
-        timeout: Seconds until an answer that did not come is asked for again.
+        model: The model's name on the server.
+        base_url: The URL of the server, including /v1. Default: $OPENAI_BASE_URL, else OpenAI's.
+        key_variable: The environment variable with the API key. For a server without keys any value will do.
+        temperature: The sampling temperature; 0: greedy.
+        max_tokens: The maximum number of tokens of an answer.
+        reasoning: For reasoning models (raise --max-tokens): sends max_completion_tokens, no temperature.
+        concurrency: The number of concurrent requests.
+        timeout: Seconds until a request without an answer is retried.
         input_price: US dollars per million input tokens.
         output_price: US dollars per million output tokens.
-        max_cost: US dollars. No request is sent that could cost more than what is left of them. What was paid for
-            answers in the cache counts too.
+        max_cost: The limit in US dollars, cached replies included. No request is sent whose worst case exceeds it.
     """
 
     model: str
@@ -51,12 +49,12 @@ class LLMSettings:
     max_cost: float | None = None
 
     def __post_init__(self):
-        # The first two do not repeat the value: it may be a key in the wrong place.
+        # The first two messages do not repeat the value, which may be an API key passed by mistake.
         if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.key_variable):
-            raise ConfigError("--key-variable must be the name of an environment variable, in capitals, not a key")
+            raise ConfigError("--key-variable must be the upper-case name of an environment variable, not a key")
         try:
             is_plain = re.fullmatch(URL, self.url) and urlsplit(self.url).port != 0
-        except ValueError:  # of a port or an address that cannot be
+        except ValueError:  # invalid port or address
             is_plain = False
         if not is_plain:
             raise ConfigError("--base-url must be http(s)://HOST[:PORT]/PATH, without user, password or query")
@@ -77,7 +75,7 @@ class LLMSettings:
 
     @property
     def parameters(self) -> dict[str, float]:
-        """What is sent beside the messages."""
+        """The parameters that are sent with the messages."""
         if self.reasoning:
             return {"max_completion_tokens": self.max_tokens}
         return {"temperature": self.temperature, "max_tokens": self.max_tokens}
@@ -87,26 +85,26 @@ class LLMSettings:
         return self.input_price or 0.0, self.output_price or 0.0
 
     def cache_key(self, messages: Messages) -> str:
-        """By which the cache knows the reply."""
+        """The key of the reply in the cache."""
         return cache_key(self.model, messages, self.parameters)
 
     def cost(self, input_tokens: float, output_tokens: float) -> float:
-        """US dollars; 0 where the prices are not known."""
+        """US dollars; 0 if no prices are given."""
         return (self.prices[0] * input_tokens + self.prices[1] * output_tokens) / 1e6
 
     def worst_cost(self, messages: Messages) -> float:
-        """US dollars at most: a tokenizer makes no more tokens of a text than it has bytes."""
+        """The maximum cost in US dollars: a text has at most as many tokens as bytes."""
         return self.cost(sum(len(m["content"].encode()) + TOKENS_PER_MESSAGE for m in messages), self.max_tokens)
 
     def cost_of(self, reply: Reply, messages: Messages) -> float:
-        """US dollars; the most they can be where the server did not count."""
+        """The cost in US dollars; the worst case if the server returned no usage."""
         if reply.input_tokens is None or reply.output_tokens is None:
             return self.worst_cost(messages)
         return self.cost(reply.input_tokens, reply.output_tokens)
 
 
 def deduplicate(requests: Mapping[str, Messages], settings: LLMSettings) -> tuple[dict[str, str], dict[str, Messages]]:
-    """(the keys by the ids of the requests, the messages by key), as they are sent: a lone surrogate is no text."""
+    """(keys by request id, messages by key), as they are sent: lone surrogates become question marks."""
     keys, messages = {}, {}
     for name, request in requests.items():
         request = [{**turn, "content": turn["content"].encode("utf-8", "replace").decode()} for turn in request]
@@ -116,7 +114,7 @@ def deduplicate(requests: Mapping[str, Messages], settings: LLMSettings) -> tupl
 
 
 def estimate_cost(requests: Mapping[str, Messages], settings: LLMSettings, replies: Mapping[str, Reply]) -> list[str]:
-    """What is to be asked and what it may cost, in words. `replies`: by key, what is there already."""
+    """Lines about the requests and their estimated cost. replies: the cached ones by key."""
     keys, messages = deduplicate(requests, settings)
     new = [request for key, request in messages.items() if key not in replies]
     turns = [turn for request in new for turn in request]
@@ -126,13 +124,13 @@ def estimate_cost(requests: Mapping[str, Messages], settings: LLMSettings, repli
     if duplicates := len(keys) - len(messages):
         lines[0] += f", {duplicates:,} equal to another"
     if cached := len(messages) - len(new):
-        lines[0] += f", {cached:,} answered in the cache"
+        lines[0] += f", {cached:,} in the cache"
     if new:
         lines.append(
-            f"about {inputs:,} input tokens ({CHARS_PER_TOKEN} characters each), at most {outputs:,} output tokens: "
+            f"about {inputs:,} input tokens ({CHARS_PER_TOKEN} characters each), up to {outputs:,} output tokens: "
         )
         if settings.input_price is None:
-            lines[1] += "cost unknown, for want of --input-price and --output-price"
+            lines[1] += "cost unknown without --input-price and --output-price"
         else:
-            lines[1] += f"about ${settings.cost(inputs, 0):.4f} and at most ${settings.cost(0, outputs):.4f}"
+            lines[1] += f"about ${settings.cost(inputs, 0):.4f} and up to ${settings.cost(0, outputs):.4f}"
     return lines

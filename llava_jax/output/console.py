@@ -1,4 +1,4 @@
-"""What a user reads while a program runs: lines of text, and how far a verb has come."""
+"""Console output: log lines and progress."""
 
 import sys
 import time
@@ -7,25 +7,25 @@ from contextlib import contextmanager
 
 from llava_jax.errors import harmless
 
-LOG_INTERVAL = 10  # between two lines
+LOG_INTERVAL = 10  # seconds between two progress lines
 
 
 def log(message: object, *, to_stderr: bool = False) -> None:
-    """Prints a message and flushes. Control characters are removed, see `errors.harmless`.
+    """Prints a message without control characters (see `errors.harmless`) and flushes.
 
-    Results and progress go to standard output. Warnings, errors and notes go to standard error (`to_stderr`).
+    Results go to standard output; warnings, errors and notes go to standard error (`to_stderr`).
     """
     print(harmless(message), file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
 @contextmanager
 def progress(verb: str, noun: str = "", total: int | None = None, initial: int = 0) -> Iterator[Callable[..., None]]:
-    """Shows progress on standard error: a bar on a terminal, else a line at times.
+    """Shows progress on standard error: a bar on a terminal, otherwise a line every LOG_INTERVAL seconds.
 
-    Gives a function of how many are done, and of how many where `total` does not say it. done, of: words around the
-    numbers ("checked", "rows"). begun: how many were done before; they do not count for the pace.
+    Yields a function of the number of finished items, and of the total if `total` is None. verb, noun: the text around
+    the numbers ("checked", "rows"). initial: items that an earlier process finished; the rate ignores them.
     """
-    from rich.console import Console  # not before it is needed: --help answers at once
+    from rich.console import Console  # slow to import; --help does not need it
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     console, started = Console(stderr=True), time.monotonic()

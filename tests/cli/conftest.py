@@ -1,4 +1,4 @@
-"""Config files are read anew by each test of a verb."""
+"""Each test of a verb loads its config file afresh."""
 
 import sys
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def fresh_config_module():
-    """ml_collections runs each config file in the names of the one before; a process reads only one."""
+    """ml_collections runs every config file of a process in the namespace of the first one."""
     sys.modules.pop("config_config", None)
     yield
     sys.modules.pop("config_config", None)

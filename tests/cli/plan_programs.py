@@ -1,8 +1,8 @@
-"""Compiles train steps of a small model for TPUs that are not there. A program: libtpu wants a process of its own.
+"""Compiles train steps of a small model for TPUs, without a TPU. It is a program because libtpu needs its own process.
 
     python plan_programs.py FOLDER
 
-Writes FOLDER/facts.json: for each step what the program has and has not. 7B and 13B: `python -m llava_jax plan`.
+Writes FOLDER/facts.json: properties of each compiled step. For 7B and 13B use `python -m llava_jax plan`.
 """
 
 import json
@@ -20,9 +20,9 @@ from llava_jax.planning.hlo import parse as hlo
 from llava_jax.planning.search import compile_stage  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-LENGTH = 384  # of rows; no other size of the model is the same
+LENGTH = 384  # tokens of a row; differs from every size of the model
 ROWS = 8  # with accumulation one row a chip; more rows take much longer to compile
-STEPS = {  # name: (slice, stage, settings)
+STEPS = {  # name: (topology, stage, settings)
     "stage1": ("v5e:2x2", "stage1", ["--config.stages.stage1.weights=sharded"]),
     "stage2": ("v5e:2x2", "stage2", ["--config.stages.stage2.weights=sharded"]),
     "accumulating": (

@@ -1,4 +1,4 @@
-"""The verb `chat`: what is asked, what is written where, and what does not end a conversation."""
+"""The verb `chat`: prompts, output streams, commands, and errors that do not end a conversation."""
 
 import io
 import os
@@ -21,11 +21,11 @@ from llava_jax.cli import chat as chat_verb
 from llava_jax.errors import ConfigError, DataError, TooLong
 from tests.fixtures.tiny_models import random_params, uneven
 
-TIMEOUT = 300  # seconds; all but a few are the machine's other work
+TIMEOUT = 300  # seconds, for a busy machine
 CHAT = [sys.executable, "-m", "llava_jax", "chat"]
 ROOT = Path(__file__).parents[2]
-# Runs a command after making the terminal on its standard input the one whose Ctrl-C reaches it. Started by a shell in
-# the background, the tests ignore that signal, and their children would too.
+# Runs a command whose controlling terminal is its standard input, so that Ctrl-C reaches it. If a shell started the
+# tests in the background, they ignore SIGINT, and so would their children.
 WITH_TERMINAL = (
     "import fcntl, os, signal, sys, termios; signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
@@ -41,7 +41,7 @@ def picture(tmp_path):
 
 
 class FakeModel:
-    """Says `answers` one by one, each a list of pieces or exceptions; remembers what it was asked."""
+    """Yields the pieces of `answers`, one answer per call, or raises its exceptions; records its calls."""
 
     def __init__(self, *answers):
         self.answers, self.calls = list(answers), []
@@ -55,7 +55,7 @@ class FakeModel:
 
 
 def message_lines(messages) -> list[str]:
-    """One line a message: its images as *, then its text."""
+    """One line per message: * for each image, then the text."""
     lines = []
     for message in messages:
         parts = message["content"]
@@ -135,7 +135,7 @@ def test_exit_ends_and_unknown_commands_are_not_questions(capsys):
     converse(model, "/help", "/quit", "/etc/passwd is what?", "/exit", "not asked")
     assert model.calls == [(["/etc/passwd is what?"], 0)]
     err = capsys.readouterr().err
-    assert all(command in err for command in ("/image FILE", "/clear", "/exit", "there is no /quit"))
+    assert all(command in err for command in ("/image FILE", "/clear", "/exit", "unknown command /quit"))
 
 
 def test_too_long_conversation_suggests_clear(capsys):
@@ -143,7 +143,7 @@ def test_too_long_conversation_suggests_clear(capsys):
     converse(model, "1", "2", "/clear", "3")
     assert model.calls[2] == (["3"], 0)
     out, err = capsys.readouterr()
-    assert out == "a\nb\n" and "99 tokens" in err and "start anew with /clear" in err.splitlines()[0]
+    assert out == "a\nb\n" and "99 tokens" in err and "start over with /clear" in err.splitlines()[0]
 
 
 def test_language_model_alone_rejects_images_but_answers(picture, capsys):
@@ -160,7 +160,7 @@ def test_terminal_gets_no_control_characters(monkeypatch, capsys):
 
 @pytest.fixture
 def stub(monkeypatch):
-    """Instead of a loaded model: what `load` and `chat` were called with."""
+    """Replaces `load` and records the arguments of `load` and `chat`."""
     calls = SimpleNamespace(load=None, chat=None, vision=object())
 
     def chat(messages, images, **settings):
@@ -210,12 +210,12 @@ def test_chat_module_imports_no_jax():
     assert done.stdout == "[]\n"
 
 
-# A real model in a process of its own
+# A real model in a subprocess
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A LLaVA that talks nonsense for as long as it may."""
+    """A LLaVA with random weights, which answers up to the token limit."""
     folder = tmp_path_factory.mktemp("model") / "it"
     config = uneven(llm=dict(vocab_size=512, max_positions=8192))
     save_hf(folder, random_params(config), config, open_tokenizer("tiny"), "float32")
@@ -255,7 +255,7 @@ def test_terminal_ctrl_c_stops_answer_and_ctrl_d_ends_program(folder):
         until(terminal_end, "> ")
         os.write(terminal_end, b"how are you ?\n")
         until(terminal_end, "how are you ?\r\n")
-        until(terminal_end, " ")  # the answer has begun
+        until(terminal_end, " ")  # the answer has started
         os.write(terminal_end, b"\x03")
         until(terminal_end, "stopped\r\n")
         until(terminal_end, "> ")
@@ -268,7 +268,7 @@ def test_terminal_ctrl_c_stops_answer_and_ctrl_d_ends_program(folder):
 
 
 def until(terminal: int, text: str) -> str:
-    """Reads from a terminal until `text` comes."""
+    """Reads from a terminal until `text` appears."""
     printed, end = "", time.monotonic() + TIMEOUT
     while text not in printed:
         assert select.select([terminal], [], [], max(0, end - time.monotonic()))[0], f"no {text!r} in {printed!r}"

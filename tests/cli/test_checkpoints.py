@@ -1,4 +1,4 @@
-"""The verb `checkpoints`: what it prints about the checkpoints of a folder, and its exit code."""
+"""The verb `checkpoints`: its output and exit code."""
 
 import json
 
@@ -11,7 +11,7 @@ from tests.fixtures.file_damage import DAMAGES
 
 @pytest.fixture
 def workdir(tmp_path):
-    """With the checkpoints 3 and 12, of before there were hashes and hashed."""
+    """A workdir with checkpoint 3, saved without hashes, and checkpoint 12, saved with them."""
     for step, metadata in (("3", {}), ("12", {"custom_metadata": HASH_MARKER})):
         folder = tmp_path / "checkpoints" / step
         (folder / "state" / "d").mkdir(parents=True)
@@ -53,7 +53,7 @@ def test_damaged_and_unfinished_checkpoint_folders_are_listed(workdir, capsys):
     (workdir / "checkpoints" / "12").rename(workdir / "checkpoints" / "12.damaged")
     assert main(["checkpoints", "verify", str(workdir)]) == 0
     out = capsys.readouterr().out
-    assert "12.damaged: 3 files" in out and "15.orbax-checkpoint-tmp: a save that never ended" in out
+    assert "12.damaged: 3 files" in out and "15.orbax-checkpoint-tmp: an unfinished save" in out
     assert out.endswith("0 of 1 damaged\n")
 
 

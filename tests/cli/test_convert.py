@@ -1,4 +1,4 @@
-"""python -m llava_jax convert: from format to format without the loss of a bit, or one line and nothing written."""
+"""python -m llava_jax convert: bit-equal conversions, and errors in one line that write nothing."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ CLASS = "vision_model.embeddings.class_embedding"
 
 @pytest.fixture
 def several_files(monkeypatch):
-    """60 KB a file, so that a uneven model has several."""
+    """60 KB per file, so that the small model has several."""
     for module in (hf_export, original_export):
         monkeypatch.setattr(
             module, "write_tensors", lambda to, weights, _: safetensors_writer.write_tensors(to, weights, 60_000)
@@ -45,7 +45,7 @@ def several_files(monkeypatch):
 
 
 def tensors(folder: Path) -> dict[str, tuple]:
-    """Name -> dtype, shape and bytes of every tensor of the folder's files."""
+    """Name -> dtype, shape and bytes of every tensor in a folder."""
     weights = {}
     for file in folder.glob("*.safetensors"):
         for name, x in load_file(file).items():
@@ -103,11 +103,11 @@ def test_original_keeps_its_config_keys_and_external_tower(tmp_path):
     tower = "--tower", tmp_path / "clip"
     assert convert(first, tmp_path / "again", "--to", "llava", *tower, "--verify") == 0
     assert_same(first, tmp_path / "again")
-    del changes["rope_parameters"]  # says what rope_theta says, which every transformers knows
+    del changes["rope_parameters"]  # redundant with rope_theta, which every version of transformers reads
     again = json.loads((tmp_path / "again" / "config.json").read_text())
     assert again == config | changes
     assert again["model_type"] == "llava_llama" and again["image_aspect_ratio"] == "pad"
-    assert convert(first, tmp_path / "hf", "--to", "hf", *tower) == 2, "its tokenizer has no <im_start>"
+    assert convert(first, tmp_path / "hf", "--to", "hf", *tower) == 2, "the tokenizer has no <im_start>"
     (first / "config.json").write_text(json.dumps(config))
     assert convert(first, tmp_path / "hf", "--to", "hf", *tower) == 0
     class_embedding = tensors(tmp_path / "hf")["vision_tower." + CLASS][2]
@@ -116,7 +116,7 @@ def test_original_keeps_its_config_keys_and_external_tower(tmp_path):
 
 @pytest.mark.parametrize("dialect", ["hub", "memory"])
 def test_hf_tensor_names_survive_conversion(tmp_path, dialect):
-    """transformers 5 leaves `vision_model` out of them; a state_dict has names that no folder of theirs has."""
+    """transformers 5 saves names without `vision_model`; the names of a state_dict differ from those in any folder."""
     model = hf_llava(CONFIG, 500)
     model.save_pretrained(tmp_path / "theirs")
     saved = load_file(tmp_path / "theirs" / "model.safetensors")
@@ -131,7 +131,7 @@ def test_hf_tensor_names_survive_conversion(tmp_path, dialect):
 
 
 def run(folder: Path, monkeypatch) -> Path:
-    """A workdir as a run of two stages leaves it, whose second trained the projector."""
+    """A workdir of a run with two stages, of which the second trained the projector."""
     monkeypatch.setitem(architectures.VISION, "small", CONFIG.vision)
     monkeypatch.setitem(architectures.LLM, "small", CONFIG.llm)
     stages = {"one": Stage(data=Data(template="plain")), "two": Stage(data=Data(template="llava_v1", aspect="pad"))}
@@ -159,7 +159,7 @@ def test_load_falls_back_from_a_damaged_newest_checkpoint(tmp_path, monkeypatch,
     assert (model.params["projector/linear_1/bias"] == PARAMS["projector/linear_1/bias"] + 5).all()
     err = capfd.readouterr().err
     assert f"9 is DAMAGED: {file.relative_to(folder / 'checkpoints' / '9')}" in err and "back to checkpoint 5" in err
-    assert sorted(p for p in folder.rglob("*")) == before, "reading changes nothing"
+    assert sorted(p for p in folder.rglob("*")) == before, "loading changes no file"
     (folder / "checkpoints" / "5" / "run" / "metadata").unlink()
     with pytest.raises(DataError, match="no checkpoint in .* is intact"):
         llava_jax.load(folder)
@@ -177,8 +177,8 @@ def test_workdir_loads_newest_checkpoint_template_and_sharding(tmp_path, monkeyp
     kinds = {name: x[0] for name, x in tensors(tmp_path / "hf").items()}
     assert kinds["language_model.lm_head.weight"] == torch.bfloat16
     assert kinds["multi_modal_projector.linear_1.bias"] == torch.float32
-    assert {"5", "9"} <= {step.name for step in (folder / "checkpoints").iterdir()}, "reading takes nothing away"
-    assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "float32", "holds both"
+    assert {"5", "9"} <= {step.name for step in (folder / "checkpoints").iterdir()}, "loading removes nothing"
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "float32", "contains both dtypes"
     assert json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())["do_pad"]
     assert convert(folder, tmp_path / "ours", "--to", "orbax", "--dtype", "float16") == 0
     again = llava_jax.load(tmp_path / "ours", dtype=None)
@@ -189,11 +189,11 @@ def test_workdir_loads_newest_checkpoint_template_and_sharding(tmp_path, monkeyp
         llava_jax.load(folder)
 
 
-# ------------------------------------------------------------------------------------------------ what must not work
+# ------------------------------------------------------------------------------------------------ errors
 
 
 def change(folder: Path, **changes) -> None:
-    """Tensors of the folder's one file changed by name; None takes one away."""
+    """Changes tensors in the folder's single file by name; None removes one."""
     file = folder / "model.safetensors"
     weights = load_file(file) | {name.replace("__", "."): x for name, x in changes.items()}
     save_file({name: x for name, x in weights.items() if x is not None}, file)
@@ -233,7 +233,7 @@ def saving(model) -> object:
     return change
 
 
-BAD = {  # what is done to a good folder, flags, what the line says
+BAD = {  # name: (change to a valid folder, flags, regex of the error)
     "missing": (lambda f: change(f, language_model__lm_head__weight=None), (), "missing language_model.lm_head.weight"),
     "extra": (lambda f: change(f, image_newline=torch.ones(3)), (), "unexpected image_newline"),
     "shape": (
@@ -289,7 +289,7 @@ def test_wrong_tokenizer_missing_source_and_existing_destination_are_rejected(tm
     (tmp_path / "empty" / "config.json").write_text("{}")
     (tmp_path / "dst").rename(tmp_path / "dst.partial")
     assert_refused(capsys, tmp_path / "src", "dst.partial exists, perhaps left by a program that was killed")
-    (tmp_path / "dst.partial").rmdir()  # it is still there
+    (tmp_path / "dst.partial").rmdir()  # not removed by the failed command
     assert_refused(capsys, tmp_path / "empty", "holds no complete checkpoint")
 
 
@@ -359,6 +359,6 @@ def test_convert_command_prints_help_and_errors(tmp_path):
     done = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and "--allow-pickle" in done.stdout
     code = "import sys, llava_jax.__main__\nassert 'jax' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, "seconds, before any answer"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, "importing jax takes seconds"
     done = subprocess.run([*command, tmp_path / "no", tmp_path / "dst", "--to", "hf"], capture_output=True, text=True)
     assert (done.returncode, done.stderr.strip()) == (2, f"error: {tmp_path}/no does not exist")

@@ -1,4 +1,4 @@
-"""python -m llava_jax data ...: what is printed, written and returned."""
+"""python -m llava_jax data check|show|stats: output, files and exit codes."""
 
 import json
 import os
@@ -23,7 +23,7 @@ TINY = ["--tokenizer", "tiny", "--image-size", "56", "--length", "200"]
 
 @pytest.fixture
 def clean(tmp_path) -> list[str]:
-    """DATA and IMAGE_FOLDER without a fault."""
+    """DATA and IMAGE_FOLDER without errors."""
     (tmp_path / "images").mkdir()
     rows = []
     for i in range(5):
@@ -41,7 +41,7 @@ def test_closed_stdout_exits_1_without_message(arguments):
     with subprocess.Popen(
         [sys.executable, "-m", "llava_jax", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
-        run.stdout.close()  # before the first word
+        run.stdout.close()  # before any output
         assert (run.stderr.read(), run.wait(60)) == ("", 1)
 
 

@@ -1,4 +1,4 @@
-"""data build and data captions, as they are called: what is written, when it goes on, what is refused."""
+"""python -m llava_jax data build|captions: files written, resuming, and rejected arguments."""
 
 import fcntl
 import io
@@ -120,7 +120,7 @@ def test_build_resumes_byte_equal_after_any_interrupted_rename(data, monkeypatch
             monkeypatch.setattr(Path, "replace", replace)
             assert build(*call) == 0
             assert contents(data / "out") == whole, f"killed at step {limit}"
-    assert killed == 2 * (3 * 2 + 3), "each shard and what is known of it, ids, list of those left out, manifest"
+    assert killed == 2 * (3 * 2 + 3), "each shard and its metadata, ids, left_out.jsonl, manifest"
 
 
 SLOWLY = """
@@ -162,7 +162,8 @@ def test_full_disk_is_one_line_and_the_build_resumes(data, capsys):
         assert build(*call) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert re.fullmatch(r"error: .*out cannot be written \(.*File too large.*continues it\n", capsys.readouterr().err)
+    message = r"error: .*out cannot be written \(.*File too large.*same command to resume\n"
+    assert re.fullmatch(message, capsys.readouterr().err)
     assert build(*call) == 0 and len(ArrayRecordSource(data / "out")) == 10
 
 
@@ -185,7 +186,7 @@ def test_resume_rewrites_only_missing_or_damaged_shards(data, monkeypatch):
     assert build(*call) == 0
     assert written == ["shard-00002-of-00005.array_record", "shard-00004-of-00005.array_record"]
     assert contents(data / "out").items() >= {k: v for k, v in whole.items() if k.endswith("record")}.items()
-    assert build(*call) == 0, "a complete folder is left as it is"
+    assert build(*call) == 0, "a complete folder is not changed"
     assert len(written) == 2
 
 
@@ -196,7 +197,7 @@ def test_bad_sample_fails_the_build_or_is_skipped_and_listed(data, capsys):
     call = [data / "a.json", data / "out", "--images", data / "images", "--shard-rows", 5]
     assert build(*call) == 2
     assert "error: sample 'a-4': " in (err := capsys.readouterr().err) and "4.png" in err and "--bad skip" in err
-    assert build(*call, "--bad", "skip") == 2, "begun with another flag"
+    assert build(*call, "--bad", "skip") == 2, "started with another flag"
     assert "started with other data or flags (skip_bad differ)" in capsys.readouterr().err
     assert build(data / "a.json", data / "new", *call[2:], "--bad", "skip") == 0
     lines = [json.loads(line) for line in (data / "new" / "left_out.jsonl").read_text().splitlines()]

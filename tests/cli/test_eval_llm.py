@@ -1,4 +1,4 @@
-"""python -m llava_jax eval scienceqa ask and judge, against a server on loopback."""
+"""python -m llava_jax eval scienceqa ask|judge against a local server."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.fixtures.scienceqa import write_folder
 
 ASK, JUDGE, ENSEMBLE = (["eval", "scienceqa", verb] for verb in ("ask", "judge", "ensemble"))
 KEY = "sk-unique-0123456789abcdef"
-DIFFERING = {str(i) for i in range(80, 190)}  # as test_scienceqa_ensemble counts them
+DIFFERING = {str(i) for i in range(80, 190)}  # by BLOCKS
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def short_waits(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """200 problems to test and 5 to show, ours, and the other's answers."""
+    """200 test problems, 5 train problems, and the answers of ours and other."""
     problems = {str(i): {"question": f"Is this number {i}?"} for i in range(200)}
     problems |= {f"t{i}": {"question": f"Shown {i}?", "solution": "S.", "split": "train"} for i in range(5)}
     ours, other, _ = files(BLOCKS)
@@ -55,18 +55,18 @@ def asking(folder: Path, server: FakeServer, *more: str) -> list[str]:
 
 
 def problem_of(call) -> str:
-    """Which problem it is about."""
+    """The id of the problem in a request."""
     return re.search(r"number (\d+)\?", call.text)[1]
 
 
 def verdict(call) -> None:
-    """As the third of BLOCKS says."""
+    """Replies with the judge's answer of BLOCKS."""
     text = files(BLOCKS)[2].texts.get(problem_of(call), "")
     call.say(f"Hm. {text}")
 
 
 def test_judge_is_asked_about_exactly_the_differing_problems(folder, capsys):
-    """And what it says makes the counts of the planted files."""
+    """Its replies give the counts of the planted files."""
     with FakeServer(verdict) as server:
         command = judging(folder, server)
         assert main(command) == 0 and main(command) == 0
@@ -76,8 +76,8 @@ def test_judge_is_asked_about_exactly_the_differing_problems(folder, capsys):
             ours, other = call.text.split("[Assistant 2]")
             assert "We say: " in ours and "I say: " in other and "We say: " not in other
     out = capsys.readouterr().out
-    assert "the two differ on 110 of 200 problems of split test" in out and "110 answered, 110 of them now" in out
-    assert "0 to send, 110 answered in the cache" in out and "110 answered, 0 of them now" in out
+    assert "the two differ on 110 of 200 problems of split test" in out and "110 answered, 110 of them new" in out
+    assert "0 to send, 110 in the cache" in out and "110 answered, 0 of them new" in out
     rows = [json.loads(line) for line in (folder / "judge.jsonl").read_text().splitlines()]
     assert {row["question_id"] for row in rows} == DIFFERING and rows[0]["model"] == "fake-1"
     command = [*ENSEMBLE, *command[3:7], "--judge", str(folder / "judge.jsonl"), "--unparsed", "wrong"]
@@ -89,7 +89,7 @@ def test_judge_is_asked_about_exactly_the_differing_problems(folder, capsys):
 
 
 def test_ask_writes_a_file_that_ensemble_reads(folder, capsys):
-    """Two problems are equal, one is refused, one fails: it is listed, and asked again by the same command."""
+    """Two problems are equal, one is refused, one fails; the same command retries the failed one."""
     problems = json.loads((folder / "sqa" / "problems.json").read_text())
     problems["1"]["question"] = problems["0"]["question"]
     (folder / "sqa" / "problems.json").write_text(json.dumps(problems))
@@ -108,7 +108,7 @@ def test_ask_writes_a_file_that_ensemble_reads(folder, capsys):
         assert len(server.calls) == 199 - 1 + 5
         out = capsys.readouterr().out
         assert "200 requests to fake" in out and "199 to send, 1 equal to another" in out
-        assert "199 answered, 198 of them now; 1 refused or empty, 0 cut at 512 tokens; 1 failed\n" in out
+        assert "199 answered, 198 of them new; 1 refused or empty, 0 cut at 512 tokens; 1 failed\n" in out
         assert "  7: 500 oh[31m no (5 tries)" in out and "\x1b" not in out
         record = json.loads((folder / "out.json").read_text())
         assert len(record["outputs"]) == 199 and record["outputs"]["8"] == "No." and record["refused"] == ["8"]
@@ -137,8 +137,8 @@ def test_dry_run_sends_nothing_writes_nothing_needs_no_key(folder, monkeypatch, 
     with FakeServer(verdict) as server:
         assert main(judging(folder, server, "--dry-run", *prices)) == 0
         out = capsys.readouterr().out
-        assert "110 requests to fake" in out and re.search(r"output tokens: about \$0\.\d+ and at most \$0.5632", out)
-        assert "the request of 80, " in out and "Is this number 80?" in out and out.count("[Assistant 1]") == 1
+        assert "110 requests to fake" in out and re.search(r"output tokens: about \$0\.\d+ and up to \$0.5632", out)
+        assert "the request of problem 80, " in out and "Is this number 80?" in out and out.count("[Assistant 1]") == 1
         assert "nothing was sent" in out
         assert main(asking(folder, server, "--dry-run")) == 0
         out = capsys.readouterr().out
@@ -149,13 +149,13 @@ def test_dry_run_sends_nothing_writes_nothing_needs_no_key(folder, monkeypatch, 
 
 def test_max_cost_stops_before_writing_and_says_how_to_continue(folder, capsys):
     prices = ["--input-price", "1", "--output-price", "1000", "--max-tokens", "10"]
-    with FakeServer(verdict) as server:  # $0.0101 each, at most a little more
+    with FakeServer(verdict) as server:  # $0.0101 each, the worst case is slightly more
         assert main(judging(folder, server, *prices, "--max-cost", "0.2")) == 1
         assert len(server.calls) == 19
         err = capsys.readouterr().err
         assert err.startswith("error: --max-cost $0.2: $0.1919 are spent") and err.count("\n") == 1
         assert (
-            "a larger --max-cost continues; 19 of 110 replies are in" in err and not (folder / "judge.jsonl").exists()
+            "a larger --max-cost to resume; 19 of 110 replies are in" in err and not (folder / "judge.jsonl").exists()
         )
         assert main(judging(folder, server, *prices, "--max-cost", "2")) == 0
         assert len(server.calls) == 110
@@ -184,9 +184,9 @@ def test_errors_are_one_line_and_exit_2(folder, capsys, monkeypatch):
         for command, message in [
             ([*JUDGE, judge[3], str(few), *judge[5:]], "few.json: 199 of 200 problems have no answer, the first: 0"),
             (judging(folder, server, "--max-cost", "1"), "--max-cost needs --input-price"),
-            (judging(folder, server, "--key-variable", KEY), "--key-variable must be the name of"),
-            (asking(folder, server, "--shots", "6"), "--shots 6: the train split has 5 problems"),
-            (asking(folder, server, "--cache", str(few)), "few.json: line 1 is not of a cache"),
+            (judging(folder, server, "--key-variable", KEY), "--key-variable must be the upper-case name of"),
+            (asking(folder, server, "--shots", "6"), "--shots 6: only 5 train problems have"),
+            (asking(folder, server, "--cache", str(few)), "few.json: line 1 is not a line of a reply cache"),
             (asking(folder, server), f"{server.url}: 404 no model called fake"),
         ]:
             assert main(command) == 2, command
@@ -198,8 +198,10 @@ def test_errors_are_one_line_and_exit_2(folder, capsys, monkeypatch):
 
 
 def start(command: list[str], **environment: str) -> subprocess.Popen:
-    """python -m llava_jax COMMAND, with short waits, and Ctrl-C in its usual meaning: what a shell starts in the
-    background is to ignore it, and hands that on to its children."""
+    """Starts python -m llava_jax COMMAND with short retry delays and the default SIGINT handler.
+
+    A background process of a shell ignores SIGINT, and its children inherit that.
+    """
     code = (
         "import signal, sys; from llava_jax.__main__ import main; from llava_jax.llm_client import client; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); client.FIRST_WAIT = 0.002; "
@@ -213,7 +215,7 @@ def start(command: list[str], **environment: str) -> subprocess.Popen:
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_judge_resumes_after_a_signal_without_repeating_requests(folder, sent, code):
-    """The server answers 30 and is then silent, so that the signal comes while requests are under way."""
+    """The server answers 30 requests and then hangs, so that the signal arrives while requests are in flight."""
 
     def behave(call):
         if len(server.calls) <= 30:
@@ -230,7 +232,7 @@ def test_judge_resumes_after_a_signal_without_repeating_requests(folder, sent, c
         out, err = process.communicate(timeout=60)
         assert process.returncode == code and "Traceback" not in err, err
         if sent != signal.SIGKILL:
-            assert "30 of 110 replies are in" in out and "; the same command continues" in out
+            assert "30 of 110 replies are in" in out and "; run the same command again to resume" in out
         assert not (folder / "judge.jsonl").exists()
     answered = {problem_of(call) for call in server.calls[:30]}
     with FakeServer(verdict) as again:
@@ -241,7 +243,7 @@ def test_judge_resumes_after_a_signal_without_repeating_requests(folder, sent, c
 
 @pytest.mark.parametrize("status, code", [(401, 2), (500, 1)])
 def test_api_key_is_in_no_file_and_no_log(folder, status, code):
-    """With the library's own log as loud as can be, and a server that repeats the key in everything it says."""
+    """The library logs at debug level, and the server repeats the key in every reply."""
 
     def behave(call):
         if problem_of(call) == "90":

@@ -1,4 +1,4 @@
-"""python -m llava_jax eval scienceqa predict: the file it writes, however often it is stopped; what it refuses."""
+"""python -m llava_jax eval scienceqa predict: its file, resuming, and rejected files and flags."""
 
 import fcntl
 import json
@@ -33,7 +33,7 @@ TIMEOUT = 300  # seconds
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    """With a model and problems."""
+    """A folder with a model and ScienceQA problems."""
     workspace = tmp_path_factory.mktemp("workspace")
     write_model(workspace / "tiny")
     write_problems(workspace / "sqa")
@@ -42,7 +42,7 @@ def workspace(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def call(workspace):
-    """Runs the verb in this process; the weights are read once."""
+    """Runs the verb in this process; each model is loaded once."""
     loaded, load = {}, loading.load
 
     def load_once(path, **options):
@@ -66,7 +66,7 @@ def arguments(workspace: Path, out: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(call, workspace) -> bytes:
-    """The answers of a run that nobody stopped, 8 at a time."""
+    """The answers file of an uninterrupted run, in batches of 8."""
     assert call(workspace / "whole.jsonl", "--batch", "8") == 0
     return (workspace / "whole.jsonl").read_bytes()
 
@@ -77,12 +77,12 @@ def test_answers_file_has_the_original_format(whole, workspace):
         ("question_id", "prompt", "text", "answer_id", "model_id", "metadata")
     }
     assert sorted(int(record["question_id"]) for record in records) == list(range(13))
-    assert [record["question_id"] for record in records] != [str(i) for i in range(13)], "by length, not by place"
+    assert [record["question_id"] for record in records] != [str(i) for i in range(13)], "sorted by length"
     for record in records:
         assert record["prompt"].startswith("<image>\nWhich") == (record["question_id"] in SHOWN)
         assert ("<image>" in record["prompt"]) == (record["question_id"] in SHOWN)
         assert record["text"] == record["text"].strip() and record["model_id"] == "tiny" and record["metadata"] == {}
-    assert len({record["text"] for record in records}) > 6, "or the tests below say nothing"
+    assert len({record["text"] for record in records}) > 6, "otherwise the tests below prove nothing"
     assert len({record["answer_id"] for record in records}) == 13
     assert all(re.fullmatch("[0-9a-f]{22}", record["answer_id"]) for record in records)
     answers = read_answers(workspace / "whole.jsonl")
@@ -115,7 +115,7 @@ def test_resume_is_byte_equal_after_a_cut_at_any_byte(whole, call, workspace, tm
         there = sum(end <= cut for end in ends)
         printed = capsys.readouterr().out
         assert f"13 answers, {13 - there} of them new" in printed
-        assert ("answered already" in printed) == (there > 0)
+        assert ("already answered" in printed) == (there > 0)
     assert call(out, "--batch", "5") == 0 and out.read_bytes() == whole
     assert "13 answers, 0 of them new" in capsys.readouterr().out
 
@@ -131,7 +131,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 def test_resume_is_byte_equal_after_sigkill(whole, call, workspace, tmp_path):
-    """Twice; and each time it had begun a line."""
+    """Killed twice, each time after a partial line."""
     out = tmp_path / "a.jsonl"
     for lines in (4, 8):
         command = [sys.executable, "-c", SLOWLY, str(lines), *PREDICT, str(workspace / "tiny")]
@@ -143,7 +143,9 @@ def test_resume_is_byte_equal_after_sigkill(whole, call, workspace, tmp_path):
             time.sleep(0.02)
         process.kill()
         assert process.wait() == -signal.SIGKILL
-        assert out.read_bytes() == b"".join(whole.splitlines(True)[:lines]), "one device says what eight say"
+        assert out.read_bytes() == b"".join(whole.splitlines(True)[:lines]), (
+            "one device gives the same answers as eight"
+        )
         with out.open("ab") as file:
             file.write(whole.splitlines(True)[lines][:40])
     assert call(out, "--batch", "4") == 0 and out.read_bytes() == whole
@@ -151,7 +153,7 @@ def test_resume_is_byte_equal_after_sigkill(whole, call, workspace, tmp_path):
 
 @pytest.fixture
 def two_answers(call, tmp_path) -> Path:
-    """A file of two answers."""
+    """An answers file with two answers."""
     assert call(tmp_path / "a.jsonl", "--limit", "2") == 0
     return tmp_path / "a.jsonl"
 
@@ -181,7 +183,7 @@ def assert_refused(capsys, code: int, message: str) -> None:
 def test_file_with_other_settings_is_not_continued(two_answers, call, capsys):
     before = two_answers.read_bytes()
     for flags, message in REFUSED.items():
-        message = f"a.jsonl: its 2 answers were made with {message}. Name another file"
+        message = f"a.jsonl: its 2 answers were made with {message}. Choose another file"
         assert_refused(capsys, call(two_answers, *(() if "--limit" in flags else ("--limit", "2")), *flags), message)
     assert two_answers.read_bytes() == before
     assert call(two_answers, "--limit", "2", "--batch", "1") == 0 and two_answers.read_bytes() == before
@@ -199,7 +201,7 @@ def test_file_with_other_weights_or_problems_is_not_continued(two_answers, call,
     finally:
         problems.write_text(before)
     (workspace / "other").symlink_to(workspace / "tiny")
-    assert call(two_answers, "--limit", "2", model="other") == 0, "it is the same folder"
+    assert call(two_answers, "--limit", "2", model="other") == 0, "the same weights"
 
 
 def test_modified_answers_file_is_rejected(two_answers, call, capsys):
@@ -216,8 +218,9 @@ def test_modified_answers_file_is_rejected(two_answers, call, capsys):
     two_answers.write_bytes(before)
     for broken in ("{", None):
         settings.unlink() if broken is None else settings.write_text(broken)
-        assert_refused(capsys, call(two_answers, "--limit", "2"), "has 2 lines, but no a.jsonl.settings.json beside it")
-    two_answers.write_bytes(first[:30])  # nothing in it is lost
+        message = "has 2 lines, but no valid a.jsonl.settings.json beside it"
+        assert_refused(capsys, call(two_answers, "--limit", "2"), message)
+    two_answers.write_bytes(first[:30])  # contains no complete line
     assert call(two_answers, "--limit", "2") == 0 and two_answers.read_bytes() == before
 
 
@@ -247,7 +250,7 @@ def test_ctrl_c_says_how_to_continue(whole, call, tmp_path, capsys, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(LlavaModel, "answers", stopped)
         assert call(tmp_path / "a.jsonl", "--batch", "4") == 130
-    assert "stopped after 4 of 13; the same command continues" in capsys.readouterr().out
+    assert "stopped after 4 of 13; run the same command again to resume" in capsys.readouterr().out
     assert call(tmp_path / "a.jsonl", "--batch", "4") == 0 and (tmp_path / "a.jsonl").read_bytes() == whole
 
 
@@ -259,7 +262,8 @@ def test_missing_images_are_reported(call, workspace, tmp_path, capsys):
         out = tmp_path / f"{policy}.jsonl"
         assert call(out, "--missing-images", policy) == 0
         printed = capsys.readouterr().out
-        assert f"{message} with their image; the images of 1 are missing, they are" in printed and "first: 3" in printed
+        assert f"{message} with their image; the images of 1 are missing, these are" in printed
+        assert "first: 3" in printed
         assert (MISSING[0] in read_answers(out).texts) == (policy == "text")
 
 
@@ -268,14 +272,14 @@ def test_language_model_alone_needs_without_images(call, workspace, tmp_path, ca
     for file in TINY_TOKENIZER.iterdir():
         (workspace / "words" / file.name).write_bytes(file.read_bytes())
     out, _ = tmp_path / "a.jsonl", capsys.readouterr()
-    assert_refused(capsys, call(out, model="words"), "words is a language model alone; ask it with --without-images")
+    assert_refused(capsys, call(out, model="words"), "words is a language model alone; pass --without-images")
     assert call(out, "--without-images", "--limit", "3", model="words") == 0
     assert "3 problems, 0 with their image" in capsys.readouterr().out
     assert not any("<image>" in prompt for prompt in read_answers(out).prompts.values())
 
 
 def test_two_steps_with_the_v0_template(call, tmp_path):
-    """The last letter of the second step is all that the strict parser needs."""
+    """The template llava_v0 with the image after the text."""
     out = tmp_path / "a.jsonl"
     flags = ["--two-steps", "--image-place", "back", "--template", "llava_v0", "--limit", "2"]
     assert call(out, *flags) == 0
@@ -287,7 +291,7 @@ def test_two_steps_with_the_v0_template(call, tmp_path):
 def test_errors_are_one_line_and_exit_2(call, workspace, tmp_path, tmp_path_factory, capsys, monkeypatch):
     out, there = tmp_path / "a.jsonl", tmp_path_factory.mktemp("there")
     (there / "file").touch()
-    os.mkfifo(there / "pipe")  # as /dev/null is no file, which must not be removed
+    os.mkfifo(there / "pipe")  # like /dev/null: must not be removed
     for flags, message in (
         (["--batch", "0"], "--batch 0 at least 1"),
         (["--limit", "-1"], "--limit -1 must be at least 0"),

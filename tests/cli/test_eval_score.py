@@ -1,4 +1,4 @@
-"""python -m llava_jax eval scienceqa ...: what is printed, written and returned."""
+"""python -m llava_jax eval scienceqa score|ensemble: output, files and exit codes."""
 
 import json
 import os
@@ -21,7 +21,7 @@ EVIL = "<script>alert(1)</script> & \ud83d"
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Five problems, one with an image, one whose image is not there."""
+    """Five problems: one with an image, one whose image is missing."""
     problems = {
         "1": {"question": EVIL, "choices": ["<b>one</b>", "two"], "image": "image.png"},
         "2": {"answer": 1, "image": "image.png", "subject": "social science"},
@@ -36,7 +36,7 @@ def folder(tmp_path) -> Path:
 
 
 def lines(path: Path, texts: dict[str, str], shown: str | None = None) -> str:
-    """shown: the ids of those that were asked with an image; None: the file does not say what was asked."""
+    """Writes an answers file. shown: the ids whose prompt contains an image; None: the file has no prompts."""
     rows = [{"question_id": pid, "text": text} for pid, text in texts.items()]
     for row in rows if shown is not None else []:
         row["prompt"] = "<image>\nWhich?" if row["question_id"] in shown else "Which?"
@@ -55,20 +55,20 @@ def answers(tmp_path) -> str:
 def test_score_prints_all_counts(folder, answers, capsys):
     assert main([*SCORE, answers, "--problems", str(folder)]) == 0
     out = capsys.readouterr().out
-    assert f"{answers.split('/')[-1]}: 6 answers; 5 to problems of split test, which are scored; 1 to others" in out
-    assert "2 of 5 unparsed (40.00%), 1 without a letter, 1 with one of no choice; they count as wrong" in out
+    assert "a.jsonl: 6 answers; scored: 5 to problems of split test; ignored: 1 to other problems" in out
+    assert "2 of 5 unparsed (40.00%), 1 without a letter, 1 with a letter of no choice; they count as wrong" in out
     (row,) = re.findall(r"^a\.jsonl +(.*)$", out, re.M)
     assert row.split() == ["33.33", "0.00", "100.00", "0.00", "50.00", "50.00", "25.00", "100.00", "40.00"]
     (row,) = re.findall(r"^  right/all +(.*)$", out, re.M)
     assert row.split() == ["1/3", "0/1", "1/1", "0/1", "1/2", "1/2", "1/4", "1/1", "2/5"]
-    assert "IMG accuracy" not in out, "nobody knows what was asked"
+    assert "IMG accuracy" not in out, "the file has no prompts"
     assert re.search(r"^LLaVA 13B v0 +90.36 .* 90.92$", out, re.M) and re.search(
         r"^physics +2/5 +40.00  11.76 to 76.93$", out, re.M
     )
 
 
 def test_img_accuracy_covers_prompts_with_an_image(folder, tmp_path, capsys):
-    """Whether the problem has an image or not; and one without an answer counts there for nothing."""
+    """Whether the problem has an image or not; missing answers do not count."""
     file = lines(tmp_path / "a.jsonl", {"1": "A", "2": "A", "4": "B", "99": "A"}, shown="1, 4, 99")
     out = tmp_path / "score.json"
     assert main([*SCORE, file, "--problems", str(folder), "--json", str(out)]) == 1
@@ -88,7 +88,7 @@ def test_missing_answers_exit_1(folder, tmp_path, capsys):
     assert (result["acc"], result["correct"], result["count"]) == (40.0, 2, 5)
     assert main([*SCORE, some, "--problems", str(folder), "--unparsed", "random", "--seed", "3"]) == 1
     out = capsys.readouterr().out
-    assert "2 problems have no answer, they do not count" in out and "drawn at random (seed 3)" in out
+    assert "2 problems have no answer, they do not count" in out and "a random choice (seed 3)" in out
     assert re.search(r"^  right/all .* [23]/3$", out, re.M)
 
 
@@ -125,8 +125,8 @@ def test_only_the_first_differing_results_are_printed(tmp_path, capsys):
     folder, out = write_folder(tmp_path / "sqa", {pid: {} for pid in pids}), tmp_path / "score.json"
     assert main([*SCORE, str(result), "--problems", str(folder), "--json", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "results in the file: 0 of 25 are the index that the strict parser finds" in printed
-    assert printed.count("the text says A, results has 1 (B)") == 20 and "  and 5 more; --json has all" in printed
+    assert "results in the file: 0 of 25 equal the index that the strict parser finds" in printed
+    assert printed.count("the text says A, results has 1 (B)") == 20 and "  and 5 more; --json lists all" in printed
     assert list(json.loads(out.read_text())["differing_results"]) == pids
 
 
@@ -143,11 +143,11 @@ def test_page_shows_every_answer_and_contains_no_script(folder, answers, tmp_pat
     page = tmp_path / "new" / "page.html"
     assert main([*SCORE, answers, "--problems", str(folder), "--against", other, "--page", str(page)]) == 0
     text = page.read_text()
-    shown = Page(text)  # nothing from elsewhere, nothing that runs, every element closed
+    shown = Page(text)  # checks: no external resources, no scripts, all elements closed
     assert "script" not in shown.tags and shown.text.count("<script>alert(1)</script> & ?") >= 2
     assert "<b>one</b>" in shown.text and "<i>Look.</i>" in shown.text
     assert [picture.size for picture in shown.pictures] == [(40, 30)]
-    assert "image test/2/image.png is missing or does not open" in shown.text
+    assert "image test/2/image.png is missing or unreadable" in shown.text
     kinds = re.findall('<article class="([a-z ]+)"', text)
     assert kinds == ["right", "wrong", "unparsed flip", "unparsed flip", "right flip"]
     for kind, count in {"right": 2, "wrong": 1, "unparsed": 2, "flip": 3}.items():
@@ -163,7 +163,7 @@ def test_page_shows_every_answer_and_contains_no_script(folder, answers, tmp_pat
 
 
 def test_released_result_file_is_reproduced_byte_equal(real_data, tmp_path, capsys):
-    """The problems are made so that as many of its indices are right as the file says."""
+    """The problems are built so that the file's number of correct answers holds."""
     path = real_data / "published" / "test_sqa_llava_13b_v0.json"
     results = json.loads(path.read_text())["results"]
     problems = {
@@ -183,7 +183,7 @@ def test_released_result_file_is_reproduced_byte_equal(real_data, tmp_path, caps
 
 @pytest.fixture
 def ensemble_args(tmp_path) -> list[str]:
-    """Ours, the other's, --judge and the judge's, --problems and the folder; the other's as GPT-4's was released."""
+    """Arguments: ours, other (in the format of GPT-4's released file), --judge FILE, --problems FOLDER."""
     ours, other, judge = files(BLOCKS)
     (tmp_path / "gpt4.json").write_text(json.dumps({"outputs": other.texts}))
     write_folder(tmp_path / "sqa", {str(i): {} for i in range(200)})
@@ -230,7 +230,7 @@ def test_errors_are_one_line_and_exit_2(folder, answers, tmp_path, capsys):
         ([*SCORE, answers, "--problems", str(tmp_path)], "problems.json: cannot be read"),
         ([*SCORE, answers, *problems, "--image-folder", str(tmp_path / "gone")], "image folder of"),
         ([*SCORE, answers, *problems, "--page", f"{answers}/p.html"], "p.html: cannot be written"),
-        ([*ENSEMBLE, answers, nothing, *problems], "answer no problem of this split both"),
+        ([*ENSEMBLE, answers, nothing, *problems], "no problem of this split is answered by both"),
         ([*ENSEMBLE, answers, nothing, *problems, "--judge", answers], "5 of 5 problems have no answer, the first: 1"),
     ]:
         assert main(command) == 2, command

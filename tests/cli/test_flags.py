@@ -1,4 +1,4 @@
-"""Flags that verbs share: spelling, defaults, and where their values go."""
+"""Flags that verbs share: spelling, defaults, and the keywords they become."""
 
 import functools
 import inspect
@@ -20,7 +20,7 @@ SAMPLING = dict(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=512, seed=0)
 ROWS = dict(template="vicuna_v1", length=2048, image_size=224, patch_size=14, aspect="crop")
 DATASET = dict(data=Path("d"), image_folder=None, **ROWS)
 WORKERS = os.cpu_count()
-# By verb: the function, the least command line, the values of all parameters.
+# By verb: the function, a minimal command line, the values of all parameters.
 DEFAULTS = {
     "chat": (chat, ["m"], dict(path=Path("m"), image=(), dtype="bfloat16", **SOURCE, **SAMPLING)),
     "convert": (
@@ -47,7 +47,7 @@ DEFAULTS = {
 
 
 def parse(verb, args: list[str]) -> dict:
-    """The values of all parameters of a verb that is not run; those of shared flags by their own names."""
+    """The values of all parameters of a verb, without running it; shared flags are flattened."""
 
     @functools.wraps(verb)
     def record(*positional, **named):

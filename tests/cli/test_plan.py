@@ -1,4 +1,4 @@
-"""python -m llava_jax plan: its command line, what it says, and what the compiled train steps have and have not."""
+"""python -m llava_jax plan: its command line, its output, and properties of compiled train steps."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ def test_plan_is_listed_among_the_verbs(capsys):
     assert "plan" in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------ what it says
+# ------------------------------------------------------------------ output
 
 RESULT = Result(
     what="stage2", model="llama_7b", topology="v5e:4x4", chips=16, mesh={"data": 1, "fsdp": 16, "tensor": 1},
@@ -97,8 +97,8 @@ def test_describe_result_prints_missing_memory_and_tried_changes():
 
 def test_more_chips_are_worth_it_only_if_compute_dominates():
     computing = dataclasses.replace(RESULT, parts=RESULT.parts | {"exposed": 0.1, "hidden": 0.0}, high=2.0)
-    assert "worth it" in report.twice(computing)  # 1.9 of 2 s halve
-    assert "more chips do not help" in report.twice(RESULT)  # half a second to a whole one does not
+    assert "worth it" in report.twice(computing)  # 1.9 of 2 s are halved
+    assert "more chips do not help" in report.twice(RESULT)  # 0.5 to 1 s is not halved
     one_row_each = dataclasses.replace(RESULT, rows=16)
     assert "cannot split 16 rows" in report.twice(one_row_each)
 
@@ -110,7 +110,7 @@ def test_results_file_is_appended_and_becomes_one_table(tmp_path):
         report.append(file, results)
     assert "HloModule" not in file.read_text()
     lines = report.results_table(report.read_results(file), 0.0)
-    assert len(lines) == 3  # of the two that are the same program the newer one
+    assert len(lines) == 3  # for the same program only the newer result
     assert "+1.50 15.75" in lines[1] and "does not fit" in lines[1]
     assert "0.400-1.000" in lines[2] and lines[2].endswith("fits")
     file.write_text("{}\n")
@@ -118,27 +118,27 @@ def test_results_file_is_appended_and_becomes_one_table(tmp_path):
         report.read_results(file)
 
 
-# ------------------------------------------------------------------ what makes it fit
+# ------------------------------------------------------------------ search
 
 
 def small(**stage) -> settings.Config:
     c = settings.defaults()
     c.model.vision = c.model.llm = "tiny"
-    c.run = ("one",)
-    c.stages.one = settings.stage(steps=5, learning_rates=(("vision/.*", None), (".*", 1e-3)), **stage)
-    c.stages.one.data.source = "scenes"
+    c.run = ("stage1",)
+    c.stages.stage1 = settings.stage(steps=5, learning_rates=(("vision/.*", None), (".*", 1e-3)), **stage)
+    c.stages.stage1.data.source = "scenes"
     return settings.from_config_dict(c)
 
 
 def test_tensor_axis_grows_if_devices_outnumber_rows():
-    config, flags = search._spread(small(batch=8), "one", topologies.parse_topology("v5e:4x4"))
+    config, flags = search._spread(small(batch=8), "stage1", topologies.parse_topology("v5e:4x4"))
     assert flags == ["--config.mesh.tensor=2"] and config.mesh.tensor == 2
-    assert search._spread(small(batch=32), "one", topologies.parse_topology("v5e:4x4"))[1] == []
-    assert search._spread(small(batch=6), "one", topologies.parse_topology("v5e:4x4"))[1] == []  # left to an error
+    assert search._spread(small(batch=32), "stage1", topologies.parse_topology("v5e:4x4"))[1] == []
+    assert search._spread(small(batch=6), "stage1", topologies.parse_topology("v5e:4x4"))[1] == []  # raises later
 
 
 def plan_with(monkeypatch, lacking: dict[str, float], tries=9, best=False, **stage):
-    """`plan_stage` with a compiler that lacks so much memory until a setting has been changed, and is `1 s` fast."""
+    """Runs `plan_stage` with a fake compiler. lacking: {"setting=value": GiB that lack until it is set}."""
     log_lines = []
 
     def compile_stage(config, name, topology, samples):
@@ -152,7 +152,7 @@ def plan_with(monkeypatch, lacking: dict[str, float], tries=9, best=False, **sta
     monkeypatch.setattr(search, "compile_stage", compile_stage)
     monkeypatch.setattr(search.topologies, "devices", lambda topology: __import__("jax").devices()[:4])
     options = search.SearchOptions(best, tries, log_lines.append)
-    return search.plan_stage(small(**stage), "one", topologies.parse_topology("v5e:2x2"), options, 0), log_lines
+    return search.plan_stage(small(**stage), "stage1", topologies.parse_topology("v5e:2x2"), options, 0), log_lines
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_memory_shortage_is_parsed_from_the_compiler_error(message, lacking):
 
 
 def test_changes_accumulate_until_the_step_fits(monkeypatch):
-    lacking = {"stages.one.optimizer.first_moment=bfloat16": 3.0, "stages.one.accumulation=2": 1.0}
+    lacking = {"stages.stage1.optimizer.first_moment=bfloat16": 3.0, "stages.stage1.accumulation=2": 1.0}
     result, log_lines = plan_with(monkeypatch, lacking, batch=16)
     moment, parts = (f"--config.{change}" for change in lacking)
     assert result.fits and result.changes == (moment, parts)
@@ -178,7 +178,7 @@ def test_changes_accumulate_until_the_step_fits(monkeypatch):
 
 
 def test_tries_limits_the_number_of_changes(monkeypatch):
-    result, _ = plan_with(monkeypatch, {"stages.one.loss_chunks=7": 2.0}, tries=1, batch=16)
+    result, _ = plan_with(monkeypatch, {"stages.stage1.loss_chunks=7": 2.0}, tries=1, batch=16)
     assert not result.fits and len(result.tried) == 1 and result.lacking == 2.0
 
 
@@ -189,9 +189,9 @@ def test_best_chooses_the_fastest_remat_policy_that_fits(monkeypatch):
 
 def test_rows_without_room_for_text_and_empty_batches_are_rejected():
     config = small(batch=8)
-    full = search.changed(config, "stages.one.data.length", 9)  # of the tiny tower's 9 patches
+    full = search.changed(config, "stages.stage1.data.length", 9)  # the tiny tower has 9 patches
     with pytest.raises(ConfigError, match="leaves no room for text"):
-        search.compile_stage(full, "one", topologies.parse_topology("v5e:2x2"), 0)
+        search.compile_stage(full, "stage1", topologies.parse_topology("v5e:2x2"), 0)
     for batch, cache in ((0, 8), (1, 1)):
         with pytest.raises(ConfigError, match="must be at least 1, .* at least 2"):
             search.plan_decode(config, topologies.parse_topology("v5e:2x2"), batch, cache)
@@ -212,8 +212,8 @@ def test_compiled_steps_contain_no_slow_patterns(facts):
         assert step["slowed_by"] == [], name
         assert not step["windowed"], name
         assert step["float32_gathers"] == [], name
-        assert step["square"] is None, name  # no scores of all tokens with all others
-        # Forward, forward again in the backward pass, and two backward; once, for the layers are a loop.
+        assert step["square"] is None, name  # no materialized attention scores
+        # Forward, forward again in the backward pass (remat), and two backward kernels; once, because of the layer scan.
         assert step["kernels"] == 4, name
 
 
@@ -226,9 +226,9 @@ def test_train_state_buffers_are_donated(facts):
 def test_stage_1_reduces_only_projector_gradients(facts):
     width, mlp = 128, 344
     shapes = set(facts["stage1"]["reduced"])
-    assert {f"{width}x{mlp}", f"{mlp}x{width}"} & set(facts["stage2"]["reduced"])  # so it would look
+    assert {f"{width}x{mlp}", f"{mlp}x{width}"} & set(facts["stage2"]["reduced"])  # the shapes in question
     assert not {f"{width}x{mlp}", f"{mlp}x{width}"} & shapes
-    # Weights, two moments and the batch: no optimizer state of what is frozen.
+    # Weights, two moments and the batch: frozen parameters have no optimizer state.
     assert facts["stage1"]["arguments"] < 0.6 * facts["stage2"]["arguments"]
 
 

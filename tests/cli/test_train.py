@@ -1,4 +1,4 @@
-"""main.py: what the user gets to read and which exit code, for everything that can be wrong before the first step."""
+"""python -m llava_jax train: messages and exit codes of every error before the first step."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ PAIR = ("--coordinator=localhost:1234", "--processes=2", "--process=1")
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A working directory with a config, a data file of one row and its image; the model is as small as can be."""
+    """A working directory with a config, a data file with one row, its image, and a minimal model."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.py").write_text(SMALL)
     (tmp_path / "train.json").write_text(json.dumps([ROW]))
@@ -74,7 +74,7 @@ def run(capsys, *flags: str) -> tuple[int, str, str]:
     return code, out, err
 
 
-# ------------------------------------------------------------------------------------------------ as a user types it
+# ------------------------------------------------------------------------------------------------ subprocesses and help
 
 
 def test_flag_typo_is_reported_within_three_seconds_without_traceback():
@@ -105,7 +105,7 @@ def test_help_shows_flags_and_three_valid_examples(capsys):
             assert word in out
         examples = [line.split()[4:] for line in out.splitlines() if line.startswith("  python -m llava_jax train ")]
         assert len(examples) == 3
-    for flags in examples:  # and they are right
+    for flags in examples:  # and they parse
         sys.modules.pop("config_config", None)
         read_config(["main", *(f.replace("=configs/", f"={ROOT}/configs/") for f in flags)])
 
@@ -288,11 +288,11 @@ FAULTS = [
 @pytest.mark.parametrize("fault, messages", FAULTS, ids=[f.__name__ for f, _ in FAULTS])
 def test_data_error_is_named_and_exits_1(folder, fault, messages, capsys, monkeypatch):
     fault(folder)
-    monkeypatch.setattr("llava_jax.train.stage_run.first_state", lambda *_: None)  # saves its compilation
+    monkeypatch.setattr("llava_jax.train.stage_run.first_state", lambda *_: None)  # avoids compiling it
     code, out, err = run(capsys, "--config=small.py", "--config.stages.one.data.bad=error")
     assert code == 1 and err.startswith("error: ")
     assert all(message in err for message in messages), err
-    assert "stages.one.batch = 8  (small.py)" in out  # what it tried to do is on the screen
+    assert "stages.one.batch = 8  (small.py)" in out  # the config is printed first
 
 
 def test_data_error_in_a_later_row_leaves_the_loader_threads(folder, capsys):
@@ -303,7 +303,7 @@ def test_data_error_in_a_later_row_leaves_the_loader_threads(folder, capsys):
     (folder / "train.json").write_text(json.dumps(rows))
     code, out, err = run(capsys, "--config=small.py", "--config.stages.one.data.bad=error")
     assert code == 1 and err.startswith("error: sample 'late-") and str(late) in err and "cut off" in err
-    assert "sample bus-1" in out  # the first one was read and shown
+    assert "sample bus-1" in out  # the first sample was read and logged
 
 
 def test_control_characters_of_the_data_are_not_printed(folder, capsys):
@@ -337,7 +337,7 @@ def test_inconsistent_settings_exit_2(folder, flags, message, capsys):
     assert code == 2 and err.startswith("error: ") and message in err
 
 
-# ------------------------------------------------------------------------------------------------ how it ends
+# ------------------------------------------------------------------------------------------------ exit codes
 
 
 def test_exit_code_depends_on_the_error(folder, monkeypatch, capsys):
@@ -362,5 +362,5 @@ def test_exit_code_depends_on_the_error(folder, monkeypatch, capsys):
         code, _, err = run(capsys, "--config=small.py")
         assert code == expected and str(error or "") in err
     monkeypatch.setattr(loop, "train", ends_with(RuntimeError("a bug")))
-    with pytest.raises(RuntimeError, match="a bug"):  # what is not the user's fault keeps its traceback
+    with pytest.raises(RuntimeError, match="a bug"):  # a bug keeps its traceback
         main(["main", "--config=small.py"])

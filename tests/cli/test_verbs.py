@@ -1,4 +1,4 @@
-"""`python -m llava_jax VERB`: the list of verbs, their help, and one style of flags for those that read a config."""
+"""`python -m llava_jax VERB`: the list of verbs, their help, and the flags of verbs that read a config."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ CONFIG = f"--config={ROOT}/configs/quickstart.py"
 
 
 def verb_commands(verbs: dict) -> list[list[str]]:
-    """Each verb and each group, as the words that are typed."""
+    """The words of each verb and group on the command line."""
     commands = []
     for name, verb in verbs.items():
         commands.append([name])
@@ -27,8 +27,8 @@ def verb_commands(verbs: dict) -> list[list[str]]:
     return commands
 
 
-# In a process of its own, which has not imported jax before: prints [command, seconds of the processor, what --help
-# printed] of each verb, and which of the slow libraries were imported.
+# Runs in a subprocess, which has not imported jax. Prints [command, CPU seconds, output of --help] for each verb, and
+# which slow libraries were imported.
 EVERY_HELP = """
 import contextlib, io, json, sys, time
 from llava_jax.__main__ import main
@@ -58,7 +58,7 @@ def test_every_help_takes_under_a_second_without_jax():
     assert slow == []
     for verb, seconds, text in results:
         assert "python -m llava_jax" in text and "--help" in text, verb
-        assert seconds < 1, (verb, seconds)  # of the processor: other work on the machine does not count
+        assert seconds < 1, (verb, seconds)  # CPU time, independent of other processes
 
 
 def test_help_lists_every_verb_and_the_alias(capsys):
@@ -99,7 +99,7 @@ def test_plan_exit_codes_on_interrupt_and_closed_pipe(error, code, monkeypatch):
         raise error
 
     monkeypatch.setattr(program, "plan", plan)
-    monkeypatch.setattr(program.os, "dup2", lambda *files: None)  # standard output stays what it is
+    monkeypatch.setattr(program.os, "dup2", lambda *files: None)  # keeps standard output
     assert main(["plan"]) == code
 
 

@@ -1,4 +1,4 @@
-"""A tiny LLaVA of random weights and a folder of ScienceQA problems for it."""
+"""A tiny LLaVA with random weights and a folder of ScienceQA problems."""
 
 from pathlib import Path
 

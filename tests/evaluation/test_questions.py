@@ -1,4 +1,4 @@
-"""questions.py: which problems are asked, with which image; and what happens to missing images."""
+"""questions.py: the problems that are asked, their images, and missing images."""
 
 import json
 import zipfile
@@ -18,7 +18,7 @@ def build(source: ScienceQA, **options):
 
 def test_missing_images_are_named_skipped_or_asked_as_text(folder):
     source = ScienceQA(folder, "test")
-    with pytest.raises(DataError, match=r"the images of 1 problems are missing \(of 3\). Bring them, or choose"):
+    with pytest.raises(DataError, match=r"the images of 1 problems are missing \(of 3\). Add them, or pass"):
         build(source)
     questions, missing = build(source, missing_images="skip")
     assert missing == ["3"] and [question.pid for question in questions] == [str(i) for i in range(13) if i != 3]

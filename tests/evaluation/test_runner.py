@@ -1,4 +1,4 @@
-"""runner.py and fingerprint.py: the order of the questions, their batches, and what decides an answer."""
+"""runner.py and fingerprint.py: order, batches, sampling and fingerprints."""
 
 import dataclasses
 
@@ -50,7 +50,8 @@ def test_sampling_depends_on_seed_and_problem_not_batch(model, folder):
 
 def test_prompts_without_room_for_an_answer_are_rejected(model):
     long = TaskQuestion(0, "7", "what " * 800, None)
-    with pytest.raises(TooLong, match="1 prompts leave the model no room: it takes 640 tokens, that of problem 7 has"):
+    message = "1 prompts leave no room for an answer: the model takes 640 tokens, but that of problem 7 has"
+    with pytest.raises(TooLong, match=message):
         longest_first(model, [TaskQuestion(0, "1", "what?", None), long])
 
 
@@ -65,7 +66,7 @@ def test_damaged_image_is_named(model, tmp_path):
 
 
 def test_fingerprints_change_with_weights_and_prompts(model, folder):
-    """One bit of one weight; not the mesh, nor the order of the weights."""
+    """One bit of one weight counts; the mesh and the order of the weights do not."""
     params = dict(model.params)
     expected = weights_fingerprint(params)
     device = jax.devices()[0]

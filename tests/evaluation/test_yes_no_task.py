@@ -1,4 +1,4 @@
-"""A task of one small file runs through the runner and the metrics."""
+"""A small task through the runner and the metrics."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ GENERATION = {"max_new_tokens": 5}
 
 @pytest.fixture
 def task(tmp_path) -> YesNoTask:
-    """Five questions about two pictures, and one without."""
+    """Four questions about two images, and one without image."""
     (tmp_path / "images").mkdir()
     for color in ("red", "blue"):
         Image.new("RGB", (20, 30), color).save(tmp_path / "images" / f"{color}.png")
@@ -61,7 +61,7 @@ def test_task_is_answered_and_resumed_byte_equal(task, model, tmp_path):
 
 
 def test_task_may_replace_generate(task, model, tmp_path):
-    """Whatever `generate` returns are the answers, in the order of the questions it was given."""
+    """The answers are what `generate` returns, in the order of its questions."""
     sizes = []
 
     def generate(model, questions, prompts, settings):

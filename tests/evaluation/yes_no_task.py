@@ -1,4 +1,4 @@
-"""A complete benchmark in one file: yes/no questions about pictures, for `llava_jax.evaluation`."""
+"""A complete benchmark in one file: yes/no questions about images."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ class YesNoProblem:
 
 
 class YesNoTask:
-    """FOLDER/problems.jsonl has a `YesNoProblem` a line, FOLDER/images the pictures."""
+    """FOLDER/problems.jsonl contains one `YesNoProblem` per line, FOLDER/images the images."""
 
     def __init__(self, folder: Path):
         self.path, self.images = folder / "problems.jsonl", ImageFolder(folder / "images")

@@ -1,4 +1,4 @@
-"""The cache of replies: what a killed process leaves, what others leave, and a full disk."""
+"""The reply cache: torn lines, foreign files, locking, and a full disk."""
 
 import json
 import os
@@ -15,14 +15,14 @@ def test_added_replies_are_read_back(tmp_path):
     path = tmp_path / "new" / "cache.jsonl"
     with ReplyCache(path) as cache:
         cache.add("k1", REPLY)
-        assert read_replies(path) == ({"k1": REPLY}, 0)  # at once, not when it is closed
+        assert read_replies(path) == ({"k1": REPLY}, 0)  # before the cache is closed
         cache.add("k2", Reply("", "content_filter", True, "fake-1"))
     assert list(ReplyCache(path).replies) == ["k1", "k2"] and path.read_bytes().count(b"\n") == 2
     assert read_replies(tmp_path / "gone") == ({}, 0) and not (tmp_path / "gone").exists()
 
 
 def test_torn_line_loses_only_its_own_reply(tmp_path):
-    """And it does not swallow the line that is written next."""
+    """The next line is not appended to it."""
     path = tmp_path / "cache.jsonl"
     with ReplyCache(path) as cache:
         cache.add("k1", REPLY)
@@ -32,7 +32,7 @@ def test_torn_line_loses_only_its_own_reply(tmp_path):
     for end in range(len(whole) + 1, len(both)):
         path.write_bytes(both[:end])
         with ReplyCache(path) as cache:
-            is_whole = end == len(both) - 1  # all but the line break
+            is_whole = end == len(both) - 1  # only the line break is missing
             assert list(cache.replies) == (["k1", "k2"] if is_whole else ["k1"]) and cache.torn == (not is_whole)
             cache.add("k3", REPLY)
         assert list(read_replies(path)[0]) == (["k1", "k2", "k3"] if is_whole else ["k1", "k3"])
@@ -68,7 +68,7 @@ def test_foreign_file_is_rejected_and_unchanged(tmp_path, content):
     path = tmp_path / "mine"
     path.write_bytes(content)
     for read in (ReplyCache, read_replies):
-        with pytest.raises(DataError, match="mine: line 1 is not of a cache of replies"):
+        with pytest.raises(DataError, match="mine: line 1 is not a line of a reply cache"):
             read(path)
     assert path.read_bytes() == content
 

@@ -1,4 +1,4 @@
-"""Asking a server on loopback that does all that servers do."""
+"""The client against a local server with all kinds of failures."""
 
 import email.utils
 import sys
@@ -83,7 +83,7 @@ TRANSIENT = {
 
 @pytest.mark.parametrize("fault", TRANSIENT)
 def test_transient_errors_are_retried_up_to_five_times(tmp_path, fault):
-    """q0 always fails, q1 twice; the others are not held up by that, and all but q0 are there."""
+    """q0 always fails and q1 fails twice; the others are not delayed, and all but q0 get a reply."""
 
     def behave(call):
         if call.text == "q0" or call.text == "q1" and call.times <= 2:
@@ -106,7 +106,7 @@ def test_timeout_covers_silent_and_trickling_servers(tmp_path):
         if call.text == "q0":
             server.hang(call)
         call.handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
-        for _ in range(100):  # a byte at a time is no answer either
+        for _ in range(100):  # one byte at a time
             call.handler.wfile.write(b"x")
             if server.closing.wait(0.1):
                 return
@@ -145,11 +145,11 @@ def test_refusal_is_a_cached_reply(tmp_path, kind):
     [
         (400, None, "400 no such parameter"), (401, None, "401, the key in OPENAI_API_KEY is not accepted"),
         (403, None, "403 no"), (404, None, "404 no such model"), (422, None, "422 no"),
-        (307, None, "307 redirects elsewhere"), (429, "insufficient_quota", "429 pay first"),
+        (307, None, "307 redirects to another URL"), (429, "insufficient_quota", "429 pay first"),
     ],
 )  # fmt: skip
 def test_permanent_errors_stop_the_run_at_once(tmp_path, status, code, message):
-    """In one line, which does not have the key though the server's words do."""
+    """The message is one line without the key, although the server's message contains it."""
 
     def behave(call):
         if call.text == "q3":
@@ -169,7 +169,7 @@ def test_permanent_errors_stop_the_run_at_once(tmp_path, status, code, message):
 
 
 def test_requests_in_flight_are_cached_when_the_run_stops(tmp_path, monkeypatch):
-    """And who waits for the next try does not wait any longer."""
+    """A request that waits for its next try stops waiting."""
     monkeypatch.setattr(module, "FIRST_WAIT", 60.0)
 
     def behave(call):
@@ -219,19 +219,19 @@ def test_retry_after_is_respected_within_bounds(tmp_path, monkeypatch, retry_aft
     with FakeServer(lambda call: echo(call) if call.times > 1 else call.fail(429, Retry_After=value)) as server:
         run(server, tmp_path / "c", requests(1))
         first, second = server.calls
-        assert wait <= second.at - first.at < wait + 3  # of which a busy machine takes most
+        assert wait <= second.at - first.at < wait + 3  # + 3: for a busy machine
 
 
 def test_max_cost_stops_within_one_request(tmp_path):
-    """100 tokens in for $1 a million and 10 out for $100: $0.0011. Feared are 18 bytes and 50 tokens: $0.005018."""
+    """100 input tokens at $1 and 10 output tokens at $100 per million: $0.0011. Worst case (18, 50): $0.005018."""
     prices = dict(input_price=1.0, output_price=100.0, max_tokens=50, concurrency=4)
     with FakeServer(echo) as server:
         with pytest.raises(
-            Unfinished, match=r"--max-cost \$0.02: \$0.0154 are spent.* with a larger --max-cost continues; 14 of"
+            Unfinished, match=r"--max-cost \$0.02: \$0.0154 are spent.* with a larger --max-cost to resume; 14 of"
         ):
             run(server, tmp_path / "c", requests(40), **prices, max_cost=0.02)
         assert len(server.calls) == 14  # 14 * 0.0011 + 0.005018 > 0.02 >= 13 * 0.0011 + 0.005018
-        with pytest.raises(Unfinished, match="14 of 40 replies are in"):  # what the cache has, was paid for
+        with pytest.raises(Unfinished, match="14 of 40 replies are in"):  # cached replies count as spent
             run(server, tmp_path / "c", requests(40), **prices, max_cost=0.02)
         assert len(server.calls) == 14
         result = run(server, tmp_path / "c", requests(40), **prices, max_cost=0.1)
@@ -240,11 +240,11 @@ def test_max_cost_stops_within_one_request(tmp_path):
 
 
 def test_worst_case_cost_is_reserved_for_requests_in_flight(tmp_path):
-    """Were it not, four would be sent before the first is paid."""
+    """Otherwise four would be sent before the first reply."""
 
     def behave(call):
         time.sleep(0.05)
-        call.say("so", usage={"prompt_tokens": 18, "completion_tokens": 50})  # as dear as feared
+        call.say("so", usage={"prompt_tokens": 18, "completion_tokens": 50})  # the worst case
 
     with FakeServer(behave) as server, pytest.raises(Unfinished):
         run(
@@ -302,8 +302,8 @@ def test_estimated_cost_is_logged_before_any_request(tmp_path):
             log=lambda line: lines.append((len(server.calls), line)),
         )
     first = f"11 requests to m at {server.url}: 10 to send, 1 equal to another"
-    second = "about 1,080 input tokens (4 characters each), at most 500 output tokens: "
-    assert lines == [(0, first), (0, f"{second}about $0.0011 and at most $0.0500")]
+    second = "about 1,080 input tokens (4 characters each), up to 500 output tokens: "
+    assert lines == [(0, first), (0, f"{second}about $0.0011 and up to $0.0500")]
     assert "cost unknown" in estimate_cost(questions, LLMSettings("m"), {})[1]
 
 

@@ -1,1 +1,1 @@
-"""ScienceQA: ask, parse, score, join with an LLM's answers, report."""
+"""ScienceQA: prompts, parser, scores, ensembles with an LLM's answers, report."""

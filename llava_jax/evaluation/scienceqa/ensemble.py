@@ -1,10 +1,10 @@
-"""LLaVA and a text-only GPT-4 together on ScienceQA, as in the paper, from files of their answers.
+"""Ensembles of LLaVA and a text-only GPT-4 on ScienceQA, as in the paper, from their answers files.
 
-complement   GPT-4's answer, and ours where it has none
-judge        a third answer (GPT-4's, shown both), and ours where there is none; asked only where the two differ
+complement   GPT-4's answer, or ours if it has none
+judge        a third answer (GPT-4 sees both), or ours if there is none; requested only if the two differ
 
-As in the original's two scripts, of a text nothing but one "The answer is X." is read, and a letter of no choice counts
-as an answer whose index is unknown. An unknown index is drawn at random there; `unparsed="wrong"` makes it wrong.
+As in the original's two scripts, only a single "The answer is X." is parsed from a text, and a letter that is no choice
+counts as an answer with an unknown index. The original samples an unknown index; `unparsed="wrong"` makes it wrong.
 """
 
 import dataclasses
@@ -19,23 +19,18 @@ from llava_jax.evaluation.scienceqa.score import draw_choice
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """`indices`: of ours, other, complement and, where there was one, judge: the choice of every problem, -1 for none.
-    `unread` and `silent`: problems that ours and the other have no letter for. `differing`: those that a judge is to be
-    asked about, ours and the other's letters not being the same; `judged`: those that it answered."""
+    """The ensembles on a list of problems."""
 
     problems: list[Problem]
-    indices: dict[str, list[int]]
-    unread: list[str]
-    silent: list[str]
-    differing: list[str]
-    judged: list[str]
+    indices: dict[str, list[int]]  # of ours, other, complement and (if any) judge: a choice per problem, -1 if unknown
+    unread: list[str]  # ids of problems for which ours has no letter
+    silent: list[str]  # the same for other
+    differing: list[str]  # ids for which the two letters differ, so that a judge decides
+    judged: list[str]  # ids that the judge answered
 
     def marks(self, name: str) -> list[tuple[Problem, bool]]:
-        """Each problem, and whether `name` has it right; also of "upper bound": that ours or the other has.
-
-        What is drawn for the other where it has no answer may lift that bound with a judge, and not without: each of
-        the original's two scripts has its own way.
-        """
+        """(problem, whether `name` is right) for each problem. "upper bound" is right if ours or other is; for other it
+        uses, like the original's two scripts, the sampled choice with a judge, and complement's without one."""
         if name == "upper bound":
             other_indices = self.indices["other" if "judge" in self.indices else "complement"]
             pairs = zip(self.problems, self.indices["ours"], other_indices, strict=True)
@@ -51,20 +46,20 @@ def combine(
     unparsed: str = "random",
     seed: int = 0,
 ) -> Ensemble:
-    """Both ways at once. Without a judge only problems that both answered count, as in the original; with one, both
-    must have answered every problem. What is drawn depends on `seed`, the problem's id and whose answer it is.
+    """Computes both ensembles. Without a judge, only problems that both files answer count, as in the original; with
+    one, both must answer all problems. A sampled choice depends on `seed`, the problem's id and the answer's source.
 
-    Raises DataError where an answer is missing that must be there, and where no problem is left.
+    Raises DataError if a required answer is missing, and if no problem is left.
     """
     if judge is None:
         problems = [p for p in problems if p.pid in ours.texts and p.pid in other.texts]
         if not problems:
-            raise DataError(f"{ours.name} and {other.name}: answer no problem of this split both.")
+            raise DataError(f"{ours.name} and {other.name}: no problem of this split is answered by both.")
     for answers in (ours, other):
         if missing := [p.pid for p in problems if p.pid not in answers.texts]:
             raise DataError(
                 f"{answers.name}: {len(missing):,} of {len(problems):,} problems have no answer, the first: "
-                f"{missing[0]}. With a judge both must answer all."
+                f"{missing[0]}. With a judge, both files must answer all problems."
             )
     result = Ensemble(list(problems), {"ours": [], "other": [], "complement": []}, [], [], [], [])
     if judge is not None:

@@ -1,9 +1,9 @@
-"""Files of answers to ScienceQA, read and written as the original's tools do.
+"""Reads and writes the original's three formats of ScienceQA answers files.
 
-JSON Lines   {"question_id", "text", and "prompt", ...} a line: what the original's inference writes
-result       {"acc", "correct", "count", "results": {pid: index}, "outputs": {pid: text}}: as its models were released,
-             and what ScienceQA's own tool reads; also GPT-4's answers, which have `outputs` alone
-analysis     {"correct": [..], "incorrect": [..]} of {"question_id", "question", "pred", ..}
+JSON Lines   one {"question_id", "text", "prompt", ...} per line, written by the original's inference
+result       {"acc", "correct", "count", "results": {pid: index}, "outputs": {pid: text}}: the released predictions;
+             ScienceQA's own tool reads it; the file of GPT-4's answers has only `outputs`
+analysis     {"correct": [...], "incorrect": [...]} of {"question_id", "question", "pred", ...}
 """
 
 import dataclasses
@@ -16,8 +16,7 @@ from llava_jax.evaluation.answers_file import answers_by_id, parse_json_lines, r
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What a file says, in its order. `results`: indices of choices, empty where the file has none. `prompts`: what was
-    asked, as far as the file says."""
+    """The content of a file by problem id, in its order: texts, indices of choices (`results`) and prompts, if any."""
 
     name: str
     texts: dict[str, str]
@@ -26,7 +25,7 @@ class Answers:
 
 
 def read_answers(path: str | Path) -> Answers:
-    """Reads any of the three. Raises DataError that names the file, and the line or id at fault."""
+    """Reads any of the three formats. Raises DataError that names the file and the invalid line or id."""
     path = Path(path)
     text = read_answers_text(path)
     try:
@@ -44,7 +43,7 @@ def read_answers(path: str | Path) -> Answers:
 
 
 def result_json(indices: dict[str, int], texts: dict[str, str], correct: int) -> str:
-    """The original's result file, byte for byte: `indices` and `texts` in their order."""
+    """The original's result file, byte for byte; `indices` and `texts` in their order."""
     count = len(indices)
     header = {"acc": correct / count * 100 if count else 0.0, "correct": correct, "count": count}
     return json.dumps(header | {"results": indices, "outputs": texts}, indent=2)
@@ -66,9 +65,9 @@ def _from_records(path: Path, records: list, **keys: str) -> Answers:
 def _from_result(path: Path, value: dict) -> Answers:
     texts, results = value.get("outputs"), value.get("results", {})
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        raise DataError(f'{path}: key "outputs" must hold texts by id. Is this a file of answers?')
+        raise DataError(f'{path}: key "outputs" must contain texts by id. Is this an answers file?')
     if not isinstance(results, dict) or not all(type(index) is int for index in results.values()):
-        raise DataError(f'{path}: key "results" must hold indices of choices by id.')
+        raise DataError(f'{path}: key "results" must contain indices of choices by id.')
     if not texts and not results:
-        raise DataError(f"{path}: no answers in it.")
+        raise DataError(f"{path}: contains no answers.")
     return Answers(str(path), texts, results)

@@ -1,9 +1,9 @@
-"""What a chat model without eyes is asked for the ensembles on ScienceQA (`scienceqa_ensemble`).
+"""Prompts of a text-only chat model for the ensembles on ScienceQA (see `ensemble`).
 
-question   two solved problems as earlier turns, then the problem, in QCM-ALE: "The answer is A. BECAUSE: ..."
-judge      the problem and the answers of two assistants, to be weighed
+question   solved problems as earlier turns, then the problem, in QCM-ALE: "The answer is A. BECAUSE: ..."
+judge      the problem and the answers of two assistants, between which the model decides
 
-The paper's GPT-4 was asked in the first way; its judge's prompt and both system messages are not known. These are ours.
+The format of `question` is the paper's. Its judge's prompt and both system messages were not published: these are ours.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from llava_jax.errors import ConfigError
 FORMAT = "QCM-ALE"
 ASK_SYSTEM = "You are a helpful assistant that answers questions of school science and explains the answers."
 JUDGE_SYSTEM = "You are a careful and fair judge of answers to questions of school science."
-# One sentence of this form is what the ensemble reads; of two it reads none.
+# The ensemble parses a single sentence of this form; if there are two, it parses none.
 JUDGE_INSTRUCTION = (
     "Two assistants answered this question; one or both may be wrong. Weigh what each of them says, and decide "
     "yourself which option is right. Explain your decision briefly, without repeating how the assistants state their "
@@ -26,17 +26,16 @@ IMAGE_NOTE = "The question comes with an image, which only Assistant 1 has seen.
 
 
 def draw_shots(problems: Sequence[Problem], count: int, seed: int) -> list[Problem]:
-    """Problems to show solved, drawn by `seed` from those that need no image and have an explanation: of an image that
-    is not shown a model would learn to make things up. Raises ConfigError where they are too few."""
+    """Samples solved problems by `seed` from those with an explanation and without image: solutions that refer to an
+    unseen image would teach the model to invent things. Raises ConfigError if there are fewer than `count`."""
     candidates = [problem for problem in problems if problem.image is None and (problem.lecture or problem.solution)]
     if count > len(candidates):
-        available = f"the train split has {len(candidates)} problems without image, with explanation"
-        raise ConfigError(f"--shots {count}: {available}")
+        raise ConfigError(f"--shots {count}: only {len(candidates)} train problems have an explanation and no image")
     return random.Random(seed).sample(candidates, count)
 
 
 def question_messages(problem: Problem, shots: Sequence[Problem]) -> list[dict[str, str]]:
-    """The problem, without its image, behind the shots."""
+    """The messages of `question`: the shots, then the problem without its image."""
     messages = [_message("system", ASK_SYSTEM)]
     for shot in shots:
         question, answer = _question_and_answer(shot)
@@ -45,7 +44,7 @@ def question_messages(problem: Problem, shots: Sequence[Problem]) -> list[dict[s
 
 
 def judge_messages(problem: Problem, ours: str, other: str) -> list[dict[str, str]]:
-    """Assistant 1 is ours, Assistant 2 the other."""
+    """The messages of `judge`. Assistant 1 is ours, Assistant 2 the other."""
     parts = [f"Question: {_question_and_answer(problem)[0]}"]
     for number, text in enumerate((ours, other), start=1):
         parts.append(f"[Assistant {number}]\n{text.strip() or '(no answer)'}\n[End of Assistant {number}]")
@@ -58,6 +57,6 @@ def _message(role: str, text: str) -> dict[str, str]:
 
 
 def _question_and_answer(problem: Problem) -> tuple[str, str]:
-    """(question, context and options; answer and explanation)"""
+    """(question, context and options; answer and explanation) as text."""
     question, answer = conversation(dataclasses.replace(problem, image=None), FORMAT)["conversations"]
     return question["value"], answer["value"]

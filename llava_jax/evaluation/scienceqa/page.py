@@ -1,4 +1,4 @@
-"""Every graded answer on one page, with its image; buttons show right, wrong or unparsed ones alone."""
+"""An HTML page of graded answers with their images; it can filter right, wrong and unparsed ones."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,8 +11,8 @@ from llava_jax.images.thumbnail import thumbnail
 from llava_jax.output.html_page import Markup, document, element, join, picture
 from llava_jax.output.page_parts import badge, filters, share_bar, table, tile, tiles
 
-MAX_SIDE = 320  # of an image, at most
-KINDS = {"right": "good", "wrong": "bad", "unparsed": "warn", "missing": "warn"}  # with their tones
+MAX_SIDE = 320  # of an image, in pixels
+KINDS = {"right": "good", "wrong": "bad", "unparsed": "warn", "missing": "warn"}  # kind: tone
 MEANINGS = {
     "NAT": "natural science", "SOC": "social science", "LAN": "language science", "TXT": "with a text",
     "IMG": "with an image", "NO": "with neither", "G1-6": "grades 1 to 6", "G7-12": "grades 7 to 12",
@@ -30,8 +30,7 @@ def scores_page(
     comparison: Comparison | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> str:
-    """One HTML page without anything from elsewhere. lines: what was graded and how, in words. facts: what else the
-    header says, by name."""
+    """A self-contained HTML page. lines: notes on how the answers were graded. facts: more header entries by name."""
     flips = {a.problem.pid: b for a, b in comparison.flips} if comparison else {}
     counts = {kind: sum(kind_of(item) == kind for item in graded) for kind in KINDS} | {"flip": len(flips)}
     choices = [(kind, kind, count) for kind, count in counts.items()]
@@ -41,7 +40,7 @@ def scores_page(
     body = [
         element("ul", join(*(element("li", line.strip()) for line in lines)), class_="note"),
         table(by_column, "accuracy by subject, context and grade"),
-        element("p", "Lines: the 95% interval; dotted: what drawing a choice gets.", class_="note"),
+        element("p", "Line: the 95% interval. Dotted line: a random choice.", class_="note"),
         element("details", join(element("summary", f"by topic ({len(topics)})"), table(by_topic, "accuracy by topic"))),
         element("h2", "Answers"),
         filters([("show", "show", choices, len(graded))]),
@@ -66,7 +65,7 @@ def _summary(shares: dict[str, Accuracy], counts: dict[str, int], comparison: Co
 
 
 def _chance(graded: Sequence[GradedAnswer], fits) -> float | None:
-    """Percent right, on average, of choices drawn at random for the problems that fit."""
+    """The expected accuracy of random choices, in percent, on the problems that fit."""
     shares = [100 / len(item.problem.choices) for item in graded if fits(item.problem)]
     return sum(shares) / len(shares) if shares else None
 
@@ -83,7 +82,7 @@ def _rows(
 
 
 def kind_of(item: GradedAnswer) -> str:
-    """One of KINDS. What was not parsed is that, even where a drawn choice is right."""
+    """One of KINDS. An unparsed answer is "unparsed", even if its sampled choice is right."""
     return item.status if item.status != "parsed" else "right" if item.is_right else "wrong"
 
 
@@ -95,13 +94,13 @@ def _article(item: GradedAnswer, images: ImageFolder | ImageZip, other: GradedAn
     column = [element("p", problem.hint, class_="text note")] if problem.hint else []
     column.append(element("h3", problem.question, class_="text"))
     column.append(_choices(item, other))
-    letter = f"letter found: {item.letter or 'none'}"
+    letter = f"parsed letter: {item.letter or 'none'}"
     if item.status == "unparsed" and item.index >= 0:
-        letter += "; the choice was drawn at random"
+        letter += "; the choice was sampled"
     if item.text is None:
         column.append(element("p", letter, class_="note"))
     else:
-        inside = join(element("summary", f"the text of the answer; {letter}"), element("div", item.text, class_="text"))
+        inside = join(element("summary", f"text of the answer; {letter}"), element("div", item.text, class_="text"))
         column.append(element("details", inside, **({"open": ""} if kind == "unparsed" else {})))
     body = element("div", join(*column, separator="\n"))
     if image := _image(problem, images):
@@ -111,7 +110,7 @@ def _article(item: GradedAnswer, images: ImageFolder | ImageZip, other: GradedAn
 
 
 def _choices(item: GradedAnswer, other: GradedAnswer | None) -> Markup:
-    """The choices, with the right one, the one that was answered, and the other file's."""
+    """The choices; the right one, the answered one and that of the other file are marked."""
     lines = []
     for i, choice in enumerate(item.problem.choices):
         is_right, is_answer = i == item.problem.answer, i == item.index
@@ -132,5 +131,5 @@ def _image(problem: Problem, images: ImageFolder | ImageZip) -> Markup:
         return element("p", str(fault), class_="fault")
     image = thumbnail(file, problem.image, MAX_SIDE)
     if image is None:
-        return element("p", f"image {problem.image} is missing or does not open", class_="fault")
+        return element("p", f"image {problem.image} is missing or unreadable", class_="fault")
     return element("div", picture(image, f"image of problem {problem.pid}", "jpeg"), class_="images")

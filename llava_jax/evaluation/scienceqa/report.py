@@ -1,4 +1,4 @@
-"""What a score says, as text beside the published numbers, as JSON, and in the original's analysis file."""
+"""Reports of scores: text beside the published numbers, JSON, and the original's result and analysis files."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from llava_jax.evaluation.scienceqa.files import Answers, result_json
 from llava_jax.evaluation.scienceqa.score import AVERAGE, COLUMNS, Comparison, GradedAnswer, SplitScores
 from llava_jax.text.templates import IMAGE_MARKER
 
-TEST_COUNT = 4241  # problems of the whole test split, which all published rows are of
+TEST_COUNT = 4241  # problems of the test split, which all published rows cover
 # arXiv 2304.08485; in the order of COLUMNS
 PUBLISHED = {
     "Human": (90.23, 84.97, 87.48, 89.60, 87.50, 88.10, 91.59, 82.42, 88.40),
@@ -22,11 +22,11 @@ PUBLISHED = {
     "  + GPT-4 judge": (91.56, 96.74, 91.09, 90.62, 88.99, 93.52, 92.73, 92.16, 92.53),
 }
 NAME_WIDTH, CELL_WIDTH, MAX_FLIPS = 22, 9, 20
-MAX_DIFFERING = 20  # results that are listed beside their texts
+MAX_DIFFERING = 20  # differing results that are printed
 
 
 def accuracy_table(rows: dict[str, dict[str, Accuracy]]) -> list[str]:
-    """Lines: each of `rows` with its intervals and counts, then the published ones."""
+    """Lines of `rows`, with intervals and counts, and of the published rows."""
     lines = ["".ljust(NAME_WIDTH) + "".join(name.rjust(CELL_WIDTH) for name in COLUMNS)]
     for name, shares in rows.items():
         lines.append(_line(name, [percent_text(share.percent) for share in shares.values()]))
@@ -47,28 +47,28 @@ def topic_table(topics: dict[str, Accuracy]) -> list[str]:
 
 
 def summary_lines(scores: SplitScores, split: str, parser: str, unparsed: str, seed: int) -> list[str]:
-    """What was scored and how, and what needs no table."""
+    """The lines above the tables: what was scored, how, and the baselines."""
     answers, graded, differing = scores.answers, scores.graded, scores.differing
     answered = [item for item in graded if item.status != "missing"]
     count = len(answers.results if parser == "results" else answers.texts)
-    lines = [f"{answers.name}: {count:,} answers; {len(answered):,} to problems of split {split}, which are scored"]
+    lines = [f"{answers.name}: {count:,} answers; scored: {len(answered):,} to problems of split {split}"]
     if count > len(answered):
-        lines[-1] += f"; {count - len(answered):,} to others, which are left out"
+        lines[-1] += f"; ignored: {count - len(answered):,} to other problems"
     failed = [item for item in answered if item.status == "unparsed"]
     none = sum(item.letter is None for item in failed)
-    treatment = f"drawn at random (seed {seed})" if unparsed == "random" else "wrong"
+    treatment = f"a random choice (seed {seed})" if unparsed == "random" else "wrong"
     lines.append(
         f"parser {parser}: {len(failed):,} of {len(answered):,} unparsed ({100 * len(failed) / len(answered):.2f}%), "
-        f"{none:,} without a letter, {len(failed) - none:,} with one of no choice; they count as {treatment}"
+        f"{none:,} without a letter, {len(failed) - none:,} with a letter of no choice; they count as {treatment}"
     )
     if scores.missing:
         counts = "they count as wrong" if unparsed == "wrong" else "they do not count"
         lines.append(f"{len(scores.missing):,} problems have no answer, {counts}; the first: {scores.missing[0]}")
     if checked := scores.results_checked:
-        agree = f"{checked - len(differing):,} of {checked:,} are the index that the strict parser finds in their text"
+        agree = f"{checked - len(differing):,} of {checked:,} equal the index that the strict parser finds in the text"
         lines += [f"results in the file: {agree}", *(f"  {pid}: {why}" for pid, why in differing[:MAX_DIFFERING])]
     if len(differing) > MAX_DIFFERING:
-        lines.append(f"  and {len(differing) - MAX_DIFFERING:,} more; --json has all")
+        lines.append(f"  and {len(differing) - MAX_DIFFERING:,} more; --json lists all")
     if scores.shown is not None:
         lines.append(shown_line(scores.shown))
     return [*lines, baseline_line(*scores.baselines)]
@@ -82,19 +82,19 @@ def comparison_lines(comparison: Comparison, first: str, second: str) -> list[st
         f"only the other {c.only_second:,}, neither {c.neither:,}; {points:+.2f} points, exact McNemar p = {c.p:.3g}"
     ]
     if c.missing:
-        lines.append(f"  the other has no answer to {c.missing:,} of them, which count as wrong")
+        lines.append(f"  the other has no answer to {c.missing:,} of them; these count as wrong")
     for a, b in c.flips[:MAX_FLIPS]:
         truth = LETTERS[a.problem.answer]
         lines.append(f"  {a.problem.pid}: {_letter_text(a)}, the other {_letter_text(b)}; right is {truth}")
     if len(c.flips) > MAX_FLIPS:
-        lines.append(f"  and {len(c.flips) - MAX_FLIPS:,} more flips; --json has all")
+        lines.append(f"  and {len(c.flips) - MAX_FLIPS:,} more flips; --json lists all")
     return lines
 
 
 def baseline_line(chance: float, letter: str, share: Accuracy) -> str:
     return (
-        f"without a model: {percent_text(chance)} by drawing a choice; {percent_text(share.percent)} "
-        f"({share.correct:,}/{share.count:,}, 95% {interval_text(share)}) by always saying {letter}, the most frequent"
+        f"without a model: {percent_text(chance)} for a random choice; {percent_text(share.percent)} "
+        f"({share.correct:,}/{share.count:,}, 95% {interval_text(share)}) for always {letter}, the most frequent letter"
     )
 
 
@@ -105,7 +105,7 @@ def baseline_json(chance: float, letter: str, share: Accuracy) -> dict:
 def shown_line(share: Accuracy) -> str:
     return (
         f"IMG accuracy by prompt: {percent_text(share.percent)} ({share.correct:,}/{share.count:,}, 95% "
-        f"{interval_text(share)}), of the answers whose prompt has {IMAGE_MARKER}"
+        f"{interval_text(share)}), of the answers whose prompt contains {IMAGE_MARKER}"
     )
 
 
@@ -114,7 +114,7 @@ def share_json(share: Accuracy) -> dict:
 
 
 def scores_json(scores: SplitScores) -> dict:
-    """Everything but the answers themselves and the comparison."""
+    """All scores as JSON, without the answers and the comparison."""
     return {
         "missing": scores.missing,
         "unparsed_answers": [item.problem.pid for item in scores.graded if item.status == "unparsed"],
@@ -147,14 +147,14 @@ def comparison_json(comparison: Comparison, second: str) -> dict:
 
 
 def split_result_json(scores: SplitScores) -> str:
-    """The original's result file of `scores`; without texts where the answers have none."""
+    """The original's result file of `scores`; without texts if the answers have none."""
     texts = {item.problem.pid: "FAILED" if item.text is None else item.text for item in scores.graded}
     indices = {item.problem.pid: item.index for item in scores.graded}
     return result_json(indices, texts if scores.answers.texts else {}, scores.shares[AVERAGE].correct)
 
 
 def analysis_json(graded: Iterable[GradedAnswer], answers: Answers) -> str:
-    """The original's analysis file (`--output-file`), byte for byte where the prompts are known."""
+    """The original's analysis file (`--output-file`), byte for byte if the answers contain the prompts."""
     lists = {"correct": [], "incorrect": []}
     for item in graded:
         prompt = answers.prompts.get(item.problem.pid, "Unknown")

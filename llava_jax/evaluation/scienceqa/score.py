@@ -1,4 +1,4 @@
-"""Answers to ScienceQA, graded and counted as ScienceQA's own tool counts them, and two files of them compared."""
+"""Grades and scores answers to ScienceQA as its own tool does, and compares two answers files."""
 
 import dataclasses
 import random
@@ -17,7 +17,7 @@ from llava_jax.text.templates import IMAGE_MARKER
 SUBJECTS = {"NAT": "natural science", "SOC": "social science", "LAN": "language science"}
 GRADES = {"G1-6": [f"grade{i}" for i in range(1, 7)], "G7-12": [f"grade{i}" for i in range(7, 13)]}
 AVERAGE = "Avg"
-# In the order of the published tables. Context is a text (TXT) or an image (IMG), or both, or neither (NO).
+# In the order of the published tables. A problem's context is a text (TXT), an image (IMG), both, or neither (NO).
 COLUMNS: dict[str, Callable[[Problem], bool]] = {
     "NAT": lambda p: p.subject == SUBJECTS["NAT"],
     "SOC": lambda p: p.subject == SUBJECTS["SOC"],
@@ -33,14 +33,12 @@ COLUMNS: dict[str, Callable[[Problem], bool]] = {
 
 @dataclasses.dataclass(frozen=True)
 class GradedAnswer:
-    """The answer to one problem. `text`: None where the file has none. `letter`: what was found in it, perhaps of no
-    choice. `index`: the choice that counts, -1 for none; drawn at random where `status` is "unparsed" and that is
-    asked for."""
+    """The answer to a problem."""
 
     problem: Problem
-    text: str | None
-    letter: str | None
-    index: int
+    text: str | None  # None if the file has none
+    letter: str | None  # the parsed letter, which may be no choice
+    index: int  # the choice that counts, -1 for none; of an unparsed answer it may be sampled
     status: str  # parsed | unparsed | missing
 
     @property
@@ -50,33 +48,27 @@ class GradedAnswer:
 
 @dataclasses.dataclass(frozen=True)
 class SplitScores:
-    """Everything that is reported of one answers file.
-
-    missing: ids of problems without an answer. results_checked: texts that have an index beside them, and differing:
-    those whose index does not follow from the text, see `differing_results`. shown: see `shown_share`, None where the
-    file has no prompts. baselines: see `baselines`.
-    """
+    """All reported scores of an answers file."""
 
     answers: Answers
     graded: list[GradedAnswer]
-    missing: list[str]
+    missing: list[str]  # ids of problems without an answer
     shares: dict[str, Accuracy]
     topics: dict[str, Accuracy]
-    results_checked: int
-    differing: list[tuple[str, str]]
-    shown: Accuracy | None
-    baselines: tuple[float, str, Accuracy]
+    results_checked: int  # texts with an index in the file
+    differing: list[tuple[str, str]]  # see `differing_results`
+    shown: Accuracy | None  # see `shown_share`; None if the file has no prompts
+    baselines: tuple[float, str, Accuracy]  # see `baselines`
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two files on the problems that both were graded on. `missing`: those of them that the second has no answer to.
-    `flips`: those that one has right and the other wrong."""
+    """Two files compared on the problems graded for both."""
 
-    both: int
+    both: int  # problems that both answer correctly
     neither: int
-    missing: int
-    flips: list[tuple[GradedAnswer, GradedAnswer]]
+    missing: int  # problems that the second file does not answer
+    flips: list[tuple[GradedAnswer, GradedAnswer]]  # exactly one of the two is right
 
     @property
     def only_first(self) -> int:
@@ -96,8 +88,8 @@ class Comparison:
 
 
 def read_problems(folder: str | Path, split: str) -> list[Problem]:
-    """The problems of a split, each once. Raises DataError and ConfigError, see `ScienceQA`; DataError for a subject or
-    a grade that no column counts."""
+    """The problems of a split, each once. Raises DataError and ConfigError as `ScienceQA` does, and DataError for an
+    unknown subject or grade."""
     source = ScienceQA(folder, split)
     problems = list({(problem := source.problem(i)).pid: problem for i in range(len(source))}.values())
     allowed = {"subject": list(SUBJECTS.values()), "grade": [grade for grades in GRADES.values() for grade in grades]}
@@ -115,14 +107,14 @@ def read_problems(folder: str | Path, split: str) -> list[Problem]:
 def grade(
     problems: Iterable[Problem], answers: Answers, parser: str = "strict", unparsed: str = "wrong", seed: int = 0
 ) -> list[GradedAnswer]:
-    """The answers to `problems`, in their order.
+    """Grades the answers to `problems`, in their order.
 
-    parser: strict | lenient (see `scienceqa_answers`) | results (the file's own indices, nothing is parsed).
-    unparsed: "wrong": an answer without a letter of a choice is wrong, and so is a missing one. "random": as the
-    original did before October 2023 (and for the paper): a choice is drawn for it, and missing ones do not count. What
-    is drawn depends on `seed` and the problem's id alone.
+    parser: "strict" or "lenient" (see `parse`), or "results" (the indices of the file, without parsing). unparsed:
+    "wrong": answers without a valid letter and missing answers are wrong. "random": as in the original before October
+    2023 and in the paper, a choice is sampled for the former, and the latter do not count; the sample depends only on
+    `seed` and the problem's id.
 
-    Raises ConfigError where the file does not have what the parser reads.
+    Raises ConfigError if the file does not contain what the parser needs.
     """
     available = answers.results if parser == "results" else answers.texts
     if not available:
@@ -151,7 +143,7 @@ def grade(
 
 
 def score_split(problems: Sequence[Problem], answers: Answers, graded: list[GradedAnswer]) -> SplitScores:
-    """The scores of `graded`, which `grade` made of `answers` to `problems`."""
+    """The scores of `graded`, the output of `grade` for `problems` and `answers`."""
     answered = {item.problem.pid for item in graded if item.status != "missing"}
     marks = marks_of(graded)
     return SplitScores(
@@ -167,30 +159,29 @@ def score_split(problems: Sequence[Problem], answers: Answers, graded: list[Grad
 
 
 def draw_choice(count: int, seed: int, *parts: str) -> int:
-    """One of so many choices, at random; `seed` and `of` decide."""
+    """A random index below `count` that depends only on `seed` and `parts`."""
     return random.Random(" ".join([str(seed), *parts])).randrange(count)
 
 
 def shares(marks: Sequence[tuple[Problem, bool]]) -> dict[str, Accuracy]:
-    """The eight columns and the average. marks: each problem, and whether it was answered right."""
+    """The accuracies of the eight columns and of all problems. marks: (problem, whether its answer is right)."""
     return {name: _accuracy([mark for problem, mark in marks if fits(problem)]) for name, fits in COLUMNS.items()}
 
 
 def topic_shares(marks: Sequence[tuple[Problem, bool]]) -> dict[str, Accuracy]:
-    """Each topic, by name (all of ScienceQA has 26)."""
+    """The accuracy of each topic, sorted by name (ScienceQA has 26)."""
     topics = sorted({problem.topic for problem, _ in marks})
     return {topic: _accuracy([mark for problem, mark in marks if problem.topic == topic]) for topic in topics}
 
 
 def shown_share(graded: Iterable[GradedAnswer], answers: Answers) -> Accuracy:
-    """What the original's evaluator calls IMG accuracy: of the answers whose prompt, as the file has it, has an image.
-    The column IMG instead is of the problems that have one, whether it was shown or not."""
+    """The original evaluator's "IMG accuracy": over the answers whose recorded prompt contains an image. The column IMG
+    covers all problems that have an image, whether the model saw it or not."""
     return _accuracy([item.is_right for item in graded if IMAGE_MARKER in answers.prompts.get(item.problem.pid, "")])
 
 
 def baselines(problems: Sequence[Problem]) -> tuple[float, str, Accuracy]:
-    """What takes no model: (percent right of choices drawn at random, on average; the letter that is the answer most
-    often; what always saying it has right)."""
+    """(expected percentage of random choices, the most frequent answer letter, the accuracy of always choosing it)."""
     chance = 100 * sum(1 / len(problem.choices) for problem in problems) / len(problems)
     counts = Counter(problem.answer for problem in problems)
     most = min(counts, key=lambda index: (-counts[index], index))
@@ -211,8 +202,8 @@ def compare_answers(first: Iterable[GradedAnswer], second: Iterable[GradedAnswer
 
 
 def differing_results(answers: Answers, problems: Iterable[Problem]) -> tuple[int, list[tuple[str, str]]]:
-    """Whether a file's own `results` follow from its texts: (texts with a result, [(id, why not)]), by the strict
-    parser. Where a problem is not known, any letter may be one of its choices."""
+    """(the number of texts with an index in `results`, [(id, reason)] where it differs from that of the strict parser).
+    For a problem that is not in `problems`, every letter counts as a choice."""
     choices = {problem.pid: len(problem.choices) for problem in problems}
     both = [pid for pid in answers.results if pid in answers.texts]
     differing = []

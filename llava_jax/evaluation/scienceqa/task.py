@@ -1,4 +1,4 @@
-"""ScienceQA as a task: its prompts in the original's formats, its letters, and the columns of its published tables."""
+"""ScienceQA as a task: the original's prompt formats, parsers, and the columns of the published tables."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -17,10 +17,10 @@ SINGLE = "\nAnswer with the option's letter from the given choices directly."
 
 @dataclasses.dataclass(frozen=True)
 class ScienceQATask:
-    """A `Task` of one split, asked as the original's `model_vqa_science` does.
+    """A `Task` for one split, with the prompts of the original's `model_vqa_science`.
 
-    source: the problems; its prompt format is the prompts'. image_place: where `<image>` goes, on a line of its own.
-    single_prediction: adds v1.5's sentence that asks for a letter alone. parser: see `parse`.
+    source: the problems and the prompt format. image_place: `<image>` is the first or the last line of the prompt.
+    single_prediction: adds v1.5's sentence that asks for a letter alone. parser: see `parse.read_letter`.
     """
 
     source: ScienceQA
@@ -47,7 +47,7 @@ class ScienceQATask:
         return f"{IMAGE_MARKER}\n{text}" if self.image_place == "front" else f"{text}\n{IMAGE_MARKER}"
 
     def parse(self, problem: Problem, text: str) -> int | None:
-        """The index of a choice."""
+        """The index of a choice; None if the text has no letter of one."""
         index = index_of(read_letter(text, problem.choices, self.parser), len(problem.choices))
         return index if index >= 0 else None
 

@@ -1,6 +1,6 @@
-"""Answers in two steps, as the original's answer prompter makes them for models trained on LEPA.
+"""Answers in two generations, like the original's answer prompter, for models trained on LEPA.
 
-The model reasons up to "###"; a second generation continues after its reasoning and " ###\\nANSWER:".
+The model generates its reasoning up to "###". The second prompt appends the reasoning and " ###\\nANSWER:".
 """
 
 import dataclasses
@@ -18,15 +18,15 @@ REASONING_ENDS, ANSWER_CUE, ANSWER_TOKENS = "###", " ###\nANSWER:", 64
 
 
 def encode_step(model: LlavaModel, question: TaskQuestion, reasoning: str | None = None) -> np.ndarray:
-    """The ids int32[L] of a prompt, images expanded: of the first step, or with `reasoning` of the second."""
+    """The ids int32[L] of the prompt, images expanded, of the first step or, with `reasoning`, of the second."""
     segments = render_question(model, question)
     last = segments[-1]
-    if model.template == "llava_v0":  # whose models wrote ` Assistant:` themselves
+    if model.template == "llava_v0":  # its models generate ` Assistant:` themselves
         last = last._replace(text=last.text.removesuffix("Assistant:"))
     segments[-1] = last
     if reasoning is not None:
         more = reasoning.rstrip() + ANSWER_CUE
-        if last.kind == "text":  # one text, as the original tokenised it
+        if last.kind == "text":  # one text, which the original tokenizes as a whole
             segments[-1] = last._replace(text=last.text + more)
         else:
             segments.append(Segment(more))
@@ -36,7 +36,7 @@ def encode_step(model: LlavaModel, question: TaskQuestion, reasoning: str | None
 def generate_two_steps(
     model: LlavaModel, questions: Sequence[TaskQuestion], prompts: Sequence[Prompt], settings: GenerationConfig
 ) -> list[str]:
-    """Reasoning and answer of each question. The answer is empty where the reasoning left no room for it."""
+    """The reasoning and answer to each question. The answer is empty if the reasoning leaves no room for it."""
     settings = dataclasses.replace(settings, stop_strings=(REASONING_ENDS, *settings.stop_strings))
     reasonings = [answer.text for answer in model.answers(prompts, settings)]
     second = [

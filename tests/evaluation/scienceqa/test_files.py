@@ -76,11 +76,11 @@ FAULTS = {
     "no text": ('{"question_id": "1", "text": null}', "line 1: needs the keys"),
     "a number a line": ("3\n4", "line 1: needs the keys"),
     "a list": ("[1]", "expected JSON Lines or one object, found list"),
-    "another object": ('{"a": 1}', '"outputs" must hold texts by id'),
-    "outputs are numbers": ('{"outputs": {"1": 2}}', '"outputs" must hold texts'),
-    "results are texts": ('{"outputs": {}, "results": {"1": "A"}}', '"results" must hold indices'),
-    "results are true": ('{"outputs": {}, "results": {"1": true}}', '"results" must hold indices'),
-    "nothing in it": ('{"outputs": {}}', "no answers in it"),
+    "another object": ('{"a": 1}', '"outputs" must contain texts by id'),
+    "outputs are numbers": ('{"outputs": {"1": 2}}', '"outputs" must contain texts'),
+    "results are texts": ('{"outputs": {}, "results": {"1": "A"}}', '"results" must contain indices'),
+    "results are true": ('{"outputs": {}, "results": {"1": true}}', '"results" must contain indices'),
+    "nothing in it": ('{"outputs": {}}', "contains no answers"),
     "an id twice": ('{"outputs": {"1": "A", "1": "B"}}', "key '1' twice in one object"),
 }
 

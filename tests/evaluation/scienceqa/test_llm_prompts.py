@@ -1,4 +1,4 @@
-"""What a chat model is asked about ScienceQA."""
+"""The prompts of a chat model on ScienceQA."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def test_question_follows_its_shots(problem):
         ("assistant", "The answer is B. BECAUSE: L. S."),
         ("user", f"Can you explain What?\nContext: N/A\n{options}?"),
         ("assistant", "The answer is B."),
-        ("user", f"Can you explain Which?\nContext: A hint.\n{options}?"),  # and no <image>
+        ("user", f"Can you explain Which?\nContext: A hint.\n{options}?"),  # without <image>
     ]
 
 
@@ -38,7 +38,7 @@ def test_shots_are_sampled_from_explained_problems_without_image(tmp_path):
     drawn = [[shot.pid for shot in draw_shots(train, 40, seed)] for seed in (3, 3, 4)]
     assert drawn[0] == drawn[1] != drawn[2] and sorted(drawn[0], key=int) == [str(i) for i in range(40)]
     assert [shot.pid for shot in draw_shots(train, 2, 3)] == drawn[0][:2] or len(draw_shots(train, 2, 3)) == 2
-    with pytest.raises(ConfigError, match="--shots 41: the train split has 40 problems without image, with explan"):
+    with pytest.raises(ConfigError, match="--shots 41: only 40 train problems have an explanation"):
         draw_shots(train, 41, 3)
 
 

@@ -8,18 +8,18 @@ from hypothesis import strategies as st
 from llava_jax.evaluation.scienceqa.parse import index_of, lenient, stated_letter, strict
 
 CHOICES = ("red", "blue", "a dog")
-# what a model wrote: (strict, lenient), of three choices
+# a model's text: (strict letter, lenient letter) with three choices
 EDGES = {
     "A": ("A", "A"),
     "The answer is B.": ("B", "B"),
     "Because of this. The answer is C.": ("C", "C"),
     "B. blue": ("B", "B"),
-    "The answer is B": (None, "B"),  # nothing behind the letter
-    "The answer is B\n": (None, "B"),  # a line's end is no character to the original's dot
+    "The answer is B": (None, "B"),  # no character after the letter
+    "The answer is B\n": (None, "B"),  # the original's dot does not match a line break
     "The answer is B!": ("B", "B"),
     "The answer is Blue.": ("B", "B"),
     "The answer is a dog.": (None, "C"),
-    "The answer is Antarctica.": ("A", None),  # strict takes any character behind the letter
+    "The answer is Antarctica.": ("A", None),  # strict accepts any character after the letter
     "The answer is B because it is.": ("B", "B"),
     "B. blue. The answer is A.": ("B", None),
     "The answer is A. No. The answer is A.": (None, "A"),
@@ -36,10 +36,10 @@ EDGES = {
     "the answer is b.": (None, "B"),
     "The answer is a dog": (None, "C"),
     "The answer is a cat": (None, None),
-    "a dog.": (None, "C"),  # a choice in full
+    "a dog.": (None, "C"),  # a full choice
     "Blue": (None, "B"),
     "A dog": (None, "C"),
-    "E": ("E", None),  # of no choice
+    "E": ("E", None),  # not one of the choices
     "The answer is D.": ("D", None),
     "The answer is Z.": ("Z", None),
     "F": (None, None),
@@ -57,7 +57,7 @@ def test_letters_of_edge_cases(text):
 
 
 def published(text: str) -> str:
-    """The published rule, written down again."""
+    """The published rule, implemented independently."""
     if text in ["A", "B", "C", "D", "E"]:
         return text
     if len(text) >= 3 and text[0] in ["A", "B", "C", "D", "E"] and text[1:3] == ". ":
@@ -89,7 +89,7 @@ def test_long_runs_of_spaces_are_fast():
     began = time.process_time()
     for start in ("answer", "answer is", "the answer is a"):
         assert lenient(start + " " * 50_000 + "@", CHOICES) is None
-    assert time.process_time() - began < 2  # a rule that tries all ways to share them takes half a minute
+    assert time.process_time() - began < 2  # with backtracking it takes half a minute
 
 
 def test_stated_letter_applies_only_the_last_rule():

@@ -121,7 +121,7 @@ def test_random_mode_samples_by_seed_and_ignores_missing(tmp_path):
         return [g.index for g in graded]
 
     assert drawn(0) == drawn(0) != drawn(1) and set(drawn(0)) == {0, 1}
-    assert 110 < sum(drawn(0)) < 190  # 150 +- 8.7 where both are as likely
+    assert 110 < sum(drawn(0)) < 190  # 150 +- 8.7 for equal probabilities
 
 
 PIDS = [str(i) for i in range(12)]
@@ -172,7 +172,7 @@ def test_baselines_without_a_model(tmp_path):
     chance, letter, share = baselines(problems)
     assert chance == pytest.approx(100 * (0.5 + 0.25 + 0.25 + 0.25 + 0.5) / 5)
     assert (letter, share.correct, share.count) == ("B", 3, 5)
-    assert baselines([p for p in problems if p.pid in "12 3 5"])[1] == "A", "of equally frequent ones the first"
+    assert baselines([p for p in problems if p.pid in "12 3 5"])[1] == "A", "the first of equally frequent letters"
 
 
 @pytest.mark.parametrize("key", ["subject", "grade"])

@@ -1,4 +1,4 @@
-"""scienceqa/task.py: the prompts, the letters and the metrics of ScienceQA."""
+"""scienceqa/task.py: prompts, parsers and metrics of ScienceQA."""
 
 from llava_jax.data.sources.scienceqa import ScienceQA
 from llava_jax.evaluation.metrics import score_answers

@@ -1,4 +1,4 @@
-"""scienceqa/two_steps.py: the ids of both prompts, and what becomes of reasoning and answer."""
+"""scienceqa/two_steps.py: the ids of both prompts, and the final text."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ SYSTEM += "The assistant gives helpful, detailed, and polite answers to the huma
 
 
 def decoded(model: LlavaModel, ids: np.ndarray) -> str:
-    """A prompt as text, the run of placeholder tokens of an image as <image>."""
+    """A prompt as text, with <image> for the placeholder tokens of an image."""
     places = np.flatnonzero(ids == IMAGE_TOKEN_ID)
     if not len(places):
         return model.tokenizer.decode(ids.tolist())
@@ -56,12 +56,12 @@ def test_image_after_text_and_separator_of_v0(model):
     v1 = dataclasses.replace(model, template="llava_v1")
     assert decoded(v1, encode_step(v1, question)).endswith("what is it ?\n<image> ASSISTANT:")
     assert decoded(v1, encode_step(v1, question, " LECTURE: x")).endswith(" ASSISTANT: LECTURE: x ###\nANSWER:")
-    plain = dataclasses.replace(model, template="plain")  # it ends with the image, not with text
+    plain = dataclasses.replace(model, template="plain")  # ends with the image
     assert decoded(plain, encode_step(plain, question, "x")) == "<image>x ###\nANSWER:"
 
 
 def test_second_step_continues_after_the_reasoning(model, folder, monkeypatch):
-    """The model answers the first batch with reasoning; in the last row it leaves no room for an answer."""
+    """The first generation returns reasoning; in the last row it leaves no room for an answer."""
     rows = rows_of(model, ScienceQA(folder, "test"), PredictOptions(limit=3, without_images=True), 3)
     calls = []
 
@@ -85,7 +85,7 @@ def test_second_step_continues_after_the_reasoning(model, folder, monkeypatch):
 
 
 def test_batched_two_steps_equal_single_ones(model, folder):
-    """No row of the batch gets another's reasoning or image."""
+    """No row of a batch gets the reasoning or image of another."""
     source = ScienceQA(folder, "test")
     rows = rows_of(model, source, PredictOptions(missing_images="skip"), 5)
     settings = model.settings(max_new_tokens=5)
