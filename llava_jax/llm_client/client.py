@@ -120,7 +120,7 @@ class _Sender:
     def __init__(self, settings: LLMSettings, cache: ReplyCache, spent: float):
         self.settings, self.cache = settings, cache
         self.spent, self.lost, self.reserved = spent, 0.0, 0.0
-        self.under_way = self.done = self.failed_in_a_row = 0
+        self.in_flight = self.done = self.failed_in_a_row = 0
         self.failed: dict[str, str] = {}
         self.stop_reason: UserError | None = None
         self.stopped, self.try_ended = asyncio.Event(), asyncio.Event()
@@ -166,8 +166,8 @@ class _Sender:
                 fault = e
                 self.lost += worst_cost if fault.is_paid else 0.0
             finally:
-                self.under_way -= 1
-                self.reserved = self.reserved - worst_cost if self.under_way else 0.0  # 0.0: drops rounding errors
+                self.in_flight -= 1
+                self.reserved = self.reserved - worst_cost if self.in_flight else 0.0  # 0.0: drops rounding errors
                 self.try_ended.set()
             if fault.is_final:
                 raise ConfigError(f"{self.settings.url}: {fault}")
@@ -183,7 +183,7 @@ class _Sender:
         """Reserves the worst cost; waits for requests in flight if needed. Raises Unfinished at the limit."""
         limit = self.settings.max_cost
         exceeds_limit = lambda: limit is not None and self.spent + self.lost + self.reserved + worst_cost > limit  # noqa: E731
-        while exceeds_limit() and self.under_way and self.stop_reason is None:
+        while exceeds_limit() and self.in_flight and self.stop_reason is None:
             self.try_ended.clear()
             await self.try_ended.wait()
         if exceeds_limit() and self.stop_reason is None:
@@ -192,7 +192,7 @@ class _Sender:
                 f"${worst_cost:.4f}; run the same command with a larger --max-cost to resume"
             )
         if self.stop_reason is None:
-            self.under_way += 1
+            self.in_flight += 1
             self.reserved += worst_cost
 
     async def _try(self, messages: Messages) -> Reply:
