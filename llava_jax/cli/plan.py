@@ -89,7 +89,7 @@ def plan(argv: list[str]) -> int:
         if args.decode:
             new_results = search.plan_decode(config, topology, args.decode_batch, args.decode_cache)
         else:
-            options = search.SearchOptions(best=args.best, tries=args.tries, say=log)
+            options = search.SearchOptions(best=args.best, tries=args.tries, log=log)
             new_results = [search.plan_stage(config, name, topology, options, args.samples) for name in stages]
         for result in new_results:
             log("\n".join(report.describe_result(result, args.price)) + "\n")

@@ -93,10 +93,10 @@ def prefill(
         stop_ids=stop_ids,
         sampling=sampling,
     )
-    return _chosen(state, _logits(model, params, last), cache)
+    return _choose_next(state, _logits(model, params, last), cache)
 
 
-def _chosen(state: DecodeState, logits: jax.Array, cache: KVCache) -> DecodeState:
+def _choose_next(state: DecodeState, logits: jax.Array, cache: KVCache) -> DecodeState:
     """Chooses the next token of every row that is not done."""
     token = choose(logits, state.sampling, state.position + 1)
     token = jnp.where(state.done, state.stop_ids[0], token)
@@ -115,9 +115,9 @@ def _step(model: Llava, params: dict, state: DecodeState) -> DecodeState:
     """One token more per row: puts the last one through the model and chooses the next."""
     b, size = state.token.shape[0], model.config.image_size
     no_images = jnp.zeros((b, 0, size, size, 3), jnp.uint8)
-    one = state.token[:, None], no_images, state.position[:, None], jnp.ones((b, 1), jnp.int32)
-    hidden, cache = _hidden(model, params, *one, state.cache)
-    return _chosen(state, _logits(model, params, hidden[:, 0]), cache)
+    inputs = state.token[:, None], no_images, state.position[:, None], jnp.ones((b, 1), jnp.int32)
+    hidden, cache = _hidden(model, params, *inputs, state.cache)
+    return _choose_next(state, _logits(model, params, hidden[:, 0]), cache)
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="state")
@@ -128,8 +128,8 @@ def decode(model: Llava, params: dict, state: DecodeState, steps: jax.Array, fin
     """
     end = state.count + steps
     state = state.replace(done=state.done | finished)
-    more = lambda s: (s.count < end) & ~jnp.all(s.done)  # noqa: E731
-    return jax.lax.while_loop(more, partial(_step, model, params), state)
+    is_running = lambda s: (s.count < end) & ~jnp.all(s.done)  # noqa: E731
+    return jax.lax.while_loop(is_running, partial(_step, model, params), state)
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="state")

@@ -21,7 +21,7 @@ from llava_jax.text.encode import stop_ids, stop_strings
 from llava_jax.text.token_row import Batch, EncodedExample, stack_rows, token_row
 from llava_jax.text.tokenizer import Tokenizer
 
-ROUND = 16  # steps between two looks at the text, where stop strings are looked for
+STEPS_PER_ROUND = 16  # steps between two looks at the text, where stop strings are looked for
 
 
 class Prompt(NamedTuple):
@@ -60,8 +60,8 @@ class GenerationConfig:
             "top_p": 0 < self.top_p <= 1,
             "seed": 0 <= self.seed < 2**32,
         }
-        for name, good in in_range.items():
-            if not good:
+        for name, is_valid in in_range.items():
+            if not is_valid:
                 ranges = "max_new_tokens >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1, 0 <= seed < 2**32"
                 raise ConfigError(f"{name}={getattr(self, name)!r} is out of range: {ranges}, nothing empty to stop at")
 
@@ -110,7 +110,7 @@ def generate(
     the model; ConfigError for stop strings without a tokenizer.
     """
     answers = [Generation() for _ in prompts]
-    steps = ROUND if settings.stop_strings else settings.max_new_tokens
+    steps = STEPS_PER_ROUND if settings.stop_strings else settings.max_new_tokens
     for pieces in _rounds(model, params, prompts, settings, tokenizer, mesh, shape, steps):
         for answer, new in zip(answers, pieces, strict=True):
             for piece in new:
@@ -139,17 +139,17 @@ def _rounds(model, params, prompts, settings, tokenizer, mesh, shape, steps) -> 
         return
     params = decode_view(params)
     limits = [_limit(model.config, i, prompt, settings) for i, prompt in enumerate(prompts)]
-    writers = [_Writer(settings, tokenizer, limit) for limit in limits]
+    writers = [_PieceWriter(settings, tokenizer, limit) for limit in limits]
     shape = shape or batch_shape(prompts, model.config.dtype, mesh)
     finished = np.zeros(shape.rows, bool)
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
-        state = _start(model, params, prompts, settings, limits, shape, mesh)
-    seen = 0
+        state = _prefill(model, params, prompts, settings, limits, shape, mesh)
+    yielded = 0
     while True:
         answer, count = gather_to_host(state.answer), int(state.count)
-        new = answer[: len(writers), seen:count]
+        new = answer[: len(writers), yielded:count]
         yield [writer.pieces(row) for writer, row in zip(writers, new.tolist(), strict=True)]
-        seen = count
+        yielded = count
         finished[: len(writers)] = [writer.finish is not None for writer in writers]
         if finished[: len(writers)].all():
             return
@@ -160,7 +160,7 @@ def _rounds(model, params, prompts, settings, tokenizer, mesh, shape, steps) -> 
                 state = decode(model, params, state, np.int32(steps), finished)
 
 
-class _Writer:
+class _PieceWriter:
     """Makes the pieces of one answer from its ids."""
 
     def __init__(self, settings: GenerationConfig, tokenizer: Tokenizer | None, limit: int):
@@ -179,10 +179,10 @@ class _Writer:
         self.left -= 1
         is_stop = id in self.stop_ids
         text = "" if is_stop or not self.detokenizer else self.stops.push(self.detokenizer.push(id))
-        if (is_stop or self.left == 0) and not self.stops.found:
+        if (is_stop or self.left == 0) and not self.stops.is_stopped:
             text += self.stops.push(self.detokenizer.flush()) if self.detokenizer else ""
             text += self.stops.flush()
-        if is_stop or self.stops.found:
+        if is_stop or self.stops.is_stopped:
             self.finish = "stop"
         elif self.left == 0:
             self.finish = "length"
@@ -201,11 +201,11 @@ def bucket(n: int) -> int:
 def batch_shape(prompts: Sequence[Prompt], dtype: str, mesh: Mesh | None) -> BatchShape:
     """The next of few shapes that holds the prompts: `padded_rows`, the `bucket` of the longest, images to a power of
     two of the most."""
-    most = max(len(prompt.images) for prompt in prompts)
+    most_images = max(len(prompt.images) for prompt in prompts)
     return BatchShape(
         padded_rows(len(prompts), dtype, mesh),
         bucket(max(len(prompt.tokens) for prompt in prompts)),
-        most and 1 << (most - 1).bit_length(),
+        most_images and 1 << (most_images - 1).bit_length(),
     )
 
 
@@ -222,16 +222,16 @@ def padded_rows(count: int, dtype: str, mesh: Mesh | None) -> int:
 def _limit(config: ModelConfig, number: int, prompt: Prompt, settings: GenerationConfig) -> int:
     """How long the answer may get. Checks the prompt."""
     tokens, images = np.asarray(prompt.tokens), len(prompt.images)
-    name, length, longest = f"prompt {number}", len(tokens), config.llm.max_positions
-    if not 0 < length < longest:
-        kind = TooLong if length else DataError
-        raise kind(f"{name} has {length} tokens; the model takes 1 to {longest - 1}, so shorten the conversation")
+    name, length, context = f"prompt {number}", len(tokens), config.llm.max_positions
+    if not 0 < length < context:
+        error = TooLong if length else DataError
+        raise error(f"{name} has {length} tokens; the model takes 1 to {context - 1}, so shorten the conversation")
     if images and not config.vision:
         raise DataError(f"{name} has {images} image(s); this is a language model alone, it takes none")
-    places = int((tokens == IMAGE_TOKEN_ID).sum())
-    if places != images * config.features:
+    placeholders = int((tokens == IMAGE_TOKEN_ID).sum())
+    if placeholders != images * config.features:
         raise DataError(
-            f"{name} has {images} image(s) of {config.features} features, but {places} places for features; "
+            f"{name} has {images} image(s) of {config.features} features, but {placeholders} places for features; "
             "write one run of places per image"
         )
     text = tokens[tokens != IMAGE_TOKEN_ID]
@@ -240,10 +240,10 @@ def _limit(config: ModelConfig, number: int, prompt: Prompt, settings: Generatio
             f"{name} has token ids from {text.min()} to {text.max()}, but the model's vocabulary ends at "
             f"{config.llm.vocab_size - 1}; use the tokenizer that belongs to the weights"
         )
-    return min(settings.max_new_tokens, longest - length)
+    return min(settings.max_new_tokens, context - length)
 
 
-def _start(model, params, prompts, settings, limits, shape, mesh) -> DecodeState:
+def _prefill(model, params, prompts, settings, limits, shape, mesh) -> DecodeState:
     """Everything that reaches the device is made here in numpy, with shapes that depend on buckets only."""
     batch = prompt_batch(prompts, shape, model.config.image_size)
     full = lambda value, dtype: np.full(shape.rows, value, dtype)  # noqa: E731

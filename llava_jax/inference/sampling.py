@@ -25,12 +25,13 @@ def choose(logits: jax.Array, sampling: SamplingParams, positions: jax.Array) ->
         probabilities .5 .2 .2 .1, top_k 3, top_p .6:   .5 .2 .2 of .9 -> .56 is not enough, .56 + .22 is -> ids 0, 1
     """
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    is_drawn = sampling.temperature > 0
-    drawn = lambda: jnp.where(is_drawn, _draw(logits, sampling, positions), likeliest)  # noqa: E731
-    return jax.lax.cond(is_drawn.any(), drawn, lambda: likeliest)  # sorting a vocabulary costs more than a small model
+    is_sampled = sampling.temperature > 0
+    sampled = lambda: jnp.where(is_sampled, _sample(logits, sampling, positions), likeliest)  # noqa: E731
+    # Sorting a vocabulary costs more than a small model.
+    return jax.lax.cond(is_sampled.any(), sampled, lambda: likeliest)
 
 
-def _draw(logits, sampling, positions):
+def _sample(logits, sampling, positions):
     order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
     scores = jnp.take_along_axis(logits, order, axis=-1)
     scores = (scores - scores[:, :1]) / jnp.maximum(sampling.temperature, 1e-6)[:, None]
@@ -44,8 +45,8 @@ def _draw(logits, sampling, positions):
     sums = jnp.cumsum(jnp.where(kept, weights, 0), axis=-1)
 
     uniform = jax.vmap(_uniform)(sampling.seed, sampling.row, positions)
-    picked = (sums <= uniform[:, None] * sums[:, -1:]).sum(axis=-1)  # the first whose sum is above the number
-    return jnp.take_along_axis(order, picked[:, None], axis=-1)[:, 0].astype(jnp.int32)
+    chosen = (sums <= uniform[:, None] * sums[:, -1:]).sum(axis=-1)  # the first whose sum is above the number
+    return jnp.take_along_axis(order, chosen[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
 
 def _uniform(seed, row, position):

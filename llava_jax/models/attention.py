@@ -35,8 +35,8 @@ def attention_mask(
                                                             1 1 0
                                                             0 0 1
     """
-    same = q_segments[:, :, None] == k_segments[:, None, :]
-    return same & (k_positions[:, None, :] <= q_positions[:, :, None])
+    same_segment = q_segments[:, :, None] == k_segments[:, None, :]
+    return same_segment & (k_positions[:, None, :] <= q_positions[:, :, None])
 
 
 def reference_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -70,7 +70,7 @@ def attention_mask_for(positions: jax.Array, segment_ids: jax.Array, kernel: str
     """
     if kernel == "xla":
         return attention_mask(positions, positions, segment_ids, segment_ids)
-    _fused(kernel)
+    _fused_attention(kernel)
     return segment_ids
 
 
@@ -83,7 +83,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, kernel:
     """
     if kernel == "xla":
         return reference_attention(q, k, v, mask)
-    function = _fused(kernel)
+    function = _fused_attention(kernel)
     if not jax.sharding.get_abstract_mesh().empty:
         rows, heads = (nn.logical_to_mesh_axes(axes, RULES) for axes in (("batch",), ("batch", None, "heads", None)))
         # A kernel says nothing of which mesh axes its result varies over, so that cannot be checked.
@@ -91,15 +91,15 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, kernel:
     return function(q, k, v, mask)
 
 
-def _fused(kernel: str):
-    kernels = {
+def _fused_attention(kernel: str):
+    functions = {
         "splash": splash_attention,
         "splash_interpreted": functools.partial(splash_attention, interpret=True),  # the same, slowly, on any device
         "cudnn": cudnn_attention,
     }
-    if kernel not in kernels:
-        raise ConfigError(f"attention kernel {kernel!r} is unknown; use xla, {', '.join(kernels)}")
-    return kernels[kernel]
+    if kernel not in functions:
+        raise ConfigError(f"attention kernel {kernel!r} is unknown; use xla, {', '.join(functions)}")
+    return functions[kernel]
 
 
 def splash_block(length: int) -> int:
@@ -122,10 +122,10 @@ def splash_attention(
     """
     t, h, e = q.shape[1:]
     block = splash_block(t)
-    behind = -t % block  # in segment 0, as other padding: real tokens do not see it, and no query is without a key
+    padding = -t % block  # in segment 0, as other padding: real tokens do not see it, and no query is without a key
 
     def heads_first(x):
-        return jnp.pad(x, ((0, 0), (0, behind), (0, 0), (0, 0))).swapaxes(1, 2)
+        return jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
 
     # Two backward kernels, one for dq, one for dk and dv. JAX also has one for all three, which makes the scores once
     # and not twice, but writes a dq for each block of keys, to be added up: that cost more than the scores (7B, v5e).
@@ -134,11 +134,11 @@ def splash_attention(
     )
     # Made here and not once: it holds arrays, which would belong to whatever was being traced when they were made.
     kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([splash.CausalMask((t + behind, t + behind))] * h),
+        splash.MultiHeadMask([splash.CausalMask((t + padding, t + padding))] * h),
         block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name="context", interpret=interpret,
     )  # fmt: skip
     q = (q.astype(jnp.float32) / math.sqrt(e)).astype(q.dtype)  # the kernel does not scale
-    segments = jnp.pad(segment_ids, ((0, 0), (0, behind)))
+    segments = jnp.pad(segment_ids, ((0, 0), (0, padding)))
     one_row = lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s))  # noqa: E731
     return jax.vmap(one_row)(heads_first(q), heads_first(k), heads_first(v), segments).swapaxes(1, 2)[:, :t]
 
@@ -153,10 +153,10 @@ def cudnn_attention(
     choose it for them.
     """
     t = q.shape[1]
-    odd = t % 2  # with a bias, as which the mask is passed, the backward kernel takes even lengths only
-    q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q, k, v))
-    segments = jnp.pad(segment_ids, ((0, 0), (0, odd)))
-    same = segments[:, None, :, None] == segments[:, None, None, :]
-    y = jax.nn.dot_product_attention(q, k, v, mask=same, is_causal=True, implementation=implementation)
+    padding = t % 2  # with a bias, as which the mask is passed, the backward kernel takes even lengths only
+    q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q, k, v))
+    segments = jnp.pad(segment_ids, ((0, 0), (0, padding)))
+    same_segment = segments[:, None, :, None] == segments[:, None, None, :]
+    y = jax.nn.dot_product_attention(q, k, v, mask=same_segment, is_causal=True, implementation=implementation)
     # Its log-sum-exp has no name: where a remat policy keeps `context`, the forward kernel runs again all the same.
     return checkpoint_name(y[:, :t], "context")

@@ -32,9 +32,9 @@ class KVCache(struct.PyTreeNode):
 
     def with_capacity(self, length: int) -> "KVCache":
         """The same with `length` more slots behind."""
-        add = lambda x, axis: jnp.pad(x, [(0, length if i == axis else 0) for i in range(x.ndim)])  # noqa: E731
-        layers = tuple((_on_mesh(add(k, 2)), _on_mesh(add(v, 2))) for k, v in self.layers)
-        return KVCache(layers, add(self.positions, 1), add(self.segment_ids, 1), self.index)
+        extend = lambda x, axis: jnp.pad(x, [(0, length if i == axis else 0) for i in range(x.ndim)])  # noqa: E731
+        layers = tuple((_on_mesh(extend(k, 2)), _on_mesh(extend(v, 2))) for k, v in self.layers)
+        return KVCache(layers, extend(self.positions, 1), extend(self.segment_ids, 1), self.index)
 
     def write_tokens(self, positions: jax.Array, segment_ids: jax.Array) -> "KVCache":
         """Notes T tokens (int32[B, T] each) in the next T slots and moves on; blocks write their keys and values."""

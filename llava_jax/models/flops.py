@@ -21,9 +21,9 @@ def model_flops(
             continue  # a look-up, not a product
         if path.startswith("vision/layers/"):
             size = size * v.blocks_used // v.layers  # the blocks behind the selected one never run
-        behind = any(order.index(t.split("/")[0]) <= order.index(module) and t != path for t in trained)
-        total += 2 * size * tokens[module] * (1 + behind + (path in trained))
-    seen = 2 * 2 * rows * images * (v.patches + 1) ** 2 * v.blocks_used * v.width
-    total += seen * (3 if any(p.startswith("vision/") for p in trained) else 1)
-    attended = 2 * 2 * rows * length * (length / 2) * m.layers * m.heads * m.head_size
-    return total + attended * (3 if trained else 1)
+        needs_input_gradient = any(order.index(t.split("/")[0]) <= order.index(module) and t != path for t in trained)
+        total += 2 * size * tokens[module] * (1 + needs_input_gradient + (path in trained))
+    vision_attention = 2 * 2 * rows * images * (v.patches + 1) ** 2 * v.blocks_used * v.width
+    total += vision_attention * (3 if any(p.startswith("vision/") for p in trained) else 1)
+    llm_attention = 2 * 2 * rows * length * (length / 2) * m.layers * m.heads * m.head_size
+    return total + llm_attention * (3 if trained else 1)

@@ -23,7 +23,7 @@ class LlamaBlock(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, rotation, seen, past=None, slot=None):
+    def __call__(self, x, rotation, mask, past=None, slot=None):
         """x [B, T, D] -> (x, past). past: None, or this layer's cached (keys, values), where x's go to `slot`. seen:
         from `attention_mask_for`, or the cache's bool[B, T, S]."""
         c, dtype = self.config.llm, self.config.dtype
@@ -35,14 +35,14 @@ class LlamaBlock(nn.Module):
         q = Linear("btd,dhe->bthe", *heads, dtype, bias, name="q")(y)
         k = Linear("btd,dke->btke", *kv_heads, dtype, bias, name="k")(y)
         v = Linear("btd,dke->btke", *kv_heads, dtype, bias, name="v")(y)
-        by_product = self.config.attention.startswith("splash")  # on a TPU
-        q, k, v = name_qkv(rope(q, rotation, by_product), rope(k, rotation, by_product), v)
+        via_matmul = self.config.attention.startswith("splash")  # on a TPU
+        q, k, v = name_qkv(rope(q, rotation, via_matmul), rope(k, rotation, via_matmul), v)
         q = constrain(q, "batch", None, "heads", None)
         if past is None:
-            y = attention(q, k, v, seen, self.config.attention)
+            y = attention(q, k, v, mask, self.config.attention)
         else:
             past = write_cache(past[0], k, slot), write_cache(past[1], v, slot)
-            y = attend_cache(q, *past, seen)
+            y = attend_cache(q, *past, mask)
         out = (c.heads, c.head_size, c.width), ("heads", "head_size", "embed")
         residual = (2 * c.layers) ** -0.5  # 2 * layers products add up in x (GPT-2's rule)
         # einsum sums over axes in alphabetical order; were e before h, the kernel would be turned around per token.
@@ -89,17 +89,17 @@ class Llama(nn.Module):
         """
         rotation = rope_rotation(self.config.llm, positions)
         if cache is None:
-            seen = attention_mask_for(positions, segment_ids, self.config.attention)
-            return self.norm(self.layers(embeddings, rotation, seen)[0]), None
+            mask = attention_mask_for(positions, segment_ids, self.config.attention)
+            return self.norm(self.layers(embeddings, rotation, mask)[0]), None
 
         slot, cache = cache.index, cache.write_tokens(positions, segment_ids)
         mask = attention_mask(positions, cache.positions, segment_ids, cache.segment_ids)
-        weights = self.variables["params"]["layers"]
-        block, x, written = LlamaBlock(self.config, parent=None), embeddings, []
-        for one, past in zip(weights if isinstance(weights, tuple) else unstack(weights), cache.layers, strict=True):
-            x, past = block.apply({"params": one}, x, rotation, mask, past, slot)
-            written.append(past)
-        return self.norm(x), cache.replace(layers=tuple(written))
+        stacked = self.variables["params"]["layers"]
+        block, x, layers = LlamaBlock(self.config, parent=None), embeddings, []
+        for params, past in zip(stacked if isinstance(stacked, tuple) else unstack(stacked), cache.layers, strict=True):
+            x, past = block.apply({"params": params}, x, rotation, mask, past, slot)
+            layers.append(past)
+        return self.norm(x), cache.replace(layers=tuple(layers))
 
     def logits(self, hidden):
         """[B, T, D] -> float32[B, T, V]."""

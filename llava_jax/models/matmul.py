@@ -29,8 +29,8 @@ def dot(spec: str, x: jax.Array, w: jax.Array, dtype: str, out: str | None = Non
 
 def _product(spec: str, x: jax.Array, w: jax.Array, out=jnp.float32) -> jax.Array:
     # bfloat16 misses the matrix units where the result's dtype is left open, and any where the precision is given.
-    exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.einsum(spec, x, w, precision=exact, preferred_element_type=out)
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum(spec, x, w, precision=precision, preferred_element_type=out)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -48,14 +48,14 @@ def _dot_backward(spec, operands, g):
     x_axes, w_axes = inputs.split(",")
     g = g.astype(x.dtype)
     dx = _product(f"{y_axes},{w_axes}->{x_axes}", g, w)
-    of_weight = f"{y_axes},{x_axes}->{w_axes}"
+    weight_spec = f"{y_axes},{x_axes}->{w_axes}"
     dw = jax.lax.platform_dependent(
         g, x,
         # The gradient of a weight is the largest array of a layer. A matrix unit adds up in float32 whatever it hands
         # out, and a TPU would write all of it in float32 first.
-        tpu=lambda g, x: _product(of_weight, g, x, out=w.dtype),
-        cpu=lambda g, x: _turned_product(of_weight, g, x).astype(w.dtype),
-        default=lambda g, x: _product(of_weight, g, x).astype(w.dtype),
+        tpu=lambda g, x: _product(weight_spec, g, x, out=w.dtype),
+        cpu=lambda g, x: _transposed_product(weight_spec, g, x).astype(w.dtype),
+        default=lambda g, x: _product(weight_spec, g, x).astype(w.dtype),
     )  # fmt: skip
     return dx.astype(x.dtype), dw
 
@@ -63,7 +63,7 @@ def _dot_backward(spec, operands, g):
 _dot.defvjp(_dot_forward, _dot_backward)
 
 
-def _turned_product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+def _transposed_product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """`_product` for a CPU of operands that are both summed over leading axes, as in the gradient of a weight.
 
     The smaller one is turned around first, so that its summed axes lie last. XLA would turn one that it picks without
@@ -73,9 +73,9 @@ def _turned_product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     inputs, out_axes = spec.split("->")
     (a, a_axes), (b, b_axes) = sorted(zip((a, b), inputs.split(","), strict=True), key=lambda operand: operand[0].size)
     summed = "".join(i for i in a_axes if i not in out_axes)
-    both = "".join(i for i in out_axes if i in a_axes and i in b_axes)
-    of_a, of_b = ("".join(i for i in axes if i not in both + summed) for axes in (a_axes, b_axes))
-    turned = jnp.einsum(f"{a_axes}->{both}{of_a}{summed}", a)
-    y = _product(f"{both}{of_a}{summed},{b_axes}->{both}{of_a}{of_b}", turned, b)
+    shared = "".join(i for i in out_axes if i in a_axes and i in b_axes)
+    of_a, of_b = ("".join(i for i in axes if i not in shared + summed) for axes in (a_axes, b_axes))
+    transposed = jnp.einsum(f"{a_axes}->{shared}{of_a}{summed}", a)
+    y = _product(f"{shared}{of_a}{summed},{b_axes}->{shared}{of_a}{of_b}", transposed, b)
     # Without the barrier XLA swaps the operands to have the result turned, and is where it was.
-    return jnp.einsum(f"{both}{of_a}{of_b}->{out_axes}", jax.lax.optimization_barrier(y))
+    return jnp.einsum(f"{shared}{of_a}{of_b}->{out_axes}", jax.lax.optimization_barrier(y))

@@ -19,9 +19,9 @@ Specs = dict[str, PartitionSpec]
 
 def _create(config: ModelConfig, key: jax.Array):
     config = dataclasses.replace(config, attention="xla")  # parameters are the same, and a mesh cannot split one row
-    one = jnp.zeros((1, 1), jnp.int32)
+    tokens = jnp.zeros((1, 1), jnp.int32)
     size = config.image_size
-    return Llava(config).init(key, one, jnp.zeros((1, 0, size, size, 3), jnp.uint8), one, one)["params"]
+    return Llava(config).init(key, tokens, jnp.zeros((1, 0, size, size, 3), jnp.uint8), tokens, tokens)["params"]
 
 
 @functools.cache  # tracing takes longer than anything else that a small model does before its first step

@@ -36,7 +36,7 @@ def rope_rotation(config: LlamaConfig, positions: jax.Array) -> tuple[jax.Array,
     return jnp.sin(angles), jnp.cos(angles)
 
 
-def rope(x: jax.Array, rotation: tuple[jax.Array, jax.Array], by_product: bool = False) -> jax.Array:
+def rope(x: jax.Array, rotation: tuple[jax.Array, jax.Array], via_matmul: bool = False) -> jax.Array:
     """Rotates channel i together with channel i + E/2 (Hugging Face's order of LLaMA's channels), in float32.
 
     x [B, T, heads, E], rotation from rope_rotation -> as x. by_product: the same numbers, for a TPU. Half a head, 64
@@ -44,12 +44,12 @@ def rope(x: jax.Array, rotation: tuple[jax.Array, jax.Array], by_product: bool =
     0.1 s shorter (7B, compiled for v5e:4x4).
     """
     sin, cos = rotation
-    if by_product:
+    if via_matmul:
         half = x.shape[-1] // 2
         i, j = np.indices((2 * half, 2 * half))
         swap = (i + half == j).astype(np.float32) - (i == j + half)  # one number in each column: nothing is rounded
         other = dot("bthe,ef->bthf", x, jnp.asarray(swap), x.dtype.name).astype(jnp.float32)
-        twice = lambda a: jnp.concatenate([a, a], axis=-1)  # noqa: E731
-        return (x.astype(jnp.float32) * twice(cos) + other * twice(sin)).astype(x.dtype)
+        doubled = lambda a: jnp.concatenate([a, a], axis=-1)  # noqa: E731
+        return (x.astype(jnp.float32) * doubled(cos) + other * doubled(sin)).astype(x.dtype)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

@@ -57,26 +57,27 @@ class Estimate:
         return ideal / self.upper, ideal / self.lower
 
 
-def estimate(text: str | Program, topology: Topology, places: Sequence[tuple[int, ...]]) -> Estimate:
+def estimate(text: str | Program, topology: Topology, coords: Sequence[tuple[int, ...]]) -> Estimate:
     """text: of a program that was compiled for this slice (`compiled.as_text()`), or what `hlo.parse` made of it.
     places: coordinates of the devices in the order of the mesh, `[d.coords for d in mesh.devices.flat]`."""
     program = parse_program(text) if isinstance(text, str) else text
-    places = [tuple(place) for place in places]
+    coords = [tuple(coord) for coord in coords]
     cycles = {True: 0, False: 0}
     for _, instruction, times in program.walk():
         cycles[has_product(program, instruction)] += instruction.cycles * times
-    found, (attention, unknown) = collectives(program), kernels(program)
-    at_work = sum(k.times * k.padded for k in attention) / (KERNEL_MXU * topology.peak_flops)
+    transfers, (attention, unknown) = collectives(program), kernels(program)
+    attention_seconds = sum(k.times * k.padded for k in attention) / (KERNEL_MXU * topology.peak_flops)
     time = {True: 0.0, False: 0.0}
     traffic: dict[tuple[str, str, str], float] = defaultdict(float)
-    for one in found:
-        time[one.is_async] += one.times * seconds(one, topology, places)
-        traffic[one.kind, "async" if one.is_async else "sync", one.dtype] += one.times * one.bytes
+    for transfer in transfers:
+        time[transfer.is_async] += transfer.times * seconds(transfer, topology, coords)
+        mode = "async" if transfer.is_async else "sync"
+        traffic[transfer.kind, mode, transfer.dtype] += transfer.times * transfer.bytes
     hbm, host = moved(program)
     return Estimate(
         matmul=cycles[True] / topology.clock,
         other=cycles[False] / topology.clock,
-        attention=at_work,
+        attention=attention_seconds,
         exposed=time[False],
         hidden=time[True],
         memory=hbm / topology.hbm_bytes_per_s,
@@ -85,12 +86,12 @@ def estimate(text: str | Program, topology: Topology, places: Sequence[tuple[int
         hbm_bytes=hbm,
         host_bytes=host,
         kernels=tuple(attention),
-        assumptions=_assumptions(program, topology, found, attention, unknown, host),
+        assumptions=_assumptions(program, topology, transfers, attention, unknown, host),
     )
 
 
 def _assumptions(
-    program: Program, topology: Topology, found: list[Collective], attention, unknown: dict[str, int], host: float
+    program: Program, topology: Topology, transfers: list[Collective], attention, unknown: dict[str, int], host: float
 ) -> tuple[str, ...]:
     """What the numbers stand on, for whoever reads them; only what this program is concerned by."""
     g = topology.generation
@@ -102,13 +103,13 @@ def _assumptions(
         lines.append(
             f"attention kernels: {KERNEL_MXU:.0%} of the peak, for the half of the products that a causal mask leaves"
         )
-    if found:
+    if transfers:
         ends = "with" if topology.wraps else "without"
         lines.append(
             f"links: {g.link_gbps:g} GB/s each way, {ends} wrap-around, all those along the axes that a group spans "
             "at full speed; nobody else sends"
         )
-    if any(one.is_async for one in found):
+    if any(transfer.is_async for transfer in transfers):
         lines.append(
             "asynchronous collectives: wholly covered by other work in the lower time, not at all in the upper"
         )
@@ -123,30 +124,30 @@ def _assumptions(
     return tuple(lines)
 
 
-def seconds(one: Collective, topology: Topology, places: Sequence[tuple[int, ...]]) -> float:
+def seconds(collective: Collective, topology: Topology, coords: Sequence[tuple[int, ...]]) -> float:
     """What the links need for it once, at their full speed, the slowest group deciding.
 
     places: the coordinates of each device, in the order of the mesh. In a ring or along the axes of a box, every chip
     receives what it lacks over one link per axis, or both of an axis whose ends are joined; an all-reduce does it
     twice; of an all-to-all, what crosses the middle of the longest axis counts.
     """
-    if one.kind == "collective-permute":
-        return one.bytes / topology.link_bytes_per_s
-    groups = one.groups or (tuple(range(len(places))),)
-    return max(_group_seconds(one, topology, [places[i] for i in group]) for group in groups)
+    if collective.kind == "collective-permute":
+        return collective.bytes / topology.link_bytes_per_s
+    groups = collective.groups or (tuple(range(len(coords))),)
+    return max(_group_seconds(collective, topology, [coords[i] for i in group]) for group in groups)
 
 
-def _group_seconds(one: Collective, topology: Topology, places: list[tuple[int, ...]]) -> float:
-    n = len(places)
+def _group_seconds(collective: Collective, topology: Topology, coords: list[tuple[int, ...]]) -> float:
+    n = len(coords)
     if n == 1:
         return 0.0
-    spans = {axis: len(set(along)) for axis, along in enumerate(zip(*places, strict=True)) if len(set(along)) > 1}
-    is_box = math.prod(spans.values()) == len(set(places))
+    spans = {axis: len(set(values)) for axis, values in enumerate(zip(*coords, strict=True)) if len(set(values)) > 1}
+    is_box = math.prod(spans.values()) == len(set(coords))
     axes = len(spans) if is_box and spans else 1
     # Part of an axis has no joined ends.
     joined = 2 if topology.wraps and spans and all(topology.shape[a] == size for a, size in spans.items()) else 1
-    if one.kind == "all-to-all":
+    if collective.kind == "all-to-all":
         longest = max(spans.values(), default=n) if is_box else n
-        return longest / 4 * one.bytes / (topology.link_bytes_per_s * joined)
-    passes = 2 if one.kind == "all-reduce" else 1
-    return passes * one.bytes * (n - 1) / n / (topology.link_bytes_per_s * joined * axes)
+        return longest / 4 * collective.bytes / (topology.link_bytes_per_s * joined)
+    passes = 2 if collective.kind == "all-reduce" else 1
+    return passes * collective.bytes * (n - 1) / n / (topology.link_bytes_per_s * joined * axes)

@@ -21,10 +21,10 @@ from llava_jax.train.step import make_train_step
 
 def abstract_batch(stage: Stage, model_config: ModelConfig, mesh: Mesh) -> Batch:
     """What the step gets: the counts that `Rows` and, with several hosts, train/loop.py add included."""
-    d, hosts = stage.data, {device.process_index for device in mesh.devices.flat}
-    batch = _abstract_rows(stage.batch, d.length, d.max_images, model_config.image_size, mesh)
+    data, hosts = stage.data, {device.process_index for device in mesh.devices.flat}
+    batch = _abstract_rows(stage.batch, data.length, data.max_images, model_config.image_size, mesh)
     count = jax.ShapeDtypeStruct((stage.batch,), jnp.int32, sharding=batch.tokens.sharding)
-    return batch._replace(replaced=count if d.bad == "replace" else None, stop=count if len(hosts) > 1 else None)
+    return batch._replace(replaced=count if data.bad == "replace" else None, stop=count if len(hosts) > 1 else None)
 
 
 def _abstract_rows(rows: int, length: int, image_slots: int, image_size: int, mesh: Mesh) -> Batch:
@@ -46,32 +46,32 @@ def lower_decode(
     """(the reading of `batch` prompts of `length` tokens with an image each, the step of a token behind them), as
     `generate` runs them with weights in the compute dtype; the cache has `length` + `new` slots. Raises ConfigError
     where the mesh does not divide a parameter or the rows."""
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch % rows:
-        raise ConfigError(f"a batch of {batch} does not split over data x fsdp = {rows} devices; give a multiple")
-    by_row, whole = NamedSharding(mesh, batch_spec()), NamedSharding(mesh, PartitionSpec())
-    of_cache = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "tensor"))
+    row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch % row_shards:
+        raise ConfigError(f"a batch of {batch} does not split over data x fsdp = {row_shards} devices; give a multiple")
+    row_sharding, replicated = NamedSharding(mesh, batch_spec()), NamedSharding(mesh, PartitionSpec())
+    cache_sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "tensor"))
 
-    def array(shape, dtype, sharding=by_row) -> jax.ShapeDtypeStruct:
+    def array(shape, dtype, sharding=row_sharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     model = Llava(model_config)
     prompt = _abstract_rows(batch, length, 1, model_config.image_size, mesh)
-    numbers = (jnp.float32, jnp.int32, jnp.float32, jnp.uint32, jnp.uint32)
-    sampling = SamplingParams(*(array((batch,), dtype) for dtype in numbers))
+    dtypes = (jnp.float32, jnp.int32, jnp.float32, jnp.uint32, jnp.uint32)
+    sampling = SamplingParams(*(array((batch,), dtype) for dtype in dtypes))
     view = _abstract_view(model_config, mesh)
-    rest = sampling, array((1,), jnp.int32, whole), array((batch,), jnp.int32)
+    arguments = sampling, array((1,), jnp.int32, replicated), array((batch,), jnp.int32)
     with jax.set_mesh(mesh):
-        reading = prefill.lower(model, view, prompt, *rest, new=new)
-        shapes = jax.eval_shape(lambda *arrays: prefill(model, *arrays, new=new), view, prompt, *rest)
+        lowered_prefill = prefill.lower(model, view, prompt, *arguments, new=new)
+        shapes = jax.eval_shape(lambda *arrays: prefill(model, *arrays, new=new), view, prompt, *arguments)
 
-        def lay(x) -> jax.ShapeDtypeStruct:
+        def with_sharding(x) -> jax.ShapeDtypeStruct:
             if len(x.shape) == 4:  # keys or values
-                return array(x.shape, x.dtype, of_cache)
-            return array(x.shape, x.dtype, by_row if x.shape[:1] == (batch,) else whole)
+                return array(x.shape, x.dtype, cache_sharding)
+            return array(x.shape, x.dtype, row_sharding if x.shape[:1] == (batch,) else replicated)
 
-        state = jax.tree.map(lay, shapes)
-        return reading, decode_one.lower(model, view, state, array((batch,), jnp.bool_))
+        state = jax.tree.map(with_sharding, shapes)
+        return lowered_prefill, decode_one.lower(model, view, state, array((batch,), jnp.bool_))
 
 
 def _abstract_view(model_config: ModelConfig, mesh: Mesh) -> dict:

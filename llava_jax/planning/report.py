@@ -7,14 +7,14 @@ from pathlib import Path
 from llava_jax.errors import ConfigError
 from llava_jax.planning.search import Result
 
-PAYS = 1.8  # times as fast on twice the chips; else more than a tenth of what each of them costs is lost
+MIN_SPEEDUP = 1.8  # times as fast on twice the chips; else more than a tenth of what each of them costs is lost
 
 
 def describe_result(r: Result, price: float) -> list[str]:
     """price: dollars of a chip and hour, 0 where it is not known."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in r.mesh.items())
-    said = ", ".join(f"{name} {value}" for name, value in r.settings.items())
-    lines = [f"{r.what} of {r.model} on {r.topology}: {r.chips} chips, {mesh}; {said}"]
+    settings = ", ".join(f"{name} {value}" for name, value in r.settings.items())
+    lines = [f"{r.what} of {r.model} on {r.topology}: {r.chips} chips, {mesh}; {settings}"]
     rows: list[tuple[str, str]] = []
     if not r.fits:
         rows.append(("DOES NOT FIT", f"lacks {r.lacking:.2f} GiB of memory a chip, which has {r.limit:.2f}"))
@@ -45,8 +45,8 @@ def _time(r: Result) -> list[tuple[str, str]]:
     p = r.parts
     lines = []
     if r.model_flops:
-        again = f"{r.hardware_flops / r.model_flops:.2f} times the model's"
-        lines.append(("FLOPs a step", f"{r.model_flops:.3g} of the model, {r.hardware_flops:.3g} in all, {again}"))
+        ratio = f"{r.hardware_flops / r.model_flops:.2f} times the model's"
+        lines.append(("FLOPs a step", f"{r.model_flops:.3g} of the model, {r.hardware_flops:.3g} in all, {ratio}"))
     sent = [f"{c['kind']} {c['dtype']} {c['how']} {c['bytes'] / 2**30:.2f} GiB" for c in r.communication]
     lines.append(("sent by a chip", ", ".join(sent) or "nothing"))
     lines.append((
@@ -83,7 +83,7 @@ def twice(r: Result) -> str:
         return f"cannot split {rows} rows: only a larger batch can use them"
     sent_low, sent_high = r.parts["exposed"], r.parts["exposed"] + r.parts["hidden"]
     faster = (r.low + r.high) / ((r.low - sent_low) / 2 + sent_low + (r.high - sent_high) / 2 + sent_high)
-    verdict = "worth it" if faster >= PAYS else "more chips do not help at this batch; a larger batch would"
+    verdict = "worth it" if faster >= MIN_SPEEDUP else "more chips do not help at this batch; a larger batch would"
     return f"about {faster:.2f} times as fast for {2 / faster:.2f} times the chip-hours: {verdict}"
 
 
@@ -134,7 +134,7 @@ def append(path: Path, results: list[Result]) -> None:
 def read_results(path: Path) -> list[Result]:
     """What `append` wrote; of equal programs (what, model, slice, settings) the newest. Raises ConfigError where it is
     something else."""
-    found = {}
+    results = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
@@ -145,6 +145,6 @@ def read_results(path: Path) -> list[Result]:
         except (ValueError, TypeError):
             raise ConfigError(f"{path}:{number} is no result of a plan; name another file") from None
         key = result.what, result.model, result.topology, json.dumps(result.settings, sort_keys=True)
-        found.pop(key, None)
-        found[key] = result
-    return list(found.values())
+        results.pop(key, None)
+        results[key] = result
+    return list(results.values())

@@ -24,7 +24,7 @@ from llava_jax.train.dataset import check_row_length
 from llava_jax.train.stages import StageLayout, make_stage_layout
 
 GIB = 2**30
-STEPS = 1000  # of a stage whose data is not counted: the schedule has them as a constant, which changes no time
+ASSUMED_STEPS = 1000  # of a stage whose data is not counted: the schedule has them as a constant, which changes no time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SearchOptions:
 
     best: bool
     tries: int
-    say: Callable[[str], None]
+    log: Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class DoesNotFit(Exception):
         self.lacking = lacking
 
 
-def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     """Raises DoesNotFit where the compiler finds no way to do it in the memory of a chip."""
     try:
         return lowered.compile()
@@ -108,14 +108,14 @@ def plan_stage(config: Config, name: str, topology: Topology, search: SearchOpti
     """One stage as the config says; where it does not fit, with the changes that make it (`_turned`, `search.tries` of
     them at most); with `search.best`, with the fastest remat policy that fits. samples: see `_counted`. Raises
     ConfigError where the config itself cannot be run there."""
-    config, changes = _spread(config, name, topology)
+    config, changes = _split_rows(config, name, topology)
     tried, lacking, result = [], 0.0, None
     try:
         result = compile_stage(config, name, topology, samples)
     except DoesNotFit as e:
         lacking = e.lacking
-        search.say(f"{name} on {topology.name} as the config says lacks {lacking:.2f} GiB a chip")
-    for flags, changed in _turned(config, name, topology):
+        search.log(f"{name} on {topology.name} as the config says lacks {lacking:.2f} GiB a chip")
+    for flags, changed in _memory_savers(config, name, topology):
         if result is not None or len(tried) == search.tries:
             break
         config, changes = changed, [*changes, *flags]
@@ -124,19 +124,19 @@ def plan_stage(config: Config, name: str, topology: Topology, search: SearchOpti
             tried.append(f"{' '.join(flags)}: fits")
         except DoesNotFit as e:
             tried.append(f"{' '.join(flags)}: lacks {e.lacking:.2f} GiB")
-        search.say(f"  with {tried[-1]}")
+        search.log(f"  with {tried[-1]}")
     if result is None:
-        about = _about(config, name, topology)
+        fields = _common_fields(config, name, topology)
         return Result(
-            **about, changes=tuple(changes), tried=tuple(tried), lacking=lacking, limit=topology.hbm_bytes / GIB
+            **fields, changes=tuple(changes), tried=tuple(tried), lacking=lacking, limit=topology.hbm_bytes / GIB
         )
     if search.best:
-        result, changes, said = _fastest(config, name, topology, result, changes, search, samples)
-        tried += said
+        result, changes, outcomes = _fastest(config, name, topology, result, changes, search, samples)
+        tried += outcomes
     return dataclasses.replace(result, changes=tuple(changes), tried=tuple(tried))
 
 
-def _spread(config: Config, name: str, topology: Topology) -> tuple[Config, list[str]]:
+def _split_rows(config: Config, name: str, topology: Topology) -> tuple[Config, list[str]]:
     """Where there are more devices than rows, a row is spread over several (`mesh.tensor`): the config with that, and
     the flag. What cannot be helped so is left to `make_stage_layout`, which says it."""
     m, stage = config.mesh, config.stages[name]
@@ -147,50 +147,50 @@ def _spread(config: Config, name: str, topology: Topology) -> tuple[Config, list
     return changed(config, "mesh.tensor", tensor), [f"--config.mesh.tensor={tensor}"]
 
 
-def _turned(config: Config, name: str, topology: Topology) -> Iterator[tuple[list[str], Config]]:
+def _memory_savers(config: Config, name: str, topology: Topology) -> Iterator[tuple[list[str], Config]]:
     """(flags, the config with them), each upon the one before: what saves memory, what costs least time first."""
     stage = lambda: config.stages[name]  # noqa: E731
 
-    def turn(*pairs: tuple[str, object]):
+    def change(*pairs: tuple[str, object]):
         nonlocal config
         for path, value in pairs:
             config = changed(config, path, value)
         return [f"--config.{path}={value}" for path, value in pairs], config
 
-    layout = _layout(config, name, topology, STEPS)
+    layout = _layout(config, name, topology, ASSUMED_STEPS)
     if layout.mesh.shape["fsdp"] == 1 and topology.device_count > 1 and stage().weights != "sharded":
-        yield turn((f"stages.{name}.weights", "sharded"))
+        yield change((f"stages.{name}.weights", "sharded"))
     if config.model.remat != "full":
-        yield turn(("model.remat", "full"))
+        yield change(("model.remat", "full"))
     if config.mesh.data > 1:
-        yield turn(("mesh.data", 1), ("mesh.fsdp", -1))
+        yield change(("mesh.data", 1), ("mesh.fsdp", -1))
     if stage().optimizer.first_moment == "float32":
-        yield turn((f"stages.{name}.optimizer.first_moment", "bfloat16"))
+        yield change((f"stages.{name}.optimizer.first_moment", "bfloat16"))
     rows = stage().batch // layout.mesh.shape["data"] // layout.mesh.shape["fsdp"]
     while rows % (2 * stage().accumulation) == 0:
-        yield turn((f"stages.{name}.accumulation", 2 * stage().accumulation))
+        yield change((f"stages.{name}.accumulation", 2 * stage().accumulation))
     if config.model.llm and stage().loss_chunks == 1 and stage().data.length % 8 == 0:
-        yield turn((f"stages.{name}.loss_chunks", 8))
+        yield change((f"stages.{name}.loss_chunks", 8))
 
 
 def _fastest(
     config: Config, name: str, topology: Topology, result: Result, changes: list, search: SearchOptions, samples: int
 ):
     """(the fastest result over the remat policies, the flags it takes, what became of each)."""
-    said, flags = [f"--config.model.remat={config.model.remat}: {_seconds(result)}"], changes
+    outcomes, flags = [f"--config.model.remat={config.model.remat}: {_seconds(result)}"], changes
     for policy in REMAT:
         if policy == config.model.remat:
             continue
         flag = f"--config.model.remat={policy}"
         try:
             other = compile_stage(changed(config, "model.remat", policy), name, topology, samples)
-            said.append(f"{flag}: {_seconds(other)}")
+            outcomes.append(f"{flag}: {_seconds(other)}")
             if other.low + other.high < result.low + result.high:
                 result, flags = other, [*changes, flag]
         except DoesNotFit as e:
-            said.append(f"{flag}: lacks {e.lacking:.2f} GiB")
-        search.say(f"  with {said[-1]}")
-    return result, flags, said
+            outcomes.append(f"{flag}: lacks {e.lacking:.2f} GiB")
+        search.log(f"  with {outcomes[-1]}")
+    return result, flags, outcomes
 
 
 def _seconds(result: Result) -> str:
@@ -215,44 +215,44 @@ def _layout(config: Config, name: str, topology: Topology, steps: int) -> StageL
     return make_stage_layout(name, config.stages[name], model_config, _mesh(config, topology), steps)
 
 
-def _about(config: Config, name: str, topology: Topology, mesh=None) -> dict:
+def _common_fields(config: Config, name: str, topology: Topology, mesh=None) -> dict:
     stage, model = config.stages[name], settings.model_config(config.model, "tpu")
-    mesh = mesh or _layout(config, name, topology, STEPS).mesh
-    said = {
+    mesh = mesh or _layout(config, name, topology, ASSUMED_STEPS).mesh
+    shown_settings = {
         "attention": model.attention, "remat": model.remat, "batch": stage.batch, "accumulation": stage.accumulation,
         "length": stage.data.length, "first_moment": stage.optimizer.first_moment, "loss_chunks": stage.loss_chunks,
     }  # fmt: skip
     return dict(
         what=name, model=config.model.llm, topology=topology.name, chips=topology.chips,
-        mesh={axis: int(size) for axis, size in mesh.shape.items()}, settings=said,
+        mesh={axis: int(size) for axis, size in mesh.shape.items()}, settings=shown_settings,
     )  # fmt: skip
 
 
 def compile_stage(config: Config, name: str, topology: Topology, samples: int) -> Result:
     """The stage as the config says. Raises DoesNotFit, and ConfigError where the config cannot be run there."""
     stage = config.stages[name]
-    steps = stage.steps or _counted(stage, samples)
+    steps = stage.steps or _steps_of_samples(stage, samples)
     model_config = settings.model_config(config.model, "tpu")
     check_row_length(name, stage.data, model_config.vision)
-    layout = _layout(config, name, topology, steps or STEPS)
-    began = time.perf_counter()
-    program = compiled(lower_step(stage, model_config, layout))
-    took = time.perf_counter() - began
+    layout = _layout(config, name, topology, steps or ASSUMED_STEPS)
+    start = time.perf_counter()
+    program = compile_lowered(lower_step(stage, model_config, layout))
+    compile_seconds = time.perf_counter() - start
     sizes = {path: x.size for path, x in (layout.abstract.trainable | layout.abstract.frozen).items()}
-    measured = _measured(program, topology, layout.mesh)
+    measured = _measured_fields(program, topology, layout.mesh)
     slowed_by = lint.slowed_by(
         hlo.parse_program(measured["program"]), model_config.attention != "xla", stage.data.length
     )
     return Result(
-        **_about(config, name, topology, layout.mesh),
+        **_common_fields(config, name, topology, layout.mesh),
         **measured, slowed_by=slowed_by, changes=(), tried=(), lacking=0.0,
         parameters=sum(sizes.values()), trainable=sum(sizes[path] for path in layout.abstract.trainable),
         rows=stage.batch, tokens=stage.batch * stage.data.length, steps=steps, model_flops=layout.flops,
-        compile_seconds=took,
+        compile_seconds=compile_seconds,
     )  # fmt: skip
 
 
-def _counted(stage: settings.Stage, samples: int) -> int:
+def _steps_of_samples(stage: settings.Stage, samples: int) -> int:
     """Steps of the stage for so many samples, `data.samples` where it is 0; 0 where they are not known: packed samples
     share rows."""
     samples = samples or stage.data.samples
@@ -271,35 +271,37 @@ def plan_decode(config: Config, topology: Topology, batch: int, cache: int) -> l
     sizes = {path: math.prod(x.shape) for path, x in abstract_model(model_config)[0].items()}
     results = []
     for what, lowered, tokens in zip(("prefill", "token"), programs, (batch * (cache - 1), batch), strict=True):
-        about = dict(
+        fields = dict(
             what=what, model=config.model.llm, topology=topology.name, chips=topology.chips,
             mesh={axis: int(size) for axis, size in mesh.shape.items()},
             settings={"batch": batch, "cache": cache, "dtype": config.model.dtype}, changes=(), tried=(),
             parameters=sum(sizes.values()), rows=batch, tokens=tokens,
         )  # fmt: skip
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
-            program = compiled(lowered)
-            took = time.perf_counter() - began
-            results.append(Result(**about, **_measured(program, topology, mesh), lacking=0.0, compile_seconds=took))
+            program = compile_lowered(lowered)
+            seconds = time.perf_counter() - start
+            results.append(
+                Result(**fields, **_measured_fields(program, topology, mesh), lacking=0.0, compile_seconds=seconds)
+            )
         except DoesNotFit as e:
-            results.append(Result(**about, lacking=e.lacking, limit=topology.hbm_bytes / GIB))
+            results.append(Result(**fields, lacking=e.lacking, limit=topology.hbm_bytes / GIB))
     return results
 
 
-def _measured(program: jax.stages.Compiled, topology: Topology, mesh: Mesh) -> dict:
+def _measured_fields(program: jax.stages.Compiled, topology: Topology, mesh: Mesh) -> dict:
     """The fields of a Result that the compiled program says."""
     memory, text = program.memory_analysis(), program.as_text()
-    found = estimate.estimate(text, topology, [tuple(device.coords) for device in mesh.devices.flat])
-    parts = {name: getattr(found, name) for name in ("matmul", "other", "attention", "exposed", "hidden", "memory")}
+    estimated = estimate.estimate(text, topology, [tuple(device.coords) for device in mesh.devices.flat])
+    parts = {name: getattr(estimated, name) for name in ("matmul", "other", "attention", "exposed", "hidden", "memory")}
     return dict(
         limit=topology.hbm_bytes / GIB, peak=memory.peak_memory_in_bytes / GIB,
         arguments=memory.argument_size_in_bytes / GIB, temporaries=memory.temp_size_in_bytes / GIB,
-        hardware_flops=found.hardware_flops * topology.device_count,
+        hardware_flops=estimated.hardware_flops * topology.device_count,
         peak_flops=topology.peak_flops * topology.device_count, parts=parts,
         communication=tuple(
-            {"kind": kind, "how": how, "dtype": dtype, "bytes": count}
-            for (kind, how, dtype), count in sorted(found.traffic.items())
+            {"kind": kind, "how": mode, "dtype": dtype, "bytes": size}
+            for (kind, mode, dtype), size in sorted(estimated.traffic.items())
         ),
-        low=found.lower, high=found.upper, assumptions=found.assumptions, program=text,
+        low=estimated.lower, high=estimated.upper, assumptions=estimated.assumptions, program=text,
     )  # fmt: skip

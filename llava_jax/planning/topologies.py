@@ -77,14 +77,14 @@ def listing() -> str:
 
 def parse_topology(name: str) -> Topology:
     """'v5e:4x4' -> Topology. Raises ConfigError, which lists what there is, for any other."""
-    generation, _, shape = name.lower().partition(":")
-    generation = {"v5": "v5p"}.get(generation, generation)
-    if generation not in GENERATIONS or not re.fullmatch(r"\d+(x\d+)+", shape):
+    key, _, shape = name.lower().partition(":")
+    key = {"v5": "v5p"}.get(key, key)
+    if key not in GENERATIONS or not re.fullmatch(r"\d+(x\d+)+", shape):
         raise ConfigError(f"no TPU slice is called {name!r}; write GENERATION:SHAPE, one of these\n{listing()}")
-    known = GENERATIONS[generation]
-    if shape not in known.shapes:
-        raise ConfigError(f"{generation} has no slice of {shape}; there are {', '.join(known.shapes)}")
-    return Topology(known, tuple(int(size) for size in shape.split("x")))
+    generation = GENERATIONS[key]
+    if shape not in generation.shapes:
+        raise ConfigError(f"{key} has no slice of {shape}; there are {', '.join(generation.shapes)}")
+    return Topology(generation, tuple(int(size) for size in shape.split("x")))
 
 
 def devices(topology: Topology) -> list[jax.Device]:
@@ -100,10 +100,10 @@ def devices(topology: Topology) -> list[jax.Device]:
     if topology.chips == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)  # of a host's four chips, one
     try:
-        found = topologies.get_topology_desc(topology.name, platform="tpu", **options).devices
+        described = topologies.get_topology_desc(topology.name, platform="tpu", **options).devices
     except Exception as error:  # of several types, by version of jax
         raise ConfigError(
             f"libtpu knows no {topology.name} here ({str(error).splitlines()[0]}); "
             "pip install 'jax[tpu]' brings the compiler, which needs no TPU"
         ) from error
-    return list(found)
+    return list(described)

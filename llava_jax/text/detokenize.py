@@ -23,7 +23,7 @@ class Detokenizer:
         names = (f"<0x{byte:02X}>" for byte in range(256))
         self.byte_ids = {tokenizer.backend.token_to_id(name) for name in names} - {None}
         self.name_of = tokenizer.backend.id_to_token
-        self.before: list[int] = []  # what came out last; decoders may look at the token before
+        self.released: list[int] = []  # what came out last; decoders may look at the token before
         self.held: list[int] = []
 
     def push(self, id: int) -> str:
@@ -39,10 +39,10 @@ class Detokenizer:
         return self._release(self._text())
 
     def _text(self) -> str:
-        return self.decode(self.before + self.held)[len(self.decode(self.before)) :]
+        return self.decode(self.released + self.held)[len(self.decode(self.released)) :]
 
     def _release(self, text: str) -> str:
-        self.before, self.held = self.held, []
+        self.released, self.held = self.held, []
         return text
 
 
@@ -62,19 +62,19 @@ class StopStrings:
             raise ConfigError("a stop string is empty; leave it out, or write the text that ends an answer")
         self.stops = tuple(stops)
         self.held = ""
-        self.found = False
+        self.is_stopped = False
 
     def push(self, text: str) -> str:
         """The text that may go out; nothing once `found`."""
-        if self.found:
+        if self.is_stopped:
             return ""
         text = self.held + text
         ends = [(start + len(stop), start) for stop in self.stops if (start := text.find(stop)) >= 0]
         if ends:
-            self.found, out = True, min(ends)[1]
+            self.is_stopped, out = True, min(ends)[1]
         else:
             out = len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)
-        self.held = "" if self.found else text[out:]
+        self.held = "" if self.is_stopped else text[out:]
         return text[:out]
 
     def flush(self) -> str:

@@ -86,27 +86,27 @@ def sentencepiece_spec(
 
 def _protobuf(message: bytes) -> Iterator[tuple[int, Any]]:
     """(field number, value) of a protobuf message: varints as signed ints, everything else as bytes."""
-    at = 0
+    position = 0
 
     def varint() -> int:
-        nonlocal at
+        nonlocal position
         value = shift = 0
         while True:
-            byte = message[at]
-            at += 1
+            byte = message[position]
+            position += 1
             value |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:
                 return value - (1 << 64) if value >> 63 else value
 
-    while at < len(message):
+    while position < len(message):
         key = varint()
-        kind = key & 7
-        if kind == 0:
+        wire_type = key & 7
+        if wire_type == 0:
             yield key >> 3, varint()
             continue
-        size = {1: 8, 5: 4}[kind] if kind != 2 else varint()
-        if not 0 <= size <= len(message) - at:
+        size = {1: 8, 5: 4}[wire_type] if wire_type != 2 else varint()
+        if not 0 <= size <= len(message) - position:
             raise DataError("a damaged SentencePiece model: a field reaches beyond the end of the file")
-        yield key >> 3, message[at : at + size]
-        at += size
+        yield key >> 3, message[position : position + size]
+        position += size

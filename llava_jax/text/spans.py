@@ -24,10 +24,10 @@ def split_row(row: TokenRow, tokenizer: Tokenizer) -> list[TokenSpan]:
     tokens = row.tokens[real]
     kinds = np.where(tokens == IMAGE_TOKEN_ID, 2, row.target_mask[real].astype(int))
     edges = np.flatnonzero(np.diff(kinds, prepend=-1, append=-1))
-    pieces = []
+    spans = []
     for start, end in zip(edges, edges[1:], strict=False):
         ids = tuple(tokens[start:end].tolist())
         is_image = bool(kinds[start] == 2)
         text = f"<image x {len(ids)}>" if is_image else tokenizer.decode(ids, skip_special=False)
-        pieces.append(TokenSpan(text, bool(kinds[start] == 1), is_image, ids))
-    return pieces
+        spans.append(TokenSpan(text, bool(kinds[start] == 1), is_image, ids))
+    return spans

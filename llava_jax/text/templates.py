@@ -163,8 +163,8 @@ def find_template(name: str) -> Template:
     """The row called `name`; ConfigError, with the nearest names, when there is none."""
     if name in TEMPLATES:
         return TEMPLATES[name]
-    near = difflib.get_close_matches(name, TEMPLATES, n=2) or TEMPLATES
-    raise ConfigError(f"no conversation template is called {name!r}; did you mean {' or '.join(near)}?")
+    suggestions = difflib.get_close_matches(name, TEMPLATES, n=2) or TEMPLATES
+    raise ConfigError(f"no conversation template is called {name!r}; did you mean {' or '.join(suggestions)}?")
 
 
 def stop_string(template: str) -> str:
@@ -196,10 +196,10 @@ def render(
     Raises DataError for an empty conversation, an unknown role or roles out of order, text that is not a string, and
     more than one round of `plain`; ConfigError for an unknown template.
     """
-    row = find_template(template)
-    layout = row.prompt if open_answer and row.prompt else row.train
-    _check(turns, open_answer)
-    if row.text_is_dropped and len(turns) > 2:
+    entry = find_template(template)
+    layout = entry.prompt if open_answer and entry.prompt else entry.train
+    _check_turns(turns, open_answer)
+    if entry.text_is_dropped and len(turns) > 2:
         raise DataError(
             f"template {template!r} takes one question and one answer, this conversation has {len(turns)} turns; "
             "use a chat template or split it"
@@ -209,14 +209,14 @@ def render(
         if role == "human":
             segments += layout.between if index else layout.header
             question = _question(text, images_stay)
-            segments += [s for s in question if s.kind == "image"] if row.text_is_dropped else question
+            segments += [s for s in question if s.kind == "image"] if entry.text_is_dropped else question
             segments += layout.cue
         else:
             segments += (*layout.lead, _target(text), *layout.tail)
-    return _merged(segments if open_answer else [*segments, *layout.footer])
+    return _merge_text(segments if open_answer else [*segments, *layout.footer])
 
 
-def _check(turns: Sequence[tuple[str, str]], open_answer: bool) -> None:
+def _check_turns(turns: Sequence[tuple[str, str]], open_answer: bool) -> None:
     if not turns:
         raise DataError("the conversation is empty; it needs at least one human turn")
     for index, (role, text) in enumerate(turns):
@@ -243,7 +243,7 @@ def _question(text: str, images_stay: bool) -> list[Segment]:
     return segments
 
 
-def _merged(segments: Sequence[Segment]) -> list[Segment]:
+def _merge_text(segments: Sequence[Segment]) -> list[Segment]:
     """Neighbouring text of the same standing becomes one segment, so that BPE sees it whole; empty text disappears."""
     merged: list[Segment] = []
     for segment in segments:

@@ -130,7 +130,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _name(token: str | Mapping[str, Any]) -> str:
+def _token_text(token: str | Mapping[str, Any]) -> str:
     return token if isinstance(token, str) else token["content"]
 
 
@@ -142,34 +142,34 @@ def build_tokenizer(
     named: role -> name of the special tokens that `config` does not name. legacy: as in `load_tokenizer`. Raises
     DataError for what is not supported, and whatever the tokenizers library raises for a spec that it cannot read.
     """
-    named = {**named, **{role: _name(config[f"{role}_token"]) for role in ROLES if config.get(f"{role}_token")}}
+    named = {**named, **{role: _token_text(config[f"{role}_token"]) for role in ROLES if config.get(f"{role}_token")}}
     config = {key: value for key, value in config.items() if value is not None}
     model = spec["model"]
     if "merges" not in model:
         raise DataError(f"a {model.get('type')} model; only BPE tokenizers are supported")
     added = {token["id"]: token for token in spec.get("added_tokens") or ()}
     for id, token in config.get("added_tokens_decoder", {}).items():
-        added.setdefault(int(id), added_token(int(id), _name(token), token.get("special", True)))
+        added.setdefault(int(id), added_token(int(id), _token_text(token), token.get("special", True)))
     for name in named.values():
         if name in model["vocab"]:
             id = model["vocab"][name]
             added.setdefault(id, added_token(id, name))
-    others = {_name(token) for token in config.get("additional_special_tokens") or ()}
+    additional = {_token_text(token) for token in config.get("additional_special_tokens") or ()}
     for token in added.values():
         reserved = re.fullmatch(r"<\|.*\|>|<image>", token["content"])
-        token["special"] = bool(token["special"] or reserved or token["content"] in {*named.values(), *others})
+        token["special"] = bool(token["special"] or reserved or token["content"] in {*named.values(), *additional})
     special = {token["content"]: id for id, token in added.items() if token["special"]}
     if named.get("eos") not in special:
         raise DataError("has no end-of-sequence token; name it as eos_token in tokenizer_config.json beside the file")
 
     # A merge that ends in a special token would let text become it: `<` + `s>` in some converted LLaMA files.
-    unspeakable = set(special) | {f"<0x{byte:02X}>" for byte in range(256)} & set(model["vocab"])
+    forbidden = set(special) | {f"<0x{byte:02X}>" for byte in range(256)} & set(model["vocab"])
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-    model["merges"] = [pair for pair in pairs if "".join(pair) not in unspeakable]
-    model["ignore_merges"] = bool(model.get("ignore_merges")) and not unspeakable & set(model["vocab"])
-    prefixes: list[str] = []
+    model["merges"] = [pair for pair in pairs if "".join(pair) not in forbidden]
+    model["ignore_merges"] = bool(model.get("ignore_merges")) and not forbidden & set(model["vocab"])
+    schemes: list[str] = []
     for part in ("normalizer", "pre_tokenizer", "decoder"):
-        spec[part] = _without_prefix(spec.get(part), prefixes)
+        spec[part] = _without_prefix(spec.get(part), schemes)
     spec |= {"added_tokens": [added[id] for id in sorted(added)], "truncation": None, "padding": None}
 
     backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
@@ -187,27 +187,27 @@ def build_tokenizer(
         unk_id=ids["unk"],
         vocab_size=max(backend.get_vocab().values()) + 1,
         add_bos=ids["bos"] is not None and bool(config.get("add_bos_token", begins_with_bos)),
-        dummy_prefix=bool(prefixes),
-        legacy=bool(config.get("legacy", "first" not in prefixes)) if legacy is None else legacy,
+        dummy_prefix=bool(schemes),
+        legacy=bool(config.get("legacy", "first" not in schemes)) if legacy is None else legacy,
         chat_template=str(config.get("chat_template", "")),
     )
 
 
-def _without_prefix(node: dict[str, Any] | None, found: list[str]) -> dict[str, Any] | None:
+def _without_prefix(node: dict[str, Any] | None, schemes: list[str]) -> dict[str, Any] | None:
     """A part of a spec without what adds or removes the dummy prefix; when it would be added goes to `found`."""
     if node is None:
         return None
     for key in ("normalizers", "pretokenizers", "decoders"):
         if key in node:
-            children = [_without_prefix(child, found) for child in node[key]]
+            children = [_without_prefix(child, schemes) for child in node[key]]
             return {**node, key: [child for child in children if child is not None]}
     match node:
         case {"type": "Prepend"}:
-            found.append("always")
+            schemes.append("always")
             return None
         case {"type": "Metaspace"}:
             scheme = node.pop("prepend_scheme", "always" if node.get("add_prefix_space", True) else "never")
-            found += [scheme] * (scheme != "never")
+            schemes += [scheme] * (scheme != "never")
             node.pop("add_prefix_space", None)
             return {**node, "prepend_scheme": "never"}
         case {"type": "ByteLevel", "add_prefix_space": True}:
@@ -228,9 +228,9 @@ def train_tokenizer(
     Raises ConfigError where vocab_size leaves no room for specials and bytes.
     """
     specials = [*TRAINED_SPECIALS, *extra_specials]
-    least = len(specials) + 256
-    if vocab_size < least:
-        raise ConfigError(f"vocab_size={vocab_size} is too small; the specials and 256 bytes alone need {least}")
+    minimum = len(specials) + 256
+    if vocab_size < minimum:
+        raise ConfigError(f"vocab_size={vocab_size} is too small; the specials and 256 bytes alone need {minimum}")
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -16,10 +16,10 @@ def tokenizer_spec(tokenizer: Tokenizer, image_token_id: int | None = None) -> d
     """Its tokenizer.json with what we take off put back: the space before a text, BOS before a sequence. With an id,
     `<image>` is a word of it."""
     spec = json.loads(tokenizer.backend.to_str())
-    taken = {token["id"]: token["content"] for token in spec["added_tokens"]}
-    if taken.get(image_token_id, IMAGE_MARKER) != IMAGE_MARKER or image_token_id in spec["model"]["vocab"].values():
+    added = {token["id"]: token["content"] for token in spec["added_tokens"]}
+    if added.get(image_token_id, IMAGE_MARKER) != IMAGE_MARKER or image_token_id in spec["model"]["vocab"].values():
         raise DataError(f"the tokenizer has {tokenizer.backend.id_to_token(image_token_id)!r} where <image> should be")
-    if image_token_id is not None and image_token_id not in taken:
+    if image_token_id is not None and image_token_id not in added:
         spec["added_tokens"].append(added_token(image_token_id, IMAGE_MARKER))
     if tokenizer.dummy_prefix:
         # Also after `<image>`, where ours puts it too. Ours puts none after `</s>` in tokenizers that are not legacy,
@@ -40,17 +40,17 @@ def tokenizer_spec(tokenizer: Tokenizer, image_token_id: int | None = None) -> d
 
 def _sequence(key: str, *parts: dict | None) -> dict:
     """Parts of a tokenizer.json one after the other."""
-    flat = [one for part in parts if part for one in (part[key] if part["type"] == "Sequence" else [part])]
+    flat = [step for part in parts if part for step in (part[key] if part["type"] == "Sequence" else [part])]
     return {"type": "Sequence", key: flat}
 
 
-def tokenizer_config(tokenizer: Tokenizer, longest: int) -> dict:
+def tokenizer_config(tokenizer: Tokenizer, max_length: int) -> dict:
     """Its tokenizer_config.json; `legacy` is for `load_tokenizer`, transformers does not know it for such a class."""
     ids = dict(
         unk_token=tokenizer.unk_id, bos_token=tokenizer.bos_id, eos_token=tokenizer.eos_id, pad_token=tokenizer.pad_id
     )
-    names = {role: name for role, id in ids.items() for name, own in tokenizer.special.items() if own == id}
+    names = {role: name for role, id in ids.items() for name, i in tokenizer.special.items() if i == id}
     return names | dict(
-        tokenizer_class="PreTrainedTokenizerFast", model_max_length=longest, padding_side="left",
+        tokenizer_class="PreTrainedTokenizerFast", model_max_length=max_length, padding_side="left",
         clean_up_tokenization_spaces=False, legacy=tokenizer.legacy,
     )  # fmt: skip

@@ -131,10 +131,10 @@ def small(**stage) -> settings.Config:
 
 
 def test_tensor_axis_grows_if_devices_outnumber_rows():
-    config, flags = search._spread(small(batch=8), "stage1", topologies.parse_topology("v5e:4x4"))
+    config, flags = search._split_rows(small(batch=8), "stage1", topologies.parse_topology("v5e:4x4"))
     assert flags == ["--config.mesh.tensor=2"] and config.mesh.tensor == 2
-    assert search._spread(small(batch=32), "stage1", topologies.parse_topology("v5e:4x4"))[1] == []
-    assert search._spread(small(batch=6), "stage1", topologies.parse_topology("v5e:4x4"))[1] == []  # raises later
+    assert search._split_rows(small(batch=32), "stage1", topologies.parse_topology("v5e:4x4"))[1] == []
+    assert search._split_rows(small(batch=6), "stage1", topologies.parse_topology("v5e:4x4"))[1] == []  # raises later
 
 
 def plan_with(monkeypatch, lacking: dict[str, float], tries=9, best=False, **stage):

@@ -57,7 +57,7 @@ def forward():
     return jax.jit(logits)
 
 
-def one_pass_per_token(params, stops, n=NEW) -> np.ndarray:
+def decode_by_full_passes(params, stops, n=NEW) -> np.ndarray:
     """The definition: append the likeliest token, run everything again."""
     rows, done = [list(p) for p in PROMPTS], [False] * len(PROMPTS)
     for _ in range(n):
@@ -78,8 +78,8 @@ def decode(params, stops, n=NEW, length=16, mesh=None, prompts=PROMPTS, images=P
     return np.asarray(greedy(MODEL, params, prompt, jnp.array(stops, jnp.int32), n))
 
 
-def test_every_token_is_the_likeliest_after_a_full_pass_without_a_cache(params):
-    expected = one_pass_per_token(params, [UNUSED])
+def test_greedy_decoding_matches_full_passes_without_a_cache(params):
+    expected = decode_by_full_passes(params, [UNUSED])
     assert len({tuple(row) for row in expected}) == 4 and len(np.unique(expected)) > 6  # no model of one word
     np.testing.assert_array_equal(decode(params, [UNUSED]), expected)
 
@@ -89,47 +89,47 @@ def test_answers_depend_on_the_images(params):
     assert changed[[0, 2, 3]].any(axis=1).sum() >= 2 and not changed[1].any()
 
 
-def test_longer_padding_changes_nothing(params):
+def test_longer_padding_keeps_the_answers(params):
     np.testing.assert_array_equal(decode(params, [UNUSED], length=20), decode(params, [UNUSED]))
 
 
-@pytest.mark.parametrize("place", [0, 2])
-def test_a_row_ends_with_its_stop_and_is_filled_with_the_first_stop(params, place):
+@pytest.mark.parametrize("stop_position", [0, 2])
+def test_row_ends_at_its_stop_id_and_is_filled(params, stop_position):
     """Any stop ends a row, the others go on."""
     free = decode(params, [UNUSED])
-    stop = int(free[0, place])
-    assert stop not in free[0, :place]
+    stop = int(free[0, stop_position])
+    assert stop not in free[0, :stop_position]
     stopped = decode(params, [UNUSED, stop])
-    np.testing.assert_array_equal(stopped, one_pass_per_token(params, [UNUSED, stop]))
-    np.testing.assert_array_equal(stopped[0], [*free[0, : place + 1], *[UNUSED] * (NEW - place - 1)])
+    np.testing.assert_array_equal(stopped, decode_by_full_passes(params, [UNUSED, stop]))
+    np.testing.assert_array_equal(stopped[0], [*free[0, : stop_position + 1], *[UNUSED] * (NEW - stop_position - 1)])
     assert (stopped != UNUSED).all(axis=1).any(), "some row never stops"
 
 
-def test_decoding_stops_when_every_row_has(params):
+def test_decoding_ends_when_every_row_has_stopped(params):
     """Seen from outside: nothing is computed after the last stop, so nothing but filler is there."""
     free = decode(params, [UNUSED])
     stopped = decode(params, [UNUSED, *np.unique(free[:, 1]).tolist()])
     assert (stopped[:, 2:] == UNUSED).all()
 
 
-def test_rows_of_filler_hold_nobody_up_and_change_nobody(params):
+def test_filler_rows_are_done_and_change_no_other_row(params):
     """The last batch of an evaluation is filled with rows without a token."""
     filled = decode(params, [UNUSED], prompts=[*PROMPTS[:2], [], []])
     np.testing.assert_array_equal(filled[:2], decode(params, [UNUSED])[:2])
     assert (filled[2:, 1:] == UNUSED).all()
 
 
-def test_an_answer_of_one_token(params):
+def test_answer_of_one_token(params):
     np.testing.assert_array_equal(decode(params, [UNUSED], n=1), decode(params, [UNUSED])[:, :1])
 
 
-def test_a_mesh_decodes_the_same(params):
+def test_decoding_on_a_mesh_gives_the_same_answers(params):
     mesh = make_mesh(2, 2, 2)
     with jax.set_mesh(mesh):
         np.testing.assert_array_equal(decode(params, [UNUSED], mesh=mesh), decode(params, [UNUSED]))
 
 
-def test_logits_of_prefill_and_steps_equal_those_of_one_pass(params):
+def test_prefill_and_step_logits_match_a_full_pass(params):
     """The rows of one batch, with images and without, each fed its own greedy answer."""
     answers = decode(params, [UNUSED])
     rows = [[*prompt, *answer] for prompt, answer in zip(PROMPTS, answers.tolist(), strict=True)]
@@ -139,11 +139,11 @@ def test_logits_of_prefill_and_steps_equal_those_of_one_pass(params):
 
     @jax.jit
     def run(view, cache, tokens, images, positions, segment_ids):
-        def both(model):
+        def hidden_and_logits(model):
             hidden, new = model.hidden(tokens, images, positions, segment_ids, cache)
             return model.logits(hidden), new
 
-        return MODEL.apply({"params": view}, method=both)
+        return MODEL.apply({"params": view}, method=hidden_and_logits)
 
     cache = KVCache.empty(MODEL.config.llm, 4, 16, "float32")
     ours, cache = run(view, cache, prompt.tokens, PIXELS, prompt.positions, prompt.segment_ids)
@@ -151,84 +151,85 @@ def test_logits_of_prefill_and_steps_equal_those_of_one_pass(params):
     for i, n in enumerate(lengths):
         np.testing.assert_allclose(ours[i, :n], expected[i, :n], atol=1e-5)
     for step in range(NEW):
-        at = (lengths + step)[:, None].astype(np.int32)
-        ours, cache = run(view, cache, answers[:, step : step + 1], PIXELS[:, :0], at, np.ones_like(at))
-        np.testing.assert_allclose(ours[:, 0], np.take_along_axis(expected, at[..., None], 1)[:, 0], atol=1e-5)
+        positions = (lengths + step)[:, None].astype(np.int32)
+        ours, cache = run(view, cache, answers[:, step : step + 1], PIXELS[:, :0], positions, np.ones_like(positions))
+        np.testing.assert_allclose(ours[:, 0], np.take_along_axis(expected, positions[..., None], 1)[:, 0], atol=1e-5)
     assert np.abs(expected).max() > 1  # the bound means something
 
 
-def started(model: Llava, view, b: int, prompt=None, new: int = 37):
+def start_state(model: Llava, view, b: int, prompt=None, new: int = 37):
     zeros = np.zeros(b, np.uint32)
     sampling = SamplingParams(zeros.astype(np.float32), zeros.astype(np.int32), np.ones(b, np.float32), zeros, zeros)
     prompt = prompt or padded([[1, 2, 3]] * b, 16, PIXELS[:1, :0].repeat(b, axis=0))
     return prefill(model, view, prompt, sampling, np.array([UNUSED], np.int32), np.full(b, new, np.int32), new)
 
 
-def test_one_step_and_several_are_the_same_program_step_by_step(params):
+def test_single_steps_match_the_decode_loop(params):
     view, prompt, none = decode_view(params), padded(PROMPTS, 16), np.zeros(4, bool)
-    several = started(MODEL, view, 4, prompt)
+    several = start_state(MODEL, view, 4, prompt)
     for steps in (1, 3, 5):
         several = decode_loop(MODEL, view, several, np.int32(steps), none)
-    single = started(MODEL, view, 4, prompt)
+    single = start_state(MODEL, view, 4, prompt)
     for _ in range(9):
         single = decode_one(MODEL, view, single, none)
     np.testing.assert_array_equal(several.answer, single.answer)
     assert int(several.count) == int(single.count) == 10
 
 
-def test_rows_that_the_caller_has_finished_stay_as_they_are(params):
+def test_finished_rows_generate_nothing_more(params):
     view, prompt = decode_view(params), padded(PROMPTS, 16)
-    state = decode_loop(MODEL, view, started(MODEL, view, 4, prompt), np.int32(9), np.array([True, False, True, False]))
+    finished = np.array([True, False, True, False])
+    state = decode_loop(MODEL, view, start_state(MODEL, view, 4, prompt), np.int32(9), finished)
     answer = np.asarray(state.answer)
     np.testing.assert_array_equal(answer[[1, 3], :NEW], decode(params, [UNUSED])[[1, 3]])
     assert (answer[[0, 2], 1:] == UNUSED).all()
 
 
-def test_a_view_is_made_once(params):
+def test_decode_view_of_a_view_is_itself(params):
     view = decode_view(params)
     assert decode_view(view) is view
     assert view["llm"]["embed"] is params["llm"]["embed"] and view["vision"] is params["vision"]
 
 
-def test_a_view_keeps_the_sharding():
+def test_decode_view_keeps_the_sharding():
     mesh = make_mesh(2, 2, 2)
     abstract = nested(
         abstract_state(MODEL.config, dict.fromkeys(abstract_model(MODEL.config)[0]), optax.identity(), mesh).frozen
     )
     params = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, np.float32), x.sharding), abstract)
     for block in decode_view(params)["llm"]["layers"]:
-        for (path, one), stacked in zip(
+        for (path, weight), stacked in zip(
             jax.tree_util.tree_leaves_with_path(block), jax.tree.leaves(params["llm"]["layers"]), strict=True
         ):
-            spec = (*stacked.sharding.spec, *[None] * one.ndim)[1 : 1 + one.ndim]
-            assert (*one.sharding.spec, *[None] * one.ndim)[: one.ndim] == spec, path
+            spec = (*stacked.sharding.spec, *[None] * weight.ndim)[1 : 1 + weight.ndim]
+            assert (*weight.sharding.spec, *[None] * weight.ndim)[: weight.ndim] == spec, path
 
 
-STAYS = {"parameter", "get-tuple-element", "bitcast", "bitcast-convert", "dynamic-update-slice"}
+IN_PLACE = {"parameter", "get-tuple-element", "bitcast", "bitcast-convert", "dynamic-update-slice"}
 
 
 def moved(compiled: str, sizes: set[int]) -> list[str]:
     """Instructions of a compiled program that make an array of one of these sizes, other than in place."""
-    found = []
+    copies = []
     for line in compiled.splitlines():
-        made = re.match(r" *(?:ROOT )?%?([\w.-]+) = \w+\[([\d,]+)\]\S* ([\w-]+)\(", line)
-        if made and int(np.prod([int(n) for n in made[2].split(",")])) in sizes:
-            in_place = made[3] in STAYS or made[3] == "fusion" and "dynamic-update-slice" in made[1]
-            if not in_place and not (made[3] == "fusion" and re.match(r"(bitcast[-_])+", made[1])):
-                found.append(line.strip()[:120])
-    return found
+        match = re.match(r" *(?:ROOT )?%?([\w.-]+) = \w+\[([\d,]+)\]\S* ([\w-]+)\(", line)
+        if match and int(np.prod([int(n) for n in match[2].split(",")])) in sizes:
+            in_place = match[3] in IN_PLACE or match[3] == "fusion" and "dynamic-update-slice" in match[1]
+            if not in_place and not (match[3] == "fusion" and re.match(r"(bitcast[-_])+", match[1])):
+                copies.append(line.strip()[:120])
+    return copies
 
 
 @pytest.mark.parametrize("kv_heads", [2, 4])
 @pytest.mark.parametrize("dtype, b", [("float32", 1), ("float32", 4), ("bfloat16", 4)])
-def test_a_compiled_step_moves_neither_the_cache_nor_a_weight(dtype, b, kv_heads):
+def test_compiled_step_copies_neither_cache_nor_weights(dtype, b, kv_heads):
     """Both grow with the model; a copy of either per token would cost as much as the step itself. (A batch has two rows
     at least in bfloat16.)"""
     model = variant(dtype, width=38, mlp_width=46, kv_heads=kv_heads)  # sizes that nothing else has
     c = model.config.llm
     weights = jax.tree.map(lambda x: x.astype(dtype), decoding_params(model))
     view = decode_view(weights)
-    state = started(model, view, b)
+    state = start_state(model, view, b)
     sizes = {state.cache.layers[0][0].size} | {x.size for x in jax.tree.leaves(view["llm"]["layers"][0]) if x.ndim > 1}
     assert state.cache.layers[0][0].shape == (max(b, 2), kv_heads, 16 + 37, 8) and c.width not in sizes
     single = decode_one.lower(model, view, state, np.zeros(b, bool)).compile().as_text()
@@ -237,11 +238,11 @@ def test_a_compiled_step_moves_neither_the_cache_nor_a_weight(dtype, b, kv_heads
     assert moved(single, sizes) == [] and moved(loop, sizes) == []
 
 
-def test_all_answers_of_a_shape_compile_three_programs(params):
+def test_one_shape_compiles_at_most_three_programs(params):
     """The view's, the prefill's and the loop's."""
     model = variant(norm_eps=3e-5)
     prompt = padded(PROMPTS, 16)
-    with compilations() as found:
+    with compilations() as compiled_names:
         for stop in (UNUSED, 5, 6):
             greedy(model, params, prompt, np.array([stop], np.int32), NEW)
-    assert len(found) <= 3
+    assert len(compiled_names) <= 3

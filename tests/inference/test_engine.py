@@ -26,7 +26,7 @@ PROMPTS = [
     Prompt([1, 16, *IMAGE, 17, *IMAGE], PIXELS[7:], row=7),
 ]
 GREEDY = GenerationConfig((UNUSED,), max_new_tokens=8)
-DRAWN = dataclasses.replace(GREEDY, temperature=0.9, top_k=40, top_p=0.95, seed=3)
+SAMPLED = dataclasses.replace(GREEDY, temperature=0.9, top_k=40, top_p=0.95, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def ids(answers) -> list[list[int]]:
     return [answer.ids for answer in answers]
 
 
-@pytest.mark.parametrize("settings", [GREEDY, DRAWN], ids=["greedy", "drawn"])
-def test_a_batch_of_mixed_lengths_and_image_counts_equals_its_singles(params, settings):
+@pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_mixed_batch_equals_single_prompts(params, settings):
     together = generate(MODEL, params, PROMPTS, settings)
     alone = [generate(MODEL, params, [prompt], settings)[0] for prompt in PROMPTS]
     assert together == alone
@@ -55,42 +55,42 @@ def test_a_batch_of_mixed_lengths_and_image_counts_equals_its_singles(params, se
         assert len(answer.ids) == 8 or answer.finish == "stop"
 
 
-def test_a_row_s_draws_do_not_depend_on_where_it_stands(params):
-    backwards = generate(MODEL, params, PROMPTS[::-1], DRAWN)
-    assert backwards[::-1] == generate(MODEL, params, PROMPTS, DRAWN)
+def test_samples_do_not_depend_on_row_order(params):
+    backwards = generate(MODEL, params, PROMPTS[::-1], SAMPLED)
+    assert backwards[::-1] == generate(MODEL, params, PROMPTS, SAMPLED)
 
 
-def test_draws_repeat_with_the_seed_and_differ_by_seed_and_row(params):
-    first = ids(generate(MODEL, params, PROMPTS, DRAWN))
-    assert first == ids(generate(MODEL, params, PROMPTS, DRAWN))
-    assert first != ids(generate(MODEL, params, PROMPTS, dataclasses.replace(DRAWN, seed=4)))
-    several = ids(generate(MODEL, params, [PROMPTS[0]._replace(row=n) for n in range(6)], DRAWN))
+def test_samples_repeat_per_seed_and_differ_by_seed_and_row(params):
+    first = ids(generate(MODEL, params, PROMPTS, SAMPLED))
+    assert first == ids(generate(MODEL, params, PROMPTS, SAMPLED))
+    assert first != ids(generate(MODEL, params, PROMPTS, dataclasses.replace(SAMPLED, seed=4)))
+    several = ids(generate(MODEL, params, [PROMPTS[0]._replace(row=n) for n in range(6)], SAMPLED))
     assert several[0] == first[0] and len({tuple(answer) for answer in several}) > 3
 
 
-@pytest.mark.parametrize("settings", [GREEDY, DRAWN], ids=["greedy", "drawn"])
-def test_streaming_equals_the_batch(params, tokenizer, settings):
+@pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_stream_equals_generate(params, tokenizer, settings):
     answers = generate(MODEL, params, PROMPTS, settings, tokenizer)
-    found, text, finish = [[] for _ in PROMPTS], [""] * 8, [None] * 8
+    streamed_ids, text, finish = [[] for _ in PROMPTS], [""] * 8, [None] * 8
     for pieces in stream(MODEL, params, PROMPTS, settings, tokenizer):
         for i, piece in enumerate(pieces):
             if piece:
                 assert finish[i] is None, "nothing comes behind the end"
-                found[i].append(piece.id)
+                streamed_ids[i].append(piece.id)
                 text[i] += piece.text
                 finish[i] = piece.finish
-    assert found == ids(answers)
+    assert streamed_ids == ids(answers)
     assert (text, finish) == ([a.text for a in answers], [a.finish for a in answers])
     assert all(answer.text == tokenizer.decode(id for id in answer.ids if id != UNUSED) for answer in answers)
 
 
-def test_a_stop_id_ends_a_row_and_is_part_of_its_ids_but_not_of_its_text(params, tokenizer):
+def test_stop_id_is_kept_in_ids_but_not_in_text(params, tokenizer):
     free = generate(MODEL, params, PROMPTS, GREEDY, tokenizer)
     stop = free[0].ids[2]
-    for answer, whole in zip(generate(MODEL, params, PROMPTS, _with_stop(stop), tokenizer), free, strict=True):
-        end = whole.ids.index(stop) + 1 if stop in whole.ids else len(whole.ids)
-        assert answer.ids == whole.ids[:end]
-        assert answer.finish == ("stop" if stop in whole.ids else "length")
+    for answer, unstopped in zip(generate(MODEL, params, PROMPTS, _with_stop(stop), tokenizer), free, strict=True):
+        end = unstopped.ids.index(stop) + 1 if stop in unstopped.ids else len(unstopped.ids)
+        assert answer.ids == unstopped.ids[:end]
+        assert answer.finish == ("stop" if stop in unstopped.ids else "length")
         assert answer.text == tokenizer.decode(id for id in answer.ids if id != stop)
 
 
@@ -99,19 +99,19 @@ def _with_stop(stop: int) -> GenerationConfig:
 
 
 @pytest.mark.parametrize("start, length", [(0, 2), (1, 3), (3, 2)])
-def test_a_stop_string_over_several_tokens_ends_a_row(params, tokenizer, start, length):
+def test_stop_string_over_several_tokens_ends_the_answer(params, tokenizer, start, length):
     """After more tokens than one round of steps, too: max_new_tokens is 40."""
     settings = dataclasses.replace(GREEDY, max_new_tokens=40)
     free = generate(MODEL, params, PROMPTS, settings, tokenizer)
     for row in (0, 4):
         stop = free[row].text[start : start + length]
-        for way in (_generated, _streamed):
-            answers = way(params, dataclasses.replace(settings, stop_strings=(stop, "nowhere")), tokenizer)
-            for (text, finish, count), whole in zip(answers, free, strict=True):
-                assert text == whole.text.split(stop)[0]
-                assert finish == ("stop" if stop in whole.text else "length")
+        for get_answers in (_generated, _streamed):
+            answers = get_answers(params, dataclasses.replace(settings, stop_strings=(stop, "nowhere")), tokenizer)
+            for (text, finish, count), unstopped in zip(answers, free, strict=True):
+                assert text == unstopped.text.split(stop)[0]
+                assert finish == ("stop" if stop in unstopped.text else "length")
                 if finish == "stop":
-                    assert tokenizer.decode(whole.ids[:count]).endswith(stop), "and nothing is generated behind it"
+                    assert tokenizer.decode(unstopped.ids[:count]).endswith(stop), "and nothing is generated behind it"
 
 
 def _generated(params, settings, tokenizer):
@@ -123,15 +123,15 @@ def _streamed(params, settings, tokenizer):
     return [("".join(p.text for p in row), row[-1].finish, len(row)) for row in rows]
 
 
-def test_decoding_goes_on_in_rounds_until_a_late_stop_string(params, tokenizer):
+def test_decoding_continues_in_rounds_until_a_late_stop_string(params, tokenizer):
     settings = dataclasses.replace(GREEDY, max_new_tokens=40, temperature=1.0)
     free = generate(MODEL, params, PROMPTS[:1], settings, tokenizer)[0]
     stop = free.text[-6:]
-    found = generate(MODEL, params, PROMPTS[:1], dataclasses.replace(settings, stop_strings=(stop,)), tokenizer)[0]
-    assert (found.text, found.finish, found.ids) == (free.text[:-6], "stop", free.ids)
+    answer = generate(MODEL, params, PROMPTS[:1], dataclasses.replace(settings, stop_strings=(stop,)), tokenizer)[0]
+    assert (answer.text, answer.finish, answer.ids) == (free.text[:-6], "stop", free.ids)
 
 
-def test_the_model_s_last_position_ends_an_answer(params):
+def test_last_model_position_ends_the_answer(params):
     long = Prompt([1] * (CONFIG.llm.max_positions - 3))
     answers = generate(MODEL, params, [long, PROMPTS[0]], GREEDY)
     assert [len(answer.ids) for answer in answers] == [3, 8]
@@ -139,10 +139,10 @@ def test_the_model_s_last_position_ends_an_answer(params):
 
 
 @pytest.mark.parametrize("image", [(), PIXELS[:1]], ids=["text", "image"])
-def test_a_hundred_prompts_in_one_bucket_compile_twice(params, image):
+def test_hundred_prompts_in_one_bucket_compile_two_programs(params, image):
     rng = np.random.default_rng(0)
     model = variant(norm_eps=2e-5 + 1e-5 * len(image))  # one that no other test has compiled
-    with compilations() as found:
+    with compilations() as compiled_names:
         for n in range(100):
             prompt = Prompt([1, *rng.integers(4, 60, n % 11), *IMAGE * len(image)], image, row=n)
             settings = GenerationConfig(
@@ -150,10 +150,10 @@ def test_a_hundred_prompts_in_one_bucket_compile_twice(params, image):
                 top_k=n % 9, top_p=1 - n / 200, seed=n,
             )  # fmt: skip
             assert len(generate(model, params, [prompt], settings)[0].ids) <= 1 + n % 5
-    assert len(found) == 2, found
+    assert len(compiled_names) == 2, compiled_names
 
 
-def test_the_images_are_encoded_in_the_prefill_alone(params):
+def test_images_are_encoded_only_in_the_prefill(params):
     """Decoding does not even see the tower's weights."""
     expected = generate(MODEL, params, PROMPTS[:1], GREEDY)
     steps = stream(MODEL, params, PROMPTS[:1], GREEDY)
@@ -166,12 +166,12 @@ def test_the_images_are_encoded_in_the_prefill_alone(params):
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)])
-def test_a_mesh_answers_the_same(params, shape):
-    expected = generate(MODEL, params, PROMPTS[:3], DRAWN)
-    assert generate(MODEL, params, PROMPTS[:3], DRAWN, mesh=make_mesh(*shape)) == expected
+def test_mesh_gives_the_same_answers(params, shape):
+    expected = generate(MODEL, params, PROMPTS[:3], SAMPLED)
+    assert generate(MODEL, params, PROMPTS[:3], SAMPLED, mesh=make_mesh(*shape)) == expected
 
 
-def test_bfloat16_answers_alone_as_in_a_batch_and_by_streaming(params):
+def test_bfloat16_single_batched_and_streamed_answers_agree(params):
     model = variant("bfloat16")
     weights = jax.tree.map(lambda x: x.astype("bfloat16"), params)
     alone = [generate(model, weights, [prompt], GREEDY)[0] for prompt in PROMPTS[:2]]
@@ -189,7 +189,7 @@ def test_lengths_and_rows_fall_into_buckets():
     assert padded_rows(1, "float32", make_mesh(2, 2, 2)) == 4
 
 
-def test_no_prompts_no_answers(params):
+def test_no_prompts_give_no_answers(params):
     assert generate(MODEL, params, [], GREEDY) == []
 
 
@@ -205,7 +205,7 @@ def test_no_prompts_no_answers(params):
         (Prompt([1, *IMAGE], PIXELS[:1, :12]), r"an image is uint8\[12, 24, 3\]; the model takes uint8\[24, 24, 3\]"),
     ],
 )
-def test_a_prompt_that_cannot_be_answered_is_named(params, prompt, message):
+def test_invalid_prompt_error_names_the_prompt(params, prompt, message):
     assert CONFIG.vision.features == 4 and IMAGE_TOKEN_ID == -200
     with pytest.raises(DataError, match=message) as fault:
         generate(MODEL, params, [PROMPTS[1], prompt], GREEDY)
@@ -220,7 +220,7 @@ def test_a_prompt_that_cannot_be_answered_is_named(params, prompt, message):
     ],
     ids=str,
 )  # fmt: skip
-def test_a_setting_out_of_range_is_named(change):
+def test_out_of_range_setting_raises(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
         dataclasses.replace(GREEDY, **change)
 

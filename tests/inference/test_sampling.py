@@ -33,13 +33,13 @@ def reference(logits, temperature=1.0, top_k=0, top_p=1.0) -> np.ndarray:
     """The distribution that a row is drawn from."""
     order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
     weights = np.exp((logits - logits.max()).astype(np.float64) / temperature)
-    kept = order[: top_k or None]
-    share, chosen = 0.0, []
-    for i in kept:
-        if chosen and share >= top_p:
+    candidates = order[: top_k or None]
+    total, chosen = 0.0, []
+    for i in candidates:
+        if chosen and total >= top_p:
             break
         chosen.append(i)
-        share += weights[i] / weights[kept].sum()
+        total += weights[i] / weights[candidates].sum()
     p = np.zeros(len(logits))
     p[chosen] = weights[chosen]
     return p / p.sum()
@@ -58,37 +58,37 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_draws_follow_the_distribution(settings):
+def test_samples_follow_the_reference_distribution(settings):
     expected = reference(LOGITS, **settings)
     counts = np.bincount(draw(np.tile(LOGITS, (DRAWS, 1)), positions=np.arange(DRAWS), **settings), minlength=V)
     assert (counts[expected == 0] == 0).all(), "a token that is cut off never comes"
-    wrong = np.abs(counts / DRAWS - expected) / np.sqrt(expected * (1 - expected) / DRAWS + 1e-12)
-    assert wrong[expected > 0].max() < 4.5  # standard deviations
+    deviations = np.abs(counts / DRAWS - expected) / np.sqrt(expected * (1 - expected) / DRAWS + 1e-12)
+    assert deviations[expected > 0].max() < 4.5  # standard deviations
 
 
-def test_the_docstring_s_example():
+def test_docstring_example():
     logits = np.log([0.5, 0.2, 0.2, 0.1])
     np.testing.assert_allclose(reference(logits, top_k=3, top_p=0.6), [5 / 7, 2 / 7, 0, 0])
-    drawn = draw(np.tile(logits, (500, 1)), positions=np.arange(500), top_k=3, top_p=0.6)
-    assert set(drawn.tolist()) == {0, 1}
+    sampled = draw(np.tile(logits, (500, 1)), positions=np.arange(500), top_k=3, top_p=0.6)
+    assert set(sampled.tolist()) == {0, 1}
 
 
 @pytest.mark.parametrize("settings", [dict(temperature=0.0), dict(top_k=1), dict(top_p=1e-6)], ids=str)
-def test_the_likeliest_token_in_three_ways(settings):
+def test_greedy_settings_choose_the_argmax(settings):
     """Of equals the one with the lower id, as argmax does."""
     logits = np.random.default_rng(1).integers(0, 3, (300, V))
     np.testing.assert_array_equal(draw(logits, positions=np.arange(300), **settings), logits.argmax(axis=1))
 
 
-def test_greedy_and_drawing_rows_share_a_batch():
+def test_greedy_and_sampled_rows_share_a_batch():
     logits = np.tile(LOGITS, (400, 1))
     temperature = np.tile([0.0, 5.0], 200)
-    drawn = draw(logits, positions=np.arange(400), temperature=temperature)
-    assert (drawn[::2] == LOGITS.argmax()).all()
-    assert len(set(drawn[1::2].tolist())) > V // 2
+    sampled = draw(logits, positions=np.arange(400), temperature=temperature)
+    assert (sampled[::2] == LOGITS.argmax()).all()
+    assert len(set(sampled[1::2].tolist())) > V // 2
 
 
-def test_a_draw_depends_on_seed_row_and_position_alone():
+def test_samples_depend_only_on_seed_row_and_position():
     keys = [(seed, row, position) for seed in (0, 1, 2**32 - 1) for row in (0, 7) for position in range(40)]
     seed, row, position = np.array(keys).T
     logits = np.tile(LOGITS, (len(keys), 1))
@@ -104,15 +104,15 @@ def test_a_draw_depends_on_seed_row_and_position_alone():
     assert all(len(set(line)) > 3 for line in by_key.tolist()), "and each position"
 
 
-def test_new_values_compile_nothing():
+def test_new_sampling_values_do_not_recompile():
     draw(LOGITS)
-    with compilations() as found:
+    with compilations() as compiled_names:
         for settings in SETTINGS:
             draw(LOGITS, **settings)
-    assert not found
+    assert not compiled_names
 
 
-def test_extreme_scores_are_drawn_without_nan():
+def test_extreme_logits_sample_without_nan():
     logits = np.array([[-1e30, 1e30, 1e30, -np.inf], [0, -np.inf, -np.inf, -np.inf]])
     for position in range(20):
         first, second = draw(logits, positions=position, temperature=1e-3, top_p=0.9)

@@ -14,7 +14,7 @@ import pytest
 from tests.fixtures.once import make_once, run_tpu_compiler
 
 SCRIPT = Path(__file__).with_name("tpu_decode.py")
-STAYS = {"parameter", "get-tuple-element", "bitcast", "dynamic-update-slice"}
+IN_PLACE = {"parameter", "get-tuple-element", "bitcast", "dynamic-update-slice"}
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +25,20 @@ def programs(tmp_path_factory) -> Path:
 
 def moved(program: str, shape: list[int]) -> list[str]:
     """Instructions that make an array of as many numbers as `shape`, other than in place."""
-    found = []
+    copies = []
     for line in program.splitlines():
-        made = re.match(r" *(?:ROOT )?%?[\w.-]+ = \(?\w+\[([\d,]+)\]\S* (?:.*\) )?([\w-]+)\(", line)
-        if not made or math.prod(map(int, made[1].split(","))) != math.prod(shape):
+        match = re.match(r" *(?:ROOT )?%?[\w.-]+ = \(?\w+\[([\d,]+)\]\S* (?:.*\) )?([\w-]+)\(", line)
+        if not match or math.prod(map(int, match[1].split(","))) != math.prod(shape):
             continue
-        if made[2] == "fusion":
+        if match[2] == "fusion":
             body = _body(program, re.search(r"calls=%([\w.-]+)", line)[1])
             root = re.search(r"^ *ROOT .* ([\w-]+)\(", body, re.M)[1]
             in_place = root in ("bitcast", "dynamic-update-slice")
         else:
-            in_place = made[2] in STAYS | {"tuple", "while"}
+            in_place = match[2] in IN_PLACE | {"tuple", "while"}
         if not in_place:
-            found.append(line.strip()[:120])
-    return found
+            copies.append(line.strip()[:120])
+    return copies
 
 
 def _body(program: str, name: str) -> str:
@@ -47,7 +47,7 @@ def _body(program: str, name: str) -> str:
 
 # A batch is answered by the loop, a conversation by single steps (of two rows: see padded_rows).
 @pytest.mark.parametrize("name", ["loop-8-32", "loop-8-8", "single-2-32"])
-def test_a_token_writes_one_slot_of_the_cache_and_copies_none_of_it(programs, name):
+def test_decode_step_writes_one_slot_and_copies_no_cache(programs, name):
     check((programs / f"{name}.txt").read_text(), json.loads((programs / f"{name}.json").read_text()))
 
 
@@ -60,7 +60,7 @@ def check(program: str, memory: dict) -> None:
     assert memory["reused"] >= 2 * layers * size, "the cache that comes out is the one that went in"
 
 
-def test_a_copy_would_be_found():
+def test_moved_detects_copies():
     program = """
 %bitcast_fusion.1 (x: bf16[2,3]) -> bf16[2,3] {
   ROOT %bitcast.1 = bf16[2,3]{1,0:T(8,128)} bitcast(%x)
@@ -75,5 +75,5 @@ ENTRY %main (x: bf16[2,3]) -> bf16[2,3] {
   ROOT %copy.1 = bf16[2,3]{0,1:T(8,128)} copy(%x), metadata={op_name="jit(decode)/while/body/x"}
 }
 """
-    found = [line.split(" = ")[0] for line in moved(program, [2, 3])]
-    assert found == ["ROOT %transpose.1", "%fusion.2", "%copy-start.1", "ROOT %copy.1"]
+    copies = [line.split(" = ")[0] for line in moved(program, [2, 3])]
+    assert copies == ["ROOT %transpose.1", "%fusion.2", "%copy-start.1", "ROOT %copy.1"]

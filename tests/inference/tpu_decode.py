@@ -43,8 +43,8 @@ def compile_decoding(folder: Path, kind: str, b: int, kv_heads: int) -> None:
     weights = nested({path: array(x.shape, jnp.bfloat16) for path, x in abstract_model(config)[0].items()})
     row = token_row((), length=LENGTH, image_slots=1, image_size=336)
     prompt = Batch(*(array((b, *x.shape), x.dtype) for x in row))
-    numbers = (jnp.float32, jnp.int32, jnp.float32, jnp.uint32, jnp.uint32)
-    sampling = SamplingParams(*(array((b,), dtype) for dtype in numbers))
+    dtypes = (jnp.float32, jnp.int32, jnp.float32, jnp.uint32, jnp.uint32)
+    sampling = SamplingParams(*(array((b,), dtype) for dtype in dtypes))
     start = jax.eval_shape(
         lambda *arrays: prefill(model, decode_view(arrays[0]), *arrays[1:], new=NEW),
         *(weights, prompt, sampling, array((8,), jnp.int32), array((b,), jnp.int32)),

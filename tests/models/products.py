@@ -10,19 +10,19 @@ def equations(f, *args) -> list:
 
 def products(f, *args) -> list[tuple[str, str, str]]:
     """(left, right, accumulator) dtypes of every matrix product in one call of f; a loop's body counts each time."""
-    found = []
+    dtypes = []
     for e, times in _visit(jax.make_jaxpr(f)(*args).jaxpr, 1):
         if e.primitive.name == "dot_general":
-            found += [(*(v.aval.dtype.name for v in e.invars), e.outvars[0].aval.dtype.name)] * times
-    return found
+            dtypes += [(*(v.aval.dtype.name for v in e.invars), e.outvars[0].aval.dtype.name)] * times
+    return dtypes
 
 
 def inner_jaxprs(equation) -> list:
     """Of a call, a loop, a branch: what it runs. Of branches the last: what no platform has of its own."""
     if "branches" in equation.params:
         return [equation.params["branches"][-1].jaxpr]
-    found = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
-    return [x for x in (getattr(x, "jaxpr", x) for x in found) if hasattr(x, "eqns")]
+    values = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
+    return [x for x in (getattr(x, "jaxpr", x) for x in values) if hasattr(x, "eqns")]
 
 
 def _visit(jaxpr, times: int):

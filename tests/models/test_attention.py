@@ -29,13 +29,13 @@ def rows(length: int, samples=LENGTHS) -> tuple[np.ndarray, np.ndarray]:
     """positions, segment_ids int32[rows, length], as `RowFormat.row` makes them."""
     positions, segments = np.zeros((2, len(samples), length), np.int32)
     for b, row in enumerate(samples):
-        at = number = 0
+        start = number = 0
         for n in row:
-            here = slice(at, min(at + abs(n), length))
+            span = slice(start, min(start + abs(n), length))
             if n > 0:
                 number += 1
-                positions[b, here], segments[b, here] = np.arange(here.stop - at), number
-            at = here.stop
+                positions[b, span], segments[b, span] = np.arange(span.stop - start), number
+            start = span.stop
     return positions, segments
 
 
@@ -57,17 +57,17 @@ def result_and_gradients(attend, q, k, v, weights, segments):
     return y, *gradients
 
 
-def plain(positions, segments):
+def reference(positions, segments):
     mask = attention.attention_mask(positions, positions, segments, segments)
     return lambda q, k, v: attention.reference_attention(q, k, v, mask)
 
 
-def assert_same(found, expected, segments):
+def assert_equal_results(actual, expected, segments):
     real = (segments > 0)[..., None, None]
-    assert all(np.isfinite(x).all() for x in found)
-    for name, ours, theirs in zip(("result", "dq", "dk", "dv"), found, expected, strict=True):
+    assert all(np.isfinite(x).all() for x in actual)
+    for name, ours, theirs in zip(("result", "dq", "dk", "dv"), actual, expected, strict=True):
         assert np.abs(np.where(real, ours - theirs, 0)).max() <= 1e-5, name
-    for gradient in found[1:]:
+    for gradient in actual[1:]:
         assert not np.where(real, 0, gradient).any(), "padding is seen"
 
 
@@ -81,43 +81,43 @@ CASES = [  # H, K, E, T, block
 
 
 @pytest.mark.parametrize("h, k, e, t, block", CASES)
-def test_splash_is_the_plain_code(h, k, e, t, block, monkeypatch):
+def test_splash_matches_reference_attention(h, k, e, t, block, monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", block)
     positions, segments = rows(t)
     inputs = tensors(len(LENGTHS), t, h, k, e)
     splash = functools.partial(attention.splash_attention, segment_ids=segments, interpret=True)
-    found = result_and_gradients(splash, *inputs, segments)
-    assert_same(found, result_and_gradients(plain(positions, segments), *inputs, segments), segments)
+    actual = result_and_gradients(splash, *inputs, segments)
+    assert_equal_results(actual, result_and_gradients(reference(positions, segments), *inputs, segments), segments)
 
 
 @pytest.mark.parametrize("t", [200, 37])
-def test_what_cudnn_is_asked_for_is_the_plain_code(t):
+def test_cudnn_call_matches_reference_attention(t):
     """The same call, answered by JAX's own code."""
     positions, segments = rows(t)
     inputs = tensors(len(LENGTHS), t, 4, 2, 16)
     cudnn = functools.partial(attention.cudnn_attention, segment_ids=segments, implementation="xla")
-    found = result_and_gradients(cudnn, *inputs, segments)
-    assert_same(found, result_and_gradients(plain(positions, segments), *inputs, segments), segments)
+    actual = result_and_gradients(cudnn, *inputs, segments)
+    assert_equal_results(actual, result_and_gradients(reference(positions, segments), *inputs, segments), segments)
 
 
-def test_on_a_mesh_each_device_attends_for_its_rows_and_heads(monkeypatch):
+def test_attention_on_a_mesh_is_sharded_over_rows_and_heads(monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", 128)
     positions, segments = rows(140, ((90, 50), (140,), (), (3, 100)))
     inputs = tensors(4, 140, 4, 2, 16)
-    expected = result_and_gradients(plain(positions, segments), *inputs, segments)
+    expected = result_and_gradients(reference(positions, segments), *inputs, segments)
     mesh = make_mesh(2, 2, 2)
     with jax.set_mesh(mesh):
-        placed = global_batch({"positions": positions, "segment_ids": segments}, mesh)
+        sharded = global_batch({"positions": positions, "segment_ids": segments}, mesh)
 
         def attend(q, k, v):
-            return attention.attention(q, k, v, placed["segment_ids"], "splash_interpreted")
+            return attention.attention(q, k, v, sharded["segment_ids"], "splash_interpreted")
 
-        found = result_and_gradients(attend, *inputs, segments)
-        spec = found[0].sharding.spec
-        devices = [e.params["jaxpr"] for e in equations(attend, *inputs[:3]) if e.primitive.name == "shard_map"]
-    assert_same(found, expected, segments)
+        actual = result_and_gradients(attend, *inputs, segments)
+        spec = actual[0].sharding.spec
+        per_device = [e.params["jaxpr"] for e in equations(attend, *inputs[:3]) if e.primitive.name == "shard_map"]
+    assert_equal_results(actual, expected, segments)
     assert spec[0] == ("data", "fsdp") and spec[2] == "tensor"
-    shapes = [v.aval.shape for v in devices[0].invars][-4:]  # before them, what the kernel knows of its blocks
+    shapes = [v.aval.shape for v in per_device[0].invars][-4:]  # before them, what the kernel knows of its blocks
     assert shapes == [(1, 140, 2, 16), (1, 140, 1, 16), (1, 140, 1, 16), (1, 140)]
 
 
@@ -125,13 +125,13 @@ def test_on_a_mesh_each_device_attends_for_its_rows_and_heads(monkeypatch):
     "length, block", [(1, 128), (128, 128), (129, 256), (384, 384), (512, 512), (513, 384), (577, 384), (768, 384),
                       (1024, 512), (1100, 384), (2048, 512), (4096, 512)],
 )  # fmt: skip
-def test_blocks_hold_a_row_with_less_than_128_tokens_of_padding_each(length, block):
+def test_splash_blocks_pad_less_than_128_tokens_each(length, block):
     assert attention.splash_block(length) == block
     count = -(-length // block)
     assert count == -(-length // 512) and count * block - length < 128 * count
 
 
-def test_packed_rows_are_causal_by_index():
+def test_packed_rows_are_causal_by_token_index():
     """What the kernels see of a row is what positions and segments say, for all tokens but padding."""
 
     class Tokenizer:
@@ -139,20 +139,20 @@ def test_packed_rows_are_causal_by_index():
 
     rng = np.random.default_rng(0)
     sizes = np.stack([rng.integers(2, 60, 40), np.zeros(40, int)], axis=1)
-    form = RowFormat(Tokenizer(), "plain", 128, 1, 4, 24, "pad", "error")
+    row_format = RowFormat(Tokenizer(), "plain", 128, 1, 4, 24, "pad", "error")
     ids = [np.arange(n, dtype=np.int32) for n in sizes[:, 0]]
-    samples = [EncodedExample(one, one > 0, np.zeros((0, 24, 24, 3), np.uint8)) for one in ids]
-    made = [form.row([samples[i] for i in members]) for members in pack(sizes, 128, 1, 0)]
-    positions, segments = (np.stack([getattr(row, name) for row in made]) for name in ("positions", "segment_ids"))
+    samples = [EncodedExample(tokens, tokens > 0, np.zeros((0, 24, 24, 3), np.uint8)) for tokens in ids]
+    packed = [row_format.row([samples[i] for i in indices]) for indices in pack(sizes, 128, 1, 0)]
+    positions, segments = (np.stack([getattr(row, name) for row in packed]) for name in ("positions", "segment_ids"))
     assert max(segments.max(axis=1)) > 2 and (segments == 0).any()
-    same = segments[:, :, None] == segments[:, None, :]
+    same_segment = segments[:, :, None] == segments[:, None, :]
     causal = np.arange(128)[None, :] <= np.arange(128)[:, None]
     mask = attention.attention_mask(positions, positions, segments, segments)
     real = segments > 0
-    np.testing.assert_array_equal(np.asarray(mask)[real], (same & causal)[real])
+    np.testing.assert_array_equal(np.asarray(mask)[real], (same_segment & causal)[real])
 
 
-def test_an_unknown_kernel_is_named():
+def test_unknown_kernel_raises():
     ones = np.ones((1, 2), np.int32)
     with pytest.raises(ConfigError, match="'flash3' is unknown; use xla, splash"):
         attention.attention_mask_for(ones, ones, "flash3")
@@ -197,7 +197,7 @@ def loss_of(config: ModelConfig):
     return loss, {name: PARAMS[name] for name in ("projector", "llm")}
 
 
-def changed(**changes) -> ModelConfig:
+def with_changes(**changes) -> ModelConfig:
     return dataclasses.replace(PLAIN, **changes)
 
 
@@ -213,10 +213,10 @@ KERNEL = dict(attention="splash_interpreted")
 @pytest.mark.parametrize(
     "changes", [*(dict(remat=name) for name in REMAT), KERNEL, KERNEL | dict(remat="save_qkv_context")], ids=str
 )
-def test_every_policy_and_kernel_gives_the_loss_and_the_gradients(changes):
-    loss, trained = loss_of(changed(**changes))
-    found, expected = jax.jit(jax.value_and_grad(loss))(trained), expected_of()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
+def test_remat_policies_and_kernels_keep_loss_and_gradients(changes):
+    loss, trained = loss_of(with_changes(**changes))
+    actual, expected = jax.jit(jax.value_and_grad(loss))(trained), expected_of()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected)
 
 
 # Of a block: products that are computed again (of q, k, v, the scores, their sum of v, o, gate and up; never of down,
@@ -238,13 +238,13 @@ def kernel_runs(jaxpr) -> int:
 
 
 @pytest.mark.parametrize("remat", REMAT)
-def test_policies_recompute_what_they_say(remat):
-    loss, trained = loss_of(changed(remat=remat))
+def test_remat_policies_recompute_the_expected_matmuls(remat):
+    loss, trained = loss_of(with_changes(remat=remat))
     blocks = LLM.layers * (9 + WORK[remat][0] + 18)
     # The head's and the linear projector's; of those the gradient of the frozen features is left to XLA, as above.
     assert len(products(jax.grad(loss), trained)) == blocks + TOWER + 3 + 3
 
-    loss, trained = loss_of(changed(remat=remat, **KERNEL))
+    loss, trained = loss_of(with_changes(remat=remat, **KERNEL))
     assert kernel_runs(jax.make_jaxpr(jax.grad(loss))(trained).jaxpr) == WORK[remat][1]
 
 
@@ -254,9 +254,9 @@ def residuals(config: ModelConfig) -> list[jax.ShapeDtypeStruct]:
     return jax.tree.leaves(jax.eval_shape(lambda trained: jax.vjp(loss, trained)[1], trained))
 
 
-def per_layer(found) -> list[tuple[int, ...]]:
+def per_layer(arrays) -> list[tuple[int, ...]]:
     """Shapes of what is kept of each of the decoder's blocks, parameters aside."""
-    return sorted(x.shape[1:] for x in found if x.shape[:2] == (LLM.layers, B))
+    return sorted(x.shape[1:] for x in arrays if x.shape[:2] == (LLM.layers, B))
 
 
 Q, KV, X, WIDE = (B, T, 4, 8), (B, T, 2, 8), (B, T, 40), (B, T, 56)
@@ -267,31 +267,31 @@ KEPT = {
 
 
 @pytest.mark.parametrize("remat", KEPT)
-def test_policies_keep_what_they_say_and_offload_to_the_host(remat):
-    found = residuals(changed(remat=remat))
-    assert per_layer(found) == sorted(KEPT[remat])
-    loss, trained = loss_of(changed(remat=remat))
+def test_remat_policies_save_and_offload_the_expected_tensors(remat):
+    saved = residuals(with_changes(remat=remat))
+    assert per_layer(saved) == sorted(KEPT[remat])
+    loss, trained = loss_of(with_changes(remat=remat))
     moves = [e.params for e in equations(jax.grad(loss), trained) if e.primitive.name == "device_put"]
-    there = [params for params in moves if "host" in str(params).lower()]
-    assert len(there) == (3 if remat == "offload_qkv" else 0)
+    offloads = [params for params in moves if "host" in str(params).lower()]
+    assert len(offloads) == (3 if remat == "offload_qkv" else 0)
     assert set(KEPT) == set(REMAT) - {"none"} and set(WORK) == set(REMAT)
 
 
-def test_from_the_kernel_its_log_sum_exp_is_kept_too():
-    found = per_layer(residuals(changed(remat="save_context", **KERNEL)))
-    assert found == sorted([X, (B, 4, 128, 8), (B, 4, 128)])
+def test_save_context_also_saves_the_kernel_log_sum_exp():
+    shapes = per_layer(residuals(with_changes(remat="save_context", **KERNEL)))
+    assert shapes == sorted([X, (B, 4, 128, 8), (B, 4, 128)])
 
 
 @pytest.mark.parametrize("remat", ["none", "full", "minimal"])
-def test_a_frozen_tower_leaves_nothing_for_the_backward_pass(remat):
-    found = residuals(changed(remat=remat))
+def test_frozen_tower_saves_no_residuals(remat):
+    saved = residuals(with_changes(remat=remat))
     features = (B, 1 * VISION.features, VISION.width)  # which the projector's gradient needs
-    tower = [x.shape for x in found if VISION.width in x.shape[-1:] or VISION.mlp_width in x.shape[-1:]]
+    tower = [x.shape for x in saved if VISION.width in x.shape[-1:] or VISION.mlp_width in x.shape[-1:]]
     assert [shape for shape in tower if np.prod(shape) != np.prod(features)] == []
     assert len(tower) == 1
 
 
-def test_every_name_of_the_policies_is_given_to_a_tensor_and_the_other_way_round():
-    named = {name for policy in REMAT.values() if policy for name in (*policy.keep, *policy.offload)}
-    given = {e.params["name"] for e in equations(*loss_of(PLAIN)) if e.primitive.name == "name"}
-    assert named == given
+def test_remat_policy_names_match_the_checkpoint_names():
+    policy_names = {name for policy in REMAT.values() if policy for name in (*policy.keep, *policy.offload)}
+    tensor_names = {e.params["name"] for e in equations(*loss_of(PLAIN)) if e.primitive.name == "name"}
+    assert policy_names == tensor_names

@@ -30,7 +30,7 @@ def tower():
     return model, clip_params(weights(model), uneven())
 
 
-def test_images_are_normalized_as_clip_s_processor_does():
+def test_normalize_matches_the_clip_image_processor():
     image = RNG.integers(0, 256, (24, 24, 3), dtype=np.uint8)
     theirs = CLIPImageProcessor(do_resize=False, do_center_crop=False)(image, return_tensors="np").pixel_values
     ours = normalize(jnp.asarray(image[None]))
@@ -40,7 +40,7 @@ def test_images_are_normalized_as_clip_s_processor_does():
 
 @pytest.mark.parametrize("select_feature", ["patch", "cls_patch"])
 @pytest.mark.parametrize("select_layer", [0, 1, -1, -2])
-def test_features_are_the_hidden_states_of_hugging_face(tower, select_layer, select_feature):
+def test_features_match_hugging_face_hidden_states(tower, select_layer, select_feature):
     model, params = tower
     config = uneven(vision=dict(select_layer=select_layer, select_feature=select_feature))
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_features_are_the_hidden_states_of_hugging_face(tower, select_layer, sel
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_gelu_tower():
+def test_gelu_tower_matches_hugging_face():
     config = uneven(vision=dict(activation="gelu", select_layer=-1))
     model = hf_clip(config.vision)
     with torch.no_grad():
@@ -59,14 +59,14 @@ def test_gelu_tower():
     np.testing.assert_allclose(features(config, clip_params(weights(model), config)), theirs, atol=1e-4)
 
 
-def test_uint8_images_equal_normalized_ones(tower):
+def test_uint8_and_normalized_images_give_equal_features(tower):
     images = jnp.asarray(RNG.integers(0, 256, (2, 24, 24, 3), dtype=np.uint8))
     ours = [features(uneven(), tower[1], x) for x in (images, normalize(images))]
     np.testing.assert_allclose(*ours, atol=1e-5)
 
 
 @pytest.mark.parametrize("select_layer", [0, 1, -2, -1])
-def test_blocks_after_the_selected_state_are_not_computed(tower, select_layer):
+def test_blocks_after_the_selected_layer_are_not_computed(tower, select_layer):
     config = uneven(vision=dict(select_layer=select_layer))
     used = config.vision.blocks_used
     per_block = 8  # q, k, v, scores, weighted values, o, up, down
@@ -87,17 +87,17 @@ def test_init_creates_every_block_and_the_final_norm(tower, select_layer):
 @pytest.mark.parametrize(
     "field, value", [("select_feature", "cls"), ("activation", "relu"), ("select_layer", -5), ("select_layer", 4)]
 )
-def test_unknown_values_are_named(tower, field, value):
+def test_unknown_config_values_raise(tower, field, value):
     with pytest.raises(ConfigError, match=f"{field}.*{value}"):
         features(uneven(vision={field: value}), tower[1])
 
 
-def test_images_of_another_size_are_refused(tower):
+def test_wrong_image_size_raises(tower):
     with pytest.raises(ConfigError, match="16, 16, 3.*24, 24, 3"):
         features(uneven(), tower[1], PIXELS[:, :16, :16])
 
 
 @pytest.mark.parametrize("changes", [dict(remat="full"), dict(remat="save_qkv"), dict(unroll=True)], ids=str)
-def test_remat_and_unroll_change_nothing(tower, changes):
+def test_remat_and_unroll_keep_the_features(tower, changes):
     expected = features(uneven(), tower[1])
     np.testing.assert_allclose(features(dataclasses.replace(uneven(), **changes), tower[1]), expected, atol=1e-5)

@@ -28,11 +28,11 @@ def normal(*shape):
 SPEC, X, W = "btd,dhe->bthe", normal(2, 3, 8), normal(8, 2, 4)
 
 
-def test_dot_in_float32_is_einsum():
+def test_float32_dot_matches_einsum():
     np.testing.assert_allclose(matmul.dot(SPEC, X, W, "float32"), np.einsum(SPEC, X, W), rtol=1e-5, atol=1e-5)
 
 
-def test_dot_in_bfloat16_sums_in_float32_and_casts_once():
+def test_bfloat16_dot_accumulates_in_float32_and_casts_once():
     y = matmul.dot(SPEC, X, W, "bfloat16")
     assert y.dtype == jnp.bfloat16
     assert matmul.dot(SPEC, X, W, "bfloat16", out="float32").dtype == jnp.float32
@@ -40,7 +40,7 @@ def test_dot_in_bfloat16_sums_in_float32_and_casts_once():
     np.testing.assert_array_equal(y, jnp.asarray(np.einsum(SPEC, *rounded), jnp.bfloat16))
 
 
-def test_dot_in_bfloat16_has_bfloat16_operands_forward_and_backward():
+def test_bfloat16_dot_has_bfloat16_operands_in_both_passes():
     def loss(x, w):
         return matmul.dot(SPEC, x, w, "bfloat16", out="float32").sum()
 
@@ -48,7 +48,7 @@ def test_dot_in_bfloat16_has_bfloat16_operands_forward_and_backward():
 
 
 @pytest.mark.parametrize("spec, x, w", [(SPEC, X, W), ("btkge,bske->bkgts", normal(2, 3, 2, 2, 4), normal(2, 5, 2, 4))])
-def test_dot_gradient_in_bfloat16_is_close_to_float32(spec, x, w):
+def test_bfloat16_dot_gradients_are_close_to_float32(spec, x, w):
     def gradients(dtype):
         return jax.grad(lambda x, w: (matmul.dot(spec, x, w, dtype, out="float32") ** 2).sum(), (0, 1))(x, w)
 
@@ -71,7 +71,7 @@ SPECS = {
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_gradients_of_products_are_those_of_einsum(name):
+def test_dot_gradients_match_einsum(name):
     spec, x_shape, w_shape = SPECS[name]
     x, w = normal(*x_shape), normal(*w_shape)
 
@@ -79,42 +79,43 @@ def test_gradients_of_products_are_those_of_einsum(name):
         return jax.grad(lambda x, w: jnp.sin(product(x, w)).sum(), (0, 1))(x, w)
 
     ours = gradients(lambda x, w: matmul.dot(spec, x, w, "float32"))
-    for one, expected in zip(ours, gradients(lambda x, w: jnp.einsum(spec, x, w, precision="highest")), strict=True):
-        np.testing.assert_allclose(one, expected, rtol=1e-4, atol=1e-4)
+    expected = gradients(lambda x, w: jnp.einsum(spec, x, w, precision="highest"))
+    for gradient, expected_gradient in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SPECS)
-def test_a_cpu_turns_no_operand_of_a_product_by_itself(name, dtype):
+def test_cpu_dots_need_no_transpose_or_conversion(name, dtype):
     """XLA for CPU multiplies bfloat16 as it is only where the summed axes are the last of the left and first or last of
     the right operand; any other product converts both to float32 first, or finds no code at all when it runs."""
     spec, x_shape, w_shape = SPECS[name]
     x, w = jnp.zeros(x_shape, dtype), jnp.zeros(w_shape, dtype)
     gradients = jax.jit(jax.grad(lambda x, w: jnp.sin(matmul.dot(spec, x, w, dtype)).sum(), (0, 1)))
     compiled = gradients.lower(x, w).compile()
-    found = re.findall(r" dot\((.*?)\), .*?lhs_contracting_dims=\{(\d)\}", compiled.as_text())
-    operands = dict(re.findall(r"%(\S+) = (\w+\[[\d,]*\])", compiled.as_text()))
-    assert len(found) == 3
-    for names, summed in found:
-        left, right = (operands[one.strip().lstrip("%")] for one in names.split(","))
+    dots = re.findall(r" dot\((.*?)\), .*?lhs_contracting_dims=\{(\d)\}", compiled.as_text())
+    types = dict(re.findall(r"%(\S+) = (\w+\[[\d,]*\])", compiled.as_text()))
+    assert len(dots) == 3
+    for names, summed in dots:
+        left, right = (types[name.strip().lstrip("%")] for name in names.split(","))
         assert int(summed) == left.count(",")
         if dtype == "bfloat16":
             assert left.startswith("bf16") and right.startswith("bf16")
     compiled(x, w)
 
 
-def test_unknown_dtype_is_named():
+def test_unknown_dtype_raises():
     with pytest.raises(ConfigError, match="float16"):
         matmul.dot(SPEC, X, W, "float16")
 
 
-def test_activations_are_torch_s():
+def test_activations_match_torch():
     x = normal(100) * 3
     np.testing.assert_allclose(layers.gelu(x), torch_gelu(torch.tensor(x)), atol=1e-6)
     np.testing.assert_allclose(layers.quick_gelu(x), ACT2FN["quick_gelu"](torch.tensor(x)), atol=1e-6)
 
 
-def test_norms_are_torch_s_and_compute_in_float32():
+def test_norms_match_torch_and_compute_in_float32():
     x, scale, bias = normal(2, 3, 16) * 5 + 1, normal(16), normal(16)
     theirs = layer_norm(torch.tensor(x), [16], torch.tensor(scale), torch.tensor(bias), eps=1e-3)
     ours = layers.LayerNorm(1e-3, "embed").apply({"params": {"scale": scale, "bias": bias}}, x)
@@ -135,7 +136,7 @@ def test_norms_are_torch_s_and_compute_in_float32():
     [None, RopeScaling("linear", 4.0), RopeScaling("llama3", 8.0, 1.0, 4.0, original_max_positions=64)],
     ids=["plain", "linear", "llama3"],
 )
-def test_rope_is_hugging_face_s(scaling):
+def test_rope_matches_hugging_face(scaling):
     config = dataclasses.replace(UNEVEN.llm, head_size=16, width=64, rope_scaling=scaling)
     positions = np.array([[0, 1, 2, 50, 51], [7, 0, 0, 127, 3]], np.int32)
     q, k = normal(2, 5, 4, 16), normal(2, 5, 2, 16)
@@ -148,24 +149,24 @@ def test_rope_is_hugging_face_s(scaling):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_rope_by_a_product_gives_the_same_numbers(dtype):
+def test_rope_via_matmul_gives_the_same_values(dtype):
     """And the same gradients, but for what a bfloat16 cotangent rounds."""
     positions = jnp.array([[0, 1, 2, 50, 127]])
     rotation = rope.rope_rotation(dataclasses.replace(UNEVEN.llm, head_size=16, width=64), positions)
     x, w = jnp.asarray(normal(1, 5, 4, 16), dtype), jnp.asarray(normal(1, 5, 4, 16), dtype)
-    found, expected = (rope.rope(x, rotation, by_product) for by_product in (True, False))
-    assert found.dtype == x.dtype
-    np.testing.assert_allclose(found.astype(jnp.float32), expected.astype(jnp.float32), atol=1e-6, rtol=2**-7)
-    assert np.mean(np.asarray(found != expected)) < 0.05, "what differs is a last bit, here and there"
+    actual, expected = (rope.rope(x, rotation, via_matmul) for via_matmul in (True, False))
+    assert actual.dtype == x.dtype
+    np.testing.assert_allclose(actual.astype(jnp.float32), expected.astype(jnp.float32), atol=1e-6, rtol=2**-7)
+    assert np.mean(np.asarray(actual != expected)) < 0.05, "what differs is a last bit, here and there"
 
-    def gradient(by_product):
-        return jax.grad(lambda x: jnp.sum((rope.rope(x, rotation, by_product) * w).astype(jnp.float32)))(x)
+    def gradient(via_matmul):
+        return jax.grad(lambda x: jnp.sum((rope.rope(x, rotation, via_matmul) * w).astype(jnp.float32)))(x)
 
     tolerance = 1e-6 if dtype == "float32" else 0.05
     np.testing.assert_allclose(gradient(True).astype(jnp.float32), gradient(False).astype(jnp.float32), atol=tolerance)
 
 
-def test_a_tpu_writes_gradients_of_weights_in_bfloat16_and_others_in_float32():
+def test_weight_gradients_are_bfloat16_on_tpu_float32_on_cpu():
     """Read from what each is given to compile; neither is there."""
 
     def results(platform):
@@ -176,12 +177,12 @@ def test_a_tpu_writes_gradients_of_weights_in_bfloat16_and_others_in_float32():
     assert results("tpu") == ["bf16"] and results("cpu") == ["f32"]
 
 
-def test_unknown_rope_scaling_is_named():
+def test_unknown_rope_scaling_raises():
     with pytest.raises(ConfigError, match="yarn"):
         rope.rope_frequencies(dataclasses.replace(UNEVEN.llm, rope_scaling=RopeScaling("yarn", 2.0)))
 
 
-def test_attention_mask_is_a_picture():
+def test_attention_mask_is_causal_within_segments():
     positions = jnp.array([[0, 1, 0, 1, 0]])
     segments = jnp.array([[1, 1, 2, 2, 0]])  # two samples of two tokens, then padding
     mask = attention.attention_mask(positions, positions, segments, segments)
@@ -198,7 +199,7 @@ def test_attention_mask_is_a_picture():
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attention_is_torch_s(kv_heads):
+def test_reference_attention_matches_torch(kv_heads):
     q, k, v = normal(2, 3, 4, 8), normal(2, 6, kv_heads, 8), normal(2, 6, kv_heads, 8)
     mask = RNG.random((2, 3, 6)) < 0.5
     mask[..., 0] = True
@@ -208,6 +209,6 @@ def test_attention_is_torch_s(kv_heads):
         np.testing.assert_allclose(attention.reference_attention(q, k, v, ours_mask), theirs, atol=1e-5)
 
 
-def test_a_query_without_keys_stays_finite():
+def test_fully_masked_query_stays_finite():
     q = k = v = normal(1, 2, 1, 4)
     assert np.isfinite(attention.reference_attention(q, k, v, np.zeros((1, 2, 2), bool))).all()

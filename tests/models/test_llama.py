@@ -62,7 +62,7 @@ def params():
     ],
     ids=str,
 )
-def test_logits_are_hugging_face_s(changes):
+def test_logits_match_hugging_face(changes):
     config = uneven(llm=changes)
     model, params = create(config)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_logits_are_hugging_face_s(changes):
     assert np.abs(theirs).max() > 1  # the bound means something
 
 
-def test_no_logit_depends_on_a_later_token(params):
+def test_logits_depend_on_no_later_token(params):
     def run(embeddings):
         score = lambda model: model.logits(model.hidden(embeddings, POSITIONS, ONES)[0])  # noqa: E731
         return nn.apply(score, Llama(uneven()))({"params": params})
@@ -97,7 +97,7 @@ def test_padding_and_packing_do_not_change_logits(params):
 
 
 @pytest.mark.parametrize("unroll", [False, True])
-def test_decoding_step_by_step_with_a_cache_equals_one_pass(params, unroll):
+def test_cached_decoding_matches_a_full_pass(params, unroll):
     config = uneven(unroll=unroll)
     expected = logits(config, params, TOKENS, POSITIONS, ONES)
     cache = KVCache.empty(config.llm, B, T + 3, "float32")
@@ -121,9 +121,9 @@ def test_rows_of_unequal_length_decode_together(params):
     for b in range(B):
         np.testing.assert_allclose(ours[b, : lengths[b]], expected[b, : lengths[b]], atol=1e-5)
     for i in range(steps):
-        at = (lengths + i).astype(np.int32)[:, None]
-        ours, cache = logits(uneven(), params, np.take_along_axis(TOKENS, at, 1), at, ONES[:, :1], cache)
-        np.testing.assert_allclose(ours[:, 0], np.take_along_axis(expected, at[..., None], 1)[:, 0], atol=1e-5)
+        positions = (lengths + i).astype(np.int32)[:, None]
+        ours, cache = logits(uneven(), params, np.take_along_axis(TOKENS, positions, 1), positions, ONES[:, :1], cache)
+        np.testing.assert_allclose(ours[:, 0], np.take_along_axis(expected, positions[..., None], 1)[:, 0], atol=1e-5)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -133,7 +133,7 @@ def loss_and_gradient(config, params):
 
 @pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("remat", ["none", "full"])  # the others: test_kernels
-def test_remat_and_unroll_change_neither_loss_gradient_nor_tree(params, remat, unroll):
+def test_remat_and_unroll_keep_loss_gradients_and_parameter_tree(params, remat, unroll):
     config = uneven(remat=remat, unroll=unroll)
     expected, ours = loss_and_gradient(uneven(), params), loss_and_gradient(config, params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, expected)
@@ -145,24 +145,24 @@ def logits_of(model):
     return model.logits(hidden(model, TOKENS, POSITIONS, ONES)[0])
 
 
-def test_unroll_makes_straight_line_code(params):
+def test_unroll_compiles_without_a_loop(params):
     for unroll in (False, True):
         config = uneven(unroll=unroll, remat="full")
         text = loss_and_gradient.lower(config, params).as_text()
         assert ("stablehlo.while" in text) != unroll
 
 
-def test_unknown_remat_policy_is_named(params):
+def test_unknown_remat_policy_raises(params):
     with pytest.raises(ConfigError, match="most"):
         logits(uneven(remat="most"), params, TOKENS, POSITIONS, ONES)
 
 
-def test_bfloat16_is_close_and_every_product_has_bfloat16_operands(params):
+def test_bfloat16_is_close_and_all_matmuls_use_bfloat16(params):
     config = dataclasses.replace(uneven(), dtype="bfloat16", remat="full")
     expected, ours = loss_and_gradient(uneven(), params), loss_and_gradient(config, params)
     assert abs(ours[0] - expected[0]) < 0.03 * abs(expected[0])
     for a, b in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(expected[1]), strict=True):
         assert np.abs(a - b).max() < 0.1 * np.abs(b).max()
 
-    found = products(lambda p: loss_and_gradient(config, p), params)
-    assert set(found) == {("bfloat16", "bfloat16", "float32")}
+    dtypes = products(lambda p: loss_and_gradient(config, p), params)
+    assert set(dtypes) == {("bfloat16", "bfloat16", "float32")}

@@ -49,7 +49,7 @@ def picture():
     return RNG.integers(0, 256, (24, 24, 3), dtype=np.uint8)
 
 
-def test_merge_is_a_picture():
+def test_merge_replaces_placeholders_by_features_in_order():
     i = IMAGE_TOKEN_ID
     tokens = jnp.array([[5, i, i, 6, i], [i, 7, 8, 9, 9], [7, 8, 9, 9, 9]])
     text = jnp.array([[10, 11, 12, 13, 14], [20, 21, 22, 23, 24], [30, 31, 32, 33, 34]])[..., None]
@@ -61,7 +61,7 @@ def test_merge_is_a_picture():
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_placeholders_without_a_feature_are_zero_and_read_no_other_row(count):
+def test_surplus_placeholders_are_zero_and_rows_stay_separate(count):
     tokens = jnp.full((2, 4), IMAGE_TOKEN_ID)
     features = jnp.array([[1.0, 2.0], [3.0, 4.0]])[:, :count, None]
     merged = merge(tokens, jnp.ones((2, 4, 1)), features)[..., 0]
@@ -71,7 +71,7 @@ def test_placeholders_without_a_feature_are_zero_and_read_no_other_row(count):
 
 
 @pytest.mark.parametrize("name, depth", [("linear", 1), ("mlp1x_gelu", 1), ("mlp2x_gelu", 2), ("mlp3x_gelu", 3)])
-def test_projector_is_torch_s(name, depth):
+def test_projector_matches_torch(name, depth):
     config = uneven(projector=name)
     torch.manual_seed(0)
     layers = [torch.nn.Linear(32 if i == 0 else 40, 40) for i in range(depth)]
@@ -85,7 +85,7 @@ def test_projector_is_torch_s(name, depth):
     assert projector_depth(name) == depth
 
 
-def test_fresh_projector_is_uniform_like_torch_s():
+def test_projector_init_is_uniform_like_torch():
     params = nn.unbox(Projector(uneven()).init(jax.random.key(0), np.zeros((1, 9, 32), np.float32))["params"])
     for name, fan_in in (("linear_1", 32), ("linear_2", 40)):
         for w in params[name].values():
@@ -94,7 +94,7 @@ def test_fresh_projector_is_uniform_like_torch_s():
 
 
 @pytest.mark.parametrize("name", ["identity", "mlp0x_gelu", "mlp2x_relu", "xmlp2x_gelu", "linear2"])
-def test_unknown_projector_is_named(name):
+def test_unknown_projector_raises(name):
     with pytest.raises(ConfigError, match=name):
         abstract_params(uneven(projector=name))
 
@@ -109,7 +109,7 @@ def test_unknown_projector_is_named(name):
     ],
     ids=str,
 )
-def test_logits_are_hugging_face_s(changes):
+def test_logits_match_hugging_face(changes):
     """Two rows, one with two images, one with none at all; right padded."""
     config = uneven(**changes)
     model = hf_llava(config, image_token=63)
@@ -129,7 +129,7 @@ def test_logits_are_hugging_face_s(changes):
     assert np.abs(theirs[real]).max() > 1
 
 
-def test_a_mixed_batch_equals_its_rows_alone(params):
+def test_mixed_batch_equals_single_rows(params):
     """Rows with one, no and two images, of unequal length."""
     a, b, c = picture(), picture(), picture()
     rows = [[1, *IMAGE, 5, 6], [1, 7, 8], [1, *IMAGE, 9, *IMAGE, 10]]
@@ -143,7 +143,7 @@ def test_a_mixed_batch_equals_its_rows_alone(params):
     assert np.abs(swapped[0] - together[2]).max() > 1e-3  # which image comes first does matter
 
 
-def test_a_prompt_with_images_continues_from_the_cache(params):
+def test_cached_steps_after_an_image_prompt_match_a_full_pass(params):
     row, images = [1, *IMAGE, 5, 6, 7, 8], [[picture()]]
     tokens, pixels, positions, segment_ids = batch([row], images)
     expected = logits(uneven(), params, tokens, pixels, positions, segment_ids)
@@ -172,7 +172,7 @@ def test_init_creates_every_parameter_with_or_without_images(params, n):
     assert jax.tree.map(lambda x: (x.shape, x.dtype.name), nn.unbox(created)) == shapes
 
 
-def test_fresh_parameters_are_the_abstract_ones_and_differ_by_layer():
+def test_init_params_match_abstract_params_and_differ_by_layer():
     fresh = init_params(uneven(), jax.random.key(0))
     abstract = nn.unbox(abstract_params(uneven()))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), fresh) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
@@ -183,13 +183,13 @@ def test_fresh_parameters_are_the_abstract_ones_and_differ_by_layer():
     np.testing.assert_array_equal(fresh["vision"]["layers"]["q"]["bias"], np.zeros((3, 4, 8)))
 
 
-def test_no_images_runs_no_tower(params):
+def test_text_only_batch_skips_the_vision_tower(params):
     arrays = batch([[1, 2, 3]], [[]])
     broken = params | {"vision": jax.tree.map(lambda x: x * np.nan, params["vision"])}
     assert np.isfinite(logits(uneven(), broken, *arrays)).all()
 
 
-def test_bfloat16_is_close(params):
+def test_bfloat16_logits_are_close_to_float32(params):
     arrays = batch([[1, *IMAGE, 5, 6], [1, 7, 8]], [[picture()], []])
     real = arrays[3] == 1
     exact = np.asarray(logits(uneven(), params, *arrays))[real]
@@ -201,7 +201,7 @@ def test_bfloat16_is_close(params):
         assert np.abs(np.asarray(ours)[real] - exact).mean() < 0.03 * np.abs(exact).mean()
 
 
-def test_activations_are_constrained_under_a_mesh(params):
+def test_activations_have_sharding_constraints_under_a_mesh(params):
     """Under a mesh that flax cannot see, `constrain` would silently do nothing."""
     arrays = batch([[1, *IMAGE, 5, 6]], [[picture()]])
     fresh = jax.jit(lambda p, *a: Llava(uneven()).apply({"params": p}, *a))

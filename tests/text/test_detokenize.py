@@ -53,7 +53,7 @@ def pieces(tokenizer, ids) -> list[str]:
 @pytest.mark.parametrize("kind", ["sentencepiece", "byte_level"])
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_pieces_of_any_ids_join_to_the_whole(tokenizers, kind, data):
+def test_pieces_of_any_ids_join_to_the_full_text(tokenizers, kind, data):
     """Also of ids that no text has: half characters, specials in the middle, ids beyond the vocabulary."""
     tokenizer = tokenizers[kind]
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size + 2), max_size=30))
@@ -63,14 +63,14 @@ def test_pieces_of_any_ids_join_to_the_whole(tokenizers, kind, data):
 @pytest.mark.parametrize("kind", ["sentencepiece", "byte_level"])
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters=UNREADABLE + "▁"), max_size=20))
-def test_no_piece_of_a_text_holds_half_a_character(tokenizers, kind, text):
+def test_no_piece_contains_an_incomplete_character(tokenizers, kind, text):
     tokenizer = tokenizers[kind]
-    found = pieces(tokenizer, tokenizer.encode(text))
-    assert "".join(found) == text
-    assert not any(UNREADABLE in piece for piece in found)
+    parts = pieces(tokenizer, tokenizer.encode(text))
+    assert "".join(parts) == text
+    assert not any(UNREADABLE in piece for piece in parts)
 
 
-def test_the_docstring_s_examples(tokenizers):
+def test_docstring_examples_of_the_detokenizer(tokenizers):
     tokenizer = tokenizers["sentencepiece"]
     vocab = tokenizer.backend.get_vocab()
     ids = [vocab[name] for name in ("<0xE2>", "<0x82>", "<0xAC>", "▁a")]
@@ -83,28 +83,28 @@ def test_the_docstring_s_examples(tokenizers):
     assert "".join(text) == " caf" and (half, whole, end) == ("", "é", "")
 
 
-def test_an_id_beyond_the_vocabulary_ends_no_run_of_bytes(tokenizers):
+def test_id_beyond_the_vocabulary_continues_a_byte_run(tokenizers):
     tokenizer = tokenizers["sentencepiece"]
     vocab = tokenizer.backend.get_vocab()
     ids = [vocab["<0xC3>"], tokenizer.vocab_size, vocab["<0xA9>"], vocab["a"]]
     assert pieces(tokenizer, ids) == ["", "", "", "éa", ""]
 
 
-def test_llama_s_own_tokenizer(real_data):
+def test_llama_tokenizer_pieces_join_to_the_text(real_data):
     tokenizer = load_tokenizer(real_data / "tokenizers" / "llama2.model")
     ids = tokenizer.encode(TEXT, dummy_prefix=True)
-    found = pieces(tokenizer, ids)
-    assert "".join(found) == tokenizer.decode(ids) == " " + TEXT
-    assert not any(UNREADABLE in piece for piece in found) and sum(map(bool, found)) > 20
+    parts = pieces(tokenizer, ids)
+    assert "".join(parts) == tokenizer.decode(ids) == " " + TEXT
+    assert not any(UNREADABLE in piece for piece in parts) and sum(map(bool, parts)) > 20
 
 
-def test_a_space_belongs_to_the_piece_it_is_written_in(tokenizers):
+def test_leading_space_stays_with_its_piece(tokenizers):
     tokenizer = tokenizers["sentencepiece"]
     ids = [tokenizer.backend.get_vocab()[name] for name in ("▁a", "red", "▁b")]
     assert pieces(tokenizer, ids) == [" a", "red", " b", ""]
 
 
-def test_a_decoder_that_strips_the_first_space_is_followed_too():
+def test_decoder_that_strips_the_first_space_keeps_later_spaces():
     """Hugging Face's decode does: what it gives depends on whether a token is the first."""
 
     class Strips:
@@ -117,19 +117,19 @@ def test_a_decoder_that_strips_the_first_space_is_followed_too():
 def reference(text: str, stops) -> tuple[str, bool]:
     """The shortest beginning of the text that ends in a stop string, without the longest stop string it ends in."""
     for end in range(len(text) + 1):
-        found = [stop for stop in stops if text[:end].endswith(stop)]
-        if found:
-            return text[: end - max(map(len, found))], True
+        ending = [stop for stop in stops if text[:end].endswith(stop)]
+        if ending:
+            return text[: end - max(map(len, ending))], True
     return text, False
 
 
-def cut(text: str, stops, places) -> tuple[str, bool, list[str]]:
+def cut(text: str, stops, cuts) -> tuple[str, bool, list[str]]:
     """-> all that came out, found, what came out after each piece."""
-    search, outs, at = StopStrings(stops), [], 0
-    for place in [*sorted(places), len(text)]:
-        outs.append(search.push(text[at:place]))
-        at = place
-    return "".join(outs) + search.flush(), search.found, outs
+    search, outputs, start = StopStrings(stops), [], 0
+    for cut_at in [*sorted(cuts), len(text)]:
+        outputs.append(search.push(text[start:cut_at]))
+        start = cut_at
+    return "".join(outputs) + search.flush(), search.is_stopped, outputs
 
 
 few = st.text("ab#", max_size=24)  # few letters, many near misses
@@ -137,22 +137,22 @@ few = st.text("ab#", max_size=24)  # few letters, many near misses
 
 @settings(max_examples=400, deadline=None)
 @given(text=few, stops=st.lists(st.text("ab#", min_size=1, max_size=5), max_size=3), data=st.data())
-def test_stops_are_found_wherever_the_text_is_cut(text, stops, data):
-    places = data.draw(st.lists(st.integers(0, len(text)), max_size=8))
-    expected, is_there = reference(text, stops)
-    ours, found, outs = cut(text, stops, places)
-    assert (ours, found) == (expected, is_there)
-    ends = [*sorted(places), len(text)]
+def test_stop_strings_are_found_across_piece_boundaries(text, stops, data):
+    cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=8))
+    expected, should_stop = reference(text, stops)
+    ours, is_stopped, outputs = cut(text, stops, cuts)
+    assert (ours, is_stopped) == (expected, should_stop)
+    ends = [*sorted(cuts), len(text)]
     for n, end in enumerate(ends):  # no more is held back than has to be
-        out = "".join(outs[: n + 1])
+        output = "".join(outputs[: n + 1])
         if reference(text[:end], stops)[1]:
             break
-        held = text[len(out) : end]
+        held = text[len(output) : end]
         assert not held or any(stop.startswith(held) for stop in stops)
 
 
 @pytest.mark.parametrize(
-    "text, stop, out, found",
+    "text, stop, expected, is_stopped",
     [
         ("one###two", "###", "one", True),
         ("one####", "###", "one", True),  # repeated beyond its length
@@ -162,21 +162,21 @@ def test_stops_are_found_wherever_the_text_is_cut(text, stops, data):
         ("one##", "###", "one##", False),  # ... at the end too
     ],
 )
-def test_repetitions(text, stop, out, found):
-    assert cut(text, [stop], [])[:2] == (out, found)
-    assert cut(text, [stop], range(len(text)))[:2] == (out, found)
+def test_repeated_and_partial_stop_strings(text, stop, expected, is_stopped):
+    assert cut(text, [stop], [])[:2] == (expected, is_stopped)
+    assert cut(text, [stop], range(len(text)))[:2] == (expected, is_stopped)
 
 
-def test_the_docstring_s_example_of_a_stop():
+def test_docstring_example_of_stop_strings():
     search = StopStrings(["##\n"])
     assert [search.push(piece) for piece in ("a#", "#", "#", "\n b")] == ["a", "", "#", ""]
-    assert search.found and search.flush() == ""
+    assert search.is_stopped and search.flush() == ""
 
 
-def test_of_stops_that_end_together_the_longest_counts():
+def test_longest_of_stop_strings_ending_together_wins():
     assert cut("one\n### two", ["###", "\n###"], range(11))[:2] == ("one", True)
 
 
-def test_an_empty_stop_string_is_refused():
+def test_empty_stop_string_raises():
     with pytest.raises(ConfigError, match="empty"):
         StopStrings(["###", ""])

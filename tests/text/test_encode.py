@@ -44,50 +44,50 @@ def llama_chatml(tmp_path_factory):
     return load_tokenizer(folder)
 
 
-def numbers(text):
+def parse_ids(text):
     return [int(number) for number in text.split()]
 
 
 # Golden vectors: made with an independent implementation of LLaMA's tokenizer and the original's rules.
-HEADER = numbers(
+HEADER = parse_ids(
     "1 319 13563 1546 263 12758 1404 322 385 23116 21082 20255 29889 450 20255 4076 8444 29892 13173 29892 322 1248 "
     "568 6089 304 278 1404 29915 29879 5155 29889"
 )
 ROUND_1 = "29901 29871 -200 29871 13 5618 338 372 29973 319 1799 9047 13566 29901 319 2654 3593 29889 2"
 ROUND_2 = "29901 6804 29973 319 1799 9047 13566 29901 1551 263 11952 29889 2"
-ANSWERS = numbers("319 2654 3593 29889 2 1551 263 11952 29889 2")
+ANSWERS = parse_ids("319 2654 3593 29889 2 1551 263 11952 29889 2")
 
 
 @needs_llama
 @pytest.mark.parametrize(("legacy", "second_user", "total"), [(True, "3148 1001", 67), (False, "11889", 66)])
-def test_vicuna_v1_is_the_original(legacy, second_user, total):
+def test_vicuna_v1_ids_match_the_original(legacy, second_user, total):
     ids, mask = tokenize(load_tokenizer(LLAMA, legacy), "vicuna_v1", TWO_ROUNDS, images=1)
-    assert ids.tolist() == HEADER + numbers(f"3148 1001 {ROUND_1} {second_user} {ROUND_2}")
+    assert ids.tolist() == HEADER + parse_ids(f"3148 1001 {ROUND_1} {second_user} {ROUND_2}")
     assert len(ids) == total
     assert ids[mask].tolist() == ANSWERS
     assert (ids.dtype, mask.dtype) == (np.int32, bool)
 
 
 @needs_llama
-def test_plain_is_the_original(llama):
+def test_plain_ids_match_the_original(llama):
     turns = [("human", "<image>"), ("gpt", "a red bus parked on a street .")]
     ids, mask = tokenize(llama, "plain", turns, images=1)
-    assert ids.tolist() == numbers("1 -200 263 2654 3593 14089 287 373 263 11952 869 13")
+    assert ids.tolist() == parse_ids("1 -200 263 2654 3593 14089 287 373 263 11952 869 13")
     assert mask.tolist() == [F, F] + [T] * 10
 
 
 @needs_llama
-def test_worked_example_of_the_docstring(llama):
+def test_docstring_example(llama):
     ids, mask = tokenize(llama, "plain", [("human", "<image>"), ("gpt", "a red bus")], images=1)
     assert ids.tolist() == [1, -200, 263, 2654, 3593, 13]
     assert mask.tolist() == [F, F, T, T, T, T]
 
 
 @needs_llama
-def test_llava_llama_2_is_the_original(llama):
+def test_llava_llama_2_ids_match_the_original(llama):
     ids, mask = tokenize(llama, "llava_llama_2", TWO_ROUNDS, images=1)
     assert len(ids) == 85
-    assert ids[mask].tolist() == numbers("319 2654 3593 29889 29871 2 1551 263 11952 29889 29871 2")
+    assert ids[mask].tolist() == parse_ids("319 2654 3593 29889 29871 2 1551 263 11952 29889 29871 2")
     assert " 2 1 518 25580 29962 " in " ".join(map(str, ids))
     assert " 518 29914 25580 29962 319 2654 " in " ".join(map(str, ids))
 
@@ -106,15 +106,15 @@ V0_REST = (
         (TWO_ROUNDS, 1, V0_ASK.format("29871 -200 29871 13 5618").replace("1724 ", ""), 76),
     ],
 )
-def test_v0_is_the_original(llama, turns, images, first, total):
+def test_llava_v0_ids_match_the_original(llama, turns, images, first, total):
     """Between brackets: not supervised. The original trained on the cues, too."""
     ids, mask = tokenize(llama, "llava_v0", turns, images)
     expected_ids, expected_mask, is_target = [], [], True
-    for word in f"2277 29937 {first}{V0_REST}".split():
-        if word in "[]":
-            is_target = word == "]"
+    for item in f"2277 29937 {first}{V0_REST}".split():
+        if item in "[]":
+            is_target = item == "]"
         else:
-            expected_ids.append(int(word))
+            expected_ids.append(int(item))
             expected_mask.append(is_target)
     assert len(ids) == total
     assert not mask[:33].any() and ids[31:33].tolist() == [13, 13]
@@ -138,10 +138,10 @@ SPECIAL_STRINGS = [
     *("[/INST]", " [/INST] ", "[INST]", "<0x0A>", "\n", "\n\n", " ", "  ", "\t", "A red bus.", "漢字", "🚌", "e\u0301"),
 ]
 surrogates_and_sp_space = st.characters(blacklist_categories=["Cs"], blacklist_characters="▁")
-said = st.lists(st.sampled_from(SPECIAL_STRINGS) | st.text(surrogates_and_sp_space, max_size=5), max_size=4).map(
+texts = st.lists(st.sampled_from(SPECIAL_STRINGS) | st.text(surrogates_and_sp_space, max_size=5), max_size=4).map(
     "".join
 )
-conversations = st.lists(st.tuples(said, said), min_size=1, max_size=3)
+conversations = st.lists(st.tuples(texts, texts), min_size=1, max_size=3)
 
 
 def check_supervision(tokenizer, template, rounds):
@@ -158,8 +158,8 @@ def check_supervision(tokenizer, template, rounds):
 
     empty = [(role, "<image>" * (text.count("<image>") if role == "human" else 0)) for role, text in turns]
     specials = list(tokenizer.special.values())
-    same = tokenize(tokenizer, template, empty, images)[0]
-    assert ids[np.isin(ids, specials)].tolist() == same[np.isin(same, specials)].tolist()
+    empty_ids = tokenize(tokenizer, template, empty, images)[0]
+    assert ids[np.isin(ids, specials)].tolist() == empty_ids[np.isin(empty_ids, specials)].tolist()
     if template != "llava_v0":
         first_answer = np.flatnonzero(mask)[0]
         prompt = tokenize_prompt(tokenizer, template, turns[:1], rounds[0][0].count("<image>"))
@@ -167,7 +167,7 @@ def check_supervision(tokenizer, template, rounds):
 
 
 @pytest.mark.parametrize("kind", [pytest.param("llama_chatml", marks=needs_llama), "byte_level"])
-def test_supervised_text_is_the_answers_for_any_conversation(kind, request):
+def test_target_mask_covers_exactly_the_answers(kind, request):
     tokenizer = request.getfixturevalue(kind)
 
     @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -182,7 +182,7 @@ def test_supervised_text_is_the_answers_for_any_conversation(kind, request):
 @needs_llama
 @pytest.mark.parametrize("template", [name for name in TEMPLATES if name not in ("llava_v0", "plain", "chatml")])
 @pytest.mark.parametrize("legacy", [True, False])
-def test_prompt_of_a_later_round_is_what_training_saw(template, legacy):
+def test_later_round_prompt_matches_training_ids(template, legacy):
     tokenizer = load_tokenizer(LLAMA, legacy)
     ids, mask = tokenize(tokenizer, template, TWO_ROUNDS, images=1)
     second_answer = np.flatnonzero(mask & ~np.roll(mask, 1))[1]
@@ -190,32 +190,32 @@ def test_prompt_of_a_later_round_is_what_training_saw(template, legacy):
 
 
 @needs_llama
-def test_v0_prompt_has_its_own_string(llama):
+def test_llava_v0_prompt_differs_from_training(llama):
     prompt = tokenize_prompt(llama, "llava_v0", TWO_ROUNDS[:1], images=1)
     assert llama.decode(prompt[-13:], skip_special=False) == " <image> \nWhat is it?###Assistant:"
 
 
-@pytest.mark.parametrize(("turns", "images", "found"), [(TWO_ROUNDS, 0, 1), (TWO_ROUNDS, 2, 1), (TEXT_ONLY, 1, 0)])
-def test_markers_and_images_must_agree(byte_level, turns, images, found):
+@pytest.mark.parametrize(("turns", "images", "markers"), [(TWO_ROUNDS, 0, 1), (TWO_ROUNDS, 2, 1), (TEXT_ONLY, 1, 0)])
+def test_marker_and_image_count_mismatch_raises(byte_level, turns, images, markers):
     for function in (lambda: tokenize(byte_level, "vicuna_v1", turns, images),
                      lambda: tokenize_prompt(byte_level, "vicuna_v1", turns[:3], images)):  # fmt: skip
-        with pytest.raises(DataError, match=rf"{found} <image> marker\(s\), but the sample has {images} image"):
+        with pytest.raises(DataError, match=rf"{markers} <image> marker\(s\), but the sample has {images} image"):
             function()
 
 
 @needs_llama
-def test_a_template_may_need_a_token_that_is_not_there(llama):
+def test_template_with_missing_special_token_raises(llama):
     with pytest.raises(ConfigError, match=r"'chatml' needs the special token '<\|im_start\|>'.*vicuna_v1"):
         tokenize(llama, "chatml", TWO_ROUNDS, images=1)
 
 
-def test_stop_ids(byte_level):
+def test_stop_ids_of_templates(byte_level):
     assert stop_ids(byte_level, "vicuna_v1") == (byte_level.eos_id,)
     assert stop_ids(byte_level, "llava_v0") == (byte_level.eos_id,)
     assert stop_ids(byte_level, "chatml") == (byte_level.eos_id, byte_level.special["<|im_end|>"])
 
 
-def test_a_whole_image_is_a_run_of_placeholders():
+def test_expand_images_repeats_the_placeholder():
     ids, mask = expand_images(np.array([1, -200, 263], np.int32), np.array([F, F, T]), features=3)
     assert ids.tolist() == [1, -200, -200, -200, 263]
     assert mask.tolist() == [F, F, F, F, T]
@@ -235,19 +235,19 @@ def test_truncation_never_cuts_an_image(length, kept):
     assert mask.tolist() == MASK[:kept].tolist()
 
 
-def test_worked_example_of_fit():
+def test_docstring_example_of_fit():
     ids, mask = fit(np.array([1, -200, -200, 263, 2]), np.array([F, F, F, T, T]), 4, "truncate")
     assert (ids.tolist(), mask.tolist()) == ([1, -200, -200, 263], [F, F, F, T])
 
 
-def test_a_row_with_nothing_to_learn_is_refused():
+def test_row_without_targets_raises():
     with pytest.raises(DataError, match="no supervised token is left of 7 within a length of 1"):
         fit(IDS, MASK, 1, "truncate")
     with pytest.raises(DataError, match="no supervised token"):
         fit(IDS, np.zeros(7, bool), 7, "truncate")
 
 
-def test_overlong_rows_may_be_an_error():
+def test_overlong_row_raises_under_the_error_policy():
     with pytest.raises(DataError, match="7 tokens, the limit is 6"):
         fit(IDS, MASK, 6, "error")
     assert fit(IDS, MASK, 7, "error")[0].tolist() == IDS.tolist()

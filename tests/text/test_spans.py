@@ -11,18 +11,18 @@ TURNS = (("human", "<image> and <image> ?"), ("gpt", "a red circle"), ("human", 
 
 
 @pytest.mark.parametrize("template", ["vicuna_v1", "llava_v0", "llama_2"])
-def test_pieces_are_the_row_and_split_where_its_mask_does(template):
+def test_spans_cover_the_row_and_split_at_mask_changes(template):
     example = Example("7", TURNS, (Image.new("RGB", (24, 24)),) * 2)
     row = build_row(
         example, tokenizer=TINY, template=template, length=400, max_images=2, features=4, image_size=24,
         aspect="crop", overlong="error",
     )  # fmt: skip
-    pieces = split_row(row, TINY)
+    spans = split_row(row, TINY)
     real = row.segment_ids > 0
-    assert [id for piece in pieces for id in piece.ids] == row.tokens[real].tolist()
-    mask = np.concatenate([[piece.is_target] * len(piece.ids) for piece in pieces])
+    assert [id for span in spans for id in span.ids] == row.tokens[real].tolist()
+    mask = np.concatenate([[span.is_target] * len(span.ids) for span in spans])
     assert mask.tolist() == row.target_mask[real].tolist()
-    assert [piece.text for piece in pieces if piece.is_image] == ["<image x 4>"] * 2
-    standing = [(piece.is_target, piece.is_image) for piece in pieces]
-    assert all(a != b for a, b in zip(standing, standing[1:], strict=False))
-    assert "".join(piece.text for piece in pieces if piece.is_target).count("a red circle") == 1
+    assert [span.text for span in spans if span.is_image] == ["<image x 4>"] * 2
+    kinds = [(span.is_target, span.is_image) for span in spans]
+    assert all(a != b for a, b in zip(kinds, kinds[1:], strict=False))
+    assert "".join(span.text for span in spans if span.is_target).count("a red circle") == 1

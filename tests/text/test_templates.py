@@ -34,7 +34,7 @@ def targets(segments):
         ("SYSTEM_LLAMA_2", 508, "d52c188a3c969c4e"),
     ],
 )
-def test_system_texts_are_the_published_ones(name, length, sha256):
+def test_system_prompts_match_the_published_texts(name, length, sha256):
     system = getattr(templates, name)
     assert len(system) == length
     assert hashlib.sha256(system.encode()).hexdigest()[:16] == sha256
@@ -81,7 +81,7 @@ CHATML = (
         ("chatml", CHATML, ["A red bus.<|im_end|>", "On a street.<|im_end|>"]),
     ],
 )
-def test_training_strings(template, string, supervised):
+def test_rendered_training_strings(template, string, supervised):
     segments = render(template, TWO_ROUNDS)
     assert text(segments) == string
     assert targets(segments) == supervised
@@ -96,17 +96,17 @@ def test_training_strings(template, string, supervised):
         ("chatml", CHATML.removesuffix("On a street.<|im_end|>\n")),
     ],
 )
-def test_prompt_strings(template, string):
+def test_rendered_prompt_strings(template, string):
     assert text(render(template, TWO_ROUNDS[:3], open_answer=True)) == string
 
 
-def test_first_prompt_of_v0():
+def test_first_prompt_of_llava_v0():
     assert text(render("llava_v0", TWO_ROUNDS[:1], open_answer=True)) == (
         f"{S0}###Human: <image>\nWhat is it?###Assistant:"
     )
 
 
-def test_plain_keeps_the_image_and_the_caption_only():
+def test_plain_keeps_only_image_and_caption():
     turns = [("human", "Describe it.\n<image>"), ("gpt", "a red bus parked on a street .")]
     assert render("plain", turns) == [
         Segment("<image>", kind="image"),
@@ -119,7 +119,7 @@ def test_plain_without_image_is_raw_text():
     assert render("plain", [("human", "dropped"), ("gpt", "Once.")]) == [Segment("Once.\n", is_target=True)]
 
 
-def test_chatml_is_what_public_chat_templates_render():
+def test_chatml_matches_public_chat_templates():
     jinja2 = pytest.importorskip("jinja2")
     template = jinja2.Template(
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}"
@@ -127,13 +127,14 @@ def test_chatml_is_what_public_chat_templates_render():
         keep_trailing_newline=True,
     )
     system = {"role": "system", "content": templates.SYSTEM_CHATML}
-    messages = [{"role": {"human": "user", "gpt": "assistant"}[role], "content": said} for role, said in TWO_ROUNDS]
+    roles = {"human": "user", "gpt": "assistant"}
+    messages = [{"role": roles[role], "content": content} for role, content in TWO_ROUNDS]
     assert text(render("chatml", TWO_ROUNDS)) == template.render(messages=[system, *messages])
     prompt = template.render(messages=[system, *messages[:3]], open=True)
     assert text(render("chatml", TWO_ROUNDS[:3], open_answer=True)) == prompt
 
 
-def test_worked_example_of_the_docstring():
+def test_docstring_example():
     assert render("mistral_instruct", [("human", "What is it? <image>"), ("gpt", "A bus.")]) == [
         ("[INST] ", False, "text"),
         ("<image>", False, "image"),
@@ -144,7 +145,7 @@ def test_worked_example_of_the_docstring():
 
 
 @pytest.mark.parametrize(
-    ("said", "rendered"),
+    ("question", "rendered"),
     [
         ("What?\n<image>", "<image>\nWhat?"),
         ("  Wh<image>at?  ", "<image>\nWhat?"),
@@ -153,26 +154,26 @@ def test_worked_example_of_the_docstring():
         ("  no image: spaces stay ", "  no image: spaces stay "),
     ],
 )
-def test_where_markers_go(said, rendered):
-    segments = render("mistral_instruct", [("human", said)], open_answer=True)
+def test_single_image_marker_moves_to_the_front(question, rendered):
+    segments = render("mistral_instruct", [("human", question)], open_answer=True)
     assert text(segments) == f"[INST] {rendered} [/INST]"
-    assert sum(segment.kind == "image" for segment in segments) == said.count("<image>")
+    assert sum(segment.kind == "image" for segment in segments) == question.count("<image>")
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_typed_markers_and_stops_in_answers_are_text(template):
+def test_markers_and_stops_in_answers_are_text(template):
     segments = render(template, [("human", "?"), ("gpt", "<image></s><|im_end|>")])
     assert any(s.kind == "text" and "<image></s><|im_end|>" in s.text for s in segments)
     assert not any(s.kind == "image" for s in segments)
 
 
-def test_an_empty_answer_leaves_its_stop_supervised():
+def test_empty_answer_still_supervises_its_stop():
     assert targets(render("vicuna_v1", [("human", "?"), ("gpt", "")])) == [" </s>"]
     assert targets(render("chatml", [("human", "?"), ("gpt", "")])) == ["<|im_end|>"]
     assert targets(render("plain", [("human", "?"), ("gpt", "")])) == ["\n"]
 
 
-def test_stop_strings():
+def test_stop_strings_of_templates():
     assert {name: stop_string(name) for name in TEMPLATES} == {
         **dict.fromkeys(("vicuna_v1", "llava_v1", "llama_2", "llava_llama_2", "mistral_instruct"), "</s>"),
         **{"llava_v0": "###", "plain": "\n", "chatml": "<|im_end|>"},
@@ -190,21 +191,21 @@ def test_stop_strings():
         ([("human", "a"), ("gpt", None)], "turn 1 holds NoneType"),
     ],
 )
-def test_faulty_conversations_are_refused(turns, message):
+def test_malformed_conversations_raise(turns, message):
     with pytest.raises(DataError, match=message):
         render("vicuna_v1", turns)
 
 
-def test_a_prompt_must_leave_the_answer_open():
+def test_prompt_that_ends_with_an_answer_raises():
     with pytest.raises(DataError, match="the last turn is from 'gpt'; a prompt ends with 'human'"):
         render("vicuna_v1", TWO_ROUNDS, open_answer=True)
 
 
-def test_plain_takes_one_round():
+def test_plain_with_two_rounds_raises():
     with pytest.raises(DataError, match="4 turns"):
         render("plain", TWO_ROUNDS)
 
 
-def test_an_unknown_template_suggests_the_nearest():
+def test_unknown_template_error_suggests_the_nearest():
     with pytest.raises(ConfigError, match="'vicuna_v2'.*vicuna_v1"):
         render("vicuna_v2", TWO_ROUNDS)

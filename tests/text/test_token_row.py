@@ -16,7 +16,7 @@ def example(ids: list[int], mask: list[bool], *values: int, dtype=np.uint8) -> E
     return EncodedExample(np.array(ids, np.int32), np.array(mask), images)
 
 
-def test_examples_lie_one_after_the_other():
+def test_examples_are_laid_out_in_order():
     examples = [example([5, 6, 7], [F, T, T], 1), example([8, 9], [F, T]), example([4], [T], 2, 3)]
     row = token_row(examples, length=8, image_slots=4, image_size=2, pad_id=9)
     assert row.tokens.tolist() == [5, 6, 7, 8, 9, 4, 9, 9]
@@ -27,7 +27,7 @@ def test_examples_lie_one_after_the_other():
     assert [x.dtype for x in row] == [np.int32, bool, np.int32, np.int32, np.uint8]
 
 
-def test_padding_alone_and_images_already_normalized():
+def test_empty_row_and_normalized_images():
     row = token_row([], length=3, image_slots=0, image_size=2)
     assert not any(x.any() for x in row) and row.images.shape == (0, 2, 2, 3)
     half = example([1], [F], 0.5, dtype=np.float32)
@@ -35,7 +35,7 @@ def test_padding_alone_and_images_already_normalized():
     assert row.images.dtype == np.float32 and (row.images == 0.5).all()
 
 
-def test_what_does_not_fit_is_refused():
+def test_examples_that_do_not_fit_raise():
     layout = dict(length=3, image_slots=1, image_size=2)
     with pytest.raises(DataError, match="4 tokens and 1 images do not fit into a row of 3 and 1"):
         token_row([example([1, 2], [F, T], 1), example([1, 2], [F, T])], **layout)
@@ -43,7 +43,7 @@ def test_what_does_not_fit_is_refused():
         token_row([example([1, 2], [F, T], 1, 2)], **layout)
 
 
-def test_a_batch_is_a_pytree_without_the_counts_it_lacks():
+def test_batch_pytree_skips_missing_counts():
     rows = [token_row([example([i], [T], i)], length=3, image_slots=1, image_size=2) for i in (1, 2)]
     batch = stack_rows(rows)
     assert batch.tokens.tolist() == [[1, 0, 0], [2, 0, 0]] and batch.images.shape == (2, 1, 2, 2, 3)

@@ -42,7 +42,7 @@ def write(folder, name, value):
 
 
 @needs_llama
-def test_llama_facts(llama):
+def test_llama_special_ids_and_flags(llama):
     assert llama.special == {"<unk>": 0, "<s>": 1, "</s>": 2}
     assert (llama.bos_id, llama.eos_id, llama.unk_id, llama.vocab_size) == (1, 2, 0, 32000)
     assert llama.pad_id == 0  # LLaMA has no pad token; LLaVA uses <unk>
@@ -62,14 +62,14 @@ def test_llama_facts(llama):
         ("", [], []),
     ],
 )
-def test_llama_ids(llama, text, prefixed, bare):
+def test_llama_ids_with_and_without_dummy_prefix(llama, text, prefixed, bare):
     assert llama.encode(text, dummy_prefix=True) == prefixed
     assert llama.encode(text) == bare
     assert llama.decode(bare) == text
 
 
 @needs_llama
-def test_unseen_characters_become_bytes(llama):
+def test_unknown_characters_round_trip_as_bytes(llama):
     text = "ﷺ 🚌 \x00 e\u0301 \t  "
     assert llama.decode(llama.encode(text)) == text
 
@@ -84,7 +84,7 @@ def test_text_never_becomes_a_special_token(kind, request):
         assert copy.decode(ids) == HOSTILE
 
 
-def test_trained_tokenizer(folder):
+def test_trained_tokenizer_has_expected_ids_and_round_trips(folder):
     tokenizer = load_tokenizer(folder)
     assert list(tokenizer.special) == ["<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"]
     assert list(tokenizer.special.values()) == [0, 1, 2, 3, 4, 5]
@@ -102,19 +102,19 @@ def test_training_is_deterministic(folder, tmp_path):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_transformers_reads_what_we_train(folder):
+def test_transformers_loads_the_trained_tokenizer(folder):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     assert theirs("A red bus").input_ids == [1, *load_tokenizer(folder).encode("A red bus")]
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (1, 2, 3)
 
 
-def test_a_vocabulary_smaller_than_the_bytes_is_refused(tmp_path):
+def test_too_small_vocab_size_raises(tmp_path):
     with pytest.raises(ConfigError, match="vocab_size=200 .* need 260"):
         train_tokenizer(TEXTS, 200, tmp_path)
 
 
-def test_decode_hides_or_shows_specials_and_images(folder):
+def test_decode_skips_or_names_specials_and_images(folder):
     tokenizer = load_tokenizer(folder)
     ids = [1, -200, -200, *tokenizer.encode("bus"), 2, 99_999]
     assert tokenizer.decode(ids) == "bus"
@@ -122,7 +122,7 @@ def test_decode_hides_or_shows_specials_and_images(folder):
 
 
 @needs_llama
-def test_folder_with_model_and_added_tokens(tmp_path):
+def test_folder_with_sentencepiece_model_and_added_tokens_loads(tmp_path):
     """The files of a LLaMA that was taught ChatML; kinds are told by content, so the odd name does not matter."""
     folder = tmp_path / "01 überall"
     folder.mkdir()
@@ -145,7 +145,7 @@ def test_folder_with_model_and_added_tokens(tmp_path):
         ("metaspace first", False),
     ],
 )
-def test_a_tokenizer_json_of_llama_gives_the_same_ids(llama, tmp_path, style, legacy):
+def test_converted_llama_tokenizer_json_gives_the_same_ids(llama, tmp_path, style, legacy):
     """The three ways in which converted LLaMA tokenizers add the dummy prefix, one with a hostile merge."""
     spec = json.loads(llama.backend.to_str())
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
@@ -169,7 +169,7 @@ def test_a_tokenizer_json_of_llama_gives_the_same_ids(llama, tmp_path, style, le
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_tokenizer_json_alone_and_under_another_name(folder, tmp_path):
+def test_tokenizer_json_loads_under_any_file_name(folder, tmp_path):
     file = tmp_path / "vocabulary.bin"
     shutil.copy(folder / "tokenizer.json", file)
     assert load_tokenizer(file).encode("A red bus") == load_tokenizer(folder).encode("A red bus")
@@ -183,7 +183,7 @@ def test_add_bos_token_in_the_config_wins(folder, tmp_path, value, adds):
     assert load_tokenizer(tmp_path).add_bos == adds
 
 
-def test_a_lone_surrogate_is_refused(folder):
+def test_lone_surrogate_raises(folder):
     with pytest.raises(DataError, match="not valid Unicode: surrogates not allowed at character 1"):
         load_tokenizer(folder).encode("a\ud800")
 
@@ -207,7 +207,7 @@ def no_eos(folder):
         (no_eos, "tokenizer.json", "no end-of-sequence token"),
     ],
 )
-def test_a_bad_file_is_named(folder, tmp_path, damage, file, message):
+def test_bad_file_error_names_the_file(folder, tmp_path, damage, file, message):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     damage(tmp_path)
     with pytest.raises(DataError, match=f"{tmp_path / file}.*{message}"):
@@ -216,14 +216,14 @@ def test_a_bad_file_is_named(folder, tmp_path, damage, file, message):
 
 @needs_llama
 @pytest.mark.parametrize("size", [10, 1000, 250_000])
-def test_a_truncated_model_is_refused(tmp_path, size):
+def test_truncated_sentencepiece_model_raises(tmp_path, size):
     file = tmp_path / "tokenizer.model"
     file.write_bytes(LLAMA.read_bytes()[:size])
     with pytest.raises(DataError, match=str(file)):
         load_tokenizer(file)
 
 
-def test_nothing_beside_the_folder_is_run(folder, tmp_path):
+def test_code_in_the_folder_never_runs(folder, tmp_path):
     """A folder that asks for its own code gets none of it run."""
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenization_evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
@@ -234,6 +234,6 @@ def test_nothing_beside_the_folder_is_run(folder, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_backend_alone_would_let_special_tokens_through(folder):
+def test_backend_default_would_encode_typed_special_tokens(folder):
     """Why `encode_special_tokens` is set: without it a user can type the end of a sequence."""
     assert 2 in Backend.from_file(str(folder / "tokenizer.json")).encode("</s>").ids

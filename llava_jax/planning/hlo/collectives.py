@@ -42,26 +42,26 @@ class Collective:
 def collectives(program: Program) -> list[Collective]:
     """Every collective that runs, each start and its end counted as one."""
     wrapped = {c for _, i, _ in program.walk() if i.opcode == "async-start" for c in i.called}
-    found, started = [], set()
+    transfers, started_channels = [], set()
     for computation, instruction, times in program.walk():
         is_async = computation in wrapped or instruction.opcode.endswith("-start")
         kind = instruction.opcode.removesuffix("-start")
         if kind in KINDS:
-            found.append(_collective(kind, is_async, instruction, times))
+            transfers.append(_collective(kind, is_async, instruction, times))
         elif instruction.opcode == "fusion":
-            inner = [i for _, i in program.inside(instruction)]
-            starts = any(i.target == "AsyncCollectiveStart" for i in inner)
-            for one in (i for i in inner if i.opcode in KINDS):
-                is_step = '"async_collective_fusion_config"' in one.rest
+            body = [i for _, i in program.inside(instruction)]
+            starts = any(i.target == "AsyncCollectiveStart" for i in body)
+            for inner in (i for i in body if i.opcode in KINDS):
+                is_step = '"async_collective_fusion_config"' in inner.rest
                 # Fusions that carry it on or end it repeat it; they name the same channel.
-                if is_step and not starts or one.number("channel_id") in started and not starts:
+                if is_step and not starts or inner.number("channel_id") in started_channels and not starts:
                     continue
                 if starts:
-                    started.add(one.number("channel_id"))
-                slices = any(i.opcode == "dynamic-slice" for i in inner)
-                kind = "reduce-scatter" if one.opcode == "all-reduce" and slices else one.opcode
-                found.append(_collective(kind, starts, one, times))
-    return found
+                    started_channels.add(inner.number("channel_id"))
+                slices = any(i.opcode == "dynamic-slice" for i in body)
+                kind = "reduce-scatter" if inner.opcode == "all-reduce" and slices else inner.opcode
+                transfers.append(_collective(kind, starts, inner, times))
+    return transfers
 
 
 def _collective(kind: str, is_async: bool, instruction: Instruction, times: int) -> Collective:
@@ -82,17 +82,17 @@ def replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
     `mesh['a'=2,'b'=2] {'b'}`, all that differ along the named axes only; `, device_ids=([2,2]T(1,0))` behind the axes
     says in which order the numbers fill them. Empty where there are none: all devices.
     """
-    if found := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", text):
-        return tuple(tuple(int(n) for n in group.split(",")) for group in re.findall(r"\{([\d, ]+)\}", found[1]))
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        cut = _counted(found[3], found[4]).reshape(int(found[1]), int(found[2]))
-        return tuple(map(tuple, cut.tolist()))
+    if match := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", text):
+        return tuple(tuple(int(n) for n in group.split(",")) for group in re.findall(r"\{([\d, ]+)\}", match[1]))
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        numbers = _numbering(match[3], match[4]).reshape(int(match[1]), int(match[2]))
+        return tuple(map(tuple, numbers.tolist()))
     ordered = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
-    if found := re.search(rf"replica_groups=mesh\[([^\]]*)\]{ordered} *\{{([^}}]*)\}}", text):
-        axes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", found[1])}
-        chosen = re.findall(r"'([^']*)'", found[4])
-        if set(chosen) <= set(axes) and ":" not in found[4]:
-            numbers = _counted(found[2] or str(math.prod(axes.values())), found[3]).reshape(list(axes.values()))
+    if match := re.search(rf"replica_groups=mesh\[([^\]]*)\]{ordered} *\{{([^}}]*)\}}", text):
+        axes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", match[1])}
+        chosen = re.findall(r"'([^']*)'", match[4])
+        if set(chosen) <= set(axes) and ":" not in match[4]:
+            numbers = _numbering(match[2] or str(math.prod(axes.values())), match[3]).reshape(list(axes.values()))
             kept = [i for i, name in enumerate(axes) if name not in chosen]
             order = kept + [list(axes).index(name) for name in chosen]
             groups = numbers.transpose(order).reshape(-1, math.prod(axes[name] for name in chosen))
@@ -102,8 +102,8 @@ def replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
     return ()
 
 
-def _counted(sizes: str, turned: str | None) -> np.ndarray:
+def _numbering(sizes: str, permutation: str | None) -> np.ndarray:
     """`4,2` and `1,0`: the numbers from 0, four by two, turned."""
     shape = [int(n) for n in sizes.split(",")]
     numbers = np.arange(math.prod(shape)).reshape(shape)
-    return numbers.transpose([int(n) for n in turned.split(",")]) if turned else numbers
+    return numbers.transpose([int(n) for n in permutation.split(",")]) if permutation else numbers

@@ -66,34 +66,34 @@ def _pairs(head: str, axis: int, image: int, window: int, out: int) -> int:
     """How many (place, part of the window) lie within the image, along one axis."""
 
     def value(name: str, default: str) -> str:
-        found = re.search(rf"window=\{{[^}}]*\b{name}=([\w-]+)", head)
-        return found[1].split("x")[axis] if found else default
+        match = re.search(rf"window=\{{[^}}]*\b{name}=([\w-]+)", head)
+        return match[1].split("x")[axis] if match else default
 
-    low = int(value("pad", "0_0").split("_")[0])
-    stride, spread, holes = (int(value(name, "1")) for name in ("stride", "rhs_dilate", "lhs_dilate"))
-    edge = (image - 1) * holes + 1
+    padding = int(value("pad", "0_0").split("_")[0])
+    stride, dilation, spacing = (int(value(name, "1")) for name in ("stride", "rhs_dilate", "lhs_dilate"))
+    edge = (image - 1) * spacing + 1
     inside = 0
-    for part in range(window):
-        at = part * spread - low  # of the first place
+    for tap in range(window):
+        start = tap * dilation - padding  # of the first place
         # Places are at + stride * i for i in range(out), within [0, edge), on no hole.
-        first, last = max(0, -(at // stride)), min(out - 1, (edge - 1 - at) // stride)
-        places = range(first, last + 1)
-        inside += len(places) if holes == 1 else sum((at + stride * i) % holes == 0 for i in places)
+        first, last = max(0, -(start // stride)), min(out - 1, (edge - 1 - start) // stride)
+        positions = range(first, last + 1)
+        inside += len(positions) if spacing == 1 else sum((start + stride * i) % spacing == 0 for i in positions)
     return inside
 
 
 def kernels(program: Program) -> tuple[list[Kernel], dict[str, int]]:
     """(attention kernels, name -> how often of all other kernels, about which nothing is known)."""
-    known, unknown = [], {}
+    attention, unknown = [], {}
     for _, instruction, times in program.walk():
         if instruction.opcode != "custom-call" or instruction.target != KERNEL:
             continue
         name = re.sub(r"[._]?\d*$", "", instruction.name)
         if products := _attention_products(instruction):
-            known.append(_attention(instruction, name, products, times))
+            attention.append(_attention(instruction, name, products, times))
         else:
             unknown[name] = unknown.get(name, 0) + times
-    return known, unknown
+    return attention, unknown
 
 
 def _attention_products(instruction: Instruction) -> int:

@@ -21,60 +21,60 @@ def moved(program: Program) -> tuple[float, float]:
     """Bytes that one device (reads from or writes to its HBM, exchanges with the host)."""
     hbm = host = 0.0
     for computation, instruction, times in program.walk():
-        for array in _moves(program, computation, instruction):
+        for array in _instruction_moves(program, computation, instruction):
             hbm += times * array.bytes * (array.space == HBM)
             host += times * array.bytes * (array.space == HOST)
     return hbm, host
 
 
-def _moves(program: Program, computation: str, instruction: Instruction) -> Iterator[Array]:
+def _instruction_moves(program: Program, computation: str, instruction: Instruction) -> Iterator[Array]:
     opcode = instruction.opcode.removesuffix("-start")
     if instruction.opcode in _FREE or opcode.endswith("-done"):
         return
     if instruction.opcode == "custom-call" and any(name in instruction.target for name in _BOOKKEEPING):
         return
-    known = program.computations[computation]
-    operands = [known[name].results for name in instruction.operands]
+    instructions = program.computations[computation]
+    operands = [instructions[name].results for name in instruction.operands]
     results = instruction.results
     if instruction.opcode.endswith("-start"):
-        yield from _started(opcode, operands, results)
+        yield from _start_moves(opcode, operands, results)
     elif instruction.opcode == "fusion":
-        yield from _fused(program, instruction, operands)
+        yield from _fusion_moves(program, instruction, operands)
     elif opcode in _SLICES:
-        yield from _slice(operands[0][0], results[0])
+        yield from _slice_moves(operands[0][0], results[0])
     elif opcode == "dynamic-update-slice":
-        yield from _slice(results[0], operands[1][0])
+        yield from _slice_moves(results[0], operands[1][0])
     else:
-        for some in (*operands, results):
-            yield from some
+        for arrays in (*operands, results):
+            yield from arrays
 
 
-def _slice(whole: Array, part: Array) -> Iterator[Array]:
+def _slice_moves(whole: Array, part: Array) -> Iterator[Array]:
     """A part goes from or to where the whole lies."""
     yield part
     yield Array(part.dtype, part.shape, whole.space)
 
 
-def _started(opcode: str, operands: list, results: tuple[Array, ...]) -> Iterator[Array]:
+def _start_moves(opcode: str, operands: list, results: tuple[Array, ...]) -> Iterator[Array]:
     if opcode == "copy":  # (to, from, flag)
         yield from results[:2]
     elif opcode in _SLICES:  # ((from, indices ...), to, flag)
-        yield from _slice(operands[0][0], max((r for r in results[1:] if r.shape), key=lambda a: a.bytes))
+        yield from _slice_moves(operands[0][0], max((r for r in results[1:] if r.shape), key=lambda a: a.bytes))
     elif opcode == "dynamic-update-slice":
-        yield from _slice(operands[0][0], operands[1][0])
+        yield from _slice_moves(operands[0][0], operands[1][0])
     else:  # a collective: (from, to, flags)
         yield from (array for array in results if array.shape)
 
 
-def _fused(program: Program, fusion: Instruction, operands: list) -> Iterator[Array]:
+def _fusion_moves(program: Program, fusion: Instruction, operands: list) -> Iterator[Array]:
     body = fusion.called[0]
     inner = program.computations[body]
-    written = [_behind(program, body, name) for name in _roots(program.root(body))]
-    replaced = {_behind(program, body, w.operands[0]).name for w in written if w.opcode == "dynamic-update-slice"}
+    written = [_producer(program, body, name) for name in _roots(program.root(body))]
+    replaced = {_producer(program, body, w.operands[0]).name for w in written if w.opcode == "dynamic-update-slice"}
     for instruction in inner.values():
         if instruction.opcode != "parameter" or instruction.name in replaced:
             continue
-        parts = _parts(program, body, instruction.name)
+        parts = _slices_read(program, body, instruction.name)
         for array in operands[int(instruction.literal)]:
             yield from [array] if parts is None else (Array(p.dtype, p.shape, array.space) for p in parts)
     types = iter(fusion.results)
@@ -87,34 +87,34 @@ def _fused(program: Program, fusion: Instruction, operands: list) -> Iterator[Ar
             yield from [] if instruction.opcode == "parameter" else made
 
 
-def _parts(program: Program, computation: str, name: str) -> list[Array] | None:
+def _slices_read(program: Program, computation: str, name: str) -> list[Array] | None:
     """What is read of an array within a fusion where only slices of it are, also by fusions in it; of one that is only
     handed through, nothing. None: the whole."""
-    found: list[Array] = []
+    slices: list[Array] = []
     for reader in program.computations[computation].values():
-        places = [place for place, operand in enumerate(reader.operands) if operand == name]
-        if not places or reader.opcode == "tuple":
+        indices = [index for index, operand in enumerate(reader.operands) if operand == name]
+        if not indices or reader.opcode == "tuple":
             continue
-        if reader.opcode in _SLICES and places == [0]:
+        if reader.opcode in _SLICES and indices == [0]:
             parts = [reader.results[0]]
         elif reader.opcode == "fusion":
             body = reader.called[0]
             inner = {int(i.literal): i.name for i in program.computations[body].values() if i.opcode == "parameter"}
-            read = [_parts(program, body, inner[place]) for place in places]
-            parts = None if None in read else [part for one in read for part in one]
+            inner_slices = [_slices_read(program, body, inner[index]) for index in indices]
+            parts = None if None in inner_slices else [part for one_read in inner_slices for part in one_read]
         else:
             parts = None
         if parts is None:
             return None
-        found += parts
-    return found
+        slices += parts
+    return slices
 
 
 def _roots(root: Instruction) -> tuple[str, ...]:
     return root.operands if root.opcode == "tuple" else (root.name,)
 
 
-def _behind(program: Program, computation: str, name: str) -> Instruction:
+def _producer(program: Program, computation: str, name: str) -> Instruction:
     instruction = program.computations[computation][name]
     while instruction.opcode in ("bitcast", "copy") and instruction.operands:
         instruction = program.operand(computation, instruction, 0)

@@ -60,8 +60,8 @@ class Instruction:
     @functools.cached_property
     def called(self) -> tuple[str, ...]:
         """The computations that it calls, without a loop's condition."""
-        found = [name.strip().lstrip("%") for m in _CALLED.finditer(self.head) for name in m[1].split(",")]
-        return tuple(found + _BRANCHES.findall(self.head))
+        names = [name.strip().lstrip("%") for m in _CALLED.finditer(self.head) for name in m[1].split(",")]
+        return tuple(names + _BRANCHES.findall(self.head))
 
     @functools.cached_property
     def head(self) -> str:
@@ -71,36 +71,36 @@ class Instruction:
     @functools.cached_property
     def cycles(self) -> int:
         """What the compiler thinks it takes; 0 where it does not say."""
-        found = re.search(r'"estimated_cycles":"?(\d+)', self.rest)
-        return int(found[1]) if found else 0
+        match = re.search(r'"estimated_cycles":"?(\d+)', self.rest)
+        return int(match[1]) if match else 0
 
     @functools.cached_property
     def target(self) -> str:
         """Of a custom call."""
-        found = re.search(r'custom_call_target="([^"]*)"', self.rest)
-        return found[1] if found else ""
+        match = re.search(r'custom_call_target="([^"]*)"', self.rest)
+        return match[1] if match else ""
 
     @functools.cached_property
     def op_name(self) -> str:
         """Which line of JAX it came from; of a parameter of the program, its path in the arguments."""
-        found = re.search(r'op_name="([^"]*)"', self.rest)
-        return found[1].replace("\\'", "'") if found else ""
+        match = re.search(r'op_name="([^"]*)"', self.rest)
+        return match[1].replace("\\'", "'") if match else ""
 
     @functools.cached_property
     def operand_types(self) -> tuple[Array, ...]:
         """Of a custom call with a fixed layout, which kernels have."""
-        found = re.search(r"operand_layout_constraints=\{(.*?)\}, \w+=", self.rest + ", end=", re.S)
-        return arrays(found[1]) if found else ()
+        match = re.search(r"operand_layout_constraints=\{(.*?)\}, \w+=", self.rest + ", end=", re.S)
+        return arrays(match[1]) if match else ()
 
     def number(self, attribute: str) -> int | None:
         """`index=3` -> 3."""
-        found = re.search(rf"\b{attribute}=(\d+)", self.head)
-        return int(found[1]) if found else None
+        match = re.search(rf"\b{attribute}=(\d+)", self.head)
+        return int(match[1]) if match else None
 
     def dimensions(self, attribute: str) -> tuple[int, ...]:
         """`lhs_contracting_dims={1,2}` -> (1, 2)."""
-        found = re.search(rf"\b{attribute}=\{{([\d,]*)\}}", self.head)
-        return tuple(int(n) for n in found[1].split(",") if n) if found else ()
+        match = re.search(rf"\b{attribute}=\{{([\d,]*)\}}", self.head)
+        return tuple(int(n) for n in match[1].split(",") if n) if match else ()
 
 
 Computation = dict[str, Instruction]
@@ -153,12 +153,12 @@ class Program:
 
 def arrays(text: str) -> tuple[Array, ...]:
     """Every array that a type names, in order."""
-    found = []
+    result = []
     for dtype, sizes, layout in _ARRAY.findall(text):
         space = re.search(r"S\((\d+)\)", layout)
         shape = tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size)
-        found.append(Array(dtype, shape, int(space[1]) if space else HBM))
-    return tuple(found)
+        result.append(Array(dtype, shape, int(space[1]) if space else HBM))
+    return tuple(result)
 
 
 def parse_program(text: str) -> Program:
@@ -176,9 +176,9 @@ def parse_program(text: str) -> Program:
         pending.clear()
 
     for line in lines[1:]:
-        if begins := _COMPUTATION.match(line):
-            current = computations[begins[2]] = {}
-            entry = begins[2] if begins[1] else entry
+        if match := _COMPUTATION.match(line):
+            current = computations[match[2]] = {}
+            entry = match[2] if match[1] else entry
         elif line == "}":
             finish()
             current = None
@@ -193,24 +193,26 @@ def parse_program(text: str) -> Program:
 
 
 def _instruction(text: str) -> Instruction:
-    begins = _INSTRUCTION.match(text)
-    at = begins.end()
-    end = _closing(text, at) + 1 if text[at] == "(" else text.index(" ", at)
-    opcode, begin = re.compile(r" *([\w-]+)\(").match(text, end)[1], text.index("(", end)
-    close = _closing(text, begin)
-    inner = text[begin + 1 : close]
+    match = _INSTRUCTION.match(text)
+    start = match.end()
+    end = _matching_parenthesis(text, start) + 1 if text[start] == "(" else text.index(" ", start)
+    opcode, opening = re.compile(r" *([\w-]+)\(").match(text, end)[1], text.index("(", end)
+    closing = _matching_parenthesis(text, opening)
+    inner = text[opening + 1 : closing]
     operands = tuple(re.findall(r"%([\w.-]+)", inner))
-    is_root = bool(begins[1])
-    return Instruction(begins[2], opcode, text[at:end], operands, "" if operands else inner, text[close + 1 :], is_root)
+    is_root = bool(match[1])
+    return Instruction(
+        match[2], opcode, text[start:end], operands, "" if operands else inner, text[closing + 1 :], is_root
+    )
 
 
-def _closing(text: str, begin: int) -> int:
+def _matching_parenthesis(text: str, begin: int) -> int:
     """Where the parenthesis at `begin` closes."""
     depth = 0
-    for found in re.compile(r"[()]").finditer(text, begin):
-        depth += 1 if found[0] == "(" else -1
+    for match in re.compile(r"[()]").finditer(text, begin):
+        depth += 1 if match[0] == "(" else -1
         if depth == 0:
-            return found.start()
+            return match.start()
     raise ValueError(f"a parenthesis does not close: {text[begin : begin + 80]}")
 
 
@@ -220,31 +222,31 @@ def trip_count(program: Program, computation: str, loop: Instruction) -> int | N
     From backend_config where it says so; else from the form that JAX gives its loops: a counter, begun at a constant,
     to which the body adds a constant, below a constant.
     """
-    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
-        return int(known[1])
+    if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+        return int(match[1])
     condition, body = re.search(r"condition=%?([\w.-]+)", loop.head)[1], loop.called[0]
     test = program.root(condition)
     if test.opcode != "compare":
         return None
-    left, right = (_origin(program, condition, name) for name in test.operands)
+    left, right = (_producer(program, condition, name) for name in test.operands)
     direction = re.search(r"direction=(\w+)", test.head)[1]
     if left.opcode == "constant":
         left, right, direction = right, left, {"GT": "LT", "GE": "LE"}.get(direction, "")
     if left.opcode != "get-tuple-element" or direction not in ("LT", "LE"):
         return None
     index = left.number("index")
-    after = program.root(body)
-    if after.opcode != "tuple":
+    body_root = program.root(body)
+    if body_root.opcode != "tuple":
         return None
     limit = _constant(program, condition, right.name)
     start = _constant(program, computation, program.operand(computation, loop, 0).operands[index])
-    step = _step(program, body, after.operands[index], index)
+    step = _step(program, body, body_root.operands[index], index)
     if limit is None or start is None or not step:
         return None
     return max(0, math.ceil((limit + (direction == "LE") - start) / step))
 
 
-def _origin(program: Program, computation: str, name: str) -> Instruction:
+def _producer(program: Program, computation: str, name: str) -> Instruction:
     """The instruction whose value this one has, behind copies."""
     instruction = program.computations[computation][name]
     while instruction.opcode in ("copy", "bitcast", "convert", "copy-done", "copy-start"):
@@ -254,17 +256,17 @@ def _origin(program: Program, computation: str, name: str) -> Instruction:
 
 def _constant(program: Program, computation: str, name: str) -> int | None:
     """The integer that an instruction always is, None where it is not one."""
-    origin = _origin(program, computation, name)
+    origin = _producer(program, computation, name)
     is_integer = origin.opcode == "constant" and re.fullmatch(r"-?\d+", origin.literal)
     return int(origin.literal) if is_integer else None
 
 
 def _step(program: Program, body: str, name: str, index: int) -> int | None:
     """What the body adds to the counter, which is number `index` of what goes round."""
-    added = _origin(program, body, name)
-    if added.opcode != "add":
+    addition = _producer(program, body, name)
+    if addition.opcode != "add":
         return None
-    parts = [_origin(program, body, operand) for operand in added.operands]
+    parts = [_producer(program, body, operand) for operand in addition.operands]
     if not any(p.opcode == "get-tuple-element" and p.number("index") == index for p in parts):
         return None
     return next((n for p in parts if (n := _constant(program, body, p.name)) is not None), None)

@@ -6,7 +6,7 @@ from llava_jax.planning.estimate import seconds
 from llava_jax.planning.hlo.collectives import Collective, collectives, replica_groups
 from llava_jax.planning.hlo.parse import Array, parse_program
 from llava_jax.planning.topologies import parse_topology as topology
-from tests.planning.known import MIB, places, program
+from tests.planning.saved_programs import MIB, coords, program
 
 V5E = topology("v5e:4x4")
 ROWS = tuple(tuple(range(4 * i, 4 * i + 4)) for i in range(4))
@@ -14,10 +14,10 @@ COLUMNS = tuple(zip(*ROWS, strict=True))
 ALL = (tuple(range(16)),)
 
 
-def test_one_of_each_kind():
-    found = {(c.kind, c.groups): c for c in collectives(program("collectives"))}
+def test_each_kind_is_found_with_groups_and_bytes():
+    transfers = {(c.kind, c.groups): c for c in collectives(program("collectives"))}
     ring = tuple((i, (i + 4) % 16) for i in range(16))
-    sent = {key: (one.is_async, one.dtype, one.bytes / MIB, one.times) for key, one in found.items()}
+    sent = {key: (c.is_async, c.dtype, c.bytes / MIB, c.times) for key, c in transfers.items()}
     assert {(kind, tuple(sorted(groups))): rest for (kind, groups), rest in sent.items()} == {
         ("all-gather", ROWS): (False, "bf16", 16, 1),
         ("all-reduce", ROWS): (False, "f32", 4, 1),
@@ -28,48 +28,51 @@ def test_one_of_each_kind():
     }
 
 
-def test_a_gather_that_fusions_carry_on_is_counted_once_and_is_asynchronous():
-    found = [c for c in collectives(program("gathers")) if c.kind == "all-gather"]
-    assert [(c.is_async, c.bytes / MIB, c.times, c.groups) for c in found] == [(False, 32, 4, ALL), (True, 32, 4, ALL)]
+def test_gather_spread_over_fusions_counts_once_as_async():
+    gathers = [c for c in collectives(program("gathers")) if c.kind == "all-gather"]
+    assert [(c.is_async, c.bytes / MIB, c.times, c.groups) for c in gathers] == [
+        (False, 32, 4, ALL),
+        (True, 32, 4, ALL),
+    ]
 
 
-def in_a_program(lines: str, before: str = "") -> list[Collective]:
+def collectives_in(lines: str, body: str = "") -> list[Collective]:
     entry = f"ENTRY %main (x: bf16[8,256]) -> bf16[8,256] {{\n  %x = bf16[8,256]{{1,0}} parameter(0)\n{lines}\n}}\n"
-    return collectives(parse_program(f"HloModule m\n{before}{entry}"))
+    return collectives(parse_program(f"HloModule m\n{body}{entry}"))
 
 
-def test_an_all_reduce_that_keeps_a_slice_is_a_reduce_scatter():
-    before = """%all-reduce-scatter (y: bf16[8,256]) -> bf16[2,256] {
+def test_all_reduce_then_slice_is_a_reduce_scatter():
+    body = """%all-reduce-scatter (y: bf16[8,256]) -> bf16[2,256] {
   %y = bf16[8,256]{1,0:S(1)} parameter(0)
   %all-reduce.1 = bf16[8,256]{1,0} all-reduce(%y), channel_id=2, replica_groups={{0,1,2,3}}, to_apply=%add
   %i = u32[] partition-id()
   ROOT %kept = bf16[2,256]{1,0} dynamic-slice(%all-reduce.1, %i, %i), dynamic_slice_sizes={2,256}
 }
 """
-    (one,) = in_a_program("  ROOT %r = bf16[2,256]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter", before)
-    assert (one.kind, one.is_async, one.bytes, one.groups) == ("reduce-scatter", False, 4096, ((0, 1, 2, 3),))
+    (c,) = collectives_in("  ROOT %r = bf16[2,256]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter", body)
+    assert (c.kind, c.is_async, c.bytes, c.groups) == ("reduce-scatter", False, 4096, ((0, 1, 2, 3),))
 
 
-def test_a_pair_is_asynchronous_and_its_flags_are_no_payload():
-    (one,) = in_a_program(
+def test_start_done_pair_is_async_and_flags_are_no_payload():
+    (c,) = collectives_in(
         "  %s = (bf16[2,256]{1,0}, bf16[8,256]{1,0}, u32[]{:S(2)}) all-gather-start(%x), replica_groups=[1,4]<=[4]\n"
         "  ROOT %d = bf16[8,256]{1,0} all-gather-done(%s)"
     )
-    assert (one.kind, one.is_async, one.bytes) == ("all-gather", True, 4096)
+    assert (c.kind, c.is_async, c.bytes) == ("all-gather", True, 4096)
 
 
-def test_what_an_async_start_wraps_is_asynchronous():
-    before = """%wrapped (y: bf16[8,256]) -> bf16[2,256] {
+def test_collective_wrapped_in_async_start_is_async():
+    body = """%wrapped (y: bf16[8,256]) -> bf16[2,256] {
   %y = bf16[8,256]{1,0} parameter(0)
   ROOT %r = bf16[2,256]{1,0} reduce-scatter(%y), replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add
 }
 """
-    (one,) = in_a_program(
+    (c,) = collectives_in(
         "  %s = ((bf16[8,256]), bf16[2,256], u32[]) async-start(%x), calls=%wrapped\n"
         "  ROOT %d = bf16[2,256]{1,0} async-done(%s)",
-        before,
+        body,
     )
-    assert (one.kind, one.is_async, one.bytes) == ("reduce-scatter", True, 4096)
+    assert (c.kind, c.is_async, c.bytes) == ("reduce-scatter", True, 4096)
 
 
 @pytest.mark.parametrize(
@@ -87,11 +90,11 @@ def test_what_an_async_start_wraps_is_asynchronous():
         ("replica_groups={}", ()),
     ],
 )
-def test_groups_are_read_in_every_form(text, groups):
+def test_replica_groups_parse_in_every_format(text, groups):
     assert replica_groups(f", channel_id=1, {text}, dimensions={{0}}") == groups
 
 
-def test_groups_that_cannot_be_read_are_not_guessed():
+def test_unreadable_replica_groups_raise():
     with pytest.raises(ValueError, match="groups of devices"):
         replica_groups(", replica_groups=mesh['a'=4] {'a':(1)2}")
 
@@ -117,7 +120,7 @@ LINK = 45e9
         ("all-gather", "v5e:4x4", ((3,),), 0),
     ],
 )
-def test_the_time_on_the_links(kind, name, groups, expected):
+def test_link_time_of_collectives(kind, name, groups, expected):
     slice_ = topology(name)
-    one = Collective(kind, False, (Array("bf16", (1000, 1000), 0),), groups, 1, "")
-    assert seconds(one, slice_, places(slice_)) == pytest.approx(2e6 * expected)
+    c = Collective(kind, False, (Array("bf16", (1000, 1000), 0),), groups, 1, "")
+    assert seconds(c, slice_, coords(slice_)) == pytest.approx(2e6 * expected)

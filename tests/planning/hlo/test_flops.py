@@ -9,7 +9,7 @@ from llava_jax.models.flops import model_flops
 from llava_jax.models.params import abstract_model
 from llava_jax.planning.hlo.flops import kernels, product_flops
 from llava_jax.planning.hlo.parse import parse_program
-from tests.planning.known import program
+from tests.planning.saved_programs import program
 
 L, D, F, S = 4, 2048, 8192, 1024  # of tpu_programs.py
 
@@ -24,7 +24,7 @@ L, D, F, S = 4, 2048, 8192, 1024  # of tpu_programs.py
         ("offload", L * 7 * 2 * (2 * S) * D * F),
     ],
 )
-def test_products_are_counted_as_often_as_they_run(name, flops):
+def test_matmuls_count_every_run(name, flops):
     assert product_flops(program(name)) == flops
 
 
@@ -40,14 +40,14 @@ ENTRY %main (a: f32[1], b: f32[1]) -> f32[1] {{
     )
 
 
-def test_windows_that_hang_over_the_edge_are_no_products():
+def test_out_of_bounds_window_positions_count_no_flops():
     """Which is how the compiler writes a product with an axis of heads."""
     operation = "convolution(%a, %b), window={size=1x8 pad=0_0x7_7 rhs_reversal=0x1}, dim_labels=0bf1_i1o0->0b1f"
     types = "bf16[2,1024,512,1]{2,1,0,3}", "bf16[512,8,128,1]{0,2,1,3}", "bf16[2,1024,8,128]{3,1,2,0}"
     assert one_product(operation, *types) == 2 * (2 * 1024) * 512 * (8 * 128)
 
 
-def test_a_patch_embedding_and_a_dot():
+def test_flops_of_a_patch_embedding_and_a_dot():
     operation = "convolution(%a, %b), window={size=14x14 stride=14x14}, dim_labels=b01f_01io->b01f"
     types = "f32[8,224,224,3]{3,2,1,0}", "f32[14,14,3,1024]{3,2,1,0}", "f32[8,16,16,1024]{3,2,1,0}"
     assert one_product(operation, *types) == 2 * 8 * 256 * (14 * 14 * 3) * 1024
@@ -55,15 +55,16 @@ def test_a_patch_embedding_and_a_dot():
     assert one_product(operation, "f32[3,5]{1,0}", "f32[5,7]{1,0}", "f32[3,7]{1,0}") == 2 * 3 * 5 * 7
 
 
-def test_attention_forward_makes_two_products_and_backward_five():
+def test_attention_kernel_has_two_matmuls_forward_five_backward():
     """Of the half that the mask leaves, with the queries' heads and size: keys have fewer heads, and what the kernel
     keeps for the backward pass has 128 lanes, not 256."""
-    found, unknown = kernels(program("attention"))
-    one = 2 * (2 * 8) * 1024 * 1024 * 256 / 2
-    assert [(k.flops / one, k.padded / one, k.times) for k in found] == [(2, 2, 1), (5, 5, 1)] and unknown == {}
+    attention, unknown = kernels(program("attention"))
+    product = 2 * (2 * 8) * 1024 * 1024 * 256 / 2
+    shares = [(k.flops / product, k.padded / product, k.times) for k in attention]
+    assert shares == [(2, 2, 1), (5, 5, 1)] and unknown == {}
 
 
-def kernel(name: str, q: str, results: str):
+def attention_kernels(name: str, q: str, results: str):
     constraints = "operand_layout_constraints"
     return kernels(
         parse_program(f"""HloModule m
@@ -75,18 +76,18 @@ ENTRY %main (x: f32[]) -> f32[] {{
     )
 
 
-def test_heads_of_64_fill_half_of_the_registers_and_a_backward_pass_in_two_kernels_makes_seven():
+def test_head_size_64_pads_and_split_backward_has_seven_matmuls():
     q = "bf16[2,8,1024,64]{3,2,1,0}"
-    one = 2 * (2 * 8) * 1024 * 1024 * 64 / 2
-    (forward,), _ = kernel("splash_mha_fwd", q, q)
-    assert (forward.flops, forward.padded) == (2 * one, 4 * one)
-    (keys,), _ = kernel("splash_mha_dkv", q, f"({q}, {q})")
-    (queries,), _ = kernel("splash_mha_dq", q, q)
-    assert keys.flops + queries.flops == 7 * one
+    product = 2 * (2 * 8) * 1024 * 1024 * 64 / 2
+    (forward,), _ = attention_kernels("splash_mha_fwd", q, q)
+    assert (forward.flops, forward.padded) == (2 * product, 4 * product)
+    (keys,), _ = attention_kernels("splash_mha_dkv", q, f"({q}, {q})")
+    (queries,), _ = attention_kernels("splash_mha_dq", q, q)
+    assert keys.flops + queries.flops == 7 * product
 
 
-def test_a_kernel_that_is_no_attention_is_named():
-    assert kernel("fused_norm", "bf16[8,128]{1,0}", "bf16[8,128]{1,0}") == ([], {"fused_norm": 1})
+def test_unknown_kernels_are_named():
+    assert attention_kernels("fused_norm", "bf16[8,128]{1,0}", "bf16[8,128]{1,0}") == ([], {"fused_norm": 1})
 
 
 # ---------------------------------------------------------------------------------------------------- model FLOPs
@@ -95,7 +96,7 @@ ROWS, LENGTH = 32, 768
 
 
 @pytest.mark.parametrize(("stage", "passes"), [("stage 1", 2), ("stage 2", 3)])
-def test_the_model_flops_of_a_7b_by_hand(stage, passes):
+def test_model_flops_of_7b_match_hand_count(stage, passes):
     """2 per weight and token forward; as much again for the gradient of what goes in, and of the weights if trained.
     Of attention half of all pairs, and three passes in both stages: it has no weights, all its inputs have gradients.
     """

@@ -2,7 +2,7 @@
 
 from llava_jax.planning.hlo.memory import moved
 from llava_jax.planning.hlo.parse import parse_program
-from tests.planning.known import MIB, program
+from tests.planning.saved_programs import MIB, program
 
 
 def in_mib(name: str) -> tuple[float, float]:
@@ -10,20 +10,20 @@ def in_mib(name: str) -> tuple[float, float]:
     return round(hbm / MIB, 1), round(host / MIB, 1)
 
 
-def test_a_product_reads_both_sides_and_writes_one():
+def test_matmul_reads_both_operands_and_writes_the_result():
     assert in_mib("matmul") == (2 * 16 + 32, 0)
 
 
-def test_what_stays_in_vector_memory_costs_nothing():
+def test_vector_memory_traffic_is_free():
     """30 products of arrays of 2 MiB, of which two are fetched and one is written back."""
     assert in_mib("loops") == (6, 0)
 
 
-def test_what_is_kept_on_the_host_goes_there_and_comes_back():
+def test_offloaded_activations_travel_to_the_host_and_back():
     assert in_mib("offload")[1] == 2 * 4 * 8  # four layers' inputs, bfloat16 [2, 1024, 2048]
 
 
-def test_a_slice_is_counted_not_what_it_is_taken_from_or_written_into():
+def test_slice_traffic_counts_only_the_slice():
     text = """HloModule m
 %slices (stack: bf16[32,1024,1024], i: s32[]) -> bf16[1,1024,1024] {
   %stack = bf16[32,1024,1024]{2,1,0} parameter(0)
@@ -46,7 +46,7 @@ ENTRY %main (x: bf16[32,1024,1024], n: s32[]) -> bf16[32,1024,1024] {
     assert moved(parse_program(text)) == (4 * 2 * MIB, 0)
 
 
-def test_a_slice_within_a_fusion_within_a_fusion_is_one_too():
+def test_slice_in_nested_fusions_counts_only_the_slice():
     """So a product takes its layer's weights out of the stack of them."""
     text = """HloModule m
 %takes (stack: bf16[32,1024,1024], i: s32[]) -> bf16[1,1024,1024] {
@@ -71,7 +71,7 @@ ENTRY %main (a: bf16[1,1024,1024], b: bf16[32,1024,1024], n: s32[]) -> bf16[1,10
     assert moved(parse_program(text)) == (3 * 2 * MIB, 0)
 
 
-def test_what_a_loop_moves_counts_for_every_turn():
+def test_loop_traffic_counts_every_iteration():
     text = """HloModule m
 %body (p: (f32[1024])) -> (f32[1024]) {
   %p = (f32[1024]{0}) parameter(0)

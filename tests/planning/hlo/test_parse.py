@@ -3,7 +3,7 @@
 import pytest
 
 from llava_jax.planning.hlo.parse import HBM, HOST, Array, arrays, parse_program, trip_count
-from tests.planning.known import program
+from tests.planning.saved_programs import program
 
 
 def loops_of(program) -> dict[str, tuple[int | None, int]]:
@@ -12,19 +12,19 @@ def loops_of(program) -> dict[str, tuple[int | None, int]]:
     return {i.name: (trip_count(program, c, i), times) for c, i, times in walked}
 
 
-def test_a_loop_in_a_loop_is_multiplied_out():
-    known = program("loops")
-    assert sorted(loops_of(known).values()) == [(3, 10), (10, 1)]
-    times = [n for _, i, n in known.walk() if "convolution" in i.name]
+def test_nested_loop_trip_counts_multiply():
+    saved = program("loops")
+    assert sorted(loops_of(saved).values()) == [(3, 10), (10, 1)]
+    times = [n for _, i, n in saved.walk() if "convolution" in i.name]
     assert times == [30]
 
 
-def test_types_know_their_bytes_and_where_they_live():
+def test_array_types_have_bytes_and_memory_space():
     text = "(bf16[4,256]{1,0:T(8,128)(2,1)S(1)}, f32[], s8[3]{0:T(128)S(5)}, u4[3], pred[7]{0}, c64[2])"
-    found = arrays(text)
-    assert [a.bytes for a in found] == [2048, 4, 3, 2, 7, 16]
-    assert [a.space for a in found] == [1, HBM, HOST, HBM, HBM, HBM]
-    assert found[0] == Array("bf16", (4, 256), 1)
+    parsed = arrays(text)
+    assert [a.bytes for a in parsed] == [2048, 4, 3, 2, 7, 16]
+    assert [a.space for a in parsed] == [1, HBM, HOST, HBM, HBM, HBM]
+    assert parsed[0] == Array("bf16", (4, 256), 1)
 
 
 LOOP = """HloModule m, entry_computation_layout={()->s32[]}
@@ -55,7 +55,7 @@ ENTRY %main () -> s32[] {
 
 
 @pytest.mark.parametrize(
-    ("begin", "end", "step", "direction", "note", "times"),
+    ("begin", "end", "step", "direction", "backend_config", "times"),
     [
         (0, 4, 1, "LT", "", 4),
         (1, 4, 1, "LT", "", 3),  # its first turn was taken out of it
@@ -66,13 +66,13 @@ ENTRY %main () -> s32[] {
         (0, 4, 1, "NE", ', backend_config={"known_trip_count":{"n":"6"}}', 6),
     ],
 )
-def test_the_trip_count_is_read_from_the_loop_itself(begin, end, step, direction, note, times):
+def test_trip_count_is_read_from_counter_and_bound(begin, end, step, direction, backend_config, times):
     text = LOOP.replace("BEGIN", str(begin)).replace("END", str(end)).replace("STEP", str(step))
-    parsed = parse_program(text.replace("DIRECTION", direction).replace("NOTE", note))
+    parsed = parse_program(text.replace("DIRECTION", direction).replace("NOTE", backend_config))
     assert loops_of(parsed) == {"loop": (times, 1)}
 
 
-def test_of_branches_the_longest_is_followed_and_strings_may_have_line_breaks():
+def test_longest_branch_is_followed_and_strings_may_span_lines():
     parsed = parse_program("""HloModule m
 %short (a: f32[]) -> f32[] {
   ROOT %a = f32[] parameter(0)
@@ -96,6 +96,6 @@ ENTRY %main (p: s32[], x: f32[]) -> f32[] {
 
 
 @pytest.mark.parametrize("text", ["", "not a program", "HloModule m\n"])
-def test_other_text_is_refused(text):
+def test_text_that_is_no_hlo_raises(text):
     with pytest.raises(ValueError):
         parse_program(text)

@@ -14,6 +14,6 @@ def program(name: str) -> Program:
     return parse_program((PROGRAMS / f"{name}.txt").read_text())
 
 
-def places(topology: Topology) -> list[tuple[int, ...]]:
+def coords(topology: Topology) -> list[tuple[int, ...]]:
     """Devices row by row; the first axis of a mesh is then the first of the slice."""
     return list(itertools.product(*map(range, topology.shape)))
