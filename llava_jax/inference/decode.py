@@ -1,4 +1,4 @@
-"""Decoding on the device with the explicit key/value cache: a prefill, then one token per row and step.
+"""Decoding on the device with an explicit KV cache: a prefill, then one token per row and step.
 
 view = decode_view(params)                            # once per model
 state = prefill(model, view, prompt, ...)             # one compilation per shape of the prompts
@@ -20,24 +20,24 @@ from llava_jax.text.token_row import Batch
 
 
 class DecodeState(struct.PyTreeNode):
-    """A batch between two steps. Of each answer `count` tokens are chosen; the last is not in the cache yet."""
+    """A batch between two steps. `count` tokens of each answer are chosen; the last one is not in the cache yet."""
 
     cache: KVCache
-    answer: jax.Array  # int32[B, N], stop_ids[0] where nothing is chosen
-    token: jax.Array  # int32[B], the last one of each answer
-    position: jax.Array  # int32[B], where it stands in its row
+    answer: jax.Array  # int32[B, N], stop_ids[0] where no token is chosen
+    token: jax.Array  # int32[B], the last token of each answer
+    position: jax.Array  # int32[B], its position in its row
     count: jax.Array  # int32[]
     done: jax.Array  # bool[B]
-    limit: jax.Array  # int32[B], tokens of an answer at most
+    limit: jax.Array  # int32[B], the most tokens of each answer
     stop_ids: jax.Array  # int32[k]
     sampling: SamplingParams
 
 
 def decode_view(params: dict) -> dict:
-    """The nested parameter tree as decoding wants it: one tree per block of the LLM instead of stacked arrays.
+    """The nested parameter tree as decoding uses it: one tree per block of the LLM instead of stacked arrays.
 
-    In a step, every stacked weight would first be copied out of its stack. The view is a second copy of the LLM's
-    blocks; drop `params` where memory counts. A view is returned as it is.
+    With stacked arrays, each step would first copy every weight out of its stack. The view holds a second copy of the
+    LLM's blocks; drop `params` where memory is short. A view is returned as it is.
     """
     if isinstance(params["llm"]["layers"], tuple):
         return params
@@ -68,11 +68,11 @@ def prefill(
     limit: jax.Array,
     new: int,
 ) -> DecodeState:
-    """Reads the prompts, encodes their images, chooses the first token of every answer.
+    """Reads the prompts, encodes their images, and chooses the first token of every answer.
 
-    params: a decode_view. prompt: one segment a row; targets are not read. stop_ids: int32[k], k >= 1, end an answer
-    and are part of it. limit: int32[B], each at most `new`, for which there is room. Rows of padding alone (a batch's
-    filler) are done before they start.
+    params: a decode_view. prompt: one segment per row; targets are not read. stop_ids: int32[k], k >= 1, end an answer
+    and are part of it. limit: int32[B], each up to `new`, the number of slots that are added. Rows of only padding
+    (which fill a batch) are done before they start.
     """
     b, t = prompt.tokens.shape
     lengths = prompt.segment_ids.sum(axis=1)
@@ -81,7 +81,7 @@ def prefill(
     hidden, cache = _hidden(model, params, *arrays, cache)
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     with logical_rules():
-        cache = cache.with_capacity(new)  # only now: the prompt need not look at the answer's slots
+        cache = cache.with_capacity(new)  # only now, so that the prompt does not attend over the answer's slots
     state = DecodeState(
         cache=cache,
         answer=jnp.full((b, new), stop_ids[0], jnp.int32),
@@ -112,7 +112,7 @@ def _choose_next(state: DecodeState, logits: jax.Array, cache: KVCache) -> Decod
 
 
 def _step(model: Llava, params: dict, state: DecodeState) -> DecodeState:
-    """One token more per row: puts the last one through the model and chooses the next."""
+    """One more token per row: runs the last token through the model and chooses the next."""
     b, size = state.token.shape[0], model.config.image_size
     no_images = jnp.zeros((b, 0, size, size, 3), jnp.uint8)
     inputs = state.token[:, None], no_images, state.position[:, None], jnp.ones((b, 1), jnp.int32)
@@ -122,9 +122,9 @@ def _step(model: Llava, params: dict, state: DecodeState) -> DecodeState:
 
 @partial(jax.jit, static_argnames="model", donate_argnames="state")
 def decode(model: Llava, params: dict, state: DecodeState, steps: jax.Array, finished: jax.Array) -> DecodeState:
-    """At most `steps` (int32[]) tokens more per row, fewer where all rows are done. `state` is used up.
+    """Up to `steps` (int32[]) more tokens per row, fewer if all rows are done. Donates `state`.
 
-    finished: bool[B], rows that the caller is done with, because of what their text says for example.
+    finished: bool[B], rows that the caller has ended, for example at a stop string.
     """
     end = state.count + steps
     state = state.replace(done=state.done | finished)
@@ -134,5 +134,5 @@ def decode(model: Llava, params: dict, state: DecodeState, steps: jax.Array, fin
 
 @partial(jax.jit, static_argnames="model", donate_argnames="state")
 def decode_one(model: Llava, params: dict, state: DecodeState, finished: jax.Array) -> DecodeState:
-    """`decode` with one step. Not that one with steps=1: before its loop it does what pays off over many steps only."""
+    """`decode` with one step. With steps=1, `decode` would first do work that pays off only over many steps."""
     return _step(model, params, state.replace(done=state.done | finished))

@@ -1,4 +1,4 @@
-"""Prompts in, answers out: batches of any shape become a few fixed ones, and tokens become text as they come."""
+"""Prompts in, answers out: pads batches to a few fixed shapes, and returns text as tokens arrive."""
 
 import contextlib
 import dataclasses
@@ -21,24 +21,24 @@ from llava_jax.text.encode import stop_ids, stop_strings
 from llava_jax.text.token_row import Batch, EncodedExample, stack_rows, token_row
 from llava_jax.text.tokenizer import Tokenizer
 
-STEPS_PER_ROUND = 16  # steps between two looks at the text, where stop strings are looked for
+STEPS_PER_ROUND = 16  # decoding steps between two searches for stop strings
 
 
 class Prompt(NamedTuple):
     """One row of a batch."""
 
-    tokens: Sequence[int] | np.ndarray  # every image a run of `features` IMAGE_TOKEN_ID, as expand_images makes them
+    tokens: Sequence[int] | np.ndarray  # each image is a run of `features` IMAGE_TOKEN_ID, as from expand_images
     images: Sequence[np.ndarray] | np.ndarray = ()  # [H, W, 3] each: uint8, or floating point and normalised
-    row: int = 0  # prompts that share it and the seed share their luck: number them to draw several answers
+    row: int = 0  # equal rows and seeds give equal random numbers: number prompts to sample several answers
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
-    """How a batch is answered. Other values compile nothing new, but for another bucket of max_new_tokens."""
+    """How a batch is answered. New values compile nothing, except for another bucket of max_new_tokens."""
 
     stop_ids: tuple[int, ...]
     stop_strings: tuple[str, ...] = ()
-    max_new_tokens: int = 512  # and never more than the model's positions allow
+    max_new_tokens: int = 512  # limited also by the model's positions
     temperature: float = 0.0  # 0 is greedy
     top_k: int = 0  # 0 for all
     top_p: float = 1.0
@@ -46,7 +46,7 @@ class GenerationConfig:
 
     @classmethod
     def of_template(cls, tokenizer: Tokenizer, template: str, *stop: str, **options) -> "GenerationConfig":
-        """Settings of answers that end where `template` ends them, or at one of `stop`. options: the other fields."""
+        """For answers that end where `template` ends them, or at one of `stop`. options: the other fields."""
         return cls(stop_ids(tokenizer, template), (*stop, *stop_strings(template)), **options)
 
     def __post_init__(self):
@@ -63,11 +63,11 @@ class GenerationConfig:
         for name, is_valid in in_range.items():
             if not is_valid:
                 ranges = "max_new_tokens >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1, 0 <= seed < 2**32"
-                raise ConfigError(f"{name}={getattr(self, name)!r} is out of range: {ranges}, nothing empty to stop at")
+                raise ConfigError(f"{name}={getattr(self, name)!r} is out of range: {ranges}, no empty stop string")
 
 
 class BatchShape(NamedTuple):
-    """What a batch of prompts is padded to. Batches of one shape share their compiled programs."""
+    """The shape to which a batch of prompts is padded. Batches of one shape share their compiled programs."""
 
     rows: int
     length: int  # T
@@ -76,15 +76,15 @@ class BatchShape(NamedTuple):
 
 @dataclasses.dataclass
 class Generation:
-    """The answer to one prompt, as far as it has come."""
+    """The answer to one prompt, as far as it is generated."""
 
-    ids: list[int] = dataclasses.field(default_factory=list)  # with the stop token
-    text: str = ""  # without stop token and stop string; as `Tokenizer.decode` writes it, a leading space included
+    ids: list[int] = dataclasses.field(default_factory=list)  # including the stop token
+    text: str = ""  # without stop token and stop string; as `Tokenizer.decode` writes it, with a leading space
     finish: Literal["stop", "length"] | None = None
 
 
 class GeneratedPiece(NamedTuple):
-    """What one step adds to an answer. `text` may be empty, or more than that of `id`."""
+    """What one step adds to an answer. `text` may be empty, or include text of earlier ids."""
 
     id: int
     text: str
@@ -100,14 +100,14 @@ def generate(
     mesh: Mesh | None = None,
     shape: BatchShape | None = None,
 ) -> list[Generation]:
-    """The answers to all prompts as one batch, each what it would be alone. Without a tokenizer they have no text.
+    """Answers all prompts as one batch; each answer equals that of its prompt alone. No tokenizer, no text.
 
-    params: a decode_view (or the nested tree, of which one is made each time). mesh: the one that holds params; of
-    several processes each calls this with all prompts, computes its rows of them, and gets all answers. shape: what the
-    batch is padded to, with rows that split evenly over the mesh; None: the next of few shapes that holds the prompts.
+    params: a decode_view (or the nested tree, from which each call makes one). mesh: the one that holds params; with
+    several processes, each calls this with all prompts, computes its rows, and gets all answers. shape: what the batch
+    is padded to, with rows that split evenly over the mesh; None: the `batch_shape` of the prompts.
 
-    Raises DataError for a prompt that is empty or whose image runs and images disagree, TooLong for one too long for
-    the model; ConfigError for stop strings without a tokenizer.
+    Raises DataError for a prompt that is empty or whose placeholders and images disagree, TooLong for one too long for
+    the model, and ConfigError for stop strings without a tokenizer.
     """
     answers = [Generation() for _ in prompts]
     steps = STEPS_PER_ROUND if settings.stop_strings else settings.max_new_tokens
@@ -128,13 +128,13 @@ def stream(
     tokenizer: Tokenizer | None = None,
     mesh: Mesh | None = None,
 ) -> Iterator[list[GeneratedPiece | None]]:
-    """`generate` step by step: for every prompt a Piece, or None where its answer has ended. Raises as `generate`."""
+    """`generate` step by step: a GeneratedPiece for every prompt, or None after its answer. Raises as `generate`."""
     for pieces in _rounds(model, params, prompts, settings, tokenizer, mesh, None, steps=1):
         yield [new[0] if new else None for new in pieces]
 
 
 def _rounds(model, params, prompts, settings, tokenizer, mesh, shape, steps) -> Iterator[list[list[GeneratedPiece]]]:
-    """The new pieces of every prompt after the prefill, and after each `steps` steps more."""
+    """Yields the new pieces of every prompt after the prefill, and after each further `steps` steps."""
     if not prompts:
         return
     params = decode_view(params)
@@ -165,14 +165,14 @@ class _PieceWriter:
 
     def __init__(self, settings: GenerationConfig, tokenizer: Tokenizer | None, limit: int):
         if settings.stop_strings and tokenizer is None:
-            raise ConfigError("stop strings are looked for in the text; give the tokenizer too")
+            raise ConfigError("stop strings are searched in the text; pass the tokenizer too")
         self.stop_ids, self.left = settings.stop_ids, limit
         self.detokenizer = tokenizer and Detokenizer(tokenizer)
         self.stops = StopStrings(settings.stop_strings)
         self.finish = None
 
     def pieces(self, ids: list[int]) -> list[GeneratedPiece]:
-        """What is behind the end is dropped."""
+        """Ids after the end of the answer are dropped."""
         return [self._piece(id) for id in ids if self.finish is None]
 
     def _piece(self, id: int) -> GeneratedPiece:
@@ -199,8 +199,8 @@ def bucket(n: int) -> int:
 
 
 def batch_shape(prompts: Sequence[Prompt], dtype: str, mesh: Mesh | None) -> BatchShape:
-    """The next of few shapes that holds the prompts: `padded_rows`, the `bucket` of the longest, images to a power of
-    two of the most."""
+    """The next of a few shapes that holds the prompts: `padded_rows`, the `bucket` of the longest prompt, and image
+    slots rounded up to a power of two."""
     most_images = max(len(prompt.images) for prompt in prompts)
     return BatchShape(
         padded_rows(len(prompts), dtype, mesh),
@@ -210,9 +210,9 @@ def batch_shape(prompts: Sequence[Prompt], dtype: str, mesh: Mesh | None) -> Bat
 
 
 def padded_rows(count: int, dtype: str, mesh: Mesh | None) -> int:
-    """Rows that a batch of `count` is filled up to: a power of two, and what splits evenly over the mesh.
+    """The rows to which a batch of `count` is padded: a power of two, rounded up to what splits evenly over the mesh.
 
-    In bfloat16 at least two: a product with a single row misses the matrix units.
+    In bfloat16 at least two: a matmul with a single row does not use the matrix units.
     """
     rows = max(1 << (count - 1).bit_length(), 2 if dtype == "bfloat16" else 1)
     parts = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
@@ -220,7 +220,7 @@ def padded_rows(count: int, dtype: str, mesh: Mesh | None) -> int:
 
 
 def _limit(config: ModelConfig, number: int, prompt: Prompt, settings: GenerationConfig) -> int:
-    """How long the answer may get. Checks the prompt."""
+    """The most tokens that the answer may have. Raises DataError or TooLong for an invalid prompt."""
     tokens, images = np.asarray(prompt.tokens), len(prompt.images)
     name, length, context = f"prompt {number}", len(tokens), config.llm.max_positions
     if not 0 < length < context:
@@ -231,8 +231,8 @@ def _limit(config: ModelConfig, number: int, prompt: Prompt, settings: Generatio
     placeholders = int((tokens == IMAGE_TOKEN_ID).sum())
     if placeholders != images * config.features:
         raise DataError(
-            f"{name} has {images} image(s) of {config.features} features, but {placeholders} places for features; "
-            "write one run of places per image"
+            f"{name} has {images} image(s) of {config.features} features, but {placeholders} placeholder tokens; "
+            "write one run of placeholder tokens per image"
         )
     text = tokens[tokens != IMAGE_TOKEN_ID]
     if text.size and not 0 <= text.min() <= text.max() < config.llm.vocab_size:
@@ -244,7 +244,7 @@ def _limit(config: ModelConfig, number: int, prompt: Prompt, settings: Generatio
 
 
 def _prefill(model, params, prompts, settings, limits, shape, mesh) -> DecodeState:
-    """Everything that reaches the device is made here in numpy, with shapes that depend on buckets only."""
+    """Makes all inputs of the device in numpy, with shapes that depend only on buckets, and runs the prefill."""
     batch = prompt_batch(prompts, shape, model.config.image_size)
     full = lambda value, dtype: np.full(shape.rows, value, dtype)  # noqa: E731
     limit, row = full(0, np.int32), full(0, np.uint32)
@@ -258,15 +258,15 @@ def _prefill(model, params, prompts, settings, limits, shape, mesh) -> DecodeSta
         row=row,
     )
     width = -(-max(len(settings.stop_ids), 1) // 8) * 8
-    stop_ids = np.full(width, -1, np.int32)  # no token is -1
+    stop_ids = np.full(width, -1, np.int32)  # no token has the id -1
     stop_ids[: len(settings.stop_ids)] = settings.stop_ids
     arrays = split_batch(batch, mesh) if mesh else batch
     return prefill(model, params, arrays, sampling, stop_ids, limit, bucket(settings.max_new_tokens))
 
 
 def prompt_batch(prompts: Sequence[Prompt], shape: BatchShape, image_size: int) -> Batch:
-    """The prompts as the first rows of a batch, the others of padding. Raises DataError for prompts that do not fit
-    into `shape`, images of another size than `image_size`, or of several dtypes."""
+    """A batch with the prompts as its first rows and padding as the others. Raises DataError for prompts that do not
+    fit into `shape`, for images of another size than `image_size`, and for images of several dtypes."""
     images = [np.asarray(image) for prompt in prompts for image in prompt.images]
     dtype, size = images[0].dtype if images else np.dtype(np.uint8), [image_size, image_size, 3]
     for image in images:

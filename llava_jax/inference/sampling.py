@@ -1,4 +1,4 @@
-"""From scores to a token: greedy, temperature, top-k, top-p; the same draw whatever batch a row is in."""
+"""Chooses tokens from logits: greedy, temperature, top-k, top-p. A row's sample does not depend on its batch."""
 
 import jax
 import jax.numpy as jnp
@@ -6,21 +6,21 @@ from flax import struct
 
 
 class SamplingParams(struct.PyTreeNode):
-    """How each row chooses. All are arrays: new values compile nothing, and rows of one batch may differ."""
+    """How each row chooses its token. All fields are arrays: new values compile nothing, and the rows may differ."""
 
-    temperature: jax.Array  # float32[B]; 0 takes the likeliest token, whatever the rest says
+    temperature: jax.Array  # float32[B]; 0 is greedy, whatever the other fields are
     top_k: jax.Array  # int32[B]; 0 for all
     top_p: jax.Array  # float32[B]; 1 for all
     seed: jax.Array  # uint32[B]
-    row: jax.Array  # uint32[B]; rows that share seed and row share their luck
+    row: jax.Array  # uint32[B]; equal seeds and rows give equal random numbers
 
 
 def choose(logits: jax.Array, sampling: SamplingParams, positions: jax.Array) -> jax.Array:
-    """The next token of every row: logits float32[B, V], positions int32[B] of the tokens to come -> int32[B].
+    """The next token of every row: logits float32[B, V], positions int32[B] of the new tokens -> int32[B].
 
-    Scores are divided by the temperature, then the top_k likeliest tokens stay, then of those the fewest whose
-    probabilities sum to top_p or more, at least one; among equals the lower id comes first. (transformers applies the
-    three in this order too.) One uniform number, made of seed, row and position alone, picks a token.
+    Logits are divided by the temperature. Then the top_k likeliest tokens remain, and of those the fewest whose
+    probabilities sum to top_p or more, at least one; ties go to the lower id. (transformers applies the three in this
+    order too.) One uniform number, which depends only on seed, row and position, selects a token.
 
         probabilities .5 .2 .2 .1, top_k 3, top_p .6:   .5 .2 .2 of .9 -> .56 is not enough, .56 + .22 is -> ids 0, 1
     """
@@ -45,7 +45,7 @@ def _sample(logits, sampling, positions):
     sums = jnp.cumsum(jnp.where(kept, weights, 0), axis=-1)
 
     uniform = jax.vmap(_uniform)(sampling.seed, sampling.row, positions)
-    chosen = (sums <= uniform[:, None] * sums[:, -1:]).sum(axis=-1)  # the first whose sum is above the number
+    chosen = (sums <= uniform[:, None] * sums[:, -1:]).sum(axis=-1)  # the first whose cumulative weight is above it
     return jnp.take_along_axis(order, chosen[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
 

@@ -10,34 +10,34 @@ from llava_jax.runtime.sharding import constrain
 
 
 class KVCache(struct.PyTreeNode):
-    """Keys and values of the tokens so far. All rows write to the same slot; a row's padding stays in segment 0, and
-    nobody sees segment 0. So rows of unequal length decode together: what counts is `positions`, not the slot.
+    """Keys and values of the tokens so far. All rows write to the same slot. A row's padding is segment 0, to which no
+    token attends, so rows of unequal length decode together: `positions` counts, not the slot.
 
-    Every layer has arrays of its own, heads before slots: a step then writes one slot in place and reads the rest where
-    it lies. One array for all layers, or slots before heads, would be copied for every token.
+    Every layer has its own arrays, with heads before slots: a step writes one slot in place and reads the rest without
+    a copy. One array for all layers, or slots before heads, would be copied for every token.
     """
 
     layers: tuple[tuple[jax.Array, jax.Array], ...]  # per layer keys and values, [max(B, 2), K, S, E] each
     positions: jax.Array  # int32[B, S]
-    segment_ids: jax.Array  # int32[B, S], 0 where nothing or padding is written
+    segment_ids: jax.Array  # int32[B, S], 0 at empty slots and padding
     index: jax.Array  # int32[], the next slot
 
     @classmethod
     def empty(cls, config: LlamaConfig, batch: int, length: int, dtype: str) -> "KVCache":
-        """`length` slots for `batch` rows: prompt and answer together, for writing beyond the end is not detected."""
-        rows = max(batch, 2)  # XLA drops an axis of one, and then turns the whole cache around for every token
+        """An empty cache of `length` slots, for prompt and answer together: writing beyond the end is not detected."""
+        rows = max(batch, 2)  # XLA drops an axis of size one, and then transposes the whole cache for every token
         zeros = lambda: jnp.zeros((rows, config.kv_heads, length, config.head_size), dtype_of(dtype))  # noqa: E731
         slots = jnp.zeros((batch, length), jnp.int32)
         return cls(tuple((zeros(), zeros()) for _ in range(config.layers)), slots, slots, jnp.zeros((), jnp.int32))
 
     def with_capacity(self, length: int) -> "KVCache":
-        """The same with `length` more slots behind."""
+        """A copy with `length` more slots at the end."""
         extend = lambda x, axis: jnp.pad(x, [(0, length if i == axis else 0) for i in range(x.ndim)])  # noqa: E731
         layers = tuple((_on_mesh(extend(k, 2)), _on_mesh(extend(v, 2))) for k, v in self.layers)
         return KVCache(layers, extend(self.positions, 1), extend(self.segment_ids, 1), self.index)
 
     def write_tokens(self, positions: jax.Array, segment_ids: jax.Array) -> "KVCache":
-        """Notes T tokens (int32[B, T] each) in the next T slots and moves on; blocks write their keys and values."""
+        """Records T tokens (int32[B, T] each) in the next T slots; the blocks write their keys and values."""
         write = lambda old, new: jax.lax.dynamic_update_slice(old, new, (0, self.index))  # noqa: E731
         return self.replace(
             positions=write(self.positions, positions),
@@ -51,7 +51,7 @@ def _on_mesh(cache: jax.Array) -> jax.Array:
 
 
 def write_cache(cache: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
-    """Puts new [B, T, K, E] at `slot` of one layer's keys or values [max(B, 2), K, S, E]."""
+    """Writes new [B, T, K, E] to one layer's keys or values [max(B, 2), K, S, E], from `slot` on."""
 
     def plain(cache, new):
         return jax.lax.dynamic_update_slice(cache, new, (0, 0, slot, 0))
@@ -61,7 +61,7 @@ def write_cache(cache: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
 
     new = new.swapaxes(1, 2).astype(cache.dtype)
     if cache.dtype == jnp.bfloat16:
-        # For a write in bfloat16, XLA for CPU converts the whole cache to float32 and back; a TPU copies it for `view`.
+        # To write bfloat16, XLA for CPU converts the whole cache to float32 and back; a TPU copies it for `view`.
         return _on_mesh(jax.lax.platform_dependent(cache, new, cpu=as_bits, default=plain))
     return _on_mesh(plain(cache, new))
 
@@ -69,15 +69,15 @@ def write_cache(cache: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
 def attend_cache(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """`reference_attention` on a cache: q [B, T, H, E], k, v [max(B, 2), K, S, E], mask bool[B, T, S] -> [B, T, H, E].
 
-    Both products have their axes in the order in which the cache lies, and the cache on the right: any other way, XLA
-    turns the whole cache around first, per token (and on CPU finds no bfloat16 product at all).
+    Both matmuls have their axes in the order of the cache, and the cache as the right operand. Otherwise XLA transposes
+    the whole cache first, for every token (and has no bfloat16 matmul at all on CPU).
     """
     b, t, h, e = q.shape
     dtype, heads = q.dtype.name, k.shape[1]
     rows = k.shape[0] if t == 1 else b
     q = jnp.broadcast_to(q.reshape(b, t, heads, h // heads, e), (rows, t, heads, h // heads, e))
     if t == 1 and h == heads:
-        q = jnp.repeat(q, 2, axis=1)  # a product of one row converts (CPU) or copies (TPU) the whole cache first
+        q = jnp.repeat(q, 2, axis=1)  # a matmul of one row converts (CPU) or copies (TPU) the whole cache first
     scores = dot("btkge,bkse->bktgs", q, k[:rows], dtype, out="float32") / e**0.5
     weights = jax.nn.softmax(jnp.where(mask[:, None, :, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
     y = dot("bktgs,bkse->bktge", weights, v[:rows], dtype)[:b, :, :t]
@@ -85,6 +85,6 @@ def attend_cache(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> j
 
 
 def unstack(stacked: dict) -> tuple[dict, ...]:
-    """The parameters of all blocks, [L, ...] each -> one tree per block."""
+    """Splits the parameters of all blocks, [L, ...] each, into one tree per block."""
     count = jax.tree.leaves(stacked)[0].shape[0]
     return tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count))

@@ -17,7 +17,8 @@ _ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 
 
 def normalize(images: jax.Array) -> jax.Array:
-    """uint8[..., 3] -> float32, (x / 255 - MEAN) / STD. Floating point images count as normalised: returned as are."""
+    """uint8[..., 3] -> float32, (x / 255 - MEAN) / STD. Floating point counts as normalised, and is returned unchanged.
+    """
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images
     return (images.astype(jnp.float32) / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
@@ -52,8 +53,8 @@ class ClipBlock(nn.Module):
 class Clip(nn.Module):
     """images -> hidden state `select_layer`, without (`patch`) or with (`cls_patch`) the class token.
 
-    All `layers` blocks and the final norm own parameters, so that a checkpoint survives the round trip; the blocks
-    after the selected one and the final norm are never computed (LLaVA reads the output of block 23 of 24).
+    All `layers` blocks and the final norm have parameters, so that a checkpoint converts both ways without loss. The
+    blocks after the selected one and the final norm are never computed (LLaVA reads the output of block 23 of 24).
     """
 
     config: ModelConfig
@@ -62,13 +63,13 @@ class Clip(nn.Module):
     def __call__(self, images):
         """uint8[B, H, W, 3], or floating point and already normalised -> feature_dtype[B, features, D].
 
-        Raises ConfigError when images are not image_size pixels square, or for an unknown activation, feature or layer.
+        Raises ConfigError for images of another size than image_size, and for an unknown activation, feature or layer.
         """
         c, dtype = self.config.vision, self.config.feature_dtype
         side, p = c.image_size // c.patch_size, c.patch_size
         if images.shape[1:] != (c.image_size, c.image_size, 3):
             raise ConfigError(
-                f"images are {images.shape[1:]}, the vision tower takes {(c.image_size, c.image_size, 3)}"
+                f"images have shape {images.shape[1:]}, the vision tower expects {(c.image_size, c.image_size, 3)}"
             )
         if c.select_feature not in ("patch", "cls_patch"):
             raise ConfigError(f"vision.select_feature {c.select_feature!r} is unknown; use patch or cls_patch")
@@ -82,8 +83,8 @@ class Clip(nn.Module):
         x = Linear("bypxqc,pqcd->byxd", *patch, dtype, name="patch")(x).reshape(-1, c.patches, c.width)
         cls = Embedding((c.width,), ("vision_embed",), name="cls")().astype(x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, c.width)), x], axis=1)
-        # Larger than what the patches start from (variance about 1). Places are a part of the features that shrinks as
-        # a tower learns: from a tenth of this, a young tower's features hold none.
+        # Larger than the initial variance of the patches (about 1). The share of positions in the features shrinks as
+        # a tower learns: from a tenth of this, the features of a young tower hold no positions.
         table = (c.patches + 1, c.width), ("position", "vision_embed")
         x += Embedding(*table, variance=4.0, name="position")().astype(x.dtype)
         x = LayerNorm(c.norm_eps, "vision_embed", name="pre_norm")(x)

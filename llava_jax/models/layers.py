@@ -1,4 +1,4 @@
-"""The parts both towers share: products, norms, rotary positions, attention, and the loop over layers.
+"""Modules that both towers share: matmuls, norms, activations, and the scan over layers.
 
 Axis letters, in einsum strings and in shapes:
     B batch   T query tokens   S key tokens   D width   H query heads   K key/value heads   G = H / K
@@ -20,8 +20,8 @@ from llava_jax.runtime.sharding import param
 class Linear(nn.Module):
     """dot(spec, x, kernel, dtype, out), plus a bias over the last `bias` axes of the kernel (0: none).
 
-    Kernels start from a normal of variance 1 / fan_in, which a tower of any width trains from (0.02, LLaMA's constant,
-    is that for a width of 2,500), times `init_scale`; biases from 0. An initializer given instead is used for both.
+    Kernels start from a normal of variance 1 / fan_in, with which towers of any width train (LLaMA's constant, 0.02, is
+    this for a width of 2,500), times `init_scale`; biases start from 0. An `init` is used for both instead.
     """
 
     spec: str
@@ -47,7 +47,7 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table, returned whole. Starts from a normal of `variance`, by default 1 / width, as CLIP's do."""
+    """A table, returned whole. Starts from a normal of `variance`, by default 1 / width, as in CLIP."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -95,14 +95,14 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact, erf form; the projector's activation."""
+    """The exact form, with erf; the projector's activation."""
     return jax.nn.gelu(x, approximate=False)
 
 
 def scan_layers(block: type[nn.Module], config: ModelConfig, length: int, in_axes=()) -> type[nn.Module]:
-    """`length` blocks in a row, their parameters stacked on a leading `layers` axis: block(carry, ...) -> carry, None.
+    """`length` blocks in sequence, parameters stacked on a leading `layers` axis: block(carry, ...) -> carry, None.
 
-    `config.remat` says what the backward pass recomputes, `config.unroll` makes straight-line code from the same
+    `config.remat` selects what the backward pass recomputes. `config.unroll` compiles straight-line code from the same
     parameters. Raises ConfigError for an unknown policy.
     """
     if config.remat not in REMAT:

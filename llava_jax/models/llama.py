@@ -1,4 +1,4 @@
-"""The LLaMA decoder (arXiv 2302.13971): embedding, blocks under one scan, head, and the key/value cache.
+"""The LLaMA decoder (arXiv 2302.13971): embedding, blocks under one scan, head, with an optional KV cache.
 
 Also Llama 2 and 3, Vicuna, SmolLM2, and Qwen2 (biases on q, k, v). Axis letters: see layers.
 """
@@ -24,8 +24,8 @@ class LlamaBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, rotation, mask, past=None, slot=None):
-        """x [B, T, D] -> (x, past). past: None, or this layer's cached (keys, values), where x's go to `slot`. seen:
-        from `attention_mask_for`, or the cache's bool[B, T, S]."""
+        """x [B, T, D] -> (x, past). past: None, or this layer's cached (keys, values), to which those of x are written
+        from `slot` on. mask: from `attention_mask_for`, or for a cache bool[B, T, S]."""
         c, dtype = self.config.llm, self.config.dtype
         heads = (c.width, c.heads, c.head_size), ("embed", "heads", "head_size")
         kv_heads = (c.width, c.kv_heads, c.head_size), ("embed", "kv_heads", "head_size")
@@ -44,8 +44,8 @@ class LlamaBlock(nn.Module):
             past = write_cache(past[0], k, slot), write_cache(past[1], v, slot)
             y = attend_cache(q, *past, mask)
         out = (c.heads, c.head_size, c.width), ("heads", "head_size", "embed")
-        residual = (2 * c.layers) ** -0.5  # 2 * layers products add up in x (GPT-2's rule)
-        # einsum sums over axes in alphabetical order; were e before h, the kernel would be turned around per token.
+        residual = (2 * c.layers) ** -0.5  # 2 * layers matmuls add up in x (GPT-2's rule)
+        # einsum sums over axes in alphabetical order; with e before h, the kernel would be transposed for every token.
         x += checkpoint_name(Linear("bthi,hid->btd", *out, dtype, init_scale=residual, name="o")(y), "out")
 
         y = RMSNorm(c.norm_eps, "embed", name="mlp_norm")(x)
@@ -59,7 +59,7 @@ class LlamaBlock(nn.Module):
 
 
 class Llama(nn.Module):
-    """Three steps, so that images can join between the first two: embed, hidden, logits."""
+    """Three steps, so that images can be merged between the first two: embed, hidden, logits."""
 
     config: ModelConfig
 
@@ -73,9 +73,9 @@ class Llama(nn.Module):
             self.head = Linear("btd,dv->btv", *head, dtype, out="float32")
 
     def embed(self, tokens):
-        """int32[B, T], each a row of the table -> dtype[B, T, D]."""
+        """int32[B, T] -> the rows of the table, dtype[B, T, D]."""
         rows = jnp.take(self.table(), tokens, axis=0, mode="clip")  # the default fills with NaN beyond the table
-        # Two steps: a look-up in a table split over fsdp gives rows split over data only; to ask for the final layout
+        # Two steps: a look-up in a table split over fsdp gives rows split over data only. Asking for the final layout
         # at once makes the partitioner gather the whole batch.
         rows = constrain(rows.astype(dtype_of(self.config.dtype)), "rows", None, "embed")
         return constrain(rows, "batch", None, None)
@@ -83,9 +83,9 @@ class Llama(nn.Module):
     def hidden(self, embeddings, positions, segment_ids, cache=None):
         """Embeddings [B, T, D], positions, segment_ids int32[B, T] -> (states after the final norm [B, T, D], cache).
 
-        With a cache the T tokens are written to its next T slots and see what is already there; the returned cache
-        holds them too. Without one the second value is None. With a cache the blocks run one by one, and `layers` of
-        the parameters may also be what `unstack` makes of it: taking a layer out of stacked weights copies it.
+        Without a cache the second value is None. With one, the T tokens are written to its next T slots and attend to
+        the tokens already there; the returned cache holds them too. The blocks then run one by one, and `layers` of the
+        parameters may also be the result of `unstack`: taking a layer out of stacked weights copies it.
         """
         rotation = rope_rotation(self.config.llm, positions)
         if cache is None:

@@ -1,4 +1,4 @@
-"""LLaVA: CLIP -> projector -> LLaMA (arXiv 2304.08485), joined where the token ids say IMAGE_TOKEN_ID."""
+"""LLaVA: CLIP -> projector -> LLaMA (arXiv 2304.08485); image features replace the tokens IMAGE_TOKEN_ID."""
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ from llava_jax.models.projector import Projector
 
 
 def merge(tokens: jax.Array, text: jax.Array, features: jax.Array) -> jax.Array:
-    """Puts a row's features, in order, where that row has placeholders; static shapes, no row sees another's features.
+    """Replaces the placeholders of a row by its features, in order. Static shapes; no row reads another row's features.
 
-    tokens int32[B, T], text [B, T, D] (what is there at placeholders does not matter), features [B, M, D] -> [B, T, D].
-    Unused features are dropped; placeholders beyond M become zeros.
+    tokens int32[B, T], text [B, T, D] (ignored at placeholders), features [B, M, D] -> [B, T, D]. Surplus features are
+    dropped; placeholders beyond M become zeros.
 
     tokens (-200 as *)  5 * * 6 *   text  a . . b .   features  p q r     result  a p q b r
                         * 7 8 9 9         . c d e e             s t u             s c d e e
@@ -31,8 +31,8 @@ def merge(tokens: jax.Array, text: jax.Array, features: jax.Array) -> jax.Array:
 
 
 class Llava(nn.Module):
-    """Parameters: `vision`, `projector`, `llm`. `init` creates all of them, with or without images in its input. Where
-    the config has no tower, `llm` alone; images then have N = 0."""
+    """Parameters: `vision`, `projector`, `llm`. `init` creates all of them, with or without images in its input. If the
+    config has no vision tower there is only `llm`, and images have N = 0."""
 
     config: ModelConfig
 
@@ -45,7 +45,7 @@ class Llava(nn.Module):
     def encode_images(self, images):
         """uint8[B, N, H, W, 3], or floating point and normalised -> dtype[B, N * features, D].
 
-        N = 0 runs no tower. The tower computes in feature_dtype, the projector in dtype.
+        N = 0 skips the tower. The tower computes in feature_dtype, the projector in dtype.
         """
         b, n = images.shape[:2]
         c = self.config

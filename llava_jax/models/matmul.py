@@ -1,4 +1,4 @@
-"""The one matrix product of the models, forward and backward, in the dtype and layout each platform is fast with."""
+"""The matmul of the models, forward and backward, in the dtype and layout that are fast on each platform."""
 
 import functools
 
@@ -18,17 +18,17 @@ def dtype_of(name: str) -> jnp.dtype:
 def dot(spec: str, x: jax.Array, w: jax.Array, dtype: str, out: str | None = None) -> jax.Array:
     """einsum(spec, x, w) with operands in `dtype`, sums in float32, the result in `out` (default: `dtype`).
 
-    Every matrix product of the model comes through here. The two products of the backward pass take operands in `dtype`
-    too; plain autodiff would hand them a float32 cotangent, which misses the matrix units for bfloat16. `float32`
+    Every matmul of the model comes through here. The two matmuls of the backward pass have operands in `dtype` too;
+    plain autodiff would hand them a float32 cotangent, which does not use the matrix units for bfloat16. `float32`
     means float32 on every device (no TF32, no bfloat16 passes). `spec` names every axis, repeats none within an
-    operand, and each axis of an operand appears in the other or in the result.
+    operand, and each axis of an operand appears in the other operand or in the result.
     """
     x, w = x.astype(dtype_of(dtype)), w.astype(dtype_of(dtype))
     return _dot(spec, x, w).astype(dtype_of(out or dtype))
 
 
 def _product(spec: str, x: jax.Array, w: jax.Array, out=jnp.float32) -> jax.Array:
-    # bfloat16 misses the matrix units where the result's dtype is left open, and any where the precision is given.
+    # bfloat16 does not use the matrix units if the result's dtype is left open, nor if a precision is given.
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jnp.einsum(spec, x, w, precision=precision, preferred_element_type=out)
 
@@ -51,8 +51,8 @@ def _dot_backward(spec, operands, g):
     weight_spec = f"{y_axes},{x_axes}->{w_axes}"
     dw = jax.lax.platform_dependent(
         g, x,
-        # The gradient of a weight is the largest array of a layer. A matrix unit adds up in float32 whatever it hands
-        # out, and a TPU would write all of it in float32 first.
+        # The gradient of a weight is the largest array of a layer. A matrix unit sums in float32 whatever dtype it
+        # returns; otherwise a TPU would write the whole gradient in float32 first.
         tpu=lambda g, x: _product(weight_spec, g, x, out=w.dtype),
         cpu=lambda g, x: _transposed_product(weight_spec, g, x).astype(w.dtype),
         default=lambda g, x: _product(weight_spec, g, x).astype(w.dtype),
@@ -64,11 +64,11 @@ _dot.defvjp(_dot_forward, _dot_backward)
 
 
 def _transposed_product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """`_product` for a CPU of operands that are both summed over leading axes, as in the gradient of a weight.
+    """`_product` for a CPU, of operands that are both summed over leading axes, as in the gradient of a weight.
 
-    The smaller one is turned around first, so that its summed axes lie last. XLA would turn one that it picks without
-    looking (half an MLP, with the activation function, column by column), has no product in bfloat16 otherwise (it
-    converts both operands), and a slower one in float32.
+    The smaller operand is transposed first, so that its summed axes come last. Otherwise XLA transposes one that it
+    picks regardless of size (half an MLP, with the activation function, column by column), has no matmul in bfloat16
+    (it converts both operands), and a slower one in float32.
     """
     inputs, out_axes = spec.split("->")
     (a, a_axes), (b, b_axes) = sorted(zip((a, b), inputs.split(","), strict=True), key=lambda operand: operand[0].size)
@@ -77,5 +77,5 @@ def _transposed_product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     of_a, of_b = ("".join(i for i in axes if i not in shared + summed) for axes in (a_axes, b_axes))
     transposed = jnp.einsum(f"{a_axes}->{shared}{of_a}{summed}", a)
     y = _product(f"{shared}{of_a}{summed},{b_axes}->{shared}{of_a}{of_b}", transposed, b)
-    # Without the barrier XLA swaps the operands to have the result turned, and is where it was.
+    # Without the barrier XLA swaps the operands to get the result transposed, which undoes the above.
     return jnp.einsum(f"{shared}{of_a}{of_b}->{out_axes}", jax.lax.optimization_barrier(y))

@@ -1,4 +1,4 @@
-"""Parameters of a model: their shapes and axes, fresh ones, and the flat paths they are known by."""
+"""Parameters of a model: their shapes and axes, initial values, and flat paths."""
 
 import dataclasses
 import functools
@@ -26,8 +26,8 @@ def _create(config: ModelConfig, key: jax.Array):
 
 @functools.cache  # tracing takes longer than anything else that a small model does before its first step
 def abstract_params(config: ModelConfig) -> dict:
-    """Shapes, dtypes and logical axes of every parameter, boxed (nn.LogicallyPartitioned); allocates nothing. Not to be
-    changed: every caller gets the same.
+    """Shapes, dtypes and logical axes of every parameter, boxed (nn.LogicallyPartitioned); allocates nothing. Every
+    caller gets the same tree: do not modify it.
 
     Raises ConfigError for an unknown name in the config.
     """
@@ -35,12 +35,12 @@ def abstract_params(config: ModelConfig) -> dict:
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> dict:
-    """Fresh float32 parameters, unboxed. Raises ConfigError for an unknown name in the config."""
+    """Initial float32 parameters, unboxed. Raises ConfigError for an unknown name in the config."""
     return jax.jit(lambda key: nn.unbox(_create(config, key)))(key)
 
 
 def nested(params: Params) -> dict:
-    """Flat paths -> the tree a model is applied to."""
+    """Flat paths -> the nested tree that a model is applied to."""
     return unflatten_dict(params, sep="/")
 
 

@@ -10,7 +10,7 @@ from llava_jax.models.layers import Linear, gelu
 class Projector(nn.Module):
     """Linear, then (depth - 1) times GELU and Linear: [B, T, C] -> dtype[B, T, D].
 
-    Weights and biases start from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as the original's do.
+    Weights and biases start from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as in the original.
     """
 
     config: ModelConfig

@@ -10,11 +10,11 @@ from llava_jax.models.matmul import dot
 
 
 def rope_frequencies(config: LlamaConfig) -> np.ndarray:
-    """Radians per position of each pair of channels: float32[E / 2], falling from 1 (arXiv 2104.09864).
+    """Radians per position of each pair of channels: float32[E / 2], decreasing from 1 (arXiv 2104.09864).
 
-    `linear` scaling divides all of them by `factor`. `llama3` leaves waves shorter than original / high_freq_factor,
-    divides those longer than original / low_freq_factor, and goes smoothly from one to the other between (Llama 3.1).
-    Raises ConfigError for any other kind.
+    `linear` scaling divides all of them by `factor`. `llama3` keeps waves shorter than original / high_freq_factor,
+    divides those longer than original / low_freq_factor by `factor`, and interpolates between (Llama 3.1). Raises
+    ConfigError for any other kind.
     """
     e, scaling = config.head_size, config.rope_scaling
     frequencies = 1.0 / config.rope_base ** (np.arange(0, e, 2, dtype=np.float32) / e)
@@ -39,15 +39,15 @@ def rope_rotation(config: LlamaConfig, positions: jax.Array) -> tuple[jax.Array,
 def rope(x: jax.Array, rotation: tuple[jax.Array, jax.Array], via_matmul: bool = False) -> jax.Array:
     """Rotates channel i together with channel i + E/2 (Hugging Face's order of LLaMA's channels), in float32.
 
-    x [B, T, heads, E], rotation from rope_rotation -> as x. by_product: the same numbers, for a TPU. Half a head, 64
-    channels, costs it as much as 128; a product brings the other half to its place instead, and a step of 2 s became
+    x [B, T, heads, E], rotation from rope_rotation -> as x. via_matmul: the same values, faster on a TPU. There, half a
+    head of 64 channels costs as much as 128. A matmul moves the other half into place instead, and a step of 2 s became
     0.1 s shorter (7B, compiled for v5e:4x4).
     """
     sin, cos = rotation
     if via_matmul:
         half = x.shape[-1] // 2
         i, j = np.indices((2 * half, 2 * half))
-        swap = (i + half == j).astype(np.float32) - (i == j + half)  # one number in each column: nothing is rounded
+        swap = (i + half == j).astype(np.float32) - (i == j + half)  # one nonzero per column: nothing is rounded
         other = dot("bthe,ef->bthf", x, jnp.asarray(swap), x.dtype.name).astype(jnp.float32)
         doubled = lambda a: jnp.concatenate([a, a], axis=-1)  # noqa: E731
         return (x.astype(jnp.float32) * doubled(cos) + other * doubled(sin)).astype(x.dtype)

@@ -1,7 +1,7 @@
-"""What a training or decoding step would need on a TPU that is not there, read from the program that the TPU's own
-compiler made.
+"""Estimates what a training or decoding step needs on a TPU that is not present, from the program that the TPU compiler
+produces.
 
-`topologies`: which slices there are, what their chips do at best, and their devices, to compile for. `hlo`: the
-compiled program as text -> instructions, and how often each runs. `collectives`, `flops`, `memory`: what these send,
-compute and move. `estimate`: all of it -> seconds. `facts`: what a fast program has and has not.
+`topologies`: TPU slices, their rates, and devices to compile for. `lower`: the programs to compile. `hlo`: parses a
+compiled program and counts its collectives, FLOPs and memory traffic. `estimate`: turns the counts into seconds.
+`lint`: what slows a program down. `search`: settings that fit. `report`: results as text.
 """

@@ -1,8 +1,8 @@
-"""How long one run of a compiled TPU program takes, as a range, from its schedule; nothing runs.
+"""Estimates how long one run of a compiled TPU program takes, as a range, from its schedule; nothing runs.
 
-The compiler notes on nearly every kernel how many cycles it thinks it takes (`estimated_cycles`); these are summed over
-the schedule, loops multiplied out. What it does not know is added: attention kernels by their FLOPs, collectives by the
-bytes they move and what the links carry, transfers by the bandwidth of the memory. `cost_analysis()` is of no use: it
+The compiler annotates nearly every kernel with the number of cycles that it expects (`estimated_cycles`). These are
+summed over the schedule, loops multiplied out. The rest is added: attention kernels by their FLOPs, collectives by
+their bytes and the bandwidth of the links, transfers by the bandwidth of the memory. `cost_analysis()` is of no use: it
 counts a loop once, Pallas kernels as -1, and links not at all.
 """
 
@@ -22,16 +22,16 @@ KERNEL_MXU = 0.5  # the share of the peak that an attention kernel reaches
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Times in seconds, of one run and one device; what runs at the same time on all devices is counted once."""
+    """Times in seconds, of one run on one device; all devices run at the same time."""
 
-    matmul: float  # kernels with a matrix product in them
-    other: float  # all other kernels of the compiler's own
+    matmul: float  # kernels that contain a matmul
+    other: float  # all other kernels that the compiler generated
     attention: float  # Pallas kernels
     exposed: float  # synchronous collectives: the chip waits
-    hidden: float  # asynchronous ones, at full length: other work may cover all of it, or none
-    memory: float  # all bytes moved, over the bandwidth of HBM: no program is faster
-    traffic: dict[tuple[str, str, str], float]  # (kind, "sync" or "async", dtype) -> bytes of the arrays, times trips
-    hardware_flops: float  # products and attention kernels
+    hidden: float  # asynchronous collectives, full duration: other work may hide all of it, or none
+    memory: float  # all bytes moved / HBM bandwidth: a lower bound of the time
+    traffic: dict[tuple[str, str, str], float]  # (kind, "sync" or "async", dtype) -> bytes of the arrays, over all runs
+    hardware_flops: float  # matmuls and attention kernels
     hbm_bytes: float
     host_bytes: float
     kernels: tuple[Kernel, ...]
@@ -43,23 +43,23 @@ class Estimate:
 
     @property
     def lower(self) -> float:
-        """Every asynchronous collective is covered by other work."""
+        """The time if other work hides every asynchronous collective."""
         return max(self.compute + self.exposed, self.memory)
 
     @property
     def upper(self) -> float:
-        """None is."""
+        """The time if nothing hides any of them."""
         return max(self.compute + self.exposed + self.hidden, self.memory)
 
     def mfu(self, model_flops: float, topology: Topology) -> tuple[float, float]:
-        """(lowest, highest) share of the peak of all devices, for the model FLOPs of one step of the whole mesh."""
+        """(lowest, highest) MFU of all devices. model_flops: of one step of the whole mesh."""
         ideal = model_flops / (topology.peak_flops * topology.device_count)
         return ideal / self.upper, ideal / self.lower
 
 
 def estimate(text: str | Program, topology: Topology, coords: Sequence[tuple[int, ...]]) -> Estimate:
-    """text: of a program that was compiled for this slice (`compiled.as_text()`), or what `hlo.parse` made of it.
-    places: coordinates of the devices in the order of the mesh, `[d.coords for d in mesh.devices.flat]`."""
+    """text: `compiled.as_text()` of a program that was compiled for this slice, or what `parse_program` made of it.
+    coords: coordinates of the devices in mesh order, `[d.coords for d in mesh.devices.flat]`."""
     program = parse_program(text) if isinstance(text, str) else text
     coords = [tuple(coord) for coord in coords]
     cycles = {True: 0, False: 0}
@@ -93,43 +93,41 @@ def estimate(text: str | Program, topology: Topology, coords: Sequence[tuple[int
 def _assumptions(
     program: Program, topology: Topology, transfers: list[Collective], attention, unknown: dict[str, int], host: float
 ) -> tuple[str, ...]:
-    """What the numbers stand on, for whoever reads them; only what this program is concerned by."""
+    """The assumptions behind the numbers; only those that apply to this program."""
     g = topology.generation
     lines = [
-        f"kernels: the compiler's own estimate of cycles, at {g.clock_ghz:g} GHz, one after the other",
-        f"memory: at least all bytes moved at {g.hbm_gbps:,} GB/s a chip; no other kernel is slowed down by them",
+        f"kernels: cycles as the compiler estimates them, at {g.clock_ghz:g} GHz, one after the other",
+        f"memory: a run takes at least all bytes moved at {g.hbm_gbps:,} GB/s per chip; traffic slows no kernel down",
     ]
     if attention:
         lines.append(
-            f"attention kernels: {KERNEL_MXU:.0%} of the peak, for the half of the products that a causal mask leaves"
+            f"attention kernels: {KERNEL_MXU:.0%} of the peak, for the half of the scores that a causal mask leaves"
         )
     if transfers:
         ends = "with" if topology.wraps else "without"
         lines.append(
-            f"links: {g.link_gbps:g} GB/s each way, {ends} wrap-around, all those along the axes that a group spans "
-            "at full speed; nobody else sends"
+            f"links: {g.link_gbps:g} GB/s each way, {ends} wrap-around; all links along the axes that a group "
+            "spans run at full speed, without other traffic"
         )
     if any(transfer.is_async for transfer in transfers):
-        lines.append(
-            "asynchronous collectives: wholly covered by other work in the lower time, not at all in the upper"
-        )
+        lines.append("asynchronous collectives: fully hidden by other work in the lower time, not at all in the upper")
     if unknown:
         listed = ", ".join(f"{name} x {times}" for name, times in sorted(unknown.items()))
-        lines.append(f"other Pallas kernels, which report nothing, count as 0 s: {listed}")
+        lines.append(f"other Pallas kernels, which report no cycles, count as 0 s: {listed}")
     if host:
-        lines.append(f"{host / 1e9:.1f} GB a step to and from the host count as 0 s: they are taken to be covered")
+        lines.append(f"{host / 1e9:.1f} GB per step to and from the host count as 0 s: assumed to be hidden")
     endless = [i.name for c, i, _ in program.walk() if i.opcode == "while" and trip_count(program, c, i) is None]
     if endless:
-        lines.append(f"loops whose length only the data decide count once: {', '.join(endless)}")
+        lines.append(f"loops whose trip count depends on the data count once: {', '.join(endless)}")
     return tuple(lines)
 
 
 def seconds(collective: Collective, topology: Topology, coords: Sequence[tuple[int, ...]]) -> float:
-    """What the links need for it once, at their full speed, the slowest group deciding.
+    """Seconds that one run of a collective needs on links at full speed; the slowest group decides.
 
-    places: the coordinates of each device, in the order of the mesh. In a ring or along the axes of a box, every chip
-    receives what it lacks over one link per axis, or both of an axis whose ends are joined; an all-reduce does it
-    twice; of an all-to-all, what crosses the middle of the longest axis counts.
+    coords: coordinates of each device, in mesh order. In a ring, or along the axes of a box, every chip receives the
+    data that it lacks over one link per axis, or over two if the ends of the axis are wired to each other. An
+    all-reduce does this twice. For an all-to-all, the data that crosses the middle of the longest axis counts.
     """
     if collective.kind == "collective-permute":
         return collective.bytes / topology.link_bytes_per_s
@@ -144,7 +142,7 @@ def _group_seconds(collective: Collective, topology: Topology, coords: list[tupl
     spans = {axis: len(set(values)) for axis, values in enumerate(zip(*coords, strict=True)) if len(set(values)) > 1}
     is_box = math.prod(spans.values()) == len(set(coords))
     axes = len(spans) if is_box and spans else 1
-    # Part of an axis has no joined ends.
+    # The ends of a part of an axis are not wired to each other.
     joined = 2 if topology.wraps and spans and all(topology.shape[a] == size for a, size in spans.items()) else 1
     if collective.kind == "all-to-all":
         longest = max(spans.values(), default=n) if is_box else n

@@ -1,4 +1,4 @@
-"""Programs without data, weights, or the devices that they are for: the train step of a stage, and decoding."""
+"""Lowers the train step of a stage, and decoding, without data, weights or the devices they are for."""
 
 import math
 
@@ -20,7 +20,7 @@ from llava_jax.train.step import make_train_step
 
 
 def abstract_batch(stage: Stage, model_config: ModelConfig, mesh: Mesh) -> Batch:
-    """What the step gets: the counts that `Rows` and, with several hosts, train/loop.py add included."""
+    """The batch of the train step as shapes, with the counts that the data and (on several hosts) the loop add."""
     data, hosts = stage.data, {device.process_index for device in mesh.devices.flat}
     batch = _abstract_rows(stage.batch, data.length, data.max_images, model_config.image_size, mesh)
     count = jax.ShapeDtypeStruct((stage.batch,), jnp.int32, sharding=batch.tokens.sharding)
@@ -34,7 +34,7 @@ def _abstract_rows(rows: int, length: int, image_slots: int, image_size: int, me
 
 
 def lower_step(stage: Stage, model_config: ModelConfig, layout: StageLayout) -> jax.stages.Lowered:
-    """The very step that `train.loop` runs, for rows of the full `data.length`. Allocates nothing."""
+    """Lowers the train step that `train.loop` runs, for rows of the full `data.length`. Allocates nothing."""
     step = make_train_step(Llava(model_config), layout.tx, layout.abstract, stage.accumulation, stage.loss_chunks)
     with jax.set_mesh(layout.mesh):
         return step.lower(layout.abstract, abstract_batch(stage, model_config, layout.mesh), math.inf)
@@ -43,9 +43,9 @@ def lower_step(stage: Stage, model_config: ModelConfig, layout: StageLayout) -> 
 def lower_decode(
     model_config: ModelConfig, mesh: Mesh, batch: int, length: int, new: int
 ) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
-    """(the reading of `batch` prompts of `length` tokens with an image each, the step of a token behind them), as
-    `generate` runs them with weights in the compute dtype; the cache has `length` + `new` slots. Raises ConfigError
-    where the mesh does not divide a parameter or the rows."""
+    """Lowers (the prefill, one decoding step) as `generate` runs them, with weights in the compute dtype, for `batch`
+    prompts of `length` tokens with an image each and a cache of `length` + `new` slots. Raises ConfigError where the
+    mesh does not divide a parameter or the rows."""
     row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch % row_shards:
         raise ConfigError(f"a batch of {batch} does not split over data x fsdp = {row_shards} devices; give a multiple")
@@ -75,7 +75,7 @@ def lower_decode(
 
 
 def _abstract_view(model_config: ModelConfig, mesh: Mesh) -> dict:
-    """`decode_view` of all parameters in the compute dtype: a layer's arrays lie as the stack of them does."""
+    """`decode_view` of all parameters in the compute dtype; a layer's arrays are sharded as their stack is."""
     shapes, specs = abstract_model(model_config)
 
     def weight(path: str, shape: tuple[int, ...], spec: PartitionSpec) -> jax.ShapeDtypeStruct:

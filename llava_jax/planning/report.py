@@ -1,4 +1,4 @@
-"""What `python -m llava_jax plan` found, as text: one result in full, several as a table."""
+"""Results of `python -m llava_jax plan` as text: one result in full, several as a table."""
 
 import dataclasses
 import json
@@ -7,17 +7,17 @@ from pathlib import Path
 from llava_jax.errors import ConfigError
 from llava_jax.planning.search import Result
 
-MIN_SPEEDUP = 1.8  # times as fast on twice the chips; else more than a tenth of what each of them costs is lost
+MIN_SPEEDUP = 1.8  # on twice the chips; with less, more than a tenth of the chip-hours is lost
 
 
 def describe_result(r: Result, price: float) -> list[str]:
-    """price: dollars of a chip and hour, 0 where it is not known."""
+    """The lines that describe a result in full. price: dollars per chip-hour, 0 if unknown."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in r.mesh.items())
     settings = ", ".join(f"{name} {value}" for name, value in r.settings.items())
     lines = [f"{r.what} of {r.model} on {r.topology}: {r.chips} chips, {mesh}; {settings}"]
     rows: list[tuple[str, str]] = []
     if not r.fits:
-        rows.append(("DOES NOT FIT", f"lacks {r.lacking:.2f} GiB of memory a chip, which has {r.limit:.2f}"))
+        rows.append(("DOES NOT FIT", f"lacks {r.lacking:.2f} GiB of memory per chip, which has {r.limit:.2f}"))
     if r.tried:
         rows.append(("tried", "; ".join(r.tried)))
     if r.changes:
@@ -34,7 +34,7 @@ def _size(r: Result) -> list[tuple[str, str]]:
     return [
         ("parameters", f"{r.parameters:,}{trained}"),
         (
-            "memory a chip",
+            "memory per chip",
             f"{r.peak:.2f} of {r.limit:.2f} GiB, {r.limit - r.peak:.2f} to spare "
             f"(arguments {r.arguments:.2f}, temporaries {r.temporaries:.2f})",
         ),
@@ -46,20 +46,20 @@ def _time(r: Result) -> list[tuple[str, str]]:
     lines = []
     if r.model_flops:
         ratio = f"{r.hardware_flops / r.model_flops:.2f} times the model's"
-        lines.append(("FLOPs a step", f"{r.model_flops:.3g} of the model, {r.hardware_flops:.3g} in all, {ratio}"))
+        lines.append(("FLOPs per step", f"{r.model_flops:.3g} of the model, {r.hardware_flops:.3g} in all, {ratio}"))
     sent = [f"{c['kind']} {c['dtype']} {c['how']} {c['bytes'] / 2**30:.2f} GiB" for c in r.communication]
-    lines.append(("sent by a chip", ", ".join(sent) or "nothing"))
+    lines.append(("sent per chip", ", ".join(sent) or "nothing"))
     lines.append((
-        "time a step",
-        f"{_span(r.low, r.high)} s: products {p['matmul']:.4g}, other {p['other']:.4g}, attention kernels "
-        f"{p['attention']:.4g}, sending while waiting {p['exposed']:.4g}, sending beside {p['hidden']:.4g} "
+        "time per step",
+        f"{_span(r.low, r.high)} s: matmuls {p['matmul']:.4g}, other {p['other']:.4g}, attention kernels "
+        f"{p['attention']:.4g}, exposed communication {p['exposed']:.4g}, asynchronous communication {p['hidden']:.4g} "
         f"(memory alone: {p['memory']:.4g})",
     ))  # fmt: skip
     if r.model_flops:
         lines.append(
             ("MFU", f"{r.model_flops / r.peak_flops / r.high:.3f} to {r.model_flops / r.peak_flops / r.low:.3f}")
         )
-    speed = f"{_span(r.tokens / r.high / r.chips, r.tokens / r.low / r.chips)} tokens/s a chip"
+    speed = f"{_span(r.tokens / r.high / r.chips, r.tokens / r.low / r.chips)} tokens/s per chip"
     return [*lines, ("speed", f"{speed}, {_span(r.rows / r.high, r.rows / r.low)} rows/s")]
 
 
@@ -76,8 +76,8 @@ def _whole_run(r: Result, price: float) -> list[tuple[str, str]]:
 
 
 def twice(r: Result) -> str:
-    """What twice the chips would do for the same batch, from the parts of this one: what is computed halves, what is
-    sent stays, for weights and gradients are as large as they were."""
+    """The speedup of twice the chips for the same batch, as text, from the parts of this result. Computation halves;
+    communication stays, because weights and gradients keep their size."""
     rows = r.rows // r.settings["accumulation"]
     if rows % (2 * r.mesh["data"] * r.mesh["fsdp"]):
         return f"cannot split {rows} rows: only a larger batch can use them"
@@ -88,7 +88,7 @@ def twice(r: Result) -> str:
 
 
 def results_table(results: list[Result], price: float) -> list[str]:
-    """A line each."""
+    """One line per result, below a header."""
     head = ["", "model", "slice", "chips", "GiB of", "step, s", "MFU", "tok/s/chip", "hours", "needs"]
     if price:
         head.insert(-1, "dollars")
@@ -114,13 +114,13 @@ def results_table(results: list[Result], price: float) -> list[str]:
 
 
 def _span(low: float, high: float) -> str:
-    """`1.94-2.20`, or one number where both are written the same; three digits."""
+    """`1.94-2.20`, or one number where both are formatted the same; three significant digits."""
     texts = [f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in (low, high)]
     return texts[0] if texts[0] == texts[1] else "-".join(texts)
 
 
 def append(path: Path, results: list[Result]) -> None:
-    """A line of JSON for each, without the program's text. Raises ConfigError where `path` cannot be written."""
+    """Appends one line of JSON per result, without its program. Raises ConfigError where `path` cannot be written."""
     try:
         with path.open("a", encoding="utf-8") as file:
             for result in results:
@@ -128,22 +128,22 @@ def append(path: Path, results: list[Result]) -> None:
                 del values["program"]
                 file.write(json.dumps(values) + "\n")
     except OSError as e:
-        raise ConfigError(f"--json={path} cannot be written ({e.strerror}); name another place") from None
+        raise ConfigError(f"--json={path} cannot be written ({e.strerror}); choose another path") from None
 
 
 def read_results(path: Path) -> list[Result]:
-    """What `append` wrote; of equal programs (what, model, slice, settings) the newest. Raises ConfigError where it is
-    something else."""
+    """Reads what `append` wrote; of results with equal what, model, topology and settings, the newest. Raises
+    ConfigError where the file cannot be read or holds something else."""
     results = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"--json={path} cannot be read ({e}); name another place") from None
+        raise ConfigError(f"--json={path} cannot be read ({e}); choose another path") from None
     for number, line in enumerate(lines, start=1):
         try:
             result = Result(**json.loads(line))
         except (ValueError, TypeError):
-            raise ConfigError(f"{path}:{number} is no result of a plan; name another file") from None
+            raise ConfigError(f"{path}:{number} is no result of a plan; choose another file") from None
         key = result.what, result.model, result.topology, json.dumps(result.settings, sort_keys=True)
         results.pop(key, None)
         results[key] = result

@@ -1,4 +1,4 @@
-"""A stage of a config on a TPU slice that need not be there: compiled, estimated, and made to fit where it does not."""
+"""Compiles a stage of a config for a TPU slice that is not present, estimates it, and finds what makes it fit."""
 
 import dataclasses
 import math
@@ -24,13 +24,13 @@ from llava_jax.train.dataset import check_row_length
 from llava_jax.train.stages import StageLayout, make_stage_layout
 
 GIB = 2**30
-ASSUMED_STEPS = 1000  # of a stage whose data is not counted: the schedule has them as a constant, which changes no time
+ASSUMED_STEPS = 1000  # where their number is unknown: it is only a constant of the schedule, which changes no time
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchOptions:
-    """What is tried beyond the config as it is: `best` all remat policies, `tries` changes where a step does not fit.
-    `say` gets a line about each."""
+    """What to try beyond the config as it is. best: compare all remat policies. tries: the most changes to try where a
+    step does not fit. log: receives a line per attempt."""
 
     best: bool
     tries: int
@@ -39,7 +39,7 @@ class SearchOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One program on one slice. Bytes and FLOPs are of one chip where they say so, else of all; times in seconds."""
+    """One program on one slice. Bytes and FLOPs are of all chips unless noted otherwise; times in seconds."""
 
     what: str  # the stage's name, or `prefill`, `token`
     model: str
@@ -47,18 +47,18 @@ class Result:
     chips: int
     mesh: dict[str, int]
     settings: dict[str, object]  # attention, remat, batch, length ...
-    changes: tuple[str, ...]  # flags beyond the config, that were needed to fit or are faster
-    tried: tuple[str, ...]  # what became of each change
-    lacking: float  # GiB a chip that are missing; 0 where it fits
-    limit: float  # GiB a chip
-    peak: float = 0.0
+    changes: tuple[str, ...]  # flags beyond the config that make it fit or faster
+    tried: tuple[str, ...]  # the outcome of each change
+    lacking: float  # GiB per chip that are missing; 0 if it fits
+    limit: float  # GiB per chip
+    peak: float = 0.0  # GiB per chip, as arguments and temporaries
     arguments: float = 0.0
     temporaries: float = 0.0
     parameters: int = 0
     trainable: int = 0
     rows: int = 0  # per step
     tokens: int = 0  # per step
-    steps: int = 0  # 0: not known
+    steps: int = 0  # 0: unknown
     model_flops: float = 0.0  # per step
     hardware_flops: float = 0.0
     peak_flops: float = 0.0  # of all chips, per second
@@ -68,7 +68,7 @@ class Result:
     high: float = 0.0
     compile_seconds: float = 0.0
     assumptions: tuple[str, ...] = ()
-    slowed_by: tuple[str, ...] = ()  # what the step of a fast program has not: see planning/facts.py
+    slowed_by: tuple[str, ...] = ()  # see planning/lint.py
     program: str = ""
 
     @property
@@ -77,15 +77,15 @@ class Result:
 
 
 class DoesNotFit(Exception):
-    """`lacking`: GiB a chip beyond what it has."""
+    """A program needs more memory than a chip has. lacking: the missing GiB per chip."""
 
     def __init__(self, lacking: float):
-        super().__init__(f"lacks {lacking:.2f} GiB a chip")
+        super().__init__(f"lacks {lacking:.2f} GiB per chip")
         self.lacking = lacking
 
 
 def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Raises DoesNotFit where the compiler finds no way to do it in the memory of a chip."""
+    """Raises DoesNotFit where the program does not fit into the memory of a chip."""
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as e:
@@ -93,28 +93,28 @@ def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
 
 
 def _shortage(message: str) -> DoesNotFit | None:
-    """What the compiler's two ways to say that memory is short mean; None of another fault."""
+    """The shortage that an error message of the compiler reports in either of two forms; None for other errors."""
     size = r"([\d.]+)([KMG])"
     gib = lambda number, unit: float(number) / {"K": 2**20, "M": 2**10, "G": 1}[unit]  # noqa: E731
     if over := re.search(rf"Exceeded hbm capacity by {size}", message):
         return DoesNotFit(gib(*over.groups()))
-    # It gave up before it had laid out anything: what is lacking is at least this.
+    # The compiler gave up before it laid out the arrays: at least this much is missing.
     if over := re.search(rf"\({size}\) exceeds available HBM \({size}\)", message):
         return DoesNotFit(gib(*over.groups()[:2]) - gib(*over.groups()[2:]))
     return None
 
 
 def plan_stage(config: Config, name: str, topology: Topology, search: SearchOptions, samples: int) -> Result:
-    """One stage as the config says; where it does not fit, with the changes that make it (`_turned`, `search.tries` of
-    them at most); with `search.best`, with the fastest remat policy that fits. samples: see `_counted`. Raises
-    ConfigError where the config itself cannot be run there."""
+    """Plans one stage as configured; if it does not fit, with up to `search.tries` changes of `_memory_savers`; with
+    `search.best`, with the fastest remat policy that fits. samples: see `_steps_of_samples`. Raises ConfigError where
+    the config itself cannot run on the slice."""
     config, changes = _split_rows(config, name, topology)
     tried, lacking, result = [], 0.0, None
     try:
         result = compile_stage(config, name, topology, samples)
     except DoesNotFit as e:
         lacking = e.lacking
-        search.log(f"{name} on {topology.name} as the config says lacks {lacking:.2f} GiB a chip")
+        search.log(f"{name} on {topology.name} does not fit as configured, it lacks {lacking:.2f} GiB per chip")
     for flags, changed in _memory_savers(config, name, topology):
         if result is not None or len(tried) == search.tries:
             break
@@ -137,8 +137,8 @@ def plan_stage(config: Config, name: str, topology: Topology, search: SearchOpti
 
 
 def _split_rows(config: Config, name: str, topology: Topology) -> tuple[Config, list[str]]:
-    """Where there are more devices than rows, a row is spread over several (`mesh.tensor`): the config with that, and
-    the flag. What cannot be helped so is left to `make_stage_layout`, which says it."""
+    """(config, flags) with each row split over several devices (`mesh.tensor`) if there are more devices than rows.
+    Where this does not help, `make_stage_layout` reports the error."""
     m, stage = config.mesh, config.stages[name]
     rows, devices = stage.batch // stage.accumulation, topology.device_count // m.tensor
     if m.fsdp != -1 or devices % rows or devices == rows:
@@ -148,7 +148,7 @@ def _split_rows(config: Config, name: str, topology: Topology) -> tuple[Config, 
 
 
 def _memory_savers(config: Config, name: str, topology: Topology) -> Iterator[tuple[list[str], Config]]:
-    """(flags, the config with them), each upon the one before: what saves memory, what costs least time first."""
+    """Yields (flags, the config with them): what saves memory, the cheapest in time first, on top of those before."""
     stage = lambda: config.stages[name]  # noqa: E731
 
     def change(*pairs: tuple[str, object]):
@@ -176,7 +176,7 @@ def _memory_savers(config: Config, name: str, topology: Topology) -> Iterator[tu
 def _fastest(
     config: Config, name: str, topology: Topology, result: Result, changes: list, search: SearchOptions, samples: int
 ):
-    """(the fastest result over the remat policies, the flags it takes, what became of each)."""
+    """(the fastest result over the remat policies, its flags, the outcome of each policy)."""
     outcomes, flags = [f"--config.model.remat={config.model.remat}: {_seconds(result)}"], changes
     for policy in REMAT:
         if policy == config.model.remat:
@@ -198,7 +198,7 @@ def _seconds(result: Result) -> str:
 
 
 def changed(value, path: str, new):
-    """A Config (or part of one) with the value at a dotted path replaced."""
+    """A copy of a Config (or of a part of one) with the value at a dotted path replaced."""
     head, _, rest = path.partition(".")
     if isinstance(value, dict):
         return {**value, head: changed(value[head], rest, new)}
@@ -229,7 +229,7 @@ def _common_fields(config: Config, name: str, topology: Topology, mesh=None) -> 
 
 
 def compile_stage(config: Config, name: str, topology: Topology, samples: int) -> Result:
-    """The stage as the config says. Raises DoesNotFit, and ConfigError where the config cannot be run there."""
+    """Compiles and estimates a stage as configured. Raises DoesNotFit, and ConfigError for a config that cannot run."""
     stage = config.stages[name]
     steps = stage.steps or _steps_of_samples(stage, samples)
     model_config = settings.model_config(config.model, "tpu")
@@ -253,8 +253,8 @@ def compile_stage(config: Config, name: str, topology: Topology, samples: int) -
 
 
 def _steps_of_samples(stage: settings.Stage, samples: int) -> int:
-    """Steps of the stage for so many samples, `data.samples` where it is 0; 0 where they are not known: packed samples
-    share rows."""
+    """Steps of the stage for `samples` samples, or for `data.samples` if that is 0; 0 if unknown: without a count, or
+    where packed samples share rows."""
     samples = samples or stage.data.samples
     if not samples or stage.data.packing != "none" or stage.data.mixture:
         return 0
@@ -262,8 +262,8 @@ def _steps_of_samples(stage: settings.Stage, samples: int) -> int:
 
 
 def plan_decode(config: Config, topology: Topology, batch: int, cache: int) -> list[Result]:
-    """Reading `batch` prompts of `cache` - 1 tokens with an image, and one token behind them. Raises ConfigError where
-    the mesh does not fit the model or the rows."""
+    """Plans the prefill of `batch` prompts of `cache` - 1 tokens with an image each, and the decoding step after it.
+    Raises ConfigError where the mesh does not fit the model or the rows."""
     if batch < 1 or cache < 2:
         raise ConfigError(f"--decode_batch={batch} must be at least 1, --decode_cache={cache} at least 2")
     model_config, mesh = settings.model_config(config.model, "tpu"), _mesh(config, topology)
@@ -290,7 +290,7 @@ def plan_decode(config: Config, topology: Topology, batch: int, cache: int) -> l
 
 
 def _measured_fields(program: jax.stages.Compiled, topology: Topology, mesh: Mesh) -> dict:
-    """The fields of a Result that the compiled program says."""
+    """The fields of a Result that come from the compiled program."""
     memory, text = program.memory_analysis(), program.as_text()
     estimated = estimate.estimate(text, topology, [tuple(device.coords) for device in mesh.devices.flat])
     parts = {name: getattr(estimated, name) for name in ("matmul", "other", "attention", "exposed", "hidden", "memory")}

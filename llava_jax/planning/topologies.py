@@ -1,6 +1,6 @@
-"""TPU slices by name: how their chips are wired, and their devices, to compile for.
+"""TPU slices by name: how their chips are wired, and devices to compile for.
 
-Links and wrap-around as in "How to scale your model" (jax-ml.github.io/scaling-book), chapter 2.
+Links and wrap-around follow "How to scale your model" (jax-ml.github.io/scaling-book), chapter 2.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from llava_jax.runtime.accelerators import GENERATIONS, TpuGeneration
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """One slice. Rates are of one device: where a chip has two of them, each has half."""
+    """One slice. Rates are per device: where a chip has two devices, each has half."""
 
     generation: TpuGeneration
     shape: tuple[int, ...]  # chips along the axes of the torus
@@ -58,17 +58,17 @@ class Topology:
 
     @property
     def wraps(self) -> bool:
-        """Whether the ends of its axes are wired to each other: assumed of 16x16 chips in two dimensions, and of
-        multiples of 4 in all three."""
+        """Whether the two ends of every axis are wired to each other: assumed for 16x16 chips in two dimensions, and
+        for multiples of 4 in all three."""
         if len(self.shape) == 2:
             return self.shape == (16, 16)
         return all(size % 4 == 0 for size in self.shape)
 
 
 def listing() -> str:
-    """What `parse_topology` accepts, a generation a line."""
+    """The slices that `parse_topology` accepts, one generation per line."""
     lines = [
-        f"{g.name:<6}{g.peak_tflops:5.0f} TFLOP/s, {g.hbm_gib * g.cores:6.2f} GiB at {g.hbm_gbps:4.0f} GB/s a chip:  "
+        f"{g.name:<6}{g.peak_tflops:5.0f} TFLOP/s, {g.hbm_gib * g.cores:6.2f} GiB at {g.hbm_gbps:4.0f} GB/s per chip:  "
         + " ".join(g.shapes)
         for g in GENERATIONS.values()
     ]
@@ -76,7 +76,7 @@ def listing() -> str:
 
 
 def parse_topology(name: str) -> Topology:
-    """'v5e:4x4' -> Topology. Raises ConfigError, which lists what there is, for any other."""
+    """Parses 'v5e:4x4'. Raises ConfigError, which lists the existing slices, for an unknown one."""
     key, _, shape = name.lower().partition(":")
     key = {"v5": "v5p"}.get(key, key)
     if key not in GENERATIONS or not re.fullmatch(r"\d+(x\d+)+", shape):
@@ -88,22 +88,21 @@ def parse_topology(name: str) -> Topology:
 
 
 def devices(topology: Topology) -> list[jax.Device]:
-    """Devices to compile for; nothing can run on them. They go into `sharding.make_mesh`, which lays a mesh over them
-    as it does over real ones.
+    """Devices to compile for; nothing can run on them. `runtime.mesh.make_mesh` accepts them like real ones.
 
-    Raises ConfigError where libtpu is missing or refuses. The environment decides whether libtpu may start: without a
-    TPU it wants JAX_PLATFORMS=cpu, and beside another process that has loaded it ALLOW_MULTIPLE_LIBTPU_LOAD=1.
+    Raises ConfigError where libtpu is missing or fails. Without a TPU, libtpu needs JAX_PLATFORMS=cpu; beside another
+    process that has loaded it, also ALLOW_MULTIPLE_LIBTPU_LOAD=1.
     """
     options = {}
     if topology.generation.name == "v4":
-        options["chip_config_name"] = "megacore"  # else each half of a chip is a device, with half its memory
+        options["chip_config_name"] = "megacore"  # otherwise each half of a chip is a device, with half its memory
     if topology.chips == 1:
-        options["chips_per_host_bounds"] = (1, 1, 1)  # of a host's four chips, one
+        options["chips_per_host_bounds"] = (1, 1, 1)  # one of a host's four chips
     try:
         described = topologies.get_topology_desc(topology.name, platform="tpu", **options).devices
-    except Exception as error:  # of several types, by version of jax
+    except Exception as error:  # its type depends on the version of jax
         raise ConfigError(
-            f"libtpu knows no {topology.name} here ({str(error).splitlines()[0]}); "
-            "pip install 'jax[tpu]' brings the compiler, which needs no TPU"
+            f"libtpu cannot describe {topology.name} ({str(error).splitlines()[0]}); "
+            "pip install 'jax[tpu]' installs the compiler, which needs no TPU"
         ) from error
     return list(described)

@@ -1,1 +1,1 @@
-"""Conversations as token ids and back: templates, tokenizers, loss masks. No jax."""
+"""Encodes conversations as token ids and back: templates, tokenizers, target masks. Imports no jax."""

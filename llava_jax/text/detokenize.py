@@ -1,19 +1,19 @@
-"""From token ids to text while they come: whole characters only, and never a part of a stop string."""
+"""Turns token ids into text as they arrive: only whole characters, and no part of a stop string."""
 
 from collections.abc import Sequence
 
 from llava_jax.errors import ConfigError
 from llava_jax.text.tokenizer import Tokenizer
 
-UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # what tokenizers write for bytes that are no character (yet)
+UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # what tokenizers write for bytes that are not (yet) a character
 
 
 class Detokenizer:
-    """Ids go in one by one, text comes out as soon as later ids cannot change it.
+    """Receives ids one by one and returns text as soon as later ids cannot change it.
 
-    Together the pieces are tokenizer.decode of all ids. Held back are bytes that may be the beginning of a character:
-    a text that ends in `UNREADABLE`, and SentencePiece's byte tokens until another token follows, because one wrong
-    byte among them makes all their characters unreadable.
+    The joined pieces equal tokenizer.decode of all ids. Bytes that may begin a character are held back: a text that
+    ends in `UNREADABLE`, and SentencePiece's byte tokens until another token follows, because one wrong byte makes all
+    characters of the run unreadable.
 
         <0xE2> -> "", <0x82> -> "", <0xAC> -> "", ▁a -> "€ a"          Ġcaf -> " caf", Ã -> "", © -> "é"
     """
@@ -23,7 +23,7 @@ class Detokenizer:
         names = (f"<0x{byte:02X}>" for byte in range(256))
         self.byte_ids = {tokenizer.backend.token_to_id(name) for name in names} - {None}
         self.name_of = tokenizer.backend.id_to_token
-        self.released: list[int] = []  # what came out last; decoders may look at the token before
+        self.released: list[int] = []  # the ids of the last piece; a decoder may depend on the token before
         self.held: list[int] = []
 
     def push(self, id: int) -> str:
@@ -35,7 +35,7 @@ class Detokenizer:
         return "" if text.endswith(UNREADABLE) else self._release(text)
 
     def flush(self) -> str:
-        """What is still held, readable or not; after the last id."""
+        """The text that is still held back, readable or not; for after the last id."""
         return self._release(self._text())
 
     def _text(self) -> str:
@@ -47,12 +47,12 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Text goes in by pieces and comes out up to the first stop string, which does not.
+    """Passes text through up to the first stop string, which is dropped.
 
-    First is the one that ends first; of several that end together, the longest. Where the text is cut into pieces makes
-    no difference. Held back is an end of the text that may be the beginning of a stop string:
+    The first is the one that ends first; of several that end together, the longest. How the text is split into pieces
+    makes no difference. The end of a text is held back while it may be the beginning of a stop string:
 
-        stop "##\\n":   "a#" -> "a", "#" -> "", "#" -> "#", "\\n b" -> "", found
+      stop "##\\n":   "a#" -> "a", "#" -> "", "#" -> "#", "\\n b" -> "", stopped
 
     Raises ConfigError for an empty stop string.
     """
@@ -65,7 +65,7 @@ class StopStrings:
         self.is_stopped = False
 
     def push(self, text: str) -> str:
-        """The text that may go out; nothing once `found`."""
+        """The text that may be shown; empty once `is_stopped`."""
         if self.is_stopped:
             return ""
         text = self.held + text
@@ -78,11 +78,11 @@ class StopStrings:
         return text[:out]
 
     def flush(self) -> str:
-        """What is still held; after the last piece."""
+        """The text that is still held back; for after the last piece."""
         text, self.held = self.held, ""
         return text
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How long a beginning of `stop`, short of all of it, ends the text."""
+    """The length of the longest proper prefix of `stop` that ends the text."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

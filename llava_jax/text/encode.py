@@ -1,4 +1,4 @@
-"""Conversations to token ids and target masks, made together from the same segments.
+"""Encodes conversations as token ids and target masks, both from the same segments.
 
 Legend: T = tokens of one row before, L = after images are expanded. ids: int32[T]; mask: bool[T], True where the token
 is trained on (the loss does the shift).
@@ -19,24 +19,25 @@ IMAGE_ENDS = "<im_start>", "<im_end>"
 def tokenize(
     tokenizer: Tokenizer, template: str, turns: Sequence[tuple[str, str]], images: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A training conversation as (ids int32[T], mask bool[T]); each image is a single IMAGE_TOKEN_ID.
+    """Encodes a training conversation as (ids int32[T], mask bool[T]); each image is a single IMAGE_TOKEN_ID.
 
     Supervised are the answers with their stops, and in `llava_v0` also the `###` and `### Assistant: ` that the
-    original trained on. With the LLaMA tokenizer the ids are those of the original system:
+    original trained on. With the LLaMA tokenizer the ids equal those of the original implementation:
 
         tokenize(llama, "plain", [("human", "<image>"), ("gpt", "a red bus")], images=1) ==
             ([1, -200, 263, 2654, 3593, 13], [False, False, True, True, True, True])
 
-    Raises DataError for what `render` refuses and where `<image>` markers and `images` differ in number, ConfigError
-    where the template needs a special token that the tokenizer lacks.
+    Raises DataError for what `render` rejects and if the number of `<image>` markers is not `images`, ConfigError if
+    the template needs a special token that the tokenizer lacks.
     """
     return encode_segments(tokenizer, template, render(template, turns), images)
 
 
 def tokenize_prompt(tokenizer: Tokenizer, template: str, turns: Sequence[tuple[str, str]], images: int) -> np.ndarray:
-    """ids int32[T] of a conversation that ends with a human turn, up to the open assistant cue. Raises as `tokenize`.
+    """Encodes a conversation that ends with a human turn up to the assistant cue: ids int32[T]. Raises as `tokenize`.
 
-    They are what `tokenize` puts before that answer, except in `llava_v0`, whose original used two different strings.
+    They equal the ids before that answer in `tokenize`, except in `llava_v0`, whose original used two different
+    strings.
     """
     return encode_segments(tokenizer, template, render(template, turns, open_answer=True), images)[0]
 
@@ -49,7 +50,7 @@ def stop_ids(tokenizer: Tokenizer, template: str) -> tuple[int, ...]:
 
 
 def stop_strings(template: str) -> tuple[str, ...]:
-    """Texts that end an answer where the template writes no special token there (`stop_ids` has those)."""
+    """Texts that end an answer in a template that has no special token for it (see `stop_ids`)."""
     has_token = any(segment.kind == "special" for segment in find_template(template).train.tail)
     return () if has_token else (stop_string(template),)
 
@@ -57,18 +58,18 @@ def stop_strings(template: str) -> tuple[str, ...]:
 def encode_segments(
     tokenizer: Tokenizer, template: str, segments: Sequence[Segment], images: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `render` made, as `tokenize` gives it. Raises as `tokenize`, but for what `render` refuses."""
+    """Encodes the segments of `render` as `tokenize` does. Raises as `tokenize`, except for the errors of `render`."""
     markers = sum(segment.kind == "image" for segment in segments)
     if markers != images:
         raise DataError(
             f"the human turns hold {markers} <image> marker(s), but the sample has {images} image(s); "
-            "write one marker for each image, and none without",
+            "write one marker per image",
             "placeholder mismatch",
         )
     ids = [tokenizer.bos_id] if tokenizer.add_bos else []
     mask = [False] * len(ids)
-    # SentencePiece puts a space before what it takes for the start of a text: of the row, of a piece after an image
-    # (LLaVA encodes those one by one) and, in legacy tokenizers, of what follows a special token.
+    # SentencePiece puts a space before the start of a text: the start of the row, of a piece after an image (LLaVA
+    # encodes those one by one) and, in legacy tokenizers, of what follows a special token.
     starts_text = True
     for text, is_target, kind in segments:
         if kind == "image":
@@ -83,7 +84,7 @@ def encode_segments(
 
 
 def _special_id(tokenizer: Tokenizer, template: str, name: str) -> int:
-    """`</s>` and `<s>` stand for whatever the tokenizer ends and begins a sequence with; others must be there."""
+    """The id of a special token; `</s>` and `<s>` are the tokenizer's own end and beginning of a sequence."""
     token = {"</s>": tokenizer.eos_id, "<s>": tokenizer.bos_id}.get(name, tokenizer.special.get(name))
     if token is None:
         raise ConfigError(
@@ -106,7 +107,7 @@ def expand_images(ids: np.ndarray, mask: np.ndarray, features: int) -> tuple[np.
 def encode_row(
     turns: Sequence[tuple[str, str]], images: int, *, tokenizer: Tokenizer, template: str, features: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A training conversation as (ids int32[L], mask bool[L]), not cut to any length. Raises as `tokenize`."""
+    """Encodes a training conversation as (ids int32[L], mask bool[L]), images expanded, uncut. Raises as `tokenize`."""
     return expand_images(*tokenize(tokenizer, template, turns, images), features)
 
 
@@ -119,7 +120,7 @@ def encode_prompt(
     features: int,
     wraps_images: bool = False,
 ) -> np.ndarray:
-    """A conversation that ends with a human turn as ids int32[L], up to the open assistant cue: what a model reads.
+    """Encodes a conversation that ends with a human turn up to the assistant cue, images expanded: ids int32[L].
 
     wraps_images: see `wrap_images`. Raises as `tokenize`.
     """
@@ -128,16 +129,15 @@ def encode_prompt(
 
 
 def expand_image_tokens(tokenizer: Tokenizer, ids: np.ndarray, features: int, wraps_images: bool) -> np.ndarray:
-    """ids int32[T] of a prompt, one IMAGE_TOKEN_ID for each image -> int32[L] with `features` of them for each image,
-    wrapped where the model wants that."""
+    """ids int32[T] of a prompt -> int32[L]: `expand_images`, after `wrap_images` if the model needs that."""
     if wraps_images:
         ids = wrap_images(tokenizer, ids)
     return expand_images(ids, np.zeros(len(ids), bool), features)[0]
 
 
 def wrap_images(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
-    """ids int32[T] with `<im_start>` before and `<im_end>` after each IMAGE_TOKEN_ID, for the models whose config.json
-    says `mm_use_im_start_end` (LLaVA v0 and the first of v1). Raises as `image_ends`."""
+    """ids int32[T] with `<im_start>` before and `<im_end>` after each IMAGE_TOKEN_ID, for models whose config.json has
+    `mm_use_im_start_end` (LLaVA v0 and the first of v1). Raises as `image_ends`."""
     start, end = image_ends(tokenizer)
     wrapped = [x for id in ids for x in ((start, id, end) if id == IMAGE_TOKEN_ID else (id,))]
     return np.array(wrapped, np.int32)
@@ -155,18 +155,18 @@ def image_ends(tokenizer: Tokenizer) -> tuple[int, int]:
 
 
 def fit(ids: np.ndarray, mask: np.ndarray, length: int, overlong: str) -> tuple[np.ndarray, np.ndarray]:
-    """An expanded row, at most `length` long and with something to learn from.
+    """Limits an expanded row to `length` tokens and checks that some of them are supervised.
 
-    overlong: "truncate" keeps the first `length` tokens, as LLaVA does after expansion; an image run (or several with
-    nothing between them) that would be cut goes entirely, with all that follows. "error" refuses.
+    overlong: "truncate" keeps the first `length` tokens, as LLaVA does after expansion. An image run (or several with
+    nothing between them) that would be cut is dropped whole, with all that follows. "error" raises instead.
 
         fit([1, -200, -200, 263, 2], [F, F, F, T, T], 4, "truncate") == ([1, -200, -200, 263], [F, F, F, T])
 
-    Raises DataError where the row is too long under "error", and where no supervised token is (left) in it;
-    ConfigError for another policy.
+    Raises DataError for a row that is too long under "error" or has no supervised token left; ConfigError for another
+    policy.
     """
     if overlong not in ("truncate", "error"):
-        raise ConfigError(f"overlong={overlong!r} is no policy; use 'truncate' or 'error'")
+        raise ConfigError(f"overlong={overlong!r} is unknown; use 'truncate' or 'error'")
     total = len(ids)
     if total > length:
         if overlong == "error":

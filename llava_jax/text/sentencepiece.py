@@ -16,9 +16,9 @@ def added_token(id: int, name: str, special: bool = True) -> dict[str, Any]:
 
 
 def read_sentencepiece(content: bytes) -> tuple[dict[str, Any], dict[str, str]]:
-    """(tokenizer.json as a dict, role -> name of a special token) of a model file: a protobuf message `ModelProto`.
+    """Reads a model file, a protobuf message `ModelProto`: (tokenizer.json as a dict, role -> name of a special token).
 
-    Raises DataError (or IndexError, KeyError, ... on garbage) for a file that is no BPE model without normalisation.
+    Raises DataError (or IndexError, KeyError, ... for garbage) for a file that is no BPE model without normalisation.
     """
     pieces: list[tuple[str, float, int]] = []
     trainer: dict[int, Any] = {}
@@ -43,11 +43,11 @@ def read_sentencepiece(content: bytes) -> tuple[dict[str, Any], dict[str, str]]:
 def sentencepiece_spec(
     pieces: Sequence[tuple[str, float, int]], unknown_token: str, dummy_prefix: bool
 ) -> dict[str, Any]:
-    """tokenizer.json, as a dict, of a SentencePiece BPE model.
+    """The tokenizer.json, as a dict, of a SentencePiece BPE model.
 
     pieces: text, score and kind (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte) of every token, in
-    the order of the ids. dummy_prefix: whether a text begins with a space. Merges are not stored, only scores: two
-    pieces merge where their concatenation is a piece, higher scores first.
+    the order of the ids. dummy_prefix: whether a text begins with a space. The model stores scores, not merges: two
+    pieces merge if their concatenation is a piece, higher scores first.
     """
     normal, unknown, control, user_defined = 1, 2, 3, 4
     vocab = {text: id for id, (text, _, _) in enumerate(pieces)}
@@ -85,7 +85,7 @@ def sentencepiece_spec(
 
 
 def _protobuf(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(field number, value) of a protobuf message: varints as signed ints, everything else as bytes."""
+    """Yields (field number, value) of a protobuf message: varints as signed ints, all others as bytes."""
     position = 0
 
     def varint() -> int:

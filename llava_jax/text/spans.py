@@ -1,4 +1,4 @@
-"""A row back as text, split where supervision begins and ends: what people look at before they train."""
+"""Turns a row back into text, split where supervision begins and ends, for people to check before they train."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from llava_jax.text.tokenizer import Tokenizer
 
 
 class TokenSpan(NamedTuple):
-    """Neighbouring tokens of one standing. `text` of a run of image placeholders is `<image x N>`."""
+    """Neighbouring tokens that are all targets, all images, or neither. `text` of N image tokens is `<image x N>`."""
 
     text: str
     is_target: bool
@@ -19,7 +19,7 @@ class TokenSpan(NamedTuple):
 
 
 def split_row(row: TokenRow, tokenizer: Tokenizer) -> list[TokenSpan]:
-    """The tokens of a row without its padding; special tokens by name."""
+    """The spans of a row without its padding; special tokens are written by name."""
     real = row.segment_ids > 0
     tokens = row.tokens[real]
     kinds = np.where(tokens == IMAGE_TOKEN_ID, 2, row.target_mask[real].astype(int))

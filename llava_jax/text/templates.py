@@ -1,14 +1,14 @@
-"""Conversation templates as a table, and the one function that renders a conversation into segments.
+"""Conversation templates as a table, and the function that renders a conversation into segments.
 
-A rendered conversation is a list of `Segment`s: runs of text, `<image>` markers and special tokens, each with the
-answer to "is it trained on?". Token ids and target mask are both made from them (tokenize.py): they cannot drift apart.
+A rendered conversation is a list of `Segment`s: runs of text, `<image>` markers and special tokens, each marked as
+trained on or not. Token ids and target mask are both made from them (encode.py), so they cannot drift apart.
 
 Every template is rounds of (question, answer):
 
     header question cue | answer          ...and for each later round:   between question cue | answer
 
-with the answer being `lead` + text + `tail`, and a `footer` at the end of a training text. A prompt ends at a bar. The
-bar stands before a space or after a newline or a special token, where LLaMA's SentencePiece cannot merge across it:
+The answer is `lead` + text + `tail`, and a training text ends with `footer`. A prompt ends at a bar. The bar stands
+before a space, or after a newline or a special token, where LLaMA's SentencePiece cannot merge across it:
 `ASSISTANT:` | ` A red bus.`, never `ASSISTANT: ` | `A red bus.`
 """
 
@@ -24,7 +24,7 @@ ROLES = ("human", "gpt")
 
 
 class Segment(NamedTuple):
-    """A piece of a rendered conversation. `kind` tells `</s>` the token from `</s>` typed by a user."""
+    """A part of a rendered conversation. `kind` distinguishes the token `</s>` from `</s>` typed by a user."""
 
     text: str
     is_target: bool = False
@@ -44,12 +44,12 @@ class TurnLayout(NamedTuple):
 
 @dataclass(frozen=True)
 class Template:
-    """One row of the table. `prompt` is the layout at inference where that differs from training."""
+    """One template. `prompt` is the layout at inference if it differs from training."""
 
     train: TurnLayout
     stop: str
     prompt: TurnLayout | None = None
-    text_is_dropped: bool = False  # of a question only its image markers remain, and there is one round
+    text_is_dropped: bool = False  # a question keeps only its image markers, and there is one round
 
 
 def _text(text: str) -> Segment:
@@ -107,7 +107,7 @@ def _llama_2(system: str, between: tuple[Segment, ...]) -> Template:
     return Template(layout, stop="</s>")
 
 
-# The original system trained v0 on one string and served it with another. Both are kept: old weights expect it.
+# The original trained v0 on one string and served it with another. Both are kept: old weights expect them.
 _V0 = Template(
     train=TurnLayout(
         header=(_text(f"{SYSTEM_HUMAN}\n\n"), _target("###"), _text(" Human: ")),
@@ -132,7 +132,7 @@ _PLAIN = Template(
 )
 
 # Byte for byte what the ChatML templates of Qwen2 and SmolLM2 make of the same messages, so that public ChatML models
-# start from what they know. LLaVA's `chatml_direct` differs: no newline after `<|im_end|>`, another system text.
+# see what they were trained on. LLaVA's `chatml_direct` differs: no newline after `<|im_end|>`, another system prompt.
 _CHATML = Template(
     train=TurnLayout(
         header=(
@@ -160,7 +160,7 @@ TEMPLATES = {
 
 
 def find_template(name: str) -> Template:
-    """The row called `name`; ConfigError, with the nearest names, when there is none."""
+    """The template called `name`. Raises ConfigError, with the most similar names, for an unknown one."""
     if name in TEMPLATES:
         return TEMPLATES[name]
     suggestions = difflib.get_close_matches(name, TEMPLATES, n=2) or TEMPLATES
@@ -170,7 +170,7 @@ def find_template(name: str) -> Template:
 def stop_string(template: str) -> str:
     """The text that ends an answer: `</s>`, `###`, `<|im_end|>` or a newline.
 
-    Where it is a special token, decoding may hide it: stop on `tokenize.stop_ids` as well.
+    If it is a special token, decoding may hide it: stop on `encode.stop_ids` as well.
     """
     return find_template(template).stop
 
@@ -178,16 +178,16 @@ def stop_string(template: str) -> str:
 def render(
     template: str, turns: Sequence[tuple[str, str]], open_answer: bool = False, images_stay: bool = False
 ) -> list[Segment]:
-    """Segments of a conversation; the leading BOS is the tokenizer's affair and not among them.
+    """Renders a conversation into segments, without the leading BOS, which the tokenizer adds.
 
     turns: (role, text), roles alternating "human", "gpt" and starting with "human". For training they end with "gpt";
     with `open_answer` they end with "human" and the result is the prompt, up to the open assistant cue.
 
-    - An `<image>` in a question is a marker. If it is the only one of its turn, it moves to the front as `<image>\\n`
-      and the turn is stripped, as LLaVA's loader does; two or more stay where they are, so that "left: <image> right:
-      <image>" keeps its meaning. With `images_stay` the only one stays too. In an answer `<image>` is ordinary text.
-    - An empty answer is rendered like any other: what is supervised is `lead` and `tail`, at least the stop.
-    - `plain` takes one round; the question shrinks to its markers, to nothing if it has none (a caption or raw text).
+    - An `<image>` in a question is a marker. A single marker in a turn moves to the front as `<image>\\n` and the turn
+      is stripped, as in LLaVA's loader; two or more stay in place, so that "left: <image> right: <image>" keeps its
+      meaning. With `images_stay` a single marker stays too. In an answer `<image>` is ordinary text.
+    - An empty answer is rendered like any other: `lead` and `tail`, at least the stop, are supervised.
+    - `plain` has one round; the question is reduced to its markers, or to nothing without any (a caption or raw text).
 
         render("mistral_instruct", [("human", "What is it? <image>"), ("gpt", "A bus.")]) ==
             ("[INST] ", text), ("<image>", image), ("\\nWhat is it? [/INST]", text),
@@ -244,7 +244,7 @@ def _question(text: str, images_stay: bool) -> list[Segment]:
 
 
 def _merge_text(segments: Sequence[Segment]) -> list[Segment]:
-    """Neighbouring text of the same standing becomes one segment, so that BPE sees it whole; empty text disappears."""
+    """Merges neighbouring text with equal flags into one segment, so that BPE sees it whole; drops empty text."""
     merged: list[Segment] = []
     for segment in segments:
         if not segment.text:

@@ -1,4 +1,4 @@
-"""The arrays that the model reads: a row of tokens and images, and a batch of rows. Nothing else lays them out.
+"""The arrays that the model reads: a row of tokens and images, and a batch of rows. Only this module lays them out.
 
 Legend: B rows of a batch, T tokens of a row, N image slots of a row, H = W = the side of an image.
 """
@@ -12,15 +12,15 @@ from llava_jax.errors import DataError
 
 
 class EncodedExample(NamedTuple):
-    """What one example (or one prompt) puts into a row: n tokens and m images."""
+    """One example, or one prompt, of a row: n tokens and m images."""
 
     ids: np.ndarray  # int32[n], each image a run of placeholders
     mask: np.ndarray  # bool[n], True where the token is trained on; a prompt has none
-    images: np.ndarray  # uint8[m, H, W, 3]; of a prompt also float, already normalized
+    images: np.ndarray  # uint8[m, H, W, 3]; of a prompt also float, if already normalized
 
 
 class TokenRow(NamedTuple):
-    """One row. The images of all its segments fill the first slots, in order: that is how the model assigns them."""
+    """One row. The images of all its examples fill the first slots, in order: that is how the model assigns them."""
 
     tokens: np.ndarray  # int32[T], padded on the right
     target_mask: np.ndarray  # bool[T], True where the token is trained on (the loss does the shift)
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     positions: np.ndarray  # int32[B, T]
     segment_ids: np.ndarray  # int32[B, T]
     images: np.ndarray  # uint8[B, N, H, W, 3], or float for prompts
-    replaced: np.ndarray | None = None  # int32[B], samples of each row that were replaced because they are unreadable
+    replaced: np.ndarray | None = None  # int32[B], samples of each row that were replaced because they were unreadable
     stop: np.ndarray | None = None  # int32[B], 1 where the process of this row was asked to stop
 
 
@@ -57,13 +57,13 @@ def token_row(
 
         ids [5 6 7] and [8 9], T = 6:    tokens 5 6 7 8 9 .   positions 0 1 2 0 1 0   segment_ids 1 1 1 2 2 0
 
-    No example gives a row of padding. Raises DataError where the examples do not fit.
+    Without examples, the row is padding. Raises DataError where the examples do not fit.
     """
     tokens, images = sum(len(e.ids) for e in examples), sum(len(e.images) for e in examples)
     if tokens > length or images > image_slots:
         raise DataError(
             f"{len(examples)} sample(s) of {tokens} tokens and {images} images do not fit into a row of {length} and "
-            f"{image_slots}. Did the data change after it was measured? Start again."
+            f"{image_slots}. Did the data change after its lengths were measured? Start the run again."
         )
     row = TokenRow(
         tokens=np.full(length, pad_id, np.int32),

@@ -1,10 +1,10 @@
-"""Tokenizers: SentencePiece models, Hugging Face folders and our own, behind one small class.
+"""Tokenizers: SentencePiece models, Hugging Face folders and our own, behind one class.
 
-Two rules make it ours. Text never becomes a special token, whatever a user types: `</s>` in text is `</`, `s`, `>`. And
-the space that SentencePiece puts before a text (the dummy prefix) is added only when asked for, because text arrives in
-segments. No code from a tokenizer's folder is ever run.
+Two rules differ from the libraries. Text never becomes a special token, whatever a user types: `</s>` in text is `</`,
+`s`, `>`. And the space that SentencePiece puts before a text (the dummy prefix) is added only on request, because text
+arrives in segments. Code from a tokenizer's folder is never run.
 
-Every source first takes the form of a tokenizer.json (`spec` below); from there is one way to a `Tokenizer`.
+Every source is converted to the form of a tokenizer.json (`spec` below), and `build_tokenizer` makes it a `Tokenizer`.
 """
 
 import json
@@ -27,29 +27,29 @@ TRAINED_SPECIALS = ("<unk>", "<s>", "</s>", "<pad>")
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """What the rest of the project may know about a tokenizer. Picklable, for data workers."""
+    """A tokenizer with what the rest of the project needs. Picklable, for data workers."""
 
     backend: tokenizers.Tokenizer = field(repr=False)  # its repr is the whole vocabulary
     special: Mapping[str, int]  # name -> id of every special token
     bos_id: int | None
     eos_id: int
-    pad_id: int  # the pad token; without one <unk> as in LLaVA, without that </s>
+    pad_id: int  # the pad token, else <unk> as in LLaVA, else </s>
     unk_id: int | None
     vocab_size: int  # largest id + 1
     add_bos: bool  # a sequence begins with bos_id
     dummy_prefix: bool  # a text begins with a space (SentencePiece)
-    legacy: bool  # ... and so does text that follows a special token (LLaMA, Vicuna before v1.5)
-    chat_template: str = field(default="", repr=False)  # Jinja text in tokenizer_config.json or in a GGUF
+    legacy: bool  # so does text after a special token (LLaMA, Vicuna before v1.5)
+    chat_template: str = field(default="", repr=False)  # Jinja text from tokenizer_config.json or a GGUF
 
     def __post_init__(self):
         self.backend.encode_special_tokens = True  # i.e. as ordinary text
 
     def __setstate__(self, state: dict[str, Any]):
         self.__dict__.update(state)
-        self.__post_init__()  # the backend forgets the switch when it is pickled, and special ids would come back
+        self.__post_init__()  # a pickled backend loses the switch, and text would become special ids
 
     def encode(self, text: str, dummy_prefix: bool = False) -> list[int]:
-        """Ids of ordinary text, no BOS, no special ids. Empty text has none.
+        """Ids of ordinary text, without BOS and special ids. Empty text has no ids.
 
             encode("USER", dummy_prefix=True) == [3148, 1001] and encode("USER") == [11889]      # LLaMA
 
@@ -64,10 +64,10 @@ class Tokenizer:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Text of ids, every space kept, also the one that was a dummy prefix: strip what is shown to people.
+        """Text of ids. Every space is kept, also a dummy prefix: strip the text before showing it.
 
-        Specials are dropped or written by name, image positions (negative ids) dropped or written `<image>`, ids beyond
-        the vocabulary (padded embeddings) dropped.
+        skip_special: drops special tokens and image placeholders (negative ids); otherwise they are written by name and
+        as `<image>`. Ids beyond the vocabulary (padded embeddings) are always dropped.
         """
         names = {id: name for name, id in self.special.items()}
         text = ""
@@ -80,14 +80,14 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str | Path, legacy: bool | None = None) -> Tokenizer:
-    """A tokenizer from a SentencePiece model, a tokenizer.json, or a folder that holds either; told apart by content.
+    """Loads a SentencePiece model, a tokenizer.json, or a folder that holds either; the content decides which it is.
 
-    Where a folder has both, tokenizer.json is read. tokenizer_config.json and special_tokens_map.json beside the file
-    name the special tokens. legacy: overrides what the files say about text after special tokens; files that say
-    nothing are legacy, as in transformers. LLaMA-1 and Vicuna before v1.5 are, Vicuna v1.5 is not.
+    If a folder has both, tokenizer.json is read. tokenizer_config.json and special_tokens_map.json beside the file name
+    the special tokens. legacy: overrides what the files say about text after special tokens. Files that say nothing are
+    legacy, as in transformers: LLaMA-1 and Vicuna before v1.5 are, Vicuna v1.5 is not.
 
-    Raises DataError, naming the file, for one that is missing, damaged, of an unsupported kind (BPE only) or without an
-    end-of-sequence token.
+    Raises DataError, naming the file, for a file that is missing, damaged, of an unsupported kind (not BPE) or without
+    an end-of-sequence token.
     """
     file = _tokenizer_file(Path(path))
     config = _read_json(file.parent / "special_tokens_map.json") | _read_json(file.parent / "tokenizer_config.json")
@@ -114,7 +114,7 @@ def _tokenizer_file(path: Path) -> Path:
         if file.is_file():
             return file
     raise DataError(
-        f"{path}: no tokenizer there; give a SentencePiece model, a tokenizer.json, a GGUF or a folder with one"
+        f"{path}: no tokenizer found; pass a SentencePiece model, a tokenizer.json, a GGUF or a folder with one"
     )
 
 
@@ -137,10 +137,10 @@ def _token_text(token: str | Mapping[str, Any]) -> str:
 def build_tokenizer(
     spec: dict[str, Any], config: Mapping[str, Any], named: Mapping[str, str], legacy: bool | None = None
 ) -> Tokenizer:
-    """A tokenizer from the contents of tokenizer.json (`spec`, which is changed) and tokenizer_config.json (`config`).
+    """Builds a tokenizer from tokenizer.json (`spec`, modified in place) and tokenizer_config.json (`config`).
 
     named: role -> name of the special tokens that `config` does not name. legacy: as in `load_tokenizer`. Raises
-    DataError for what is not supported, and whatever the tokenizers library raises for a spec that it cannot read.
+    DataError for unsupported contents, and whatever the tokenizers library raises for a spec that it cannot read.
     """
     named = {**named, **{role: _token_text(config[f"{role}_token"]) for role in ROLES if config.get(f"{role}_token")}}
     config = {key: value for key, value in config.items() if value is not None}
@@ -162,7 +162,7 @@ def build_tokenizer(
     if named.get("eos") not in special:
         raise DataError("has no end-of-sequence token; name it as eos_token in tokenizer_config.json beside the file")
 
-    # A merge that ends in a special token would let text become it: `<` + `s>` in some converted LLaMA files.
+    # A merge into a special token would let text become it: `<` + `s>` in some converted LLaMA files.
     forbidden = set(special) | {f"<0x{byte:02X}>" for byte in range(256)} & set(model["vocab"])
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
     model["merges"] = [pair for pair in pairs if "".join(pair) not in forbidden]
@@ -194,7 +194,7 @@ def build_tokenizer(
 
 
 def _without_prefix(node: dict[str, Any] | None, schemes: list[str]) -> dict[str, Any] | None:
-    """A part of a spec without what adds or removes the dummy prefix; when it would be added goes to `found`."""
+    """A part of a spec without what adds or removes the dummy prefix; appends to `schemes` when it would be added."""
     if node is None:
         return None
     for key in ("normalizers", "pretokenizers", "decoders"):
@@ -222,8 +222,8 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Trains a byte-level BPE tokenizer, writes the folder `path` (tokenizer.json, tokenizer_config.json), loads it.
 
-    Ids 0..3 are `<unk> <s> </s> <pad>`, then come extra_specials and the 256 bytes, so that any Unicode text can be
-    encoded and decoded without loss. The same texts give the same files. Sequences begin with `<s>`.
+    Ids 0..3 are `<unk> <s> </s> <pad>`; extra_specials and the 256 bytes follow, so any Unicode text is encoded and
+    decoded without loss. The same texts give the same files. Sequences begin with `<s>`.
 
     Raises ConfigError where vocab_size leaves no room for specials and bytes.
     """

@@ -1,4 +1,4 @@
-"""A tokenizer as Hugging Face's tokenizer.json and tokenizer_config.json."""
+"""Writes a tokenizer as Hugging Face's tokenizer.json and tokenizer_config.json."""
 
 import json
 
@@ -13,8 +13,8 @@ def json_text(content: dict) -> str:
 
 
 def tokenizer_spec(tokenizer: Tokenizer, image_token_id: int | None = None) -> dict:
-    """Its tokenizer.json with what we take off put back: the space before a text, BOS before a sequence. With an id,
-    `<image>` is a word of it."""
+    """Its tokenizer.json, with what `build_tokenizer` removed put back: the space before a text, BOS before a sequence.
+    image_token_id: adds `<image>` with this id; raises DataError if the id is that of another token."""
     spec = json.loads(tokenizer.backend.to_str())
     added = {token["id"]: token["content"] for token in spec["added_tokens"]}
     if added.get(image_token_id, IMAGE_MARKER) != IMAGE_MARKER or image_token_id in spec["model"]["vocab"].values():
@@ -22,11 +22,11 @@ def tokenizer_spec(tokenizer: Tokenizer, image_token_id: int | None = None) -> d
     if image_token_id is not None and image_token_id not in added:
         spec["added_tokens"].append(added_token(image_token_id, IMAGE_MARKER))
     if tokenizer.dummy_prefix:
-        # Also after `<image>`, where ours puts it too. Ours puts none after `</s>` in tokenizers that are not legacy,
-        # which no normalizer can say: later rounds of a chat then begin with one space more.
+        # Also after `<image>`, as in `encode_segments`. That adds none after `</s>` in tokenizers that are not legacy,
+        # which no normalizer can express: later rounds of a chat then begin with one extra space.
         first = {"type": "Prepend", "prepend": SPACE}
         spec["normalizer"] = _sequence("normalizers", first, spec["normalizer"])
-        strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}  # of every piece there is: of one, then
+        strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}  # strips every piece; after Fuse there is one
         spec["decoder"] = _sequence("decoders", spec["decoder"], {"type": "Fuse"}, strip)
     if tokenizer.add_bos:
         name = next(name for name, id in tokenizer.special.items() if id == tokenizer.bos_id)
@@ -39,13 +39,13 @@ def tokenizer_spec(tokenizer: Tokenizer, image_token_id: int | None = None) -> d
 
 
 def _sequence(key: str, *parts: dict | None) -> dict:
-    """Parts of a tokenizer.json one after the other."""
+    """Parts of a tokenizer.json joined to one Sequence."""
     flat = [step for part in parts if part for step in (part[key] if part["type"] == "Sequence" else [part])]
     return {"type": "Sequence", key: flat}
 
 
 def tokenizer_config(tokenizer: Tokenizer, max_length: int) -> dict:
-    """Its tokenizer_config.json; `legacy` is for `load_tokenizer`, transformers does not know it for such a class."""
+    """Its tokenizer_config.json. `legacy` is for `load_tokenizer`; transformers ignores it for this class."""
     ids = dict(
         unk_token=tokenizer.unk_id, bos_token=tokenizer.bos_id, eos_token=tokenizer.eos_id, pad_token=tokenizer.pad_id
     )

@@ -249,7 +249,7 @@ BAD = {  # name: (change to a valid folder, flags, regex of the error)
     "offsets beyond the end": (offset_beyond_end, (), "model.safetensors is broken"),
     "auto_map": (add_auto_map, (), r"config.json needs custom code \(auto_map\)"),
     "pickle": (to_pickle, (), "pytorch_model.bin is a pickle.*allow_pickle=True or --allow-pickle"),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), (), "src 01 ä: no tokenizer there"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), (), "src 01 ä: no tokenizer found"),
     "no config": (lambda f: (f / "config.json").unlink(), (), "config.json does not exist"),
     "broken image config": (
         lambda f: (f / "preprocessor_config.json").write_text("{"), (), "preprocessor_config.json cannot be read"

@@ -81,7 +81,7 @@ def test_describe_result_prints_memory_times_and_cost():
     assert "9.00 of 15.75 GiB, 6.75 to spare" in text
     assert "MFU             0.400 to 0.500" in text
     assert "all-gather bf16 async 2.00 GiB" in text
-    assert "1,638-2,048 tokens/s a chip, 12.8-16 rows/s" in text
+    assert "1,638-2,048 tokens/s per chip, 12.8-16 rows/s" in text
     assert "3,600 steps     2-2.5 h, 32-40 chip-hours, 48-60 dollars" in text
     assert "1.50 times the model's" in text
 
@@ -91,7 +91,7 @@ def test_describe_result_prints_missing_memory_and_tried_changes():
         RESULT, lacking=3.25, tried=("--config.a=1: lacks 1.00 GiB",), changes=("--config.a=1",)
     )
     text = "\n".join(report.describe_result(short, 0))
-    assert "DOES NOT FIT" in text and "lacks 3.25 GiB of memory a chip, which has 15.75" in text
+    assert "DOES NOT FIT" in text and "lacks 3.25 GiB of memory per chip, which has 15.75" in text
     assert "not enough" in text and "MFU" not in text
 
 

@@ -316,7 +316,7 @@ def test_control_characters_of_the_data_are_not_printed(folder, capsys):
 
 def test_missing_tokenizer_is_named(folder, capsys):
     code, _, err = run(capsys, "--config=small.py", "--config.tokenizer=data/vicuna")
-    assert code == 1 and "data/vicuna: no tokenizer there" in err
+    assert code == 1 and "data/vicuna: no tokenizer found" in err
 
 
 @pytest.mark.parametrize(

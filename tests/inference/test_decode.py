@@ -1,4 +1,4 @@
-"""decode.py: the likeliest token after a full pass, from one pass over each token; and what the compiled step moves."""
+"""Cached decoding compared with full passes over all tokens, and what the compiled step copies."""
 
 import functools
 import re
@@ -32,7 +32,7 @@ def params():
 
 
 def padded(rows, length, images=PIXELS) -> Batch:
-    """Right padded; what stands in the padding must not matter."""
+    """Padded on the right; the values in the padding must not matter."""
     size = images.shape[2]
     layout = dict(length=length, image_slots=images.shape[1], image_size=size, pad_id=17)
     examples = [EncodedExample(row, np.zeros(len(row), bool), pixels) for row, pixels in zip(rows, images, strict=True)]
@@ -40,7 +40,7 @@ def padded(rows, length, images=PIXELS) -> Batch:
 
 
 def greedy(model: Llava, params: dict, prompt: Batch, stop_ids, new: int) -> jax.Array:
-    """The likeliest continuation of every prompt: int32[B, new], filled with stop_ids[0] behind a stop."""
+    """The likeliest continuation of every prompt: int32[B, new], filled with stop_ids[0] after a stop."""
     view, b = decode_view(params), len(prompt.tokens)
     zeros = np.zeros(b, np.uint32)
     sampling = SamplingParams(zeros.astype(np.float32), zeros.astype(np.int32), np.ones(b, np.float32), zeros, zeros)
@@ -58,7 +58,7 @@ def forward():
 
 
 def decode_by_full_passes(params, stops, n=NEW) -> np.ndarray:
-    """The definition: append the likeliest token, run everything again."""
+    """The definition: append the likeliest token and run everything again."""
     rows, done = [list(p) for p in PROMPTS], [False] * len(PROMPTS)
     for _ in range(n):
         batch = padded(rows, 16 + NEW)
@@ -74,13 +74,13 @@ def decode(params, stops, n=NEW, length=16, mesh=None, prompts=PROMPTS, images=P
     prompt = padded(prompts, length, images)
     if mesh:
         prompt = global_batch(prompt, mesh)
-    stops = np.resize(stops, 16)  # one shape, one compilation; a stop may come twice
+    stops = np.resize(stops, 16)  # one shape compiles once; a stop may occur twice
     return np.asarray(greedy(MODEL, params, prompt, jnp.array(stops, jnp.int32), n))
 
 
 def test_greedy_decoding_matches_full_passes_without_a_cache(params):
     expected = decode_by_full_passes(params, [UNUSED])
-    assert len({tuple(row) for row in expected}) == 4 and len(np.unique(expected)) > 6  # no model of one word
+    assert len({tuple(row) for row in expected}) == 4 and len(np.unique(expected)) > 6  # the answers vary
     np.testing.assert_array_equal(decode(params, [UNUSED]), expected)
 
 
@@ -95,25 +95,25 @@ def test_longer_padding_keeps_the_answers(params):
 
 @pytest.mark.parametrize("stop_position", [0, 2])
 def test_row_ends_at_its_stop_id_and_is_filled(params, stop_position):
-    """Any stop ends a row, the others go on."""
+    """Any stop id ends a row; it is filled with the first one. The other rows continue."""
     free = decode(params, [UNUSED])
     stop = int(free[0, stop_position])
     assert stop not in free[0, :stop_position]
     stopped = decode(params, [UNUSED, stop])
     np.testing.assert_array_equal(stopped, decode_by_full_passes(params, [UNUSED, stop]))
     np.testing.assert_array_equal(stopped[0], [*free[0, : stop_position + 1], *[UNUSED] * (NEW - stop_position - 1)])
-    assert (stopped != UNUSED).all(axis=1).any(), "some row never stops"
+    assert (stopped != UNUSED).all(axis=1).any(), "some row does not stop"
 
 
 def test_decoding_ends_when_every_row_has_stopped(params):
-    """Seen from outside: nothing is computed after the last stop, so nothing but filler is there."""
+    """Only filler follows the last stop."""
     free = decode(params, [UNUSED])
     stopped = decode(params, [UNUSED, *np.unique(free[:, 1]).tolist()])
     assert (stopped[:, 2:] == UNUSED).all()
 
 
 def test_filler_rows_are_done_and_change_no_other_row(params):
-    """The last batch of an evaluation is filled with rows without a token."""
+    """The last batch of an evaluation is filled with rows without tokens."""
     filled = decode(params, [UNUSED], prompts=[*PROMPTS[:2], [], []])
     np.testing.assert_array_equal(filled[:2], decode(params, [UNUSED])[:2])
     assert (filled[2:, 1:] == UNUSED).all()
@@ -130,7 +130,7 @@ def test_decoding_on_a_mesh_gives_the_same_answers(params):
 
 
 def test_prefill_and_step_logits_match_a_full_pass(params):
-    """The rows of one batch, with images and without, each fed its own greedy answer."""
+    """For one batch with and without images; each row is fed its own greedy answer."""
     answers = decode(params, [UNUSED])
     rows = [[*prompt, *answer] for prompt, answer in zip(PROMPTS, answers.tolist(), strict=True)]
     expected = np.asarray(forward()(params, padded(rows, 16 + NEW)))
@@ -154,7 +154,7 @@ def test_prefill_and_step_logits_match_a_full_pass(params):
         positions = (lengths + step)[:, None].astype(np.int32)
         ours, cache = run(view, cache, answers[:, step : step + 1], PIXELS[:, :0], positions, np.ones_like(positions))
         np.testing.assert_allclose(ours[:, 0], np.take_along_axis(expected, positions[..., None], 1)[:, 0], atol=1e-5)
-    assert np.abs(expected).max() > 1  # the bound means something
+    assert np.abs(expected).max() > 1  # the bound is not trivial
 
 
 def start_state(model: Llava, view, b: int, prompt=None, new: int = 37):
@@ -223,9 +223,9 @@ def moved(compiled: str, sizes: set[int]) -> list[str]:
 @pytest.mark.parametrize("kv_heads", [2, 4])
 @pytest.mark.parametrize("dtype, b", [("float32", 1), ("float32", 4), ("bfloat16", 4)])
 def test_compiled_step_copies_neither_cache_nor_weights(dtype, b, kv_heads):
-    """Both grow with the model; a copy of either per token would cost as much as the step itself. (A batch has two rows
-    at least in bfloat16.)"""
-    model = variant(dtype, width=38, mlp_width=46, kv_heads=kv_heads)  # sizes that nothing else has
+    """Both grow with the model; copying either for each token would cost as much as the step itself. (In bfloat16 a
+    batch has at least two rows.)"""
+    model = variant(dtype, width=38, mlp_width=46, kv_heads=kv_heads)  # sizes that occur nowhere else
     c = model.config.llm
     weights = jax.tree.map(lambda x: x.astype(dtype), decoding_params(model))
     view = decode_view(weights)
@@ -239,7 +239,7 @@ def test_compiled_step_copies_neither_cache_nor_weights(dtype, b, kv_heads):
 
 
 def test_one_shape_compiles_at_most_three_programs(params):
-    """The view's, the prefill's and the loop's."""
+    """Those of the view, the prefill and the loop."""
     model = variant(norm_eps=3e-5)
     prompt = padded(PROMPTS, 16)
     with compilations() as compiled_names:

@@ -1,4 +1,4 @@
-"""generate.py: a batch answers each prompt as if it were alone, and a stream says the same piece by piece."""
+"""A batch answers each prompt as if it were alone, and a stream gives the same answers piece by piece."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    """Its ids from 4 on are bytes; the model knows those below 64, which are punctuation, digits and letters."""
+    """Ids from 4 on are bytes; the model knows the ids below 64: punctuation, digits and letters."""
     return train_tokenizer(["ab"], 260, tmp_path_factory.mktemp("tokenizer"))
 
 
@@ -50,7 +50,7 @@ def test_mixed_batch_equals_single_prompts(params, settings):
     alone = [generate(MODEL, params, [prompt], settings)[0] for prompt in PROMPTS]
     assert together == alone
     assert len({tuple(answer.ids) for answer in together}) == 8, "different prompts, different answers"
-    for answer in together:  # a drawn answer may hit the stop token early
+    for answer in together:  # a sampled answer may end early
         assert answer.finish == ("stop" if answer.ids[-1] == UNUSED else "length")
         assert len(answer.ids) == 8 or answer.finish == "stop"
 
@@ -75,7 +75,7 @@ def test_stream_equals_generate(params, tokenizer, settings):
     for pieces in stream(MODEL, params, PROMPTS, settings, tokenizer):
         for i, piece in enumerate(pieces):
             if piece:
-                assert finish[i] is None, "nothing comes behind the end"
+                assert finish[i] is None, "nothing follows the end"
                 streamed_ids[i].append(piece.id)
                 text[i] += piece.text
                 finish[i] = piece.finish
@@ -100,7 +100,7 @@ def _with_stop(stop: int) -> GenerationConfig:
 
 @pytest.mark.parametrize("start, length", [(0, 2), (1, 3), (3, 2)])
 def test_stop_string_over_several_tokens_ends_the_answer(params, tokenizer, start, length):
-    """After more tokens than one round of steps, too: max_new_tokens is 40."""
+    """Also after more tokens than one round of steps: max_new_tokens is 40."""
     settings = dataclasses.replace(GREEDY, max_new_tokens=40)
     free = generate(MODEL, params, PROMPTS, settings, tokenizer)
     for row in (0, 4):
@@ -111,7 +111,7 @@ def test_stop_string_over_several_tokens_ends_the_answer(params, tokenizer, star
                 assert text == unstopped.text.split(stop)[0]
                 assert finish == ("stop" if stop in unstopped.text else "length")
                 if finish == "stop":
-                    assert tokenizer.decode(unstopped.ids[:count]).endswith(stop), "and nothing is generated behind it"
+                    assert tokenizer.decode(unstopped.ids[:count]).endswith(stop), "nothing is generated after it"
 
 
 def _generated(params, settings, tokenizer):
@@ -141,7 +141,7 @@ def test_last_model_position_ends_the_answer(params):
 @pytest.mark.parametrize("image", [(), PIXELS[:1]], ids=["text", "image"])
 def test_hundred_prompts_in_one_bucket_compile_two_programs(params, image):
     rng = np.random.default_rng(0)
-    model = variant(norm_eps=2e-5 + 1e-5 * len(image))  # one that no other test has compiled
+    model = variant(norm_eps=2e-5 + 1e-5 * len(image))  # not compiled by another test
     with compilations() as compiled_names:
         for n in range(100):
             prompt = Prompt([1, *rng.integers(4, 60, n % 11), *IMAGE * len(image)], image, row=n)
@@ -154,7 +154,7 @@ def test_hundred_prompts_in_one_bucket_compile_two_programs(params, image):
 
 
 def test_images_are_encoded_only_in_the_prefill(params):
-    """Decoding does not even see the tower's weights."""
+    """Decoding needs no weights of the vision tower."""
     expected = generate(MODEL, params, PROMPTS[:1], GREEDY)
     steps = stream(MODEL, params, PROMPTS[:1], GREEDY)
     next(steps)
@@ -198,8 +198,8 @@ def test_no_prompts_give_no_answers(params):
     [
         (Prompt([]), "prompt 1 has 0 tokens"),
         (Prompt([1] * 64), "prompt 1 has 64 tokens; the model takes 1 to 63"),
-        (Prompt([1, *IMAGE]), r"prompt 1 has 0 image\(s\) of 4 features, but 4 places"),
-        (Prompt([1, *IMAGE[1:]], PIXELS[:1]), r"prompt 1 has 1 image\(s\) of 4 features, but 3 places"),
+        (Prompt([1, *IMAGE]), r"prompt 1 has 0 image\(s\) of 4 features, but 4 placeholder"),
+        (Prompt([1, *IMAGE[1:]], PIXELS[:1]), r"prompt 1 has 1 image\(s\) of 4 features, but 3 placeholder"),
         (Prompt([1, 64]), "prompt 1 has token ids from 1 to 64, but the model's vocabulary ends at 63"),
         (Prompt([1, -1]), "prompt 1 has token ids from -1 to 1"),
         (Prompt([1, *IMAGE], PIXELS[:1, :12]), r"an image is uint8\[12, 24, 3\]; the model takes uint8\[24, 24, 3\]"),

@@ -1,4 +1,4 @@
-"""sampling.py against a reference in numpy that does one row at a time, as the definitions read."""
+"""`choose` compared with a reference in numpy that handles one row at a time and follows the definitions."""
 
 import jax
 import numpy as np
@@ -30,7 +30,7 @@ def draw(logits, positions=0, **settings) -> np.ndarray:
 
 
 def reference(logits, temperature=1.0, top_k=0, top_p=1.0) -> np.ndarray:
-    """The distribution that a row is drawn from."""
+    """The distribution from which a row is sampled."""
     order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
     weights = np.exp((logits - logits.max()).astype(np.float64) / temperature)
     candidates = order[: top_k or None]
@@ -61,7 +61,7 @@ SETTINGS = [
 def test_samples_follow_the_reference_distribution(settings):
     expected = reference(LOGITS, **settings)
     counts = np.bincount(draw(np.tile(LOGITS, (DRAWS, 1)), positions=np.arange(DRAWS), **settings), minlength=V)
-    assert (counts[expected == 0] == 0).all(), "a token that is cut off never comes"
+    assert (counts[expected == 0] == 0).all(), "excluded tokens are never sampled"
     deviations = np.abs(counts / DRAWS - expected) / np.sqrt(expected * (1 - expected) / DRAWS + 1e-12)
     assert deviations[expected > 0].max() < 4.5  # standard deviations
 
@@ -75,7 +75,7 @@ def test_docstring_example():
 
 @pytest.mark.parametrize("settings", [dict(temperature=0.0), dict(top_k=1), dict(top_p=1e-6)], ids=str)
 def test_greedy_settings_choose_the_argmax(settings):
-    """Of equals the one with the lower id, as argmax does."""
+    """Ties go to the lower id, as in argmax."""
     logits = np.random.default_rng(1).integers(0, 3, (300, V))
     np.testing.assert_array_equal(draw(logits, positions=np.arange(300), **settings), logits.argmax(axis=1))
 
@@ -100,8 +100,8 @@ def test_samples_depend_only_on_seed_row_and_position():
     among_others = draw(others, positions=position, temperature=3.0, seed=seed, row=row)
     assert among_others[5] == together[5]
     by_key = together.reshape(6, 40)
-    assert len({tuple(line) for line in by_key.tolist()}) == 6, "each seed and row has its own luck"
-    assert all(len(set(line)) > 3 for line in by_key.tolist()), "and each position"
+    assert len({tuple(line) for line in by_key.tolist()}) == 6, "each seed and row has its own random numbers"
+    assert all(len(set(line)) > 3 for line in by_key.tolist()), "and so has each position"
 
 
 def test_new_sampling_values_do_not_recompile():

@@ -1,7 +1,7 @@
-"""decode.py on a TPU, compiled without one: what a token costs must not grow with a copy of the cache.
+"""Decoding compiled for a TPU that is not present: a step must not copy the cache.
 
-The shapes are those of a 7B model, but for its layers and its vocabulary: of small arrays the compiler keeps copies in
-fast memory, and brings them back.
+The shapes are those of a 7B model, except for its layers and its vocabulary: the compiler keeps copies of small arrays
+in fast memory, and moves them back.
 """
 
 import json
@@ -19,12 +19,12 @@ IN_PLACE = {"parameter", "get-tuple-element", "bitcast", "dynamic-update-slice"}
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory) -> Path:
-    """A folder with each program's text and what its memory is used for."""
+    """A folder with the text and the memory use of each program."""
     return make_once(tmp_path_factory, "tpu_decode", lambda folder: run_tpu_compiler(SCRIPT, folder))
 
 
 def moved(program: str, shape: list[int]) -> list[str]:
-    """Instructions that make an array of as many numbers as `shape`, other than in place."""
+    """Instructions that make an array with as many elements as `shape`, other than in place."""
     copies = []
     for line in program.splitlines():
         match = re.match(r" *(?:ROOT )?%?[\w.-]+ = \(?\w+\[([\d,]+)\]\S* (?:.*\) )?([\w-]+)\(", line)
@@ -45,7 +45,7 @@ def _body(program: str, name: str) -> str:
     return re.search(rf"^%{re.escape(name)} .*?^}}", program, re.M | re.S)[0]
 
 
-# A batch is answered by the loop, a conversation by single steps (of two rows: see padded_rows).
+# A batch runs the loop, a conversation single steps (with two rows: see padded_rows).
 @pytest.mark.parametrize("name", ["loop-8-32", "loop-8-8", "single-2-32"])
 def test_decode_step_writes_one_slot_and_copies_no_cache(programs, name):
     check((programs / f"{name}.txt").read_text(), json.loads((programs / f"{name}.json").read_text()))
@@ -55,9 +55,9 @@ def check(program: str, memory: dict) -> None:
     cache, layers = memory["cache"], memory["layers"]
     assert moved(program, cache) == []
     written = re.findall(rf"bf16\[{','.join(map(str, cache))}\]\S* dynamic-update-slice\(", program)
-    assert len(written) == 2 * layers, "every layer's keys and values are written once"
+    assert len(written) == 2 * layers, "keys and values of every layer are written once"
     size = 2 * math.prod(cache)  # bytes of one layer's keys
-    assert memory["reused"] >= 2 * layers * size, "the cache that comes out is the one that went in"
+    assert memory["reused"] >= 2 * layers * size, "the output cache aliases the input cache"
 
 
 def test_moved_detects_copies():

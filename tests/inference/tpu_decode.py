@@ -1,8 +1,8 @@
-"""Compiles the decoding of a token for a TPU v5e that is not there. A program, for libtpu wants a process of its own.
+"""Compiles a decoding step for a TPU v5e that is not present. A program, because libtpu needs its own process.
 
     python tpu_decode.py FOLDER
 
-Writes each optimised program to FOLDER/NAME.txt and what its memory is used for to FOLDER/NAME.json, where NAME is
+Writes each optimised program to FOLDER/NAME.txt and its memory use to FOLDER/NAME.json; NAME is
 loop|single-BATCH-KV_HEADS.
 """
 

@@ -4,12 +4,12 @@ import jax
 
 
 def equations(f, *args) -> list:
-    """Every equation of f, those of inner functions and of loops' bodies too, each once."""
+    """Every equation of f once, including those of inner functions and loop bodies."""
     return [e for e, _ in _visit(jax.make_jaxpr(f)(*args).jaxpr, 1)]
 
 
 def products(f, *args) -> list[tuple[str, str, str]]:
-    """(left, right, accumulator) dtypes of every matrix product in one call of f; a loop's body counts each time."""
+    """(left, right, accumulator) dtypes of every matmul in one call of f; a loop body counts each iteration."""
     dtypes = []
     for e, times in _visit(jax.make_jaxpr(f)(*args).jaxpr, 1):
         if e.primitive.name == "dot_general":
@@ -18,7 +18,7 @@ def products(f, *args) -> list[tuple[str, str, str]]:
 
 
 def inner_jaxprs(equation) -> list:
-    """Of a call, a loop, a branch: what it runs. Of branches the last: what no platform has of its own."""
+    """The jaxprs that a call, loop or branch runs; of branches the last, the default for all platforms."""
     if "branches" in equation.params:
         return [equation.params["branches"][-1].jaxpr]
     values = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))

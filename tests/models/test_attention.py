@@ -1,4 +1,4 @@
-"""The attention kernels against the plain code, and the remat policies against none."""
+"""The attention kernels compared with the reference, and the remat policies with no remat."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from llava_jax.runtime.sharding import global_batch
 from llava_jax.text.token_row import EncodedExample
 from tests.models.products import equations, inner_jaxprs, products
 
-# Tokens of the samples of each row, below 0 of padding between them; the rest of a row is padding too.
+# Tokens of the samples of each row; negative numbers are padding between them. The rest of a row is padding too.
 LENGTHS = ((90, 60), (200,), (), (1, 30, 64, 64), (-10, 25, -50, 90))
 
 
@@ -40,13 +40,13 @@ def rows(length: int, samples=LENGTHS) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tensors(b: int, t: int, h: int, k: int, e: int):
-    """q, k, v and what the loss weighs the result with, all normal."""
+    """q, k, v and the weights of the loss, all normal."""
     rng = np.random.default_rng(0)
     return [rng.standard_normal((b, t, heads, e), dtype=np.float32) for heads in (h, k, k, h)]
 
 
 def result_and_gradients(attend, q, k, v, weights, segments):
-    """(result, dq, dk, dv) of a loss that reads real tokens only, as the train step's does."""
+    """(result, dq, dk, dv) of a loss that reads only real tokens, as that of the train step."""
     real = (segments > 0)[..., None, None]
 
     def loss(q, k, v):
@@ -68,13 +68,13 @@ def assert_equal_results(actual, expected, segments):
     for name, ours, theirs in zip(("result", "dq", "dk", "dv"), actual, expected, strict=True):
         assert np.abs(np.where(real, ours - theirs, 0)).max() <= 1e-5, name
     for gradient in actual[1:]:
-        assert not np.where(real, 0, gradient).any(), "padding is seen"
+        assert not np.where(real, 0, gradient).any(), "real tokens attend to padding"
 
 
 CASES = [  # H, K, E, T, block
     pytest.param(4, 2, 64, 200, 128, id="grouped, 2 blocks"),
     pytest.param(2, 2, 128, 200, 512, id="all heads, 1 block"),
-    pytest.param(3, 1, 64, 257, 128, id="one key head, 3 blocks, all but one token of the last is padding"),
+    pytest.param(3, 1, 64, 257, 128, id="one key head, 3 blocks, the last with one token"),
     pytest.param(2, 1, 128, 256, 128, id="whole blocks"),
     pytest.param(2, 1, 16, 37, 512, id="less than a block"),
 ]
@@ -92,7 +92,7 @@ def test_splash_matches_reference_attention(h, k, e, t, block, monkeypatch):
 
 @pytest.mark.parametrize("t", [200, 37])
 def test_cudnn_call_matches_reference_attention(t):
-    """The same call, answered by JAX's own code."""
+    """The same call, computed by JAX's own implementation."""
     positions, segments = rows(t)
     inputs = tensors(len(LENGTHS), t, 4, 2, 16)
     cudnn = functools.partial(attention.cudnn_attention, segment_ids=segments, implementation="xla")
@@ -117,7 +117,7 @@ def test_attention_on_a_mesh_is_sharded_over_rows_and_heads(monkeypatch):
         per_device = [e.params["jaxpr"] for e in equations(attend, *inputs[:3]) if e.primitive.name == "shard_map"]
     assert_equal_results(actual, expected, segments)
     assert spec[0] == ("data", "fsdp") and spec[2] == "tensor"
-    shapes = [v.aval.shape for v in per_device[0].invars][-4:]  # before them, what the kernel knows of its blocks
+    shapes = [v.aval.shape for v in per_device[0].invars][-4:]  # before them: information on the kernel's blocks
     assert shapes == [(1, 140, 2, 16), (1, 140, 1, 16), (1, 140, 1, 16), (1, 140)]
 
 
@@ -132,7 +132,7 @@ def test_splash_blocks_pad_less_than_128_tokens_each(length, block):
 
 
 def test_packed_rows_are_causal_by_token_index():
-    """What the kernels see of a row is what positions and segments say, for all tokens but padding."""
+    """For all tokens but padding, causal by index within segments equals the mask from positions and segments."""
 
     class Tokenizer:
         pad_id = 0
@@ -160,7 +160,7 @@ def test_unknown_kernel_raises():
         attention.attention(*tensors(1, 2, 1, 1, 4)[:3], ones, "flash3")
 
 
-# --- remat, in a model whose every size is another one
+# --- remat, in a model whose sizes are all different
 
 VISION = VisionConfig(
     image_size=24, patch_size=12, width=36, layers=3, heads=4, mlp_width=44,
@@ -219,20 +219,20 @@ def test_remat_policies_and_kernels_keep_loss_and_gradients(changes):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected)
 
 
-# Of a block: products that are computed again (of q, k, v, the scores, their sum of v, o, gate and up; never of down,
-# whose result no derivative needs); and runs of the attention kernel in all, forward and backward.
+# Per block: recomputed matmuls (q, k, v, scores, context, o, gate, up; never down, whose result no derivative needs),
+# and runs of the attention kernel, forward and backward.
 WORK = {
     "full": (8, 4), "save_context": (7, 3), "offload_qkv": (5, 4), "save_qkv": (5, 4), "save_qkv_context": (4, 3),
     "minimal": (1, 3), "none": (0, 3),
 }  # fmt: skip
-TOWER = 2 * 8 + 1  # products of the frozen tower: two blocks in use, and the patches
+TOWER = 2 * 8 + 1  # matmuls of the frozen tower: two used blocks, and the patches
 
 
 def kernel_runs(jaxpr) -> int:
-    """Calls of a kernel in a jaxpr, a loop's body counted once; one whose results nobody reads is left to XLA, which
-    leaves it out."""
+    """Kernel calls in a jaxpr; the body of a loop counts once. A call whose results are not read does not count: XLA
+    drops it."""
     inputs = [*(v for e in jaxpr.eqns for v in e.invars), *jaxpr.outvars]
-    read = {v for v in inputs if not hasattr(v, "val")}  # but constants
+    read = {v for v in inputs if not hasattr(v, "val")}  # without constants
     calls = [e for e in jaxpr.eqns if e.primitive.name == "pallas_call" and read & set(e.outvars)]
     return len(calls) + sum(kernel_runs(inner) for e in jaxpr.eqns for inner in inner_jaxprs(e))
 
@@ -241,7 +241,7 @@ def kernel_runs(jaxpr) -> int:
 def test_remat_policies_recompute_the_expected_matmuls(remat):
     loss, trained = loss_of(with_changes(remat=remat))
     blocks = LLM.layers * (9 + WORK[remat][0] + 18)
-    # The head's and the linear projector's; of those the gradient of the frozen features is left to XLA, as above.
+    # 3 of the head, 3 of the linear projector; XLA drops the gradient of the frozen features, as above.
     assert len(products(jax.grad(loss), trained)) == blocks + TOWER + 3 + 3
 
     loss, trained = loss_of(with_changes(remat=remat, **KERNEL))
@@ -249,13 +249,13 @@ def test_remat_policies_recompute_the_expected_matmuls(remat):
 
 
 def residuals(config: ModelConfig) -> list[jax.ShapeDtypeStruct]:
-    """What the backward pass is handed by the forward pass."""
+    """What the forward pass saves for the backward pass."""
     loss, trained = loss_of(config)
     return jax.tree.leaves(jax.eval_shape(lambda trained: jax.vjp(loss, trained)[1], trained))
 
 
 def per_layer(arrays) -> list[tuple[int, ...]]:
-    """Shapes of what is kept of each of the decoder's blocks, parameters aside."""
+    """Shapes of what is saved per block of the decoder, without parameters."""
     return sorted(x.shape[1:] for x in arrays if x.shape[:2] == (LLM.layers, B))
 
 
@@ -285,7 +285,7 @@ def test_save_context_also_saves_the_kernel_log_sum_exp():
 @pytest.mark.parametrize("remat", ["none", "full", "minimal"])
 def test_frozen_tower_saves_no_residuals(remat):
     saved = residuals(with_changes(remat=remat))
-    features = (B, 1 * VISION.features, VISION.width)  # which the projector's gradient needs
+    features = (B, 1 * VISION.features, VISION.width)  # the projector's gradient needs them
     tower = [x.shape for x in saved if VISION.width in x.shape[-1:] or VISION.mlp_width in x.shape[-1:]]
     assert [shape for shape in tower if np.prod(shape) != np.prod(features)] == []
     assert len(tower) == 1

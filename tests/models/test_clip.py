@@ -35,7 +35,7 @@ def test_normalize_matches_the_clip_image_processor():
     theirs = CLIPImageProcessor(do_resize=False, do_center_crop=False)(image, return_tensors="np").pixel_values
     ours = normalize(jnp.asarray(image[None]))
     np.testing.assert_allclose(ours.transpose(0, 3, 1, 2), theirs, atol=1e-5)
-    np.testing.assert_array_equal(normalize(ours), ours)  # floating point passes
+    np.testing.assert_array_equal(normalize(ours), ours)  # floating point is returned as it is
 
 
 @pytest.mark.parametrize("select_feature", ["patch", "cls_patch"])

@@ -87,8 +87,8 @@ def test_dot_gradients_match_einsum(name):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SPECS)
 def test_cpu_dots_need_no_transpose_or_conversion(name, dtype):
-    """XLA for CPU multiplies bfloat16 as it is only where the summed axes are the last of the left and first or last of
-    the right operand; any other product converts both to float32 first, or finds no code at all when it runs."""
+    """XLA for CPU multiplies bfloat16 directly only if the summed axes are the last of the left and the first or last
+    of the right operand. Any other matmul converts both to float32 first, or finds no implementation at run time."""
     spec, x_shape, w_shape = SPECS[name]
     x, w = jnp.zeros(x_shape, dtype), jnp.zeros(w_shape, dtype)
     gradients = jax.jit(jax.grad(lambda x, w: jnp.sin(matmul.dot(spec, x, w, dtype)).sum(), (0, 1)))
@@ -150,14 +150,14 @@ def test_rope_matches_hugging_face(scaling):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rope_via_matmul_gives_the_same_values(dtype):
-    """And the same gradients, but for what a bfloat16 cotangent rounds."""
+    """And the same gradients, except for the rounding of a bfloat16 cotangent."""
     positions = jnp.array([[0, 1, 2, 50, 127]])
     rotation = rope.rope_rotation(dataclasses.replace(UNEVEN.llm, head_size=16, width=64), positions)
     x, w = jnp.asarray(normal(1, 5, 4, 16), dtype), jnp.asarray(normal(1, 5, 4, 16), dtype)
     actual, expected = (rope.rope(x, rotation, via_matmul) for via_matmul in (True, False))
     assert actual.dtype == x.dtype
     np.testing.assert_allclose(actual.astype(jnp.float32), expected.astype(jnp.float32), atol=1e-6, rtol=2**-7)
-    assert np.mean(np.asarray(actual != expected)) < 0.05, "what differs is a last bit, here and there"
+    assert np.mean(np.asarray(actual != expected)) < 0.05, "only last bits may differ, here and there"
 
     def gradient(via_matmul):
         return jax.grad(lambda x: jnp.sum((rope.rope(x, rotation, via_matmul) * w).astype(jnp.float32)))(x)
@@ -167,7 +167,7 @@ def test_rope_via_matmul_gives_the_same_values(dtype):
 
 
 def test_weight_gradients_are_bfloat16_on_tpu_float32_on_cpu():
-    """Read from what each is given to compile; neither is there."""
+    """Read from the lowered program of each platform; neither has to be present."""
 
     def results(platform):
         f = jax.jit(jax.grad(lambda w, x: matmul.dot(SPEC, x, w, "bfloat16", out="float32").sum()))

@@ -29,7 +29,7 @@ def hidden(model, tokens, positions, segment_ids, cache=None):
 
 @functools.partial(jax.jit, static_argnums=0)
 def logits(config, params, tokens, positions, segment_ids, cache=None):
-    """-> float32[B, T, V], or with a cache (that, the new cache)."""
+    """float32[B, T, V], or with a cache (that, the new cache)."""
 
     def run(model):
         x, new = hidden(model, tokens, positions, segment_ids, cache)
@@ -70,7 +70,7 @@ def test_logits_match_hugging_face(changes):
     ours = logits(config, params, TOKENS, POSITIONS, ONES)
     assert ours.dtype == jnp.float32
     assert np.abs(ours - theirs).max() <= 1e-4
-    assert np.abs(theirs).max() > 1  # the bound means something
+    assert np.abs(theirs).max() > 1  # the bound is not trivial
 
 
 def test_logits_depend_on_no_later_token(params):
@@ -101,7 +101,7 @@ def test_cached_decoding_matches_a_full_pass(params, unroll):
     config = uneven(unroll=unroll)
     expected = logits(config, params, TOKENS, POSITIONS, ONES)
     cache = KVCache.empty(config.llm, B, T + 3, "float32")
-    for start, stop in [(0, 4), (4, 5), (5, 6), (6, 9)]:  # a prompt, two tokens, three at once
+    for start, stop in [(0, 4), (4, 5), (5, 6), (6, 9)]:  # a prompt, two single tokens, three at once
         part = (x[:, start:stop] for x in (TOKENS, POSITIONS, ONES))
         ours, cache = logits(config, params, *part, cache)
         np.testing.assert_allclose(ours, expected[:, start:stop], atol=1e-5)
@@ -110,7 +110,7 @@ def test_cached_decoding_matches_a_full_pass(params, unroll):
 
 
 def test_rows_of_unequal_length_decode_together(params):
-    """Prompts of 2 and 5 tokens, right padded to 5; each row then goes on at its own position, in the same slot."""
+    """Prompts of 2 and 5 tokens, right padded to 5; each row then continues at its own position, in the same slot."""
     lengths, steps = np.array([2, 5]), 4
     expected = logits(uneven(), params, TOKENS, POSITIONS, ONES)
     slots = np.arange(5)
@@ -132,7 +132,7 @@ def loss_and_gradient(config, params):
 
 
 @pytest.mark.parametrize("unroll", [False, True])
-@pytest.mark.parametrize("remat", ["none", "full"])  # the others: test_kernels
+@pytest.mark.parametrize("remat", ["none", "full"])  # the others: test_attention
 def test_remat_and_unroll_keep_loss_gradients_and_parameter_tree(params, remat, unroll):
     config = uneven(remat=remat, unroll=unroll)
     expected, ours = loss_and_gradient(uneven(), params), loss_and_gradient(config, params)

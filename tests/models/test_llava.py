@@ -24,7 +24,7 @@ IMAGE = [IMAGE_TOKEN_ID] * uneven().vision.features  # 9
 
 
 def batch(rows, images):
-    """Token lists and image lists -> the arrays of a batch, right padded; unused image slots are zero."""
+    """Token lists and image lists -> the arrays of a batch, padded on the right; unused image slots are zero."""
     b, t, n = len(rows), max(map(len, rows)), max(map(len, images))
     tokens, positions, segment_ids = (np.zeros((b, t), np.int32) for _ in range(3))
     pixels = np.zeros((b, n, 24, 24, 3), np.uint8)
@@ -110,7 +110,7 @@ def test_unknown_projector_raises(name):
     ids=str,
 )
 def test_logits_match_hugging_face(changes):
-    """Two rows, one with two images, one with none at all; right padded."""
+    """Two rows, one with two images, one without any; padded on the right."""
     config = uneven(**changes)
     model = hf_llava(config, image_token=63)
     image = [IMAGE_TOKEN_ID] * config.vision.features
@@ -140,7 +140,7 @@ def test_mixed_batch_equals_single_rows(params):
         np.testing.assert_allclose(together[i, : len(row)], alone[0], atol=2e-5)
 
     swapped = logits(uneven(), params, *batch(rows[2:], [[c, b]]))
-    assert np.abs(swapped[0] - together[2]).max() > 1e-3  # which image comes first does matter
+    assert np.abs(swapped[0] - together[2]).max() > 1e-3  # the order of images matters
 
 
 def test_cached_steps_after_an_image_prompt_match_a_full_pass(params):
@@ -202,9 +202,9 @@ def test_bfloat16_logits_are_close_to_float32(params):
 
 
 def test_activations_have_sharding_constraints_under_a_mesh(params):
-    """Under a mesh that flax cannot see, `constrain` would silently do nothing."""
+    """Under a mesh that flax does not see, `constrain` would silently do nothing."""
     arrays = batch([[1, *IMAGE, 5, 6]], [[picture()]])
     fresh = jax.jit(lambda p, *a: Llava(uneven()).apply({"params": p}, *a))
     with jax.set_mesh(make_mesh(1, 1, 1, jax.devices()[:1])), logical_rules():
         text = fresh.lower(params, *arrays).as_text()
-    assert text.count("sharding_constraint") + text.count("@Sharding") >= 8  # inside a loop each counts once
+    assert text.count("sharding_constraint") + text.count("@Sharding") >= 8  # each counts once inside a loop

@@ -1,4 +1,4 @@
-"""Programs that libtpu 0.0.42 compiled from tpu_programs.py, of which the answers are known."""
+"""Programs that libtpu 0.0.42 compiled from tpu_programs.py, with known properties."""
 
 import itertools
 from pathlib import Path
@@ -15,5 +15,5 @@ def program(name: str) -> Program:
 
 
 def coords(topology: Topology) -> list[tuple[int, ...]]:
-    """Devices row by row; the first axis of a mesh is then the first of the slice."""
+    """Coordinates of the devices, row by row: the first axis of a mesh is then the first of the slice."""
     return list(itertools.product(*map(range, topology.shape)))

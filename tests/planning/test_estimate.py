@@ -1,4 +1,4 @@
-"""Seconds of a compiled program, and what it has and has not."""
+"""The estimated seconds of a compiled program, and what `lint` detects in it."""
 
 import pytest
 
@@ -12,7 +12,7 @@ SMALL, V5E = topology("v5e:2x2"), topology("v5e:4x4")
 
 
 def estimate_saved(name: str, slice_):
-    return estimate(program(name), slice_, [list(coord) for coord in coords(slice_)])  # lists, as JAX has them
+    return estimate(program(name), slice_, [list(coord) for coord in coords(slice_)])  # lists, as in JAX
 
 
 def test_matmul_takes_slightly_longer_than_at_peak():
@@ -88,7 +88,7 @@ ENTRY %main (x: (s32[])) -> (s32[]) {
     assert "count as 0 s: k x 1" in lines and "count once: w" in lines
 
 
-# ------------------------------------------------------------------------------------------------------- facts
+# ------------------------------------------------------------------------------------------------------- lint
 
 
 def test_float32_gathers_and_windowed_einsums_are_detected():

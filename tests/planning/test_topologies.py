@@ -1,4 +1,4 @@
-"""Slices by name."""
+"""TPU slices by name."""
 
 import pytest
 
@@ -45,7 +45,7 @@ def test_listing_names_every_slice():
 
 
 def test_peaks_match_the_train_loop_and_the_clock():
-    """A v5e has 4 units of 128 x 128, v4 and v5p 8, a v6e 4 of 256 x 256, tpu7x 8 of those."""
+    """A v5e has 4 units of 128 x 128, v4 and v5p have 8, a v6e 4 of 256 x 256, tpu7x 8 of those."""
     units = {"v4": 8 * 128**2, "v5e": 4 * 128**2, "v5p": 8 * 128**2, "v6e": 4 * 256**2, "tpu7x": 8 * 256**2}
     for g in GENERATIONS.values():
         assert units[g.name] * 2 * g.clock_ghz / 1000 == pytest.approx(g.peak_tflops, rel=2e-3)

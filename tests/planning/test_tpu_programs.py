@@ -1,4 +1,4 @@
-"""The same small programs compiled anew: what the installed TPU compiler writes is still what is read."""
+"""The saved programs compiled again: the parser reads what the installed TPU compiler writes."""
 
 from pathlib import Path
 

@@ -1,9 +1,9 @@
-"""Compiles small programs of which the answers are known, for TPUs that are not there.
+"""Compiles small programs with known properties, for TPUs that are not present.
 
-    python tpu_programs.py FOLDER NAME ...     # all of them without names; into tests/planning/programs to renew those
+    python tpu_programs.py FOLDER NAME ...   # without names all of them; FOLDER tests/planning/programs renews those
 
-Writes FOLDER/NAME.txt: the optimised program, cut to what is read of it, for most of the text is the compiler's notes
-to itself. A program of its own, for libtpu wants a process of its own.
+Writes FOLDER/NAME.txt: the optimised program without the parts that are not read, mostly notes of the compiler to
+itself. It is a program of its own because libtpu needs its own process.
 """
 
 import functools
@@ -37,13 +37,13 @@ def array(mesh, shape, spec=(), dtype="bfloat16") -> jax.ShapeDtypeStruct:
 
 
 def matmul():
-    """One product, 2048 x 4096 x 4096, in the place of its left side."""
+    """One matmul, 2048 x 4096 x 4096, whose result replaces the left operand."""
     mesh = mesh_of("v5e:2x2", 4, 1)
     return jax.jit(jnp.matmul, donate_argnums=0).lower(array(mesh, (8192, 4096), ("data",)), array(mesh, (4096, 4096)))
 
 
 def loops():
-    """Ten times three products, 1024 x 1024 x 1024."""
+    """Ten times three matmuls, 1024 x 1024 x 1024."""
     mesh = mesh_of("v5e:2x2", 4, 1)
 
     def repeated(x, w):
@@ -55,7 +55,7 @@ def loops():
 
 
 def collectives():
-    """One of each kind, over fours of 16 chips, and an all-reduce over all."""
+    """One of each kind over groups of four of 16 chips, and an all-reduce over all."""
     mesh = mesh_of("v5e:4x4", 4, 1, 4)
 
     def moves(a, b, c, d, e):
@@ -78,7 +78,7 @@ def collectives():
 
 
 def layers(mesh, w, x, policy=None):
-    """An MLP of L layers, one loop, each computed again for the backward pass."""
+    """An MLP of L layers in one loop, each layer recomputed for the backward pass."""
 
     def layer(x, w):
         h = jax.ad_checkpoint.checkpoint_name(x, "x") @ w["up"].astype(x.dtype)
@@ -94,7 +94,7 @@ def weights(mesh) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def gathers():
-    """The layers forward, weights over fsdp in float32, cast before they are gathered."""
+    """The layers forward; weights over fsdp in float32 are cast before they are gathered."""
     mesh = mesh_of("v5e:4x4", 1, 16)
     with jax.set_mesh(mesh):
         return jax.jit(functools.partial(layers, mesh)).lower(weights(mesh), array(mesh, (32, S, D), ("fsdp",)))
@@ -112,7 +112,7 @@ def offload():
 
 
 def attention():
-    """Splash attention and its gradient: two rows a chip, eight heads of 256, two of keys, 1024 tokens."""
+    """Splash attention and its gradient: two rows per chip, eight heads of 256, two key heads, 1024 tokens."""
     mesh = mesh_of("v5e:2x2", 1, 4)
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((S, S))] * 8)
     blocks = dict.fromkeys(("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv"), 512)
@@ -135,11 +135,11 @@ PROGRAMS = {
     "collectives": (collectives, PLAIN),
     "gathers": (gathers, PLAIN),
     "offload": (offload, PLAIN),
-    "windowed": (gathers, {}),  # too long to be kept
+    "windowed": (gathers, {}),  # too long to save
     "attention": (attention, PLAIN),
 }
 READ = r'"estimated_cycles":"\d+"|"async_collective_fusion_config":\{[^}]*\}|"known_trip_count":\{[^}]*\}'
-NAMED = r"(?! *(?:ROOT )?\S+ = \S.* (?:custom-call|parameter)\()"  # elsewhere names are for people
+NAMED = r"(?! *(?:ROOT )?\S+ = \S.* (?:custom-call|parameter)\()"  # names of other instructions are not read
 
 
 def cut(text: str) -> str:

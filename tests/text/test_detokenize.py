@@ -1,4 +1,4 @@
-"""text.py: pieces join to what decoding everything at once gives, and stop strings are found wherever text is cut."""
+"""Pieces join to the text that decoding everything at once gives, and stop strings are found across all boundaries."""
 
 import json
 
@@ -14,7 +14,7 @@ TEXT = "A red bus, two café tables — 漢字 and 👩‍👩‍👧 smile.\n\n
 
 
 def sentencepiece_like() -> dict:
-    """A tokenizer.json of LLaMA's kind: ▁ for spaces, a dummy prefix, bytes for what has no piece."""
+    """A tokenizer.json like LLaMA's: ▁ for spaces, a dummy prefix, bytes for characters without a piece."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", *"abcdefgr", "▁a", "▁b", "re", "red"]
     return {
         "version": "1.0",
@@ -45,7 +45,7 @@ def tokenizers(tmp_path_factory) -> dict[str, Tokenizer]:
 
 
 def pieces(tokenizer, ids) -> list[str]:
-    """One piece per id, and what the end releases."""
+    """One piece per id, and what the flush releases."""
     detokenizer = Detokenizer(tokenizer)
     return [*(detokenizer.push(id) for id in ids), detokenizer.flush()]
 
@@ -54,7 +54,7 @@ def pieces(tokenizer, ids) -> list[str]:
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_pieces_of_any_ids_join_to_the_full_text(tokenizers, kind, data):
-    """Also of ids that no text has: half characters, specials in the middle, ids beyond the vocabulary."""
+    """Also for ids that no text has: incomplete characters, specials in between, ids beyond the vocabulary."""
     tokenizer = tokenizers[kind]
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size + 2), max_size=30))
     assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
@@ -105,7 +105,7 @@ def test_leading_space_stays_with_its_piece(tokenizers):
 
 
 def test_decoder_that_strips_the_first_space_keeps_later_spaces():
-    """Hugging Face's decode does: what it gives depends on whether a token is the first."""
+    """As Hugging Face's decode does: its result depends on whether a token is the first."""
 
     class Strips:
         backend = type("Backend", (), {"token_to_id": staticmethod({}.get), "id_to_token": staticmethod(str)})
@@ -115,7 +115,7 @@ def test_decoder_that_strips_the_first_space_keeps_later_spaces():
 
 
 def reference(text: str, stops) -> tuple[str, bool]:
-    """The shortest beginning of the text that ends in a stop string, without the longest stop string it ends in."""
+    """The shortest prefix of the text that ends in a stop string, without the longest stop string that ends it."""
     for end in range(len(text) + 1):
         ending = [stop for stop in stops if text[:end].endswith(stop)]
         if ending:
@@ -124,7 +124,7 @@ def reference(text: str, stops) -> tuple[str, bool]:
 
 
 def cut(text: str, stops, cuts) -> tuple[str, bool, list[str]]:
-    """-> all that came out, found, what came out after each piece."""
+    """(all text that came out, whether it stopped, what came out after each piece)."""
     search, outputs, start = StopStrings(stops), [], 0
     for cut_at in [*sorted(cuts), len(text)]:
         outputs.append(search.push(text[start:cut_at]))
@@ -132,7 +132,7 @@ def cut(text: str, stops, cuts) -> tuple[str, bool, list[str]]:
     return "".join(outputs) + search.flush(), search.is_stopped, outputs
 
 
-few = st.text("ab#", max_size=24)  # few letters, many near misses
+few = st.text("ab#", max_size=24)  # few letters give many near misses
 
 
 @settings(max_examples=400, deadline=None)
@@ -143,7 +143,7 @@ def test_stop_strings_are_found_across_piece_boundaries(text, stops, data):
     ours, is_stopped, outputs = cut(text, stops, cuts)
     assert (ours, is_stopped) == (expected, should_stop)
     ends = [*sorted(cuts), len(text)]
-    for n, end in enumerate(ends):  # no more is held back than has to be
+    for n, end in enumerate(ends):  # no more is held back than necessary
         output = "".join(outputs[: n + 1])
         if reference(text[:end], stops)[1]:
             break
@@ -156,10 +156,10 @@ def test_stop_strings_are_found_across_piece_boundaries(text, stops, data):
     [
         ("one###two", "###", "one", True),
         ("one####", "###", "one", True),  # repeated beyond its length
-        ("aaab", "aab", "a", True),  # partly repeated: a search that starts anew after each miss finds nothing
+        ("aaab", "aab", "a", True),  # partly repeated: a search that starts over after each miss finds nothing
         ("ababac", "abac", "ab", True),
         ("#a##b", "###", "#a##b", False),  # false alarms are released
-        ("one##", "###", "one##", False),  # ... at the end too
+        ("one##", "###", "one##", False),  # also at the end
     ],
 )
 def test_repeated_and_partial_stop_strings(text, stop, expected, is_stopped):

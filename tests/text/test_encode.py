@@ -1,4 +1,4 @@
-"""Ids and target mask are those of the original system, and supervise the answers and nothing else."""
+"""Ids and target masks equal those of the original implementation and supervise only the answers."""
 
 import os
 import shutil
@@ -48,7 +48,7 @@ def parse_ids(text):
     return [int(number) for number in text.split()]
 
 
-# Golden vectors: made with an independent implementation of LLaMA's tokenizer and the original's rules.
+# Expected ids from an independent implementation of LLaMA's tokenizer and of the original's rules.
 HEADER = parse_ids(
     "1 319 13563 1546 263 12758 1404 322 385 23116 21082 20255 29889 450 20255 4076 8444 29892 13173 29892 322 1248 "
     "568 6089 304 278 1404 29915 29879 5155 29889"
@@ -107,7 +107,7 @@ V0_REST = (
     ],
 )
 def test_llava_v0_ids_match_the_original(llama, turns, images, first, total):
-    """Between brackets: not supervised. The original trained on the cues, too."""
+    """Ids in brackets are not supervised. The original trained on the cues, too."""
     ids, mask = tokenize(llama, "llava_v0", turns, images)
     expected_ids, expected_mask, is_target = [], [], True
     for item in f"2277 29937 {first}{V0_REST}".split():
@@ -122,7 +122,7 @@ def test_llava_v0_ids_match_the_original(llama, turns, images, first, total):
     assert mask[33:].tolist() == expected_mask
 
 
-# What is supervised, stated without the table: before and after each answer, and at the end of the row.
+# What is supervised, independent of the table: before and after each answer, and at the end of the row.
 SUPERVISED = {
     "vicuna_v1": (" ", "</s>", ""),
     "llava_v1": (" ", "</s>", ""),
@@ -145,13 +145,13 @@ conversations = st.lists(st.tuples(texts, texts), min_size=1, max_size=3)
 
 
 def check_supervision(tokenizer, template, rounds):
-    """decode(ids[mask]) is every answer between what the template puts around it; no text made a special id."""
+    """decode(ids[mask]) is every answer with what the template puts around it; no text becomes a special id."""
     turns = [turn for ask, answer in rounds for turn in (("human", ask), ("gpt", answer))]
     images = sum(ask.count("<image>") for ask, _ in rounds)
     ids, mask = tokenize(tokenizer, template, turns, images)
     before, after, end = SUPERVISED[template]
     if template == "plain" and tokenizer.dummy_prefix:
-        before = " "  # here the answer begins a text, and SentencePiece puts a space before a text
+        before = " "  # the answer begins a text, and SentencePiece puts a space before it
     expected = "".join(before + answer + after for _, answer in rounds) + end
     assert tokenizer.decode(ids[mask], skip_special=False) == expected
     assert (ids == IMAGE_TOKEN_ID).sum() == images and not mask[ids == IMAGE_TOKEN_ID].any()

@@ -1,4 +1,4 @@
-"""Templates render exactly the strings of the original system."""
+"""Templates render exactly the strings of the original implementation."""
 
 import hashlib
 
@@ -16,7 +16,7 @@ def text(segments):
 
 
 def targets(segments):
-    """Supervised text, one string for each unbroken run."""
+    """Supervised text, one string per unbroken run."""
     runs, previous = [], False
     for segment in segments:
         if segment.is_target:

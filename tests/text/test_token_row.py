@@ -1,4 +1,4 @@
-"""token_row.py: where tokens and images of a row lie."""
+"""The layout of tokens and images in a row."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ F, T = False, True
 
 
 def example(ids: list[int], mask: list[bool], *values: int, dtype=np.uint8) -> EncodedExample:
-    """With an image of one value for each of `values`."""
+    """With an image of a single value for each of `values`."""
     images = np.array(values, dtype)[:, None, None, None] * np.ones((2, 2, 3), dtype)
     return EncodedExample(np.array(ids, np.int32), np.array(mask), images)
 

@@ -1,4 +1,4 @@
-"""Tokenizers from every kind of file; special ids come from special tokens only, never from text."""
+"""Tokenizers from every kind of file; text never becomes a special id."""
 
 import json
 import os
@@ -123,7 +123,7 @@ def test_decode_skips_or_names_specials_and_images(folder):
 
 @needs_llama
 def test_folder_with_sentencepiece_model_and_added_tokens_loads(tmp_path):
-    """The files of a LLaMA that was taught ChatML; kinds are told by content, so the odd name does not matter."""
+    """A LLaMA with added ChatML tokens, in a folder with an unusual name."""
     folder = tmp_path / "01 überall"
     folder.mkdir()
     shutil.copy(LLAMA, folder / "tokenizer.model")
@@ -146,7 +146,7 @@ def test_folder_with_sentencepiece_model_and_added_tokens_loads(tmp_path):
     ],
 )
 def test_converted_llama_tokenizer_json_gives_the_same_ids(llama, tmp_path, style, legacy):
-    """The three ways in which converted LLaMA tokenizers add the dummy prefix, one with a hostile merge."""
+    """The three ways in which converted LLaMA tokenizers add the dummy prefix, with a merge into a special token."""
     spec = json.loads(llama.backend.to_str())
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     if style == "prepend":
@@ -198,7 +198,7 @@ def no_eos(folder):
 @pytest.mark.parametrize(
     ("damage", "file", "message"),
     [
-        (lambda folder: (folder / "tokenizer.json").unlink(), "", "no tokenizer there"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "", "no tokenizer found"),
         (lambda folder: (folder / "tokenizer.json").write_bytes(b""), "tokenizer.json", "not a SentencePiece model"),
         (lambda folder: (folder / "tokenizer.json").write_bytes(bytes(range(64))), "tokenizer.json", ""),
         (lambda folder: (folder / "tokenizer.json").write_text('{"model": '), "tokenizer.json", "not a readable"),
@@ -224,7 +224,7 @@ def test_truncated_sentencepiece_model_raises(tmp_path, size):
 
 
 def test_code_in_the_folder_never_runs(folder, tmp_path):
-    """A folder that asks for its own code gets none of it run."""
+    """Even if the folder asks for its own code."""
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenization_evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -235,5 +235,5 @@ def test_code_in_the_folder_never_runs(folder, tmp_path):
 
 
 def test_backend_default_would_encode_typed_special_tokens(folder):
-    """Why `encode_special_tokens` is set: without it a user can type the end of a sequence."""
+    """The reason for `encode_special_tokens`: without it a user can type the end of a sequence."""
     assert 2 in Backend.from_file(str(folder / "tokenizer.json")).encode("</s>").ids

@@ -1,1 +1,1 @@
-"""The text of a compiled program: parsed, and its FLOPs, memory traffic and collectives counted."""
+"""Parses the text of a compiled program and counts its FLOPs, memory traffic and collectives."""

@@ -1,9 +1,9 @@
-"""What a program sends between chips, and how long the links need for it.
+"""Finds the collectives of a compiled program: what it sends between chips.
 
-A collective is synchronous where the chip waits for it, asynchronous where the schedule has other work between its
-start and its end. The compiler writes it in several ways: as an instruction; as a pair `-start`, `-done`; wrapped in an
-`async-start`; for v5e as a fusion that starts it, fusions of matrix products that each carry it on, and one that ends
-it; and as an all-reduce inside a fusion that keeps a slice of it, which is a reduce-scatter.
+A collective is synchronous if the chip waits for it, asynchronous if the schedule has other work between its start and
+its end. The compiler writes it in several ways: as an instruction; as a pair `-start`, `-done`; wrapped in an
+`async-start`; for v5e as a fusion that starts it, fusions of matmuls that each continue it, and one that ends it; and
+as an all-reduce inside a fusion that keeps a slice of it, which is a reduce-scatter.
 """
 
 import dataclasses
@@ -19,13 +19,12 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """`payload`: the whole arrays of one device, which is what is gathered as it comes out, and what is reduced or
-    exchanged as it goes in."""
+    """`payload`: the whole arrays of one device: the output of a gather, the input of a reduction or an exchange."""
 
     kind: str
     is_async: bool
     payload: tuple[Array, ...]
-    groups: tuple[tuple[int, ...], ...]  # of devices, by their number in the mesh; empty: all together
+    groups: tuple[tuple[int, ...], ...]  # device numbers in mesh order; empty: all devices in one group
     times: int  # per run of the program
     op_name: str
 
@@ -35,12 +34,12 @@ class Collective:
 
     @property
     def bytes(self) -> int:
-        """Of one time."""
+        """Of one run."""
         return sum(array.bytes for array in self.payload)
 
 
 def collectives(program: Program) -> list[Collective]:
-    """Every collective that runs, each start and its end counted as one."""
+    """Every collective that runs; a start and its end count once."""
     wrapped = {c for _, i, _ in program.walk() if i.opcode == "async-start" for c in i.called}
     transfers, started_channels = [], set()
     for computation, instruction, times in program.walk():
@@ -53,7 +52,7 @@ def collectives(program: Program) -> list[Collective]:
             starts = any(i.target == "AsyncCollectiveStart" for i in body)
             for inner in (i for i in body if i.opcode in KINDS):
                 is_step = '"async_collective_fusion_config"' in inner.rest
-                # Fusions that carry it on or end it repeat it; they name the same channel.
+                # Fusions that continue or end it repeat the instruction, with the same channel.
                 if is_step and not starts or inner.number("channel_id") in started_channels and not starts:
                     continue
                 if starts:
@@ -67,7 +66,7 @@ def collectives(program: Program) -> list[Collective]:
 def _collective(kind: str, is_async: bool, instruction: Instruction, times: int) -> Collective:
     payload, groups = instruction.results, replica_groups(instruction.head)
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-        # (what goes in, what comes out, flags ...), of which what goes in may be several
+        # (inputs ..., as many outputs ..., flags ...)
         payload = tuple(array for array in payload if array.shape)
         payload = payload[len(payload) // 2 :]
     if kind == "reduce-scatter" and instruction.opcode != "all-reduce":
@@ -76,11 +75,11 @@ def _collective(kind: str, is_async: bool, instruction: Instruction, times: int)
 
 
 def replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
-    """The groups of devices in one of XLA's four ways to write them; for a permutation, its pairs.
+    """Parses the device groups of a collective from any of XLA's four formats, or the pairs of a permutation.
 
-    `{{0,1},{2,3}}`; `[2,2]<=[4]` and `[2,2]<=[2,2]T(1,0)`, numbers counted up, turned and cut; and
-    `mesh['a'=2,'b'=2] {'b'}`, all that differ along the named axes only; `, device_ids=([2,2]T(1,0))` behind the axes
-    says in which order the numbers fill them. Empty where there are none: all devices.
+    `{{0,1},{2,3}}`; `[2,2]<=[4]` and `[2,2]<=[2,2]T(1,0)`: numbers counted up, transposed and reshaped; and
+    `mesh['a'=2,'b'=2] {'b'}`: devices that differ only along the named axes, numbered in the order that
+    `, device_ids=([2,2]T(1,0))` gives, if present. Empty without groups: all devices. Raises ValueError for others.
     """
     if match := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", text):
         return tuple(tuple(int(n) for n in group.split(",")) for group in re.findall(r"\{([\d, ]+)\}", match[1]))
@@ -103,7 +102,7 @@ def replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _numbering(sizes: str, permutation: str | None) -> np.ndarray:
-    """`4,2` and `1,0`: the numbers from 0, four by two, turned."""
+    """`4,2` and `1,0`: the numbers from 0 in shape [4, 2], transposed by (1, 0)."""
     shape = [int(n) for n in sizes.split(",")]
     numbers = np.arange(math.prod(shape)).reshape(shape)
     return numbers.transpose([int(n) for n in permutation.split(",")]) if permutation else numbers

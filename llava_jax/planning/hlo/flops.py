@@ -1,6 +1,6 @@
-"""What a compiled program computes: its matrix products, and the attention kernels, which say nothing about themselves.
+"""Counts the FLOPs of a compiled program: its matmuls, and its attention kernels, which report none.
 
-Model FLOPs, what the model needs and no recomputation, are `train.metrics.model_flops`; these are the hardware's.
+These are hardware FLOPs. `models.flops.model_flops` has the model FLOPs: what the model needs, without recomputation.
 """
 
 import dataclasses
@@ -9,22 +9,22 @@ import re
 
 from llava_jax.planning.hlo.parse import Array, Instruction, Program
 
-PRODUCTS = ("convolution", "dot")  # the TPU compiler writes most products as convolutions
+PRODUCTS = ("convolution", "dot")  # the TPU compiler writes most matmuls as convolutions
 KERNEL = "tpu_custom_call"  # Pallas, compiled by Mosaic
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One attention kernel. `flops`: of the half of the products that a causal mask leaves, for one run of it."""
+    """One attention kernel. `flops`: of one run, for the half of the scores that a causal mask leaves."""
 
     name: str
     flops: float
-    padded: float  # the same with heads filled up to whole registers of 128, which is what the MXU does
+    padded: float  # `flops` with heads padded to whole registers of 128, as the MXU computes them
     times: int
 
 
 def product_flops(program: Program) -> float:
-    """FLOPs of all matrix products and convolutions that one device runs."""
+    """FLOPs of all matmuls and convolutions that one device runs."""
     total = 0.0
     for computation, instruction, times in program.walk():
         inside = program.inside(instruction) if instruction.opcode == "fusion" else [(computation, instruction)]
@@ -49,8 +49,8 @@ def _flops(program: Program, computation: str, product: Instruction) -> float:
 
 
 def _convolution_flops(product: Instruction, left: Array, right: Array, result: Array) -> float:
-    """Products of a window that hang over the edge are none: with windows larger than the image, the compiler writes
-    batched and transposed products as convolutions that consist of little else."""
+    """FLOPs of a convolution without the window positions outside of the input. The compiler writes batched and
+    transposed matmuls as convolutions with windows larger than the input, which consist of little else."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", product.head)
     image, kernel, out = (
         dict(zip(names, array.shape, strict=True))
@@ -63,7 +63,7 @@ def _convolution_flops(product: Instruction, left: Array, right: Array, result: 
 
 
 def _pairs(head: str, axis: int, image: int, window: int, out: int) -> int:
-    """How many (place, part of the window) lie within the image, along one axis."""
+    """The number of pairs (output position, window tap) that lie within the input, along one axis."""
 
     def value(name: str, default: str) -> str:
         match = re.search(rf"window=\{{[^}}]*\b{name}=([\w-]+)", head)
@@ -74,8 +74,8 @@ def _pairs(head: str, axis: int, image: int, window: int, out: int) -> int:
     edge = (image - 1) * spacing + 1
     inside = 0
     for tap in range(window):
-        start = tap * dilation - padding  # of the first place
-        # Places are at + stride * i for i in range(out), within [0, edge), on no hole.
+        start = tap * dilation - padding  # of the first output
+        # Input positions are start + stride * i for i in range(out), within [0, edge), at multiples of `spacing`.
         first, last = max(0, -(start // stride)), min(out - 1, (edge - 1 - start) // stride)
         positions = range(first, last + 1)
         inside += len(positions) if spacing == 1 else sum((start + stride * i) % spacing == 0 for i in positions)
@@ -83,7 +83,7 @@ def _pairs(head: str, axis: int, image: int, window: int, out: int) -> int:
 
 
 def kernels(program: Program) -> tuple[list[Kernel], dict[str, int]]:
-    """(attention kernels, name -> how often of all other kernels, about which nothing is known)."""
+    """(attention kernels, name -> runs of all other kernels, about which nothing is known)."""
     attention, unknown = [], {}
     for _, instruction, times in program.walk():
         if instruction.opcode != "custom-call" or instruction.target != KERNEL:
@@ -97,21 +97,21 @@ def kernels(program: Program) -> tuple[list[Kernel], dict[str, int]]:
 
 
 def _attention_products(instruction: Instruction) -> int:
-    """How many products of the size of the scores a kernel of splash or flash attention makes: scores and outputs
-    forward; backward the scores again, and the gradients of weights, values, keys and queries, in one kernel or (scores
-    and the gradient of the weights twice) in two. 0 where it is no attention."""
+    """The number of matmuls of the size of the scores in a splash or flash attention kernel; 0 for any other kernel.
+    Forward 2: scores and outputs. Backward 5: the scores again, and the gradients of weights, values, keys and queries;
+    in two kernels 4 + 3, which both compute the scores and the gradient of the weights."""
     if not re.search(r"splash|flash|attention|mha", f"{instruction.name} {instruction.op_name}".lower()):
         return 0
     if "dkv" in instruction.name:
         rank = len(_queries(instruction)[0].shape)
-        makes_dq = any(len(a.shape) > rank for a in instruction.results)  # one part for each block of keys
+        makes_dq = any(len(a.shape) > rank for a in instruction.results)  # a partial dq for each block of keys
         return 5 if makes_dq else 4
     return 3 if "dq" in instruction.name else 2
 
 
 def _queries(instruction: Instruction) -> list[Array]:
-    """Its operands of three axes or more that hold no integers; queries and keys come first. Not the largest result:
-    the log of the sums has 128 lanes for each query, whatever the size of a head."""
+    """Floating point operands with three axes or more; queries and keys come first. The largest result is no
+    substitute: the log-sum-exp has 128 lanes for each query, whatever the head size."""
     return [a for a in instruction.operand_types if len(a.shape) >= 3 and a.dtype[0] in "bf"]
 
 

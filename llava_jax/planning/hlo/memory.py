@@ -1,15 +1,15 @@
-"""What a program moves to and from memory (HBM) and the host, counted from the shapes of what it runs.
+"""Counts what a program moves to and from memory (HBM) and the host, from the shapes of what it runs.
 
-Kernels that only move data (prefetches of weights above all) carry no cycles, so a program that is bound by memory, as
-decoding is, would look too fast without this. A fusion that takes a slice of an operand is counted with the slice, one
-that writes into an operand with what it writes; arrays that live in vector memory cost nothing.
+Kernels that only move data (above all prefetches of weights) report no cycles. Without this count a program that is
+bound by memory, as decoding is, would look too fast. A fusion that slices an operand counts the slice; one that writes
+into an operand counts what it writes. Arrays in vector memory cost nothing.
 """
 
 from collections.abc import Iterator
 
 from llava_jax.planning.hlo.parse import HBM, HOST, Array, Instruction, Program
 
-_FREE = {  # they name, order or describe; what they wait for is counted where it starts
+_FREE = {  # these name, order or describe arrays; what they wait for is counted at its start
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
     "after-all", "partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done",
 }  # fmt: skip
@@ -18,7 +18,7 @@ _BOOKKEEPING = ("AllocateBuffer", "ConcatBitcast", "Assume", "AsyncCollective", 
 
 
 def moved(program: Program) -> tuple[float, float]:
-    """Bytes that one device (reads from or writes to its HBM, exchanges with the host)."""
+    """(bytes that one device reads from or writes to its HBM, bytes that it exchanges with the host)."""
     hbm = host = 0.0
     for computation, instruction, times in program.walk():
         for array in _instruction_moves(program, computation, instruction):
@@ -50,7 +50,7 @@ def _instruction_moves(program: Program, computation: str, instruction: Instruct
 
 
 def _slice_moves(whole: Array, part: Array) -> Iterator[Array]:
-    """A part goes from or to where the whole lies."""
+    """The part, in its own memory space and in that of the whole array."""
     yield part
     yield Array(part.dtype, part.shape, whole.space)
 
@@ -88,8 +88,8 @@ def _fusion_moves(program: Program, fusion: Instruction, operands: list) -> Iter
 
 
 def _slices_read(program: Program, computation: str, name: str) -> list[Array] | None:
-    """What is read of an array within a fusion where only slices of it are, also by fusions in it; of one that is only
-    handed through, nothing. None: the whole."""
+    """The slices of an operand that a fusion reads, if it reads nothing else of it, nested fusions included; empty if
+    it only passes the operand through. None: it reads the whole operand."""
     slices: list[Array] = []
     for reader in program.computations[computation].values():
         indices = [index for index, operand in enumerate(reader.operands) if operand == name]

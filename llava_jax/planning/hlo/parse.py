@@ -1,8 +1,8 @@
-"""The text of a compiled TPU program (`compiled.as_text()`) -> computations, instructions, and how often each runs.
+"""Parses the text of a compiled TPU program (`compiled.as_text()`), and counts how often each instruction runs.
 
-The format is XLA's own (openxla.org/xla/hlo_to_llvm, `hlo_parser.cc`); what is read here is what libtpu 0.0.42 prints.
-A program is scheduled: what stands in a computation runs in that order, one after the other. Loops are `while` with a
-body and a condition; a fusion is one kernel, and what stands in the computation that it calls runs inside of it.
+The format is XLA's (openxla.org/xla/hlo_to_llvm, `hlo_parser.cc`), as libtpu 0.0.42 prints it. The program is
+scheduled: the instructions of a computation run in order, one after the other. Loops are `while` with a body and a
+condition. A fusion is one kernel; the computation that it calls runs inside of it.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ import math
 import re
 from collections.abc import Iterator
 
-HBM, HOST = 0, 5  # memory spaces; 1 is vector memory, 3 is v4's common memory, the rest are registers and flags
-_BITS = {"pred": 8, "token": 0, "opaque": 0}  # the rest say it themselves: bf16, s32, f8e4m3fn, u4
+HBM, HOST = 0, 5  # memory spaces; 1 is vector memory, 3 is v4's common memory, others are registers and flags
+_BITS = {"pred": 8, "token": 0, "opaque": 0}  # other names contain their size: bf16, s32, f8e4m3fn, u4
 
 _INSTRUCTION = re.compile(r"^  (ROOT )?%?([\w.-]+) = ")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
@@ -33,62 +33,62 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """Without the padding that tiles add."""
+        """Without the padding of tiles."""
         bits = _BITS.get(self.dtype) if self.dtype in _BITS else int(re.search(r"\d+", self.dtype)[0])
         if self.dtype.startswith("c"):
-            return math.prod(self.shape) * bits // 8  # c64 counts both halves
+            return math.prod(self.shape) * bits // 8  # the 64 of c64 covers both parts
         return math.ceil(math.prod(self.shape) * bits / 8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line. `rest` is what follows the operands: dimensions, groups, called computations, backend_config."""
+    """One instruction. `rest`: the text after the operands: dimensions, groups, called computations, backend_config."""
 
     name: str
     opcode: str
     type: str
     operands: tuple[str, ...]
-    literal: str  # between the parentheses, where no operands are: of a constant its value, of a parameter its number
+    literal: str  # text in parentheses without operands: a constant's value, a parameter's number
     rest: str
     is_root: bool
 
     @functools.cached_property
     def results(self) -> tuple[Array, ...]:
-        """Its arrays in order, those of a tuple flattened."""
+        """Its result arrays in order, tuples flattened."""
         return arrays(self.type)
 
     @functools.cached_property
     def called(self) -> tuple[str, ...]:
-        """The computations that it calls, without a loop's condition."""
+        """The computations that it calls, without the condition of a loop."""
         names = [name.strip().lstrip("%") for m in _CALLED.finditer(self.head) for name in m[1].split(",")]
         return tuple(names + _BRANCHES.findall(self.head))
 
     @functools.cached_property
     def head(self) -> str:
-        """`rest` without what a kernel's author or the compiler wrote into strings."""
+        """`rest` without the strings that a kernel's author or the compiler attached."""
         return re.split(r", (?:metadata|backend_config|frontend_attributes)=", self.rest, maxsplit=1)[0]
 
     @functools.cached_property
     def cycles(self) -> int:
-        """What the compiler thinks it takes; 0 where it does not say."""
+        """The cycles that the compiler expects; 0 if it gives none."""
         match = re.search(r'"estimated_cycles":"?(\d+)', self.rest)
         return int(match[1]) if match else 0
 
     @functools.cached_property
     def target(self) -> str:
-        """Of a custom call."""
+        """The target of a custom call."""
         match = re.search(r'custom_call_target="([^"]*)"', self.rest)
         return match[1] if match else ""
 
     @functools.cached_property
     def op_name(self) -> str:
-        """Which line of JAX it came from; of a parameter of the program, its path in the arguments."""
+        """The JAX operation that it came from; for a parameter of the program, its path in the arguments."""
         match = re.search(r'op_name="([^"]*)"', self.rest)
         return match[1].replace("\\'", "'") if match else ""
 
     @functools.cached_property
     def operand_types(self) -> tuple[Array, ...]:
-        """Of a custom call with a fixed layout, which kernels have."""
+        """Types of the operands of a custom call with a fixed layout, as kernels have."""
         match = re.search(r"operand_layout_constraints=\{(.*?)\}, \w+=", self.rest + ", end=", re.S)
         return arrays(match[1]) if match else ()
 
@@ -108,14 +108,14 @@ Computation = dict[str, Instruction]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """`header` is the first line: what aliases what, and the layouts of parameters and results."""
+    """`header`: the first line, with the aliasing and the layouts of parameters and results."""
 
     header: str
     computations: dict[str, Computation]
     entry: str
 
     def parameters(self) -> dict[int, Instruction]:
-        """Those of the program, by number."""
+        """The parameters of the program, by number."""
         return {int(i.literal): i for i in self.computations[self.entry].values() if i.opcode == "parameter"}
 
     def root(self, computation: str) -> Instruction:
@@ -125,7 +125,7 @@ class Program:
         return self.computations[computation][instruction.operands[index]]
 
     def inside(self, instruction: Instruction) -> Iterator[tuple[str, Instruction]]:
-        """What a fusion does within itself, fusions in it included: (computation, instruction)."""
+        """Yields (computation, instruction) for all that a fusion does, nested fusions included."""
         for computation in instruction.called:
             for inner in self.computations[computation].values():
                 yield computation, inner
@@ -133,8 +133,8 @@ class Program:
                     yield from self.inside(inner)
 
     def walk(self, computation: str | None = None, times: int = 1) -> Iterator[tuple[str, Instruction, int]]:
-        """All that runs, each with how often: (computation, instruction, times). Loops are multiplied out, of branches
-        the one that takes longest is followed, fusions and reductions are not entered."""
+        """Yields (computation, instruction, times) for everything that runs. Loops multiply `times` by their trip
+        count; of branches, the one with the most cycles is followed; fusions and reductions are not entered."""
         computation = computation or self.entry
         for instruction in self.computations[computation].values():
             yield computation, instruction, times
@@ -152,7 +152,7 @@ class Program:
 
 
 def arrays(text: str) -> tuple[Array, ...]:
-    """Every array that a type names, in order."""
+    """The arrays of a type, in order."""
     result = []
     for dtype, sizes, layout in _ARRAY.findall(text):
         space = re.search(r"S\((\d+)\)", layout)
@@ -162,7 +162,7 @@ def arrays(text: str) -> tuple[Array, ...]:
 
 
 def parse_program(text: str) -> Program:
-    """Raises ValueError where `text` is no program in XLA's text form."""
+    """Raises ValueError where `text` is no program in XLA's text format."""
     text = re.sub(r"/\*.*?\*/", "", text)
     lines = text.splitlines()
     if not lines or not lines[0].startswith("HloModule"):
@@ -186,7 +186,7 @@ def parse_program(text: str) -> Program:
             finish()
             pending.append(line)
         elif pending:
-            pending.append(line)  # strings with line breaks in them
+            pending.append(line)  # a string with a line break in it
     if entry is None:
         raise ValueError("this program has no ENTRY computation")
     return Program(lines[0], computations, entry)
@@ -207,7 +207,7 @@ def _instruction(text: str) -> Instruction:
 
 
 def _matching_parenthesis(text: str, begin: int) -> int:
-    """Where the parenthesis at `begin` closes."""
+    """The index of the parenthesis that closes the one at `begin`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, begin):
         depth += 1 if match[0] == "(" else -1
@@ -217,10 +217,10 @@ def _matching_parenthesis(text: str, begin: int) -> int:
 
 
 def trip_count(program: Program, computation: str, loop: Instruction) -> int | None:
-    """How often a `while` runs its body; None where only the data decide (a loop that decodes until all are done).
+    """How often a `while` runs its body; None if this depends on the data (decoding until all rows are done).
 
-    From backend_config where it says so; else from the form that JAX gives its loops: a counter, begun at a constant,
-    to which the body adds a constant, below a constant.
+    Read from backend_config if it is there. Otherwise derived from the form of JAX's loops: a counter that starts at a
+    constant, to which the body adds a constant, below a constant.
     """
     if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
         return int(match[1])
@@ -247,7 +247,7 @@ def trip_count(program: Program, computation: str, loop: Instruction) -> int | N
 
 
 def _producer(program: Program, computation: str, name: str) -> Instruction:
-    """The instruction whose value this one has, behind copies."""
+    """The instruction that computes the value of `name`, with copies and conversions skipped."""
     instruction = program.computations[computation][name]
     while instruction.opcode in ("copy", "bitcast", "convert", "copy-done", "copy-start"):
         instruction = program.operand(computation, instruction, 0)
@@ -255,14 +255,14 @@ def _producer(program: Program, computation: str, name: str) -> Instruction:
 
 
 def _constant(program: Program, computation: str, name: str) -> int | None:
-    """The integer that an instruction always is, None where it is not one."""
+    """The integer value of a constant instruction, None for any other."""
     origin = _producer(program, computation, name)
     is_integer = origin.opcode == "constant" and re.fullmatch(r"-?\d+", origin.literal)
     return int(origin.literal) if is_integer else None
 
 
 def _step(program: Program, body: str, name: str, index: int) -> int | None:
-    """What the body adds to the counter, which is number `index` of what goes round."""
+    """What the body adds to the counter, element `index` of the loop's state; None if it does something else."""
     addition = _producer(program, body, name)
     if addition.opcode != "add":
         return None

@@ -1,4 +1,4 @@
-"""What a program sends between chips, found in each of the compiler's ways to write it."""
+"""The collectives of a program, in each form in which the compiler writes them."""
 
 import pytest
 
@@ -111,10 +111,10 @@ LINK = 45e9
         ("all-reduce", "v5e:4x4", ALL, 2 * 15 / 16 / (2 * LINK)),
         ("all-gather", "v5e:4x4", (), 15 / 16 / (2 * LINK)),
         ("all-gather", "v5e:16x16", (), 255 / 256 / (4 * LINK)),  # both ends of both axes
-        ("all-gather", "v5e:16x16", (tuple(range(8)),), 7 / 8 / LINK),  # half an axis ends
+        ("all-gather", "v5e:16x16", (tuple(range(8)),), 7 / 8 / LINK),  # half an axis does not wrap around
         ("all-gather", "v4:4x4x4", (), 63 / 64 / (6 * LINK)),
-        ("all-gather", "v5p:2x2x2", (), 7 / 8 / (6 * LINK)),  # three axes, links of twice the speed
-        ("all-gather", "v5e:4x4", ((0, 5, 10, 15),), 3 / 4 / LINK),  # no box: a line
+        ("all-gather", "v5p:2x2x2", (), 7 / 8 / (6 * LINK)),  # three axes, links twice as fast
+        ("all-gather", "v5e:4x4", ((0, 5, 10, 15),), 3 / 4 / LINK),  # not a box: a line
         ("all-to-all", "v5e:4x4", ALL, 1 / LINK),
         ("collective-permute", "v5e:4x4", ((0, 1), (1, 0)), 1 / LINK),
         ("all-gather", "v5e:4x4", ((3,),), 0),

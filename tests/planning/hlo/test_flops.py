@@ -1,4 +1,4 @@
-"""Products and attention kernels of a compiled program, and the model FLOPs of a 7B beside them."""
+"""FLOPs of the matmuls and attention kernels of a compiled program, and the model FLOPs of a 7B model."""
 
 import math
 
@@ -19,8 +19,8 @@ L, D, F, S = 4, 2048, 8192, 1024  # of tpu_programs.py
     [
         ("matmul", 2 * 2048 * 4096 * 4096),
         ("loops", 30 * 2 * 1024**3),
-        ("gathers", L * 2 * 2 * (2 * S) * D * F),  # two rows a chip
-        # Forward two products, backward four, and one of those of the forward pass again: nothing needs the other.
+        ("gathers", L * 2 * 2 * (2 * S) * D * F),  # two rows per chip
+        # Two matmuls forward, four backward, and one of the forward pass recomputed: nothing needs the other.
         ("offload", L * 7 * 2 * (2 * S) * D * F),
     ],
 )
@@ -41,7 +41,7 @@ ENTRY %main (a: f32[1], b: f32[1]) -> f32[1] {{
 
 
 def test_out_of_bounds_window_positions_count_no_flops():
-    """Which is how the compiler writes a product with an axis of heads."""
+    """The compiler writes a matmul with an axis of heads in this way."""
     operation = "convolution(%a, %b), window={size=1x8 pad=0_0x7_7 rhs_reversal=0x1}, dim_labels=0bf1_i1o0->0b1f"
     types = "bf16[2,1024,512,1]{2,1,0,3}", "bf16[512,8,128,1]{0,2,1,3}", "bf16[2,1024,8,128]{3,1,2,0}"
     assert one_product(operation, *types) == 2 * (2 * 1024) * 512 * (8 * 128)
@@ -56,8 +56,8 @@ def test_flops_of_a_patch_embedding_and_a_dot():
 
 
 def test_attention_kernel_has_two_matmuls_forward_five_backward():
-    """Of the half that the mask leaves, with the queries' heads and size: keys have fewer heads, and what the kernel
-    keeps for the backward pass has 128 lanes, not 256."""
+    """For the half of the scores that the mask leaves, with the heads and size of the queries: keys have fewer heads,
+    and what the kernel keeps for the backward pass has 128 lanes, not 256."""
     attention, unknown = kernels(program("attention"))
     product = 2 * (2 * 8) * 1024 * 1024 * 256 / 2
     shares = [(k.flops / product, k.padded / product, k.times) for k in attention]
@@ -97,9 +97,9 @@ ROWS, LENGTH = 32, 768
 
 @pytest.mark.parametrize(("stage", "passes"), [("stage 1", 2), ("stage 2", 3)])
 def test_model_flops_of_7b_match_hand_count(stage, passes):
-    """2 per weight and token forward; as much again for the gradient of what goes in, and of the weights if trained.
-    Of attention half of all pairs, and three passes in both stages: it has no weights, all its inputs have gradients.
-    """
+    """2 per weight and token forward; as much again for the gradient of the input, and of the weights if trained.
+    Attention counts half of all pairs and three passes in both stages: it has no weights, and all its inputs have
+    gradients."""
     config = ModelConfig(
         VISION["clip_l14_224"], LLM["llama_7b"], "linear", "bfloat16", "bfloat16", "full", False, "xla"
     )
@@ -113,6 +113,6 @@ def test_model_flops_of_7b_match_hand_count(stage, passes):
     attention = layers * 4 * n * (LENGTH / 2) * d
     w, patches, blocks = 1024, 257, 23
     vision = ROWS * patches * (2 * blocks * 12 * w * w + blocks * 4 * patches * w) + ROWS * 256 * 2 * (14 * 14 * 3) * w
-    projector = ROWS * 256 * 2 * w * d * 2  # forward and its own gradient: nothing before it is trained
+    projector = ROWS * 256 * 2 * w * d * 2  # forward and its own gradient: nothing before it trains
     assert counted == pytest.approx(passes * 2 * llm * n + 3 * attention + vision + projector, rel=1e-3)
     assert llm == pytest.approx(6.607e9, rel=1e-3)

@@ -1,4 +1,4 @@
-"""Bytes moved to and from memory and the host."""
+"""Bytes that a program moves to and from memory and the host."""
 
 from llava_jax.planning.hlo.memory import moved
 from llava_jax.planning.hlo.parse import parse_program
@@ -15,7 +15,7 @@ def test_matmul_reads_both_operands_and_writes_the_result():
 
 
 def test_vector_memory_traffic_is_free():
-    """30 products of arrays of 2 MiB, of which two are fetched and one is written back."""
+    """30 matmuls of arrays of 2 MiB: two are fetched and one is written back."""
     assert in_mib("loops") == (6, 0)
 
 
@@ -47,7 +47,7 @@ ENTRY %main (x: bf16[32,1024,1024], n: s32[]) -> bf16[32,1024,1024] {
 
 
 def test_slice_in_nested_fusions_counts_only_the_slice():
-    """So a product takes its layer's weights out of the stack of them."""
+    """This is how a matmul reads its layer's weights from the stack."""
     text = """HloModule m
 %takes (stack: bf16[32,1024,1024], i: s32[]) -> bf16[1,1024,1024] {
   %stack = bf16[32,1024,1024]{2,1,0} parameter(0)

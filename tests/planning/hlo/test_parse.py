@@ -1,4 +1,4 @@
-"""The text of a compiled program, and how often each instruction runs."""
+"""Parsing the text of a compiled program, and how often each instruction runs."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.planning.saved_programs import program
 
 
 def loops_of(program) -> dict[str, tuple[int | None, int]]:
-    """Loop -> (its trip count, how often it is run itself)."""
+    """Loop -> (its trip count, how often the loop itself runs)."""
     walked = [(c, i, times) for c, i, times in program.walk() if i.opcode == "while"]
     return {i.name: (trip_count(program, c, i), times) for c, i, times in walked}
 
@@ -58,7 +58,7 @@ ENTRY %main () -> s32[] {
     ("begin", "end", "step", "direction", "backend_config", "times"),
     [
         (0, 4, 1, "LT", "", 4),
-        (1, 4, 1, "LT", "", 3),  # its first turn was taken out of it
+        (1, 4, 1, "LT", "", 3),  # its first iteration was peeled
         (0, 4, 1, "LE", "", 5),
         (0, 7, 2, "LT", "", 4),
         (4, 4, 1, "LT", "", 0),
