@@ -24,8 +24,8 @@ TPU_ACCUMULATING = {
     "xla_disable_hlo_passes": "while-loop-all-reduce-code-motion",
 }
 
-ASKED = "/jax/compilation_cache/compile_requests_use_cache"
-FOUND = "/jax/compilation_cache/cache_hits"
+REQUESTS = "/jax/compilation_cache/compile_requests_use_cache"
+HITS = "/jax/compilation_cache/cache_hits"
 
 
 def compiler_options(platform: str, accumulation: int) -> dict[str, str]:
@@ -36,7 +36,7 @@ def compiler_options(platform: str, accumulation: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def compile_cache(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+def compile_cache(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
     """Inside, JAX keeps every program that it compiles in `folder` and takes from there what it has compiled before;
     at the end `say` gets how many were which. To be entered before the first compilation of the process.
 
@@ -58,8 +58,8 @@ def compile_cache(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     events = Counter()
 
-    def count(event: str, **about) -> None:
-        del about
+    def count(event: str, **metadata) -> None:
+        del metadata
         events[event] += 1
 
     jax.monitoring.register_event_listener(count)
@@ -67,5 +67,5 @@ def compile_cache(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         jax.monitoring.unregister_event_listener(count)
-        found = events[FOUND]
-        say(f"programs: {events[ASKED] - found} compiled, {found} taken from {folder}")
+        hits = events[HITS]
+        log(f"programs: {events[REQUESTS] - hits} compiled, {hits} taken from {folder}")

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from llava_jax.errors import ConfigError, UserError
 
-ALL_BEGIN_WITHIN = 300  # seconds from the first process to the last
-LAST_WORDS = 2  # seconds that the others get to say what they end of
+START_TIMEOUT = 300  # seconds from the first process to the last
+GRACE_SECONDS = 2  # seconds that the others get to say what they end of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,19 +78,19 @@ def join_processes(processes: DistributedConfig, log_error: Callable[[str], None
     except (Exception, KeyboardInterrupt) as e:
         if jax.process_count() == 1:
             raise
-        me = f"process {jax.process_index()} of {jax.process_count()}"
+        this_process = f"process {jax.process_index()} of {jax.process_count()}"
         if isinstance(e, UserError):
-            log_error(f"error: {me}: {e}")
+            log_error(f"error: {this_process}: {e}")
         else:
             if isinstance(e, jax.errors.JaxRuntimeError):  # what a computation with a lost process ends with, or not
-                log_error(f"error: {me}: {str(e).strip().splitlines()[0]}")
+                log_error(f"error: {this_process}: {str(e).strip().splitlines()[0]}")
                 log_error(f"whether it is that another process is gone, is known in {processes.lost_after} s")
                 time.sleep(2 * processes.lost_after)  # JAX's service names the lost one and ends this one
             traceback.print_exc()
-            log_error(f"error: {me} ends of this")
+            log_error(f"error: {this_process} ends of this")
         sys.stdout.flush()
         if jax.process_index() == 0:  # it has the service; without it the others end of that, not of their own reason
-            time.sleep(LAST_WORDS)
+            time.sleep(GRACE_SECONDS)
         os._exit(getattr(e, "exit_code", 1))
 
 
@@ -108,12 +108,12 @@ def _join(processes: DistributedConfig, log_error: Callable[[str], None]) -> Non
         # JAX ends a process that waits in vain by itself, in words that say nothing of this.
         log_error(
             f"process {processes.index} of {processes.count} waits for the others at {processes.coordinator}, "
-            f"{ALL_BEGIN_WITHIN} s at most"
+            f"{START_TIMEOUT} s at most"
         )
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM away, which train/loop.py waits for
     try:
         jax.distributed.initialize(
-            **explicit, initialization_timeout=ALL_BEGIN_WITHIN, heartbeat_timeout_seconds=processes.lost_after
+            **explicit, initialization_timeout=START_TIMEOUT, heartbeat_timeout_seconds=processes.lost_after
         )
     except Exception as e:  # whatever a cluster's own libraries raise
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__

@@ -34,7 +34,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
     slices = count_slices(devices)
     if slices == 1:
         return jax.make_mesh(tuple(sizes), AXES, axis_types=auto, devices=devices)
-    return Mesh(over_slices(sizes, slices, devices), AXES, axis_types=auto)
+    return Mesh(arrange_slices(sizes, slices, devices), AXES, axis_types=auto)
 
 
 def count_slices(devices) -> int:
@@ -43,7 +43,7 @@ def count_slices(devices) -> int:
     return len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
 
 
-def over_slices(sizes: list[int], slices: int, devices) -> np.ndarray:
+def arrange_slices(sizes: list[int], slices: int, devices) -> np.ndarray:
     """The devices of several TPU slices as [data, fsdp, tensor]. Between slices there is only the network of the data
     centre, so nothing but `data` goes over it: once a step, gradients.
 
@@ -58,7 +58,7 @@ def over_slices(sizes: list[int], slices: int, devices) -> np.ndarray:
     return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1), devices)
 
 
-def replicating(mesh: Mesh) -> Mesh:
+def without_fsdp(mesh: Mesh) -> Mesh:
     """The same devices in the same order with `fsdp` made part of `data`: weights are copied, not split. Rows of the
     batch lie where they lay; where the weights are frozen, then only the gradient of the others travels."""
     data, fsdp, tensor = (mesh.shape[axis] for axis in AXES)
@@ -68,8 +68,8 @@ def replicating(mesh: Mesh) -> Mesh:
 def check_processes(mesh: Mesh) -> None:
     """Raises ConfigError where devices of several processes share rows of the batch, of which each process reads its
     own: JAX would take different rows for copies of one."""
-    of_rows = np.vectorize(lambda device: device.process_index)(mesh.devices).reshape(-1, mesh.shape["tensor"])
-    if (of_rows != of_rows[:, :1]).any():
+    process_of_rows = np.vectorize(lambda device: device.process_index)(mesh.devices).reshape(-1, mesh.shape["tensor"])
+    if (process_of_rows != process_of_rows[:, :1]).any():
         raise ConfigError(
             f"mesh.tensor={mesh.shape['tensor']} spreads rows of the batch over several processes; it must divide the "
             f"{len(mesh.local_devices)} devices of a process"

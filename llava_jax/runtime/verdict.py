@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from llava_jax.runtime.heartbeat import ENDED, READING, STALLED, ProcessStatus
 
-SLOW = 10  # times as long may last what is no step: compiling, evaluating, saving, opening data
+SLOW_FACTOR = 10  # times as long may last what is no step: compiling, evaluating, saving, opening data
 MAX_NAMES = 16  # sample ids, and processes, that a message names
 
 # (global step, process, rows that are ready; None: all rows count) -> ids of the samples in the rows that are not.
@@ -120,8 +120,8 @@ def decide(view: ClusterView, settings: WatchdogSettings, warned: bool, lost_war
         return Verdict(warned, lost)
     if warned:
         return Verdict(True, lost, end=stall)
-    speaker = min(set(range(settings.count)) - set(stall.silent))
-    return Verdict(True, lost, warn=stall if settings.index == speaker else None)
+    reporter = min(set(range(settings.count)) - set(stall.silent))
+    return Verdict(True, lost, warn=stall if settings.index == reporter else None)
 
 
 def _lost(view: ClusterView, settings: WatchdogSettings, idle: float) -> Stall | None:
@@ -135,7 +135,7 @@ def _stall(view: ClusterView, settings: WatchdogSettings, idle: float) -> tuple[
     """(who holds up the others, and for how long; how long that may last)."""
     patience = settings.stalled_after
     if view.now - view.read_at >= patience / 3:
-        return Stall(idle, is_readable=False), patience * (SLOW if view.own.slow else 1)
+        return Stall(idle, is_readable=False), patience * (SLOW_FACTOR if view.own.slow else 1)
     if silent := view.silent_for(patience / 3):
         return Stall(idle, silent=silent), patience
     statuses = {settings.index: view.own, **{process: peer.status for process, peer in view.peers.items()}}
@@ -143,13 +143,13 @@ def _stall(view: ClusterView, settings: WatchdogSettings, idle: float) -> tuple[
     stragglers = tuple(process for process, status in sorted(statuses.items()) if status.count == least)
     idle = min([idle, *(view.now - view.peers[p].progress_at for p in stragglers if p != settings.index)])
     is_slow = any(statuses[process].slow for process in stragglers)
-    return Stall(idle, stragglers), patience * (SLOW if is_slow else 1)
+    return Stall(idle, stragglers), patience * (SLOW_FACTOR if is_slow else 1)
 
 
 def explain(stall: Stall, view: ClusterView, settings: WatchdogSettings, names: SampleNames) -> str:
     """The processes that hold up the others, what they do, and with which samples."""
-    parts = [_straggler(p, view, settings, names) for p in stall.stragglers[:MAX_NAMES]]
-    parts += [_silence(p, view, settings, names) for p in stall.silent[:MAX_NAMES]]
+    parts = [_explain_straggler(p, view, settings, names) for p in stall.stragglers[:MAX_NAMES]]
+    parts += [_explain_silent(p, view, settings, names) for p in stall.silent[:MAX_NAMES]]
     if more := len(stall.stragglers) + len(stall.silent) - len(parts):
         parts.append(f"and {more} more")
     if len(stall.stragglers) == settings.count:
@@ -157,23 +157,23 @@ def explain(stall: Stall, view: ClusterView, settings: WatchdogSettings, names: 
     return "; ".join(parts)
 
 
-def _straggler(process: int, view: ClusterView, settings: WatchdogSettings, names: SampleNames) -> str:
+def _explain_straggler(process: int, view: ClusterView, settings: WatchdogSettings, names: SampleNames) -> str:
     status = view.own if process == settings.index else view.peers[process].status
     text = f"process {process} of {settings.count} is behind, {status.what} (step {status.step})"
-    return text + _samples(status.step, process, status.ready if status.what == READING else None, names)
+    return text + _list_samples(status.step, process, status.ready if status.what == READING else None, names)
 
 
-def _silence(process: int, view: ClusterView, settings: WatchdogSettings, names: SampleNames) -> str:
+def _explain_silent(process: int, view: ClusterView, settings: WatchdogSettings, names: SampleNames) -> str:
     peer = view.peers[process]
     text = f"process {process} of {settings.count} has given no sign of life for {view.now - peer.alive_at:.0f} s"
     if peer.status.what.startswith(ENDED):
         return f"{text}; {peer.status.what}"
     # Its file may be some steps old. It took part in all those whose metrics are here.
     step = max(peer.status.step, view.read_step + 1)
-    return f"{text}, last seen {peer.status.what} (step {peer.status.step})" + _samples(step, process, None, names)
+    return f"{text}, last seen {peer.status.what} (step {peer.status.step})" + _list_samples(step, process, None, names)
 
 
-def _samples(step: int, process: int, ready: int | None, names: SampleNames) -> str:
+def _list_samples(step: int, process: int, ready: int | None, names: SampleNames) -> str:
     ids = names(step, process, ready)
     more = f" and {len(ids) - MAX_NAMES} more" if len(ids) > MAX_NAMES else ""
     return f", in step {step} with {', '.join(map(repr, ids[:MAX_NAMES]))}{more}" if ids else ""

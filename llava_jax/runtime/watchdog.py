@@ -81,11 +81,11 @@ class Watchdog:
         are called by other threads."""
         self._rows_ready, self._sample_names = rows_ready, sample_names
 
-    def step_is_read(self, step: int) -> None:
+    def record_step(self, step: int) -> None:
         """The metrics of global step `step` are here: all processes took part in it."""
         self._read_step = step
 
-    def leave(self, reason: str) -> None:
+    def record_end(self, reason: str) -> None:
         """Leaves the reason why this process ends for the others to read."""
         self.begin(ENDED + reason, slow=True)
         if self._heartbeat:
@@ -111,7 +111,7 @@ class Watchdog:
         """Writes a heartbeat, and reads those of the others where this process makes no step."""
         settings = self._settings
         try:
-            self._heartbeat.write(self._now()[0])
+            self._heartbeat.write(self._current_status()[0])
             # Not always: n processes would read n files each. Process 0 reads sooner, to warn of a lost one.
             soon = settings.lost_after / 10 if settings.index == 0 else settings.stalled_after
             if self._clock() - self._activity[1] > min(settings.stalled_after / 2, soon):
@@ -166,13 +166,13 @@ class Watchdog:
 
     # --- both
 
-    def _now(self) -> tuple[ProcessStatus, float]:
+    def _current_status(self) -> tuple[ProcessStatus, float]:
         """(what this process does, since when)."""
         status, since = self._activity
         return dataclasses.replace(status, ready=self._rows_ready()), since
 
     def _view(self) -> ClusterView:
-        own, since = self._now()
+        own, since = self._current_status()
         return ClusterView(self._clock(), own, since, self._awake_at, self._read_at, self._read_step, self._peers)
 
     def _explain(self, stall: Stall) -> str:
@@ -184,10 +184,10 @@ class Watchdog:
         """The names are read from this process's copy of the data, which may hang too."""
         names: list[str] = []
 
-        def find():
+        def read_names():
             names.extend(self._sample_names(step, process, ready))
 
-        thread = threading.Thread(target=find, daemon=True)
+        thread = threading.Thread(target=read_names, daemon=True)
         thread.start()
         thread.join(max(1, self._settings.stalled_after / 10))
         return names

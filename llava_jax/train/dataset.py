@@ -25,8 +25,8 @@ from llava_jax.output.console import log
 from llava_jax.text.templates import find_template
 from llava_jax.text.tokenizer import Tokenizer
 
-HELD_OUT_MINIMUM = 64  # examples; a smaller held-out set says little
-FEW = 10_000  # samples that are measured sooner than worker processes start
+MIN_HELD_OUT = 64  # examples; a smaller held-out set says little
+MAX_WITHOUT_WORKERS = 10_000  # samples that are measured sooner than worker processes start
 AHEAD = 512  # samples that are measured ahead of their turn
 
 
@@ -68,15 +68,15 @@ def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision:
     if d.mixture:
         train, held_out, parts = _open_mixture(d)
     else:
-        train, held_out = _split(_open(d.path, d.image_folder, d), d, HELD_OUT_MINIMUM)
-    rows, needs = _arrange(name, d, rows_of(train), parts, seed)
+        train, held_out = _split(_open(d.path, d.image_folder, d), d, MIN_HELD_OUT)
+    rows, lengths_needed = _group_rows(name, d, rows_of(train), parts, seed)
     in_epoch = rows_of_an_epoch(rows)
     steps = stage.steps or steps_per_run(in_epoch, stage.batch, stage.epochs)
     samples = round(stage.steps * stage.batch * len(train) / in_epoch) or len(train) * stage.epochs
     out = held_out and rows_of(held_out)
     if out and d.packing == "pack":
-        out = _as_short_as_needed(out, stage.eval.samples, math.lcm(16, stage.loss_chunks))
-    return StageData(rows, out, [], steps, samples, needs)
+        out = _shorten(out, stage.eval.samples, math.lcm(16, stage.loss_chunks))
+    return StageData(rows, out, [], steps, samples, lengths_needed)
 
 
 def check_row_length(name: str, d: Data, vision: VisionConfig) -> None:
@@ -88,7 +88,7 @@ def check_row_length(name: str, d: Data, vision: VisionConfig) -> None:
         )
 
 
-def _as_short_as_needed(rows: Rows, count: int, multiple: int) -> Rows:
+def _shorten(rows: Rows, count: int, multiple: int) -> Rows:
     """Rows that hold each of the first `count` samples alone: packed rows are far longer than that."""
     longest = max(int(rows.size(i)[0]) for i in range(min(count, len(rows))))
     length = min(rows.format.length, round_up(max(longest, 1), multiple))
@@ -112,7 +112,7 @@ def _open_mixture(d: Data) -> tuple[Concatenated, object | None, list[tuple[str,
         raise ConfigError(
             "data.mixture has no ScienceQA folder; correct its path, or leave out data.split and data.prompt_format"
         )
-    minimum = math.ceil(HELD_OUT_MINIMUM / len(d.mixture))
+    minimum = math.ceil(MIN_HELD_OUT / len(d.mixture))
     # By path, so that the order in which a config names them plays no role.
     opened = [(path, _split(_open(path, root, d), d, minimum), weight) for path, root, weight in sorted(d.mixture)]
     train = Concatenated([kept for _, (kept, _), _ in opened])
@@ -124,39 +124,41 @@ def _open_mixture(d: Data) -> tuple[Concatenated, object | None, list[tuple[str,
     return train, held_out, [(path, len(kept), weight) for path, (kept, _), weight in opened]
 
 
-def _arrange(
+def _group_rows(
     name: str, data: Data, rows: Rows, parts: list[tuple[str, int, float]], seed: int
 ) -> tuple[Rows, np.ndarray | None]:
     """(rows, packed and mixed where the config says so; the length that each needs, where there are several). Measures
     first, where it takes that. parts: of a mixture, in the order in which they are joined."""
     if data.packing == "none" and not data.lengths:
-        return (dataclasses.replace(rows, groups=_mixed(parts, None, data, seed)) if parts else rows), None
-    began = time.perf_counter()
+        return (dataclasses.replace(rows, groups=_make_mixture(parts, None, data, seed)) if parts else rows), None
+    started = time.perf_counter()
     sizes = measure(rows, data.threads, data.workers)
-    _refuse_hopeless(rows, sizes, parts)
-    took, bad = time.perf_counter() - began, int((sizes[:, 0] == 0).sum())
-    said = f"{name}: measured {len(sizes):,} samples in {took:.1f} s" + (f", {bad} cannot be read" if bad else "")
+    _check_readable(rows, sizes, parts)
+    seconds, unreadable = time.perf_counter() - started, int((sizes[:, 0] == 0).sum())
+    message = f"{name}: measured {len(sizes):,} samples in {seconds:.1f} s" + (
+        f", {unreadable} cannot be read" if unreadable else ""
+    )
     # Part by part, so that the others do not change what a part's rows are.
     ends = np.cumsum([count for _, count, _ in parts])[:-1]
     sizes = np.concatenate([fill_unknown_sizes(part) for part in np.split(sizes, ends)])
-    rows, needs = dataclasses.replace(rows, sizes=sizes), None
+    rows, lengths_needed = dataclasses.replace(rows, sizes=sizes), None
     if data.packing == "pack":
-        groups = _mixed(parts, sizes, data, seed) if parts else pack(sizes, data.length, data.max_images, seed)
+        groups = _make_mixture(parts, sizes, data, seed) if parts else pack(sizes, data.length, data.max_images, seed)
         rows = dataclasses.replace(rows, groups=groups)
         count = rows_of_an_epoch(rows)
         full, images = sizes[:, 0].sum() / (count * data.length), sizes[:, 1].sum() / count
-        said += f"; packed into {count:,} rows of {data.length} tokens, {100 * full:.1f}% full"
-        said += f", {images:.1f} of {data.max_images} image slots used"
+        message += f"; packed into {count:,} rows of {data.length} tokens, {100 * full:.1f}% full"
+        message += f", {images:.1f} of {data.max_images} image slots used"
     else:
-        needs = buckets(sizes, (*data.lengths, data.length))
-        counts = [f"{(needs == length).sum():,} x {length}" for length in np.unique(needs)]
-        said += f"; row lengths: {', '.join(counts)}"
+        lengths_needed = buckets(sizes, (*data.lengths, data.length))
+        counts = [f"{(lengths_needed == length).sum():,} x {length}" for length in np.unique(lengths_needed)]
+        message += f"; row lengths: {', '.join(counts)}"
     if jax.process_index() == 0:
-        log(said)
-    return rows, needs
+        log(message)
+    return rows, lengths_needed
 
 
-def _refuse_hopeless(rows: Rows, sizes: np.ndarray, parts: list[tuple[str, int, float]]) -> None:
+def _check_readable(rows: Rows, sizes: np.ndarray, parts: list[tuple[str, int, float]]) -> None:
     """Raises the DataError of the first sample of a source of which no sample can be read."""
     first = 0
     for _, count, _ in parts or [("", len(sizes), 1.0)]:
@@ -165,21 +167,21 @@ def _refuse_hopeless(rows: Rows, sizes: np.ndarray, parts: list[tuple[str, int, 
         first += count
 
 
-def _mixed(parts: list[tuple[str, int, float]], sizes: np.ndarray | None, data: Data, seed: int) -> Mixture:
+def _make_mixture(parts: list[tuple[str, int, float]], sizes: np.ndarray | None, data: Data, seed: int) -> Mixture:
     """A mixture of the indices of examples that are joined part by part, or of the rows into which each part is packed.
     parts: (path, examples, weight). sizes: of all of them; None: a row each."""
-    mixed, first = [], 0
+    components, first = [], 0
     for path, count, weight in parts:
         if sizes is None:
-            mixed.append(MixtureComponent(path, range(first, first + count), weight))
+            components.append(MixtureComponent(path, range(first, first + count), weight))
         else:
             groups = pack(sizes[first : first + count], data.length, data.max_images, seed)
             contents = digest(groups.members, groups.starts)
             # Weights are of samples: the more of them a row of this part has, the fewer turns it takes.
             rows = dataclasses.replace(groups, members=groups.members + first)
-            mixed.append(MixtureComponent(path, rows, weight * len(rows) / count, contents))
+            components.append(MixtureComponent(path, rows, weight * len(rows) / count, contents))
         first += count
-    return Mixture(mixed, seed)
+    return Mixture(components, seed)
 
 
 def rows_of_an_epoch(rows: Rows) -> int:
@@ -197,12 +199,14 @@ def measure(rows: Rows, threads: int, workers: int) -> np.ndarray:
     count, processes = len(rows.source), jax.process_count()
     share = -(-count // processes)
     first = min(jax.process_index() * share, count)
-    mine = Sizes(replaced, range(first, min(first + share, count)))
+    own_rows = Sizes(replaced, range(first, min(first + share, count)))
     sizes = np.zeros((share, 2), np.int32)  # equally many on every process
-    found = read_rows(mine, 0, threads=threads, ahead=AHEAD, workers=workers if count > FEW else 0)
-    for i, size in enumerate(found):
+    sample_sizes = read_rows(
+        own_rows, 0, threads=threads, ahead=AHEAD, workers=workers if count > MAX_WITHOUT_WORKERS else 0
+    )
+    for i, size in enumerate(sample_sizes):
         sizes[i] = size
-    found.close()
+    sample_sizes.close()
     if processes > 1:
         sizes = np.asarray(multihost_utils.process_allgather(sizes, tiled=True))[:count]
     if not rows.replace and not sizes[:, 0].all():
@@ -213,13 +217,13 @@ def measure(rows: Rows, threads: int, workers: int) -> np.ndarray:
 def training_batches(stage: Stage, data: StageData, seed: int) -> Batches:
     """The shuffled, endless batches of this process; the loop stops after `data.steps`."""
     groups = data.train.groups
-    about = {"packing": digest(groups.members, groups.starts)} if isinstance(groups, PackedRows) else None
-    mixed = isinstance(groups, Mixture)  # it shuffles each of its sources itself, and never ends
+    metadata = {"packing": digest(groups.members, groups.starts)} if isinstance(groups, PackedRows) else None
+    is_mixture = isinstance(groups, Mixture)  # it shuffles each of its sources itself, and never ends
     return make_batches(
-        range(len(data.train)), data.train.row, batch_size=stage.batch, seed=seed, shuffle=not mixed,
-        epochs=None if stage.steps or mixed else stage.epochs, process_index=jax.process_index(),
+        range(len(data.train)), data.train.row, batch_size=stage.batch, seed=seed, shuffle=not is_mixture,
+        epochs=None if stage.steps or is_mixture else stage.epochs, process_index=jax.process_index(),
         process_count=jax.process_count(), threads=stage.data.threads, prefetch=2, workers=stage.data.workers,
-        buckets=data.buckets, metadata=about,
+        buckets=data.buckets, metadata=metadata,
     )  # fmt: skip
 
 
@@ -229,13 +233,13 @@ def data_state_of(data: StageData, batches: Batches) -> dict:
     return batches.get_state() | ({"mixture": groups.state()} if isinstance(groups, Mixture) else {})
 
 
-def resume_data(data: StageData, place: dict) -> StageData:
+def resume_data(data: StageData, data_state: dict) -> StageData:
     """`data` as it goes on at `data_state_of(...)`: only a mixture, which may have been changed since, is another then.
     Raises ConfigError where one of its sources has another length."""
     groups = data.train.groups
-    if not isinstance(groups, Mixture) or "mixture" not in place:
+    if not isinstance(groups, Mixture) or "mixture" not in data_state:
         return data
-    groups = groups.resumed(place["mixture"], place["step"] * place["batch_size"])
+    groups = groups.resumed(data_state["mixture"], data_state["step"] * data_state["batch_size"])
     return dataclasses.replace(data, train=dataclasses.replace(data.train, groups=groups))
 
 

@@ -28,7 +28,7 @@ from llava_jax.text.encode import encode_prompt
 from llava_jax.text.token_row import Batch
 from llava_jax.text.tokenizer import Tokenizer
 
-TRIES = 8  # rows that are looked at for one with other images
+MAX_TRIES = 8  # rows that are looked at for one with other images
 BLANK = np.array((122, 116, 104), np.uint8)  # zero after CLIP's normalisation; also LLaVA's padding colour
 
 
@@ -45,7 +45,7 @@ class Evaluator:
     stage: Stage
     tokenizer: Tokenizer
     mesh: Mesh
-    stop: Callable[[], bool]
+    should_stop: Callable[[], bool]
 
     @property
     def rows(self) -> int:
@@ -56,31 +56,31 @@ class Evaluator:
         """The rows of `indices` once, in order. Raises Interrupted when `stop` says so."""
         share = dict(process_index=jax.process_index(), process_count=jax.process_count())
         for pair in evaluation_batches(indices, row_fn, self.rows, threads=2, **share):
-            if self.stop():
+            if self.should_stop():
                 raise Interrupted
             yield pair
 
 
-def held_out_loss(eval_step, speaker: Evaluator, held_out: Rows) -> dict[str, float]:
+def held_out_loss(eval_step, evaluator: Evaluator, held_out: Rows) -> dict[str, float]:
     """{"val/loss": .., "val/loss_blank": ..}: mean over target tokens of the first `eval.samples` held-out rows.
 
     Also "val/loss_shuffled" where `eval.shuffled` asks for it: each text with the images of a row half the set away,
     which are as likely as its own, but another's; texts without images, or for which there are no others, do not count.
     And "val/replaced", how many rows could not be read, where there are any. Raises DataError where none can.
     """
-    stage, row = speaker.stage, held_out.row
+    stage, row = evaluator.stage, held_out.row
     rows = range(min(stage.eval.samples, len(held_out)))
     sums: dict[str, np.ndarray] = {}
     replaced = 0
 
     def add(name: str, batch: Batch) -> None:
-        loss, targets = eval_step(speaker.params, global_batch(batch, speaker.mesh))
+        loss, targets = eval_step(evaluator.params, global_batch(batch, evaluator.mesh))
         sums[name] = sums.get(name, 0) + np.array((float(loss), float(targets)))
 
     def row_of_another(index: int) -> SourceRow:
         own, records = row(index)
         placeholders = (own.tokens == IMAGE_TOKEN_ID).sum()
-        for step in range(TRIES if placeholders else 0):
+        for step in range(MAX_TRIES if placeholders else 0):
             # Not the next one: rows that share a picture tend to be neighbours.
             other = row((index + len(rows) // 2 + step) % len(rows)).arrays
             same_number = (other.tokens == IMAGE_TOKEN_ID).sum() == placeholders
@@ -88,13 +88,13 @@ def held_out_loss(eval_step, speaker: Evaluator, held_out: Rows) -> dict[str, fl
                 return SourceRow(own._replace(images=other.images), records)
         return SourceRow(own._replace(target_mask=np.zeros_like(own.target_mask)), records)
 
-    for batch, info in speaker.batches(rows, row):
+    for batch, info in evaluator.batches(rows, row):
         replaced += len(info.replaced)
         add("val/loss", batch)
         if stage.data.max_images:
             add("val/loss_blank", blanked(batch))
     if stage.eval.shuffled:
-        for batch, _ in speaker.batches(rows, row_of_another):
+        for batch, _ in evaluator.batches(rows, row_of_another):
             add("val/loss_shuffled", batch)
     if not sums["val/loss"][1]:
         raise DataError(f"not one of {len(rows)} held-out samples can be read; {row(0).replaced[0]['reason']}")
@@ -108,34 +108,34 @@ def blanked(batch: Batch) -> Batch:
     return batch._replace(images=np.broadcast_to(BLANK, batch.images.shape))
 
 
-def answer(speaker: Evaluator, examples: list[Example], blank: bool) -> list[str]:
+def answer(evaluator: Evaluator, examples: list[Example], blank: bool) -> list[str]:
     """The model's greedy answer to the first question of each example, on every process; "" to a question that leaves
     no room within the model's positions. All batches have one shape. Raises Interrupted when `stop` says so."""
-    config, stage, tokenizer = speaker.model.config, speaker.stage, speaker.tokenizer
+    config, stage, tokenizer = evaluator.model.config, evaluator.stage, evaluator.tokenizer
     encode = partial(encode_prompt, tokenizer=tokenizer, template=stage.data.template, features=config.features)
-    asked = []
+    encoded = []
     for number, e in enumerate(examples):
         ids = encode(e.turns[:1], len(e.images))
         if len(ids) < config.llm.max_positions:
-            asked.append((number, ids))
-    longest = max((len(ids) for _, ids in asked), default=1)
-    shape = BatchShape(speaker.rows, bucket(longest), stage.data.max_images)
+            encoded.append((number, ids))
+    longest = max((len(ids) for _, ids in encoded), default=1)
+    shape = BatchShape(evaluator.rows, bucket(longest), stage.data.max_images)
     settings = GenerationConfig.of_template(tokenizer, stage.data.template, max_new_tokens=stage.eval.max_new_tokens)
-    view, texts = decode_view(nested(speaker.params)), [""] * len(examples)
-    for start in range(0, len(asked), shape.rows):
-        if speaker.stop():
+    view, texts = decode_view(nested(evaluator.params)), [""] * len(examples)
+    for start in range(0, len(encoded), shape.rows):
+        if evaluator.should_stop():
             raise Interrupted
-        batch = asked[start : start + shape.rows]
-        prompts = [Prompt(ids, _pixels(examples[number], speaker, blank)) for number, ids in batch]
-        answers = generate(speaker.model, view, prompts, settings, tokenizer, speaker.mesh, shape)
+        batch = encoded[start : start + shape.rows]
+        prompts = [Prompt(ids, _pixels(examples[number], evaluator, blank)) for number, ids in batch]
+        answers = generate(evaluator.model, view, prompts, settings, tokenizer, evaluator.mesh, shape)
         for (number, _), answer in zip(batch, answers, strict=True):
             texts[number] = answer.text.strip()
     return texts
 
 
-def _pixels(example: Example, speaker: Evaluator, blank: bool) -> list[np.ndarray]:
+def _pixels(example: Example, evaluator: Evaluator, blank: bool) -> list[np.ndarray]:
     """The images of an example, uint8[H, W, 3] each."""
-    size, aspect = speaker.model.config.image_size, speaker.stage.data.aspect
+    size, aspect = evaluator.model.config.image_size, evaluator.stage.data.aspect
     if blank:
         return [np.broadcast_to(BLANK, (size, size, 3))] * len(example.images)
     return [preprocess(load_image(image, example.id), size, aspect) for image in example.images]

@@ -17,12 +17,12 @@ class EvaluationContext:
     """What is evaluated. step: of the stage. evaluator: the model with the weights after that step. eval_step: see
     `make_eval_step`. folder: the workdir. say: prints a line, on process 0 only."""
 
-    plan: StageSetup
+    setup: StageSetup
     step: int
     evaluator: evaluate.Evaluator
     eval_step: Callable
     folder: Path
-    say: Callable[[str], None]
+    log: Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +46,18 @@ def run_evaluations(evaluations: tuple[Evaluation, ...], context: EvaluationCont
 
 
 def _held_out_loss(context: EvaluationContext) -> dict[str, float]:
-    values = evaluate.held_out_loss(context.eval_step, context.evaluator, context.plan.data.held_out)
-    context.say(f"held out, step {context.step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+    values = evaluate.held_out_loss(context.eval_step, context.evaluator, context.setup.data.held_out)
+    context.log(f"held out, step {context.step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
     return values
 
 
 def _scene_accuracy(context: EvaluationContext) -> dict[str, float]:
     """Of the stage's exam, also written to `accuracy-<stage>.json`: at step 0 as `before`, else as `after`."""
-    if not context.plan.data.exam:
+    if not context.setup.data.exam:
         return {}
-    table = scene_exam.accuracy(context.evaluator, context.plan.data.exam)
-    context.say("\n".join(scene_exam.format_accuracy(table, None)))
-    file = _scores_file(context.folder, context.plan.name)
+    table = scene_exam.accuracy(context.evaluator, context.setup.data.exam)
+    context.log("\n".join(scene_exam.format_accuracy(table, None)))
+    file = _scores_file(context.folder, context.setup.name)
     scores = workdir.read_json(file) if context.step else {}
     workdir.write_json(file, {**scores, "after" if context.step else "before": table})
     with_image = {f"val/accuracy/{kind}": row["image"] for kind, row in table.items()}
@@ -78,15 +78,15 @@ def _scores_file(folder: Path, stage: str) -> Path:
 
 def _sample_answers(context: EvaluationContext) -> dict[str, float]:
     """Answers to the first held-out samples, in `samples/<stage>-<step>` of the workdir; no values."""
-    plan, say = context.plan, context.say
-    if plan.stage.eval.answers:
-        examples = plan.data.held_out.readable(plan.stage.eval.answers)
+    setup, log = context.setup, context.log
+    if setup.stage.eval.answers:
+        examples = setup.data.held_out.readable(setup.stage.eval.answers)
         texts = evaluate.answer(context.evaluator, examples, blank=False)
-        folder = context.folder / "samples" / f"{plan.name}-{context.step:06d}"
+        folder = context.folder / "samples" / f"{setup.name}-{context.step:06d}"
         if jax.process_index() == 0:
             save_answers(folder, examples, texts)
-        say(f"answers on held-out samples, all of them in {folder}/answers.html:")
-        say("\n".join(format_answers(examples[:3], texts)))
+        log(f"answers on held-out samples, all of them in {folder}/answers.html:")
+        log("\n".join(format_answers(examples[:3], texts)))
     return {}
 
 

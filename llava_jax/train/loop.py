@@ -72,7 +72,7 @@ def train(
         if isinstance(cause, (RuntimeError, ValueError)) and (lost := watchdog.explain_lost()):
             watchdog.close()
             raise UserError(f"{lost}. The same command goes on from the newest checkpoint") from e
-        watchdog.leave(str(e))
+        watchdog.record_end(str(e))
         if not isinstance(e, OSError) or e.errno not in UNWRITABLE:
             raise
         raise DataError(
@@ -84,8 +84,8 @@ def train(
 def _train(
     config: Config, folder: Path, argv: list[str], watchdog: Watchdog, evaluations: tuple[Evaluation, ...]
 ) -> None:
-    began = time.perf_counter()
-    say = log if jax.process_index() == 0 else (lambda text: None)
+    started = time.perf_counter()
+    log_line = log if jax.process_index() == 0 else (lambda text: None)
 
     # Everything that can fail is opened before anything is computed.
     # --- mesh
@@ -102,56 +102,56 @@ def _train(
         )
 
     # --- data
-    plans = make_stage_setups(config, model_config, mesh, tokenizer)
+    setups = make_stage_setups(config, model_config, mesh, tokenizer)
 
     # --- workdir
     store = CheckpointStore(folder / "checkpoints", config.checkpoint.keep)
-    resumed = workdir.find_resumable(store, config, say)
+    resumed = workdir.find_resumable(store, config, log_line)
     workdir.write_run_files(folder, config, argv, mesh)
-    writer = MetricsWriter(folder, resumed.keeps if resumed else lambda record: False)
+    writer = MetricsWriter(folder, resumed.is_past if resumed else lambda record: False)
     stop = StopRequest(is_single_process=jax.process_count() == 1)
-    run = Run(config, folder, Llava(model_config), tokenizer, store, writer, say, watchdog, stop, evaluations)
+    run = Run(config, folder, Llava(model_config), tokenizer, store, writer, log_line, watchdog, stop, evaluations)
 
     # --- stages
     state = None
     with stop.on_sigterm(), contextlib.closing(store), contextlib.closing(writer):
-        for plan in plans[resumed.index if resumed else 0 :]:
-            say(f"\nstage {plan.name}: {plan.data.steps} steps of {plan.stage.batch} rows")
-            watchdog.begin("making or restoring the weights", plan.start, slow=True)
-            _introduce(run, plan)
-            with jax.set_mesh(plan.layout.mesh):
-                start, state = start_stage(run, plan, state, resumed), None  # frees the state of the stage before
-                state = run_stage(run, plan, start)
+        for setup in setups[resumed.index if resumed else 0 :]:
+            log_line(f"\nstage {setup.name}: {setup.data.steps} steps of {setup.stage.batch} rows")
+            watchdog.begin("making or restoring the weights", setup.start_step, slow=True)
+            _log_setup(run, setup)
+            with jax.set_mesh(setup.layout.mesh):
+                start, state = start_stage(run, setup, state, resumed), None  # frees the state of the stage before
+                state = run_stage(run, setup, start)
                 store.wait()
-                for line in export(config, plan.stage, state):
-                    say(line)
+                for line in export(config, setup.stage, state):
+                    log_line(line)
 
     # --- summary
-    for plan in plans:
+    for setup in setups:
         for evaluation in evaluations:
-            for line in evaluation.summary(folder, plan.name):
-                say(line)
-    say(f"done: {folder} ({time.perf_counter() - began:.0f} s)")
+            for line in evaluation.summary(folder, setup.name):
+                log_line(line)
+    log_line(f"done: {folder} ({time.perf_counter() - started:.0f} s)")
 
 
-def run_stage(run: Run, plan: StageSetup, start: StageStart) -> TrainState:
+def run_stage(run: Run, setup: StageSetup, start: StageStart) -> TrainState:
     """Trains one stage to its end. At each due step: logs its metrics, evaluates, saves, in this order.
 
     Raises Stopped after SIGTERM, Diverged where too many steps in a row were skipped.
     """
-    stage = open_stage_run(run, plan, start)
-    plan, state = stage.plan, start.state
-    accumulation, chunks = plan.stage.accumulation, plan.stage.loss_chunks
-    train_step = make_train_step(run.model, plan.layout.tx, plan.layout.abstract, accumulation, chunks)
+    stage = open_stage_run(run, setup, start)
+    setup, state = stage.setup, start.state
+    accumulation, chunks = setup.stage.accumulation, setup.stage.loss_chunks
+    train_step = make_train_step(run.model, setup.layout.tx, setup.layout.abstract, accumulation, chunks)
     eval_step = make_eval_step(run.model, chunks)
     frozen_before = params_sha256(state.frozen) if run.config.hash_frozen else None
     evaluated_step = int(state.step) if start.is_evaluated else None
 
     def lacks_evaluation(step: int) -> bool:
-        return plan.evaluates(step) and step != evaluated_step
+        return setup.evaluates(step) and step != evaluated_step
 
     def is_due(step: int) -> bool:
-        return run.stop.is_agreed or lacks_evaluation(step) or _is_saved(run, plan, step)
+        return run.stop.is_agreed or lacks_evaluation(step) or _is_saved(run, setup, step)
 
     for result in training_steps(stage, train_step, state, is_due):
         step, state = result.step, result.state
@@ -159,76 +159,76 @@ def run_stage(run: Run, plan: StageSetup, start: StageStart) -> TrainState:
             log_step(stage, result)
         if not result.is_due:
             continue
-        if lacks_evaluation(step) and not run.stop.is_agreed and _evaluate(run, plan, state, eval_step, step):
+        if lacks_evaluation(step) and not run.stop.is_agreed and _evaluate(run, setup, state, eval_step, step):
             evaluated_step = step
         stopping = run.stop.is_agreed
-        if step > 0 and (stopping or _is_saved(run, plan, step)):
+        if step > 0 and (stopping or _is_saved(run, setup, step)):
             _save(stage, state, step, is_evaluated=not lacks_evaluation(step))
         if stopping:
             run.store.wait()
             raise Stopped(
-                f"stopped by SIGTERM behind step {step} of {plan.name}; the same command continues {run.folder}"
+                f"stopped by SIGTERM behind step {step} of {setup.name}; the same command continues {run.folder}"
             )
 
     _end_stage(stage, state, frozen_before)
     return state
 
 
-def _introduce(run: Run, plan: StageSetup) -> None:
+def _log_setup(run: Run, setup: StageSetup) -> None:
     """Prints what will be trained, and one sample as the model will see it."""
-    for line in summary.parameter_table(plan.layout.abstract, plan.layout.learning_rates):
-        run.say("  " + line)
-    run.say(f"  optimizer state: {state_bytes(plan.layout.abstract.opt_state):,} bytes")
-    run.say(f"  attention: {run.model.config.attention}")
-    run.say(f"sample {', '.join(plan.data.train.names(0))}, supervised text in [[ ]]:")
-    run.say(summary.render_sample(plan.data.train.row(0).arrays, run.tokenizer))
+    for line in summary.parameter_table(setup.layout.abstract, setup.layout.learning_rates):
+        run.log("  " + line)
+    run.log(f"  optimizer state: {state_bytes(setup.layout.abstract.opt_state):,} bytes")
+    run.log(f"  attention: {run.model.config.attention}")
+    run.log(f"sample {', '.join(setup.data.train.names(0))}, supervised text in [[ ]]:")
+    run.log(summary.render_sample(setup.data.train.row(0).arrays, run.tokenizer))
 
 
-def _evaluate(run: Run, plan: StageSetup, state: TrainState, eval_step, step: int) -> bool:
+def _evaluate(run: Run, setup: StageSetup, state: TrainState, eval_step, step: int) -> bool:
     """Runs the evaluations and logs their values. False where SIGTERM cut one of them off."""
-    if plan.data.held_out is None:
+    if setup.data.held_out is None:
         return True
 
     def should_stop() -> bool:
         run.watchdog.begin("evaluating", slow=True)
-        return run.stop.ask_all()
+        return run.stop.synchronize()
 
-    evaluator = Evaluator(run.model, all_params(state), plan.stage, run.tokenizer, plan.layout.mesh, should_stop)
-    values = run_evaluations(run.evaluations, EvaluationContext(plan, step, evaluator, eval_step, run.folder, run.say))
+    evaluator = Evaluator(run.model, all_params(state), setup.stage, run.tokenizer, setup.layout.mesh, should_stop)
+    values = run_evaluations(run.evaluations, EvaluationContext(setup, step, evaluator, eval_step, run.folder, run.log))
     if values is None:
         return False
-    run.writer.write("metrics", plan.start + step, {"stage": plan.name, **values})
+    run.writer.write("metrics", setup.start_step + step, {"stage": setup.name, **values})
     return True
 
 
-def _is_saved(run: Run, plan: StageSetup, step: int) -> bool:
+def _is_saved(run: Run, setup: StageSetup, step: int) -> bool:
     """Whether a checkpoint belongs to `step` of this stage."""
-    return step == plan.data.steps or (step > 0 and (plan.start + step) % run.config.checkpoint.every == 0)
+    return step == setup.data.steps or (step > 0 and (setup.start_step + step) % run.config.checkpoint.every == 0)
 
 
 def _save(stage: StageRun, state: TrainState, step: int, is_evaluated: bool) -> None:
     """Starts saving a checkpoint. All metrics up to `step` must have been read."""
-    run, plan = stage.run, stage.plan
+    run, setup = stage.run, stage.setup
     run.watchdog.begin("saving", slow=True)
     run.writer.flush()  # on disk before the checkpoint that vouches for it
-    record = workdir.checkpoint_record(run.config, plan.index, plan.name, is_evaluated, stage.guard.record())
-    data_state = data_state_of(plan.data, stage.batches) | {"replaced": stage.bad.count}
-    run.store.save(plan.start + step, state, data_state, record)
+    record = workdir.checkpoint_record(run.config, setup.index, setup.name, is_evaluated, stage.guard.record())
+    data_state = data_state_of(setup.data, stage.batches) | {"replaced": stage.bad.count}
+    run.store.save(setup.start_step + step, state, data_state, record)
 
 
 def _end_stage(stage: StageRun, state: TrainState, frozen_before: str | None) -> None:
     """Closes the data, reports skipped steps, and checks that the frozen parameters are what they were."""
-    run, plan, skipped = stage.run, stage.plan, stage.guard.skipped
+    run, setup, skipped = stage.run, stage.setup, stage.guard.skipped
     run.watchdog.begin("ending the stage", slow=True)
     stage.batches.close()
     if skipped:
         folder = run.folder / step_guard.SKIPPED
-        run.say(f"{skipped} of {plan.data.steps} steps were skipped; {folder} says which and why")
+        run.log(f"{skipped} of {setup.data.steps} steps were skipped; {folder} says which and why")
     if frozen_before:
         _compare_frozen(run, frozen_before, params_sha256(state.frozen))
 
 
 def _compare_frozen(run: Run, before: str, after: str) -> None:
-    run.say(f"frozen parameters, SHA-256 before: {before}\n                           after:  {after}")
+    run.log(f"frozen parameters, SHA-256 before: {before}\n                           after:  {after}")
     if before != after:
         raise UserError("frozen parameters changed during the stage; this is a bug, please report it")

@@ -20,29 +20,30 @@ NOT_DECAYED = ("scale", "bias")  # Hugging Face's rule, which the original train
 def learning_rates_per_parameter(paths, table) -> dict[str, float | None]:
     """Peak learning rate of every parameter, None for frozen.
 
-    >>> rates(["projector/linear_1/kernel", "llm/head/kernel"], [("projector/.*", 2e-3), (".*", None)])
+    >>> table = [("projector/.*", 2e-3), (".*", None)]
+    >>> learning_rates_per_parameter(["projector/linear_1/kernel", "llm/head/kernel"], table)
     {'projector/linear_1/kernel': 0.002, 'llm/head/kernel': None}
 
     Raises ConfigError for a parameter that no row covers, and for a row that decides for no parameter (a typo there
     would silently freeze what it meant to train).
     """
-    found, used = {}, set()
+    rates, used = {}, set()
     for path in paths:
         for i, (pattern, rate) in enumerate(table):
             if re.fullmatch(pattern, path):
-                found[path] = rate
+                rates[path] = rate
                 used.add(i)
                 break
         else:
             raise ConfigError(f"no row of learning_rates covers parameter {path}; add one, e.g. ('.*', None)")
-    idle = [pattern for i, (pattern, _) in enumerate(table) if i not in used]
-    if idle:
+    unused = [pattern for i, (pattern, _) in enumerate(table) if i not in used]
+    if unused:
         raise ConfigError(
-            f"learning_rates: {', '.join(map(repr, idle))} decides for no parameter; known: {_modules(found)}"
+            f"learning_rates: {', '.join(map(repr, unused))} decides for no parameter; known: {_modules(rates)}"
         )
-    if all(rate is None for rate in found.values()):
+    if all(rate is None for rate in rates.values()):
         raise ConfigError("learning_rates freezes every parameter: nothing to train")
-    return found
+    return rates
 
 
 def _modules(paths) -> str:
@@ -57,23 +58,23 @@ def lr_schedule(step, steps: int, warmup_ratio: float, kind: str):
     """
     warmup = math.ceil(warmup_ratio * steps)
     step = jnp.asarray(step, jnp.float32)
-    rising = step / max(1, warmup)
+    warmup_share = step / max(1, warmup)
     progress = (step - warmup) / max(1, steps - warmup)
-    falling = 0.5 * (1 + jnp.cos(math.pi * jnp.clip(progress, 0, 1))) if kind == "cosine" else jnp.ones_like(step)
-    return jnp.where(step < warmup, rising, falling)
+    decay_share = 0.5 * (1 + jnp.cos(math.pi * jnp.clip(progress, 0, 1))) if kind == "cosine" else jnp.ones_like(step)
+    return jnp.where(step < warmup, warmup_share, decay_share)
 
 
-def make_optimizer(config: Optimizer, peak: dict[str, float], steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: Optimizer, peak_lr: dict[str, float], steps: int) -> optax.GradientTransformation:
     """AdamW over the trained parameters (a flat dict with the keys of `peak`), each at its own peak rate.
 
     Clipping is by the global norm of these gradients alone. Decay is decoupled and scaled by the rate (AdamW). The
     second moment is always float32: in bfloat16 it would not grow by a thousandth of itself, b2's share.
     """
-    decayed = {path: path.rsplit("/", 1)[-1] not in NOT_DECAYED for path in peak}
+    decayed = {path: path.rsplit("/", 1)[-1] not in NOT_DECAYED for path in peak_lr}
 
     def scale_by_rate(updates, count):
         now = lr_schedule(count, steps, config.warmup_ratio, config.schedule)
-        return {path: -peak[path] * now * u for path, u in updates.items()}
+        return {path: -peak_lr[path] * now * u for path, u in updates.items()}
 
     def init(params):
         del params

@@ -12,14 +12,14 @@ class Progress:
 
     def __init__(self, name: str, steps: int, tokens_per_step: int, flops_per_step: float):
         self.name, self.steps, self.tokens, self.flops = name, steps, tokens_per_step, flops_per_step
-        self._step_time = self._wait = self._tokens = None
+        self._step_time = self._data_wait = self._tokens = None
         self._last = None
 
     def pause(self) -> None:
         """Whatever happens until the next `tick` is not a step."""
         self._last = None
 
-    def tick(self, waited: float, tokens: int | None = None) -> float | None:
+    def tick(self, data_wait: float, tokens: int | None = None) -> float | None:
         """Once per step, with the seconds it waited for data -> seconds since the last tick, None after a pause.
 
         tokens: those of the step's global batch, where rows are of several lengths.
@@ -30,7 +30,7 @@ class Progress:
         if elapsed is not None:
             smooth = 0.9 if self._step_time is not None else 0.0
             self._step_time = smooth * (self._step_time or 0.0) + (1 - smooth) * elapsed
-            self._wait = smooth * (self._wait or 0.0) + (1 - smooth) * waited
+            self._data_wait = smooth * (self._data_wait or 0.0) + (1 - smooth) * data_wait
             self._tokens = smooth * (self._tokens or 0.0) + (1 - smooth) * (tokens or self.tokens)
         return elapsed
 
@@ -49,7 +49,7 @@ class Progress:
         mfu = self.mfu()
         return (
             f"{head} | {self._tokens / self._step_time:,.0f} tok/s | {self._step_time:.3f} s/step"
-            f" (data {100 * self._wait / self._step_time:.0f}%)"
+            f" (data {100 * self._data_wait / self._step_time:.0f}%)"
             + (f" | MFU {100 * mfu:.0f}%" if mfu is not None else "")
             + f" | ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
         )

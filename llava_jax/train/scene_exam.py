@@ -8,7 +8,7 @@ from llava_jax.data.sources.scenes import QUESTION_KINDS
 from llava_jax.train.evaluate import Evaluator, answer
 
 
-def accuracy(speaker: Evaluator, exam: list[Example]) -> dict[str, dict[str, float]]:
+def accuracy(evaluator: Evaluator, exam: list[Example]) -> dict[str, dict[str, float]]:
     """{kind: {"image", "blank", "chance"}} in percent over `exam`, and the mean of the kinds as `overall`.
 
     Right is the exact text; of an answer with a reason only its conclusion is graded. Chance is one over the number of
@@ -16,7 +16,7 @@ def accuracy(speaker: Evaluator, exam: list[Example]) -> dict[str, dict[str, flo
     """
     right: dict[str, dict[str, list[bool]]] = {kind: {"image": [], "blank": []} for kind in QUESTION_KINDS}
     for mode in ("image", "blank"):
-        texts = answer(speaker, exam, blank=mode == "blank")
+        texts = answer(evaluator, exam, blank=mode == "blank")
         for e, text in zip(exam, texts, strict=True):
             right[e.kind][mode].append(conclusion(text) == conclusion(e.turns[1][1]))
     table = {

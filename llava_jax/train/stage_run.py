@@ -35,7 +35,7 @@ class Run:
     tokenizer: Tokenizer
     store: CheckpointStore
     writer: MetricsWriter
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     watchdog: Watchdog
     stop: StopRequest
     evaluations: tuple[Evaluation, ...]
@@ -57,64 +57,64 @@ class StageRun:
     """One stage while it trains."""
 
     run: Run
-    plan: StageSetup
+    setup: StageSetup
     batches: Batches
     bad: BadSampleLog
     guard: StepGuard
     progress: Progress
 
 
-def start_stage(run: Run, plan: StageSetup, state: TrainState | None, resumed: Resumed | None) -> StageStart:
+def start_stage(run: Run, setup: StageSetup, state: TrainState | None, resumed: Resumed | None) -> StageStart:
     """From the checkpoint where it is of this stage, else from the stage before, `state`; None for the first stage.
 
     Raises ConfigError where the stages now have other lengths than when the checkpoint was saved.
     """
     config = run.config
-    if resumed and plan.index == resumed.index:
-        state, data_state = run.store.restore(resumed.step, plan.layout.abstract)
-        _check_steps(plan, int(state.step), resumed.step)
-        run.say(f"continuing {run.folder} behind step {int(state.step)} of {plan.name}")
+    if resumed and setup.index == resumed.index:
+        state, data_state = run.store.restore(resumed.step, setup.layout.abstract)
+        _check_stage_length(setup, int(state.step), resumed.step)
+        run.log(f"continuing {run.folder} behind step {int(state.step)} of {setup.name}")
         return StageStart(state, data_state, resumed.evaluated, StepGuard(config.guard, resumed.guard))
     if state is None:
-        state = first_state(config, run.model.config, plan, run.say)
+        state = first_state(config, run.model.config, setup, run.log)
     else:
-        state = next_state(run.model.config, plan, state)
+        state = next_state(run.model.config, setup, state)
     return StageStart(state, None, False, StepGuard(config.guard))
 
 
-def _check_steps(plan: StageSetup, step: int, global_step: int) -> None:
-    if plan.start + step != global_step or step > plan.data.steps:
+def _check_stage_length(setup: StageSetup, step: int, global_step: int) -> None:
+    if setup.start_step + step != global_step or step > setup.data.steps:
         raise ConfigError(
-            f"checkpoint {global_step} is step {step} of stage {plan.name}, which now has {plan.data.steps} steps from "
-            f"{plan.start} on; restore the stages' lengths, or choose another --workdir"
+            f"checkpoint {global_step} is step {step} of stage {setup.name}, which now has {setup.data.steps} steps "
+            f"from {setup.start_step} on; restore the stages' lengths, or choose another --workdir"
         )
 
 
-def open_stage_run(run: Run, plan: StageSetup, start: StageStart) -> StageRun:
+def open_stage_run(run: Run, setup: StageSetup, start: StageStart) -> StageRun:
     """Opens the data where the stage starts or resumes, the list of its bad samples, and its progress line."""
-    stage, saved = plan.stage, start.data_state
-    if saved is not None:
-        plan = dataclasses.replace(plan, data=resume_data(plan.data, saved))
-    batches = training_batches(stage, plan.data, run.config.seed)
-    if saved is not None:
-        batches.set_state({name: value for name, value in saved.items() if name not in ("replaced", "mixture")})
-    run.watchdog.watch_data(lambda: batches.ready, sample_names(batches, plan.data.train, plan.start))
-    step, replaced = plan.start + int(start.state.step), (saved or {}).get("replaced", 0)
-    bad = BadSampleLog(run.folder, plan.name, step, replaced, plan.data.samples, stage.data.bad_ceiling, run.say)
-    progress = Progress(plan.name, plan.data.steps, stage.batch * stage.data.length, plan.layout.flops)
-    return StageRun(run, plan, batches, bad, start.guard, progress)
+    stage, data_state = setup.stage, start.data_state
+    if data_state is not None:
+        setup = dataclasses.replace(setup, data=resume_data(setup.data, data_state))
+    batches = training_batches(stage, setup.data, run.config.seed)
+    if data_state is not None:
+        batches.set_state({name: value for name, value in data_state.items() if name not in ("replaced", "mixture")})
+    run.watchdog.watch_data(lambda: batches.ready, sample_names(batches, setup.data.train, setup.start_step))
+    step, replaced = setup.start_step + int(start.state.step), (data_state or {}).get("replaced", 0)
+    bad = BadSampleLog(run.folder, setup.name, step, replaced, setup.data.samples, stage.data.bad_ceiling, run.log)
+    progress = Progress(setup.name, setup.data.steps, stage.batch * stage.data.length, setup.layout.flops)
+    return StageRun(run, setup, batches, bad, start.guard, progress)
 
 
-def sample_names(batches: Batches, rows: Rows, start: int) -> SampleNames:
+def sample_names(batches: Batches, rows: Rows, start_step: int) -> SampleNames:
     """Finds the samples of a stage's batches for the watchdog, without reading any data.
 
     start: the global step after which the stage's first one comes.
     """
 
     def names(step: int, process: int, ready: int | None) -> list[str]:
-        if step <= start:
+        if step <= start_step:
             return []
-        index = batches.indices(step - start - 1, process)
+        index = batches.indices(step - start_step - 1, process)
         index = index if ready is None else index[ready : ready + 1]
         return [name for i in index if i != FILLER for name in rows.requested_names(i)]
 

@@ -17,7 +17,7 @@ from llava_jax.errors import ConfigError
 from llava_jax.models.flops import model_flops
 from llava_jax.models.params import Params, abstract_model
 from llava_jax.runtime.accelerators import MEMORY_GIB
-from llava_jax.runtime.mesh import replicating
+from llava_jax.runtime.mesh import without_fsdp
 from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.train.dataset import StageData, open_stage
 from llava_jax.train.optimizer import learning_rates_per_parameter, make_optimizer
@@ -46,7 +46,7 @@ class StageSetup:
     stage: Stage
     data: StageData
     layout: StageLayout
-    start: int  # global step at which it begins
+    start_step: int  # global step at which it begins
 
     def evaluates(self, step: int) -> bool:
         """Whether an evaluation belongs to `step` of this stage."""
@@ -63,13 +63,13 @@ def make_stage_layout(name: str, stage: Stage, model_config: ModelConfig, mesh: 
     """
     _check_rows(name, stage, mesh)
     shapes, _ = abstract_model(model_config)
-    peak = learning_rates_per_parameter(shapes, stage.learning_rates)
-    trained = {path: rate for path, rate in peak.items() if rate is not None}
+    peak_lr = learning_rates_per_parameter(shapes, stage.learning_rates)
+    trained = {path: rate for path, rate in peak_lr.items() if rate is not None}
     tx = make_optimizer(stage.optimizer, trained, steps)
-    mesh = _mesh_of_stage(stage, abstract_state(model_config, peak, tx, replicating(mesh)), mesh)
+    mesh = _mesh_of_stage(stage, abstract_state(model_config, peak_lr, tx, without_fsdp(mesh)), mesh)
     sizes, d = {path: math.prod(x.shape) for path, x in shapes.items()}, stage.data
     flops = model_flops(model_config, sizes, set(trained), stage.batch, d.length, d.max_images)
-    return StageLayout(mesh, peak, tx, abstract_state(model_config, peak, tx, mesh), flops)
+    return StageLayout(mesh, peak_lr, tx, abstract_state(model_config, peak_lr, tx, mesh), flops)
 
 
 def _check_rows(name: str, stage: Stage, mesh: Mesh) -> None:
@@ -82,7 +82,7 @@ def _check_rows(name: str, stage: Stage, mesh: Mesh) -> None:
         )
 
 
-def _mesh_of_stage(stage: Stage, copied: TrainState, mesh: Mesh) -> Mesh:
+def _mesh_of_stage(stage: Stage, replicated: TrainState, mesh: Mesh) -> Mesh:
     """`mesh`, or with `weights=replicated` the one that copies them. With `auto` it does where the state takes at most
     half of a device's memory; sharded, every layer would be gathered for each pass over it. A device of which the
     memory is not known (a CPU) keeps the mesh as it is.
@@ -91,11 +91,11 @@ def _mesh_of_stage(stage: Stage, copied: TrainState, mesh: Mesh) -> Mesh:
     """
     if stage.weights == "auto":
         memory = MEMORY_GIB.get(mesh.devices.flat[0].device_kind, 0) * 2**30
-        return replicating(mesh) if 0 < _bytes_on_a_device(copied) <= memory / 2 else mesh
-    return replicating(mesh) if stage.weights == "replicated" else mesh
+        return without_fsdp(mesh) if 0 < _bytes_per_device(replicated) <= memory / 2 else mesh
+    return without_fsdp(mesh) if stage.weights == "replicated" else mesh
 
 
-def _bytes_on_a_device(state: TrainState) -> int:
+def _bytes_per_device(state: TrainState) -> int:
     """Of the state and the gradients that the trained part gets."""
     arrays = [*jax.tree.leaves(state), *state.trainable.values()]
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
@@ -103,7 +103,7 @@ def _bytes_on_a_device(state: TrainState) -> int:
 
 def make_stage_setups(config: Config, model_config: ModelConfig, mesh: Mesh, tokenizer: Tokenizer) -> list[StageSetup]:
     """Opens the data and resolves the tables of all stages; raises before the first one has run, not after it."""
-    plans, start = [], 0
+    setups, start_step = [], 0
     for index, (name, stage) in enumerate(config.stages.items()):
         _check_rows(name, stage, mesh)
         for module in MODULES:
@@ -111,34 +111,34 @@ def make_stage_setups(config: Config, model_config: ModelConfig, mesh: Mesh, tok
                 check_writable(file, module)
         data = open_stage(name, stage, config.seed, tokenizer, model_config.vision)
         layout = make_stage_layout(name, stage, model_config, mesh, data.steps)
-        plans.append(StageSetup(name, index, stage, data, layout, start))
-        start += data.steps
-    return plans
+        setups.append(StageSetup(name, index, stage, data, layout, start_step))
+        start_step += data.steps
+    return setups
 
 
-def first_state(config: Config, model_config: ModelConfig, plan: StageSetup, say) -> TrainState:
+def first_state(config: Config, model_config: ModelConfig, setup: StageSetup, log) -> TrainState:
     """Parameters loaded where `load` names a file, freshly drawn elsewhere; says which are which."""
     rng = jax.random.PRNGKey(config.seed)
-    like = {**plan.layout.abstract.frozen, **plan.layout.abstract.trainable}
+    like = {**setup.layout.abstract.frozen, **setup.layout.abstract.trainable}
     params: Params = {}
     for module in MODULES:
         file = getattr(config.load, module)
-        say(f"{module}: " + (f"weights from {file}" if file else "drawn at random"))
+        log(f"{module}: " + (f"weights from {file}" if file else "drawn at random"))
         if file:
             params |= load_module(file, module, like)
     missing = [p for p in like if p not in params]
     if missing:
-        params |= init_params_for(model_config, plan.layout.mesh, rng, missing)
-    return init_stage_state(params, rng, plan.layout.abstract, plan.layout.tx)
+        params |= init_params_for(model_config, setup.layout.mesh, rng, missing)
+    return init_stage_state(params, rng, setup.layout.abstract, setup.layout.tx)
 
 
-def next_state(model_config: ModelConfig, plan: StageSetup, state: TrainState) -> TrainState:
+def next_state(model_config: ModelConfig, setup: StageSetup, state: TrainState) -> TrainState:
     """The parameters of the stage before, those of the stage's `fresh` modules drawn anew."""
-    params, rng = all_params(state), jax.random.fold_in(state.rng, plan.index)
-    again = [p for p in params if p.split("/")[0] in plan.stage.fresh]
-    if again:
-        params |= init_params_for(model_config, plan.layout.mesh, rng, again)
-    return init_stage_state(params, state.rng, plan.layout.abstract, plan.layout.tx)
+    params, rng = all_params(state), jax.random.fold_in(state.rng, setup.index)
+    fresh_paths = [p for p in params if p.split("/")[0] in setup.stage.fresh]
+    if fresh_paths:
+        params |= init_params_for(model_config, setup.layout.mesh, rng, fresh_paths)
+    return init_stage_state(params, state.rng, setup.layout.abstract, setup.layout.tx)
 
 
 def export(config: Config, stage: Stage, state: TrainState) -> list[str]:
@@ -146,7 +146,7 @@ def export(config: Config, stage: Stage, state: TrainState) -> list[str]:
     lines = []
     for module in MODULES:
         if file := getattr(stage.save, module):
-            note = {"architecture": getattr(config.model, module), "select_layer": config.model.select_layer}
-            path = save_module(file, module, all_params(state), "float32", note)
+            metadata = {"architecture": getattr(config.model, module), "select_layer": config.model.select_layer}
+            path = save_module(file, module, all_params(state), "float32", metadata)
             lines.append(f"{module}: weights written to {path}")
     return lines

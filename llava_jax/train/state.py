@@ -41,14 +41,14 @@ def storage_dtype(path: str, rate: float | None, config: ModelConfig) -> jnp.dty
 def init_params_for(config: ModelConfig, mesh: Mesh, rng: jax.Array, paths) -> Params:
     """Randomly initialised float32 parameters for `paths`, made in their shards. Others are not even computed."""
     shapes, specs = abstract_model(config)
-    wanted = {p: param_sharding(p, shapes[p].shape, specs[p], mesh) for p in sorted(paths)}
+    shardings = {p: param_sharding(p, shapes[p].shape, specs[p], mesh) for p in sorted(paths)}
 
     def create(key):
-        every = flatten_dict(init_params(config, key), sep="/")
-        return {p: every[p] for p in wanted}
+        params = flatten_dict(init_params(config, key), sep="/")
+        return {p: params[p] for p in shardings}
 
     with jax.set_mesh(mesh):
-        return jax.jit(create, out_shardings=wanted)(rng)
+        return jax.jit(create, out_shardings=shardings)(rng)
 
 
 def abstract_state(config: ModelConfig, rates: dict[str, float | None], tx: optax.GradientTransformation, mesh: Mesh):
@@ -58,7 +58,7 @@ def abstract_state(config: ModelConfig, rates: dict[str, float | None], tx: opta
     not divide a parameter.
     """
     shapes, specs = abstract_model(config)
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
 
     def leaf(path: str) -> jax.ShapeDtypeStruct:
         dtype, shape = storage_dtype(path, rates[path], config), shapes[path].shape
@@ -70,12 +70,12 @@ def abstract_state(config: ModelConfig, rates: dict[str, float | None], tx: opta
     def moment(key_path, x) -> jax.ShapeDtypeStruct:
         name = getattr(key_path[-1], "key", None)
         like = trainable.get(name)
-        sharding = like.sharding if like is not None and like.shape == x.shape else everywhere
+        sharding = like.sharding if like is not None and like.shape == x.shape else replicated
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     opt_state = jax.tree_util.tree_map_with_path(moment, jax.eval_shape(tx.init, trainable))
-    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    rng = jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=everywhere)
+    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    rng = jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=replicated)
     return TrainState(scalar, trainable, frozen, opt_state, rng)
 
 

@@ -44,16 +44,16 @@ class StepGuard:
     def spike_above(self, step: int) -> float:
         """The loss (inf for none) above which step number `step`, 1 for the first of the stage, is a spike."""
         window = self._settings.window
-        before = [loss for at, loss in self._losses if at <= step - 2][-window:]
-        if not self._settings.spike or len(before) < window:
+        past = [loss for at, loss in self._losses if at <= step - 2][-window:]
+        if not self._settings.spike or len(past) < window:
             return math.inf
-        return float(np.float32(self._settings.spike * np.median(before)))
+        return float(np.float32(self._settings.spike * np.median(past)))
 
     def limit(self, step: int) -> np.float32:
         """The loss above which step number `step` is not to be applied."""
         return np.float32(self.spike_above(step) if self._settings.on_spike == "skip" else math.inf)
 
-    def read(self, step: int, loss: float, applied: bool) -> None:
+    def update(self, step: int, loss: float, applied: bool) -> None:
         """Takes note of a step. Steps come in their order."""
         if not applied:
             self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
@@ -62,7 +62,7 @@ class StepGuard:
         if self._settings.spike:
             self._losses = [*self._losses, [step, loss]][-self._settings.window - 2 :]  # what `spike_above(step)` needs
 
-    def is_over(self) -> bool:
+    def has_too_many(self) -> bool:
         """Whether more steps in a row were skipped than the run may survive."""
         return self.in_a_row > self._settings.in_a_row
 
@@ -94,17 +94,17 @@ def parameter_norms(params: Params, mesh: Mesh) -> dict[str, float]:
     def norms(params):
         return {path: optax.global_norm(x.astype(jnp.float32)) for path, x in params.items()}
 
-    found = jax.jit(norms, out_shardings=NamedSharding(mesh, PartitionSpec()))(params)
-    return {path: float(x) for path, x in found.items()}
+    values = jax.jit(norms, out_shardings=NamedSharding(mesh, PartitionSpec()))(params)
+    return {path: float(x) for path, x in values.items()}
 
 
-def write_skipped(folder: Path, about: dict, samples: list[str], norms: dict[str, dict[str, float]]) -> Path:
+def write_skipped(folder: Path, record: dict, samples: list[str], norms: dict[str, dict[str, float]]) -> Path:
     """Writes down a skipped step: `about` (with its `stage` and `step`), its samples, and norms by kind and parameter,
     which are also summed up by module. Numbers that are not finite become text, for JSON has none. Returns the file."""
     (folder / SKIPPED).mkdir(exist_ok=True)
-    file = folder / SKIPPED / f"{about['stage']}-{about['step']:06d}.json"
-    modules = {kind: _by_module(found) for kind, found in norms.items()}
-    write_json(file, _plain({**about, "samples": samples, "modules": modules, "parameters": norms}))
+    file = folder / SKIPPED / f"{record['stage']}-{record['step']:06d}.json"
+    modules = {kind: _by_module(by_path) for kind, by_path in norms.items()}
+    write_json(file, _to_json_values({**record, "samples": samples, "modules": modules, "parameters": norms}))
     return file
 
 
@@ -116,7 +116,7 @@ def _by_module(norms: dict[str, float]) -> dict[str, float]:
     return {module: math.sqrt(total) for module, total in squares.items()}
 
 
-def _plain(value):
+def _to_json_values(value):
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _to_json_values(item) for key, item in value.items()}
     return value if not isinstance(value, float) or math.isfinite(value) else str(value)

@@ -13,24 +13,24 @@ def log_step(stage: StageRun, result: StepResult) -> None:
     Of a skipped step the metrics are only that it was, and how many samples were replaced. Every process must call it.
     Raises Diverged where too many steps in a row were skipped, DataError where too many samples were replaced.
     """
-    run, plan, guard = stage.run, stage.plan, stage.guard
-    step, metrics, global_step = result.step, result.metrics, plan.start + result.step
+    run, setup, guard = stage.run, stage.setup, stage.guard
+    step, metrics, global_step = result.step, result.metrics, setup.start_step + result.step
     if metrics.step_time is not None:
         times = {"time/step": metrics.step_time, "time/data_wait": metrics.data_wait}
-        run.writer.write("timing", global_step, {"stage": plan.name, **times})
-    run.watchdog.step_is_read(global_step)
-    guard.read(step, metrics.loss, metrics.applied)
+        run.writer.write("timing", global_step, {"stage": setup.name, **times})
+    run.watchdog.record_step(global_step)
+    guard.update(step, metrics.loss, metrics.applied)
     run.stop.agree(metrics.stop)
-    run.writer.write("metrics", global_step, {"stage": plan.name, **_record(metrics, guard.skipped)})
+    run.writer.write("metrics", global_step, {"stage": setup.name, **_record(metrics, guard.skipped)})
     stage.bad.add(int(metrics.replaced or 0))
     if not metrics.applied:
         _report_skipped(stage, result)
         return
     if metrics.loss > guard.spike_above(step):
         reason = guard.reason(step, _values(metrics))
-        run.say(f"WARNING: step {step} of {plan.name}: {reason}; it was applied")
-    if step == 1 or step % run.config.log_every == 0 or step == plan.data.steps:
-        run.say(stage.progress.line(step, metrics.loss))
+        run.log(f"WARNING: step {step} of {setup.name}: {reason}; it was applied")
+    if step == 1 or step % run.config.log_every == 0 or step == setup.data.steps:
+        run.log(stage.progress.line(step, metrics.loss))
 
 
 def _values(metrics: StepMetrics) -> dict[str, float]:
@@ -47,21 +47,21 @@ def _record(metrics: StepMetrics, skipped: int) -> dict[str, float]:
 
 def _report_skipped(stage: StageRun, result: StepResult) -> None:
     """Logs which step was skipped and why, and writes its file. Raises Diverged where it is one too many."""
-    run, plan, guard = stage.run, stage.plan, stage.guard
+    run, setup, guard = stage.run, stage.setup, stage.guard
     step, metrics = result.step, result.metrics
     values = _values(metrics)
     reason = guard.reason(step, values)
     norms = {"gradient": dict(zip(sorted(result.state.trainable), metrics.norms.tolist(), strict=True))}
-    if guard.is_over():
-        norms["parameter"] = step_guard.parameter_norms(all_params(result.state), plan.layout.mesh)
-    record = {"stage": plan.name, "step": step, "reason": reason, "skipped_in_a_row": guard.in_a_row, **values}
-    samples = step_guard.sample_ids(plan.data.train, metrics.index)
+    if guard.has_too_many():
+        norms["parameter"] = step_guard.parameter_norms(all_params(result.state), setup.layout.mesh)
+    record = {"stage": setup.name, "step": step, "reason": reason, "skipped_in_a_row": guard.in_a_row, **values}
+    samples = step_guard.sample_ids(setup.data.train, metrics.index)
     file = step_guard.write_skipped(run.folder, record, samples, norms)
-    run.say(f"WARNING: step {step} of {plan.name} is skipped: {reason}; {file} names its samples")
-    if guard.is_over():
+    run.log(f"WARNING: step {step} of {setup.name} is skipped: {reason}; {file} names its samples")
+    if guard.has_too_many():
         run.writer.flush()
         raise Diverged(
-            f"{guard.in_a_row} steps in a row were skipped, the last one step {step} of stage {plan.name}: {reason}. "
+            f"{guard.in_a_row} steps in a row were skipped, the last one step {step} of stage {setup.name}: {reason}. "
             f"The weights are those behind step {step - guard.in_a_row}. Samples, gradients and weights of these steps "
             f"are in {file.parent}: look at the samples, or lower the learning rate."
         )

@@ -75,7 +75,7 @@ def training_steps(
             yield _result(step, pending, state, is_due=True)
             pending = None
             stage.progress.pause()
-        if step == stage.plan.data.steps:
+        if step == stage.setup.data.steps:
             return
         batch, index, data_wait = _next_batch(stage, step + 1, compiled)
         state, metrics = train_step(state, batch, stage.guard.limit(step + 1))  # returns at once; the device works on
@@ -91,8 +91,8 @@ def _next_batch(stage: StageRun, step: int, compiled: set[int]) -> tuple[Batch, 
 
     compiled: the lengths of rows for which there is a program; the batch's is added.
     """
-    run, global_step = stage.run, stage.plan.start + step
-    began = time.perf_counter()
+    run, global_step = stage.run, stage.setup.start_step + step
+    started = time.perf_counter()
     run.watchdog.begin(READING, global_step)
     rows, info = next(stage.batches)
     if not run.stop.is_single_process:
@@ -100,8 +100,8 @@ def _next_batch(stage: StageRun, step: int, compiled: set[int]) -> tuple[Batch, 
     length = rows.tokens.shape[1]
     run.watchdog.begin("computing" if length in compiled else "compiling", slow=length not in compiled)
     compiled.add(length)
-    batch = global_batch(rows, stage.plan.layout.mesh)
-    data_wait = time.perf_counter() - began
+    batch = global_batch(rows, stage.setup.layout.mesh)
+    data_wait = time.perf_counter() - started
     stage.bad.record(global_step, info.replaced)
     return batch, info.index, data_wait
 

@@ -22,7 +22,7 @@ class StopRequest:
         """stop: what a step has reported to all processes (`stop` in its metrics)."""
         self.is_agreed = self.is_agreed or stop
 
-    def ask_all(self) -> bool:
+    def synchronize(self) -> bool:
         """Whether to stop, outside of steps. Every process must call it; they wait for each other."""
         if not self.is_single_process and not self.is_agreed:
             self.is_agreed = bool(np.any(multihost_utils.process_allgather(np.array(self.signalled))))
@@ -31,11 +31,11 @@ class StopRequest:
     @contextlib.contextmanager
     def on_sigterm(self):
         """Inside, SIGTERM is this request."""
-        before = signal.signal(signal.SIGTERM, lambda signum, frame: self._receive())
+        previous = signal.signal(signal.SIGTERM, lambda signum, frame: self._receive())
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, previous)
 
     def _receive(self) -> None:
         self.signalled = True

@@ -18,15 +18,15 @@ def parameter_table(state: TrainState, rates: dict[str, float | None]) -> list[s
     rows = [("parameter", "shape", "dtype", "trained at", "sharding")]
     for path, x in sorted(params.items()):
         rate = "frozen" if rates[path] is None else f"{rates[path]:g}"
-        rows.append((path, "x".join(map(str, x.shape)) or "scalar", str(x.dtype), rate, _layout(x.sharding.spec)))
+        rows.append((path, "x".join(map(str, x.shape)) or "scalar", str(x.dtype), rate, _format_spec(x.sharding.spec)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     trained = sum(math.prod(x.shape) for x in state.trainable.values())
-    everything = sum(math.prod(x.shape) for x in params.values())
-    return [*lines, f"{everything:,} parameters, {trained:,} trained ({100 * trained / everything:.2f}%)"]
+    total = sum(math.prod(x.shape) for x in params.values())
+    return [*lines, f"{total:,} parameters, {trained:,} trained ({100 * trained / total:.2f}%)"]
 
 
-def _layout(spec: PartitionSpec) -> str:
+def _format_spec(spec: PartitionSpec) -> str:
     names = ["+".join(axis) if isinstance(axis, tuple) else axis or "-" for axis in spec]
     return ", ".join(names) if any(spec) else "replicated"
 

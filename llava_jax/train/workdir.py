@@ -27,7 +27,7 @@ class Resumed:
     evaluated: bool
     guard: dict | None = None
 
-    def keeps(self, record: dict) -> bool:
+    def is_past(self, record: dict) -> bool:
         """Whether a metrics record is of the past; later ones are about to be written again."""
         if record["step"] != self.step:
             return record["step"] < self.step
@@ -47,35 +47,35 @@ def write_run_files(workdir: Path, config: Config, argv: list[str], mesh: Mesh) 
 
 def checkpoint_record(config: Config, index: int, stage: str, evaluated: bool, guard: dict) -> dict:
     """What a checkpoint says about its run."""
-    return {"stage": stage, "index": index, "evaluated": evaluated, "guard": guard, "config": _plain(config)}
+    return {"stage": stage, "index": index, "evaluated": evaluated, "guard": guard, "config": _as_json(config)}
 
 
-def find_resumable(store: CheckpointStore, config: Config, say: Callable[[str], None]) -> Resumed | None:
+def find_resumable(store: CheckpointStore, config: Config, log: Callable[[str], None]) -> Resumed | None:
     """The newest whole checkpoint, None without any. Damaged ones that are newer are told and set aside. Raises
     ConfigError where it is of another model or other stages, DataError where there are checkpoints and none is whole.
     """
     newest = store.latest_intact()
     for note in newest.notes:
-        say(note)
+        log(note)
     step = newest.step
     if step is None:
         return None
-    found = store.read_run(step)
-    old, new = found["config"], _plain(config)
+    record = store.read_run(step)
+    old, new = record["config"], _as_json(config)
     for key in ("vision", "llm", "projector", "select_layer", "select_feature"):
         if old["model"][key] != new["model"][key]:
             raise ConfigError(
                 f"the workdir holds a run with model.{key}={old['model'][key]!r}, the config says "
                 f"{new['model'][key]!r}; continue with the same model, or choose another --workdir"
             )
-    reached = found["index"] + 1
-    if old["run"][:reached] != new["run"][:reached]:
+    stages_begun = record["index"] + 1
+    if old["run"][:stages_begun] != new["run"][:stages_begun]:
         raise ConfigError(
             f"the workdir holds a run of stages {old['run']}, the config runs {new['run']}; choose another --workdir"
         )
     if newest.damaged:
         store.quarantine(newest.damaged)
-    return Resumed(step, found["index"], found["stage"], found["evaluated"], found.get("guard"))
+    return Resumed(step, record["index"], record["stage"], record["evaluated"], record.get("guard"))
 
 
 def write_json(path: Path, value) -> None:
@@ -89,5 +89,5 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _plain(config: Config) -> dict:
+def _as_json(config: Config) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(config)))

@@ -39,19 +39,19 @@ def start(folder: Path, cache: Path) -> tuple[int, int, bytes, bytes]:
         command, cwd=folder, env=os.environ | child_process.TRAINING, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    compiled, found = re.search(r"programs: (\d+) compiled, (\d+) taken from", done.stdout).groups()
+    compiled, cached = re.search(r"programs: (\d+) compiled, (\d+) taken from", done.stdout).groups()
     weights = (folder / "projector.safetensors").read_bytes()
-    return int(compiled), int(found), (folder / "run" / "metrics.jsonl").read_bytes(), weights
+    return int(compiled), int(cached), (folder / "run" / "metrics.jsonl").read_bytes(), weights
 
 
-def test_a_second_start_compiles_nothing_and_computes_the_same(tmp_path):
+def test_second_start_compiles_nothing_and_gives_equal_results(tmp_path):
     cache = tmp_path / "cache"
-    compiled, found, *results = start(tmp_path / "first", cache)
+    compiled, cached, *results = start(tmp_path / "first", cache)
     assert compiled > 5
-    assert start(tmp_path / "second", cache) == (0, compiled + found, *results)
+    assert start(tmp_path / "second", cache) == (0, compiled + cached, *results)
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_cache_folder_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"--compile_cache=.*file/cache cannot be made: Not a directory"):
         with compile_cache(tmp_path / "file" / "cache", print):

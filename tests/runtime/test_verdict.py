@@ -6,7 +6,7 @@ import pytest
 
 from llava_jax.runtime.heartbeat import READING, ProcessStatus
 from llava_jax.runtime.verdict import (
-    SLOW,
+    SLOW_FACTOR,
     ClusterView,
     PeerStatus,
     Stall,
@@ -73,8 +73,8 @@ CASES = {
     "ends after twice as long": (dict(warned=True, idle=200, peers=straggler()), Verdict(True, end=Stall(200, (1,)))),
     "never ends without a warning": (dict(idle=900, peers=straggler(idle=900)), warn(900, 1)),
     "a new step makes the warning forgotten": (dict(warned=True, idle=5, peers=straggler()), NOTHING),
-    "a slow activity may take longer": (dict(idle=SLOW * PATIENCE - 1, peers=SLOW_STRAGGLER), NOTHING),
-    "but not for ever": (dict(idle=SLOW * PATIENCE, peers=SLOW_STRAGGLER), warn(SLOW * PATIENCE, 1)),
+    "a slow activity may take longer": (dict(idle=SLOW_FACTOR * PATIENCE - 1, peers=SLOW_STRAGGLER), NOTHING),
+    "but not for ever": (dict(idle=SLOW_FACTOR * PATIENCE, peers=SLOW_STRAGGLER), warn(SLOW_FACTOR * PATIENCE, 1)),
     "nobody is behind": (dict(idle=101), warn(101, 0, 1, 2)),
     "a silent one is blamed, not a straggler": (dict(idle=101, peers=silent(40, BEHIND)), warn(101, silent=(1,))),
     "silent for less than a third": (dict(idle=101, peers=silent(33, BEHIND)), warn(101, 2)),
@@ -121,7 +121,7 @@ OBSERVED = {
 
 
 @pytest.mark.parametrize("case", OBSERVED)
-def test_a_heartbeat_is_compared_with_the_one_before(case):
+def test_heartbeat_is_compared_with_the_previous_one(case):
     previous, status, expected = OBSERVED[case]
     before = previous and PeerStatus(previous, alive_at=10, progress_at=20)
     assert observe(before, status, now=NOW, earliest=70) == PeerStatus(*expected)
@@ -151,12 +151,12 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("case", TEXTS)
-def test_the_text_names(case):
+def test_explanation(case):
     stall, given, expected = TEXTS[case]
     assert explain(stall, view(**given), WatchdogSettings(0, 3, 60, PATIENCE), names) == expected
 
 
-def test_many_processes_are_cut_short():
+def test_explanation_names_up_to_16_processes():
     peers = {p: peer() for p in range(1, 20)}
     settings = WatchdogSettings(0, 20, 60, PATIENCE)
     text = explain(Stall(101, tuple(range(20))), view(peers=peers), settings, lambda *_: [])

@@ -26,8 +26,8 @@ def write_data(folder: Path, examples: int, bad, kind: str = "instruct") -> None
     source, rows = SceneSource(kind, 0, False, 24), []
     for i in range(examples):
         example = source[i]
-        said = [{"from": role, "value": text} for role, text in example.turns]
-        rows.append({"id": f"{kind} {i}", "image": f"{i}.png", "conversations": said})
+        turns = [{"from": role, "value": text} for role, text in example.turns]
+        rows.append({"id": f"{kind} {i}", "image": f"{i}.png", "conversations": turns})
         file = folder / "images" / f"{i}.png"
         if i not in bad or i % 2:
             example.images[0].save(file)
@@ -58,7 +58,7 @@ def get_config():
         s.learning_rates = (("vision/.*", None), (".*", 1e-3))
         s.data.path, s.data.image_folder = str(folder / "chat.json"), str(folder / "images")
         s.data.template, s.data.threads, s.data.bad_ceiling = "vicuna_v1", 2, 0.1
-    one = c.stages.packed.data
-    one.mixture = ((one.path, one.image_folder, 2.0), (str(more / "chat.json"), str(more / "images"), 1.0))
-    one.path = one.image_folder = ""
+    packed = c.stages.packed.data
+    packed.mixture = ((packed.path, packed.image_folder, 2.0), (str(more / "chat.json"), str(more / "images"), 1.0))
+    packed.path = packed.image_folder = ""
     return c

@@ -31,16 +31,16 @@ def data(tmp_path_factory):
 def train(folder: Path, **changes) -> list[str]:
     """What a run without worker processes and without a mixture says."""
     c = packed_config.get_config()
-    one, other = c.stages.packed.data, c.stages.buckets.data
-    one.workers = other.workers = 0
-    one.mixture, one.path, one.image_folder = (), other.path, other.image_folder
+    packed, buckets = c.stages.packed.data, c.stages.buckets.data
+    packed.workers = buckets.workers = 0
+    packed.mixture, packed.path, packed.image_folder = (), buckets.path, buckets.image_folder
     with c.unlocked():
         c.update_from_flattened_dict({path.replace("__", "."): value for path, value in changes.items()})
-    said = []
+    lines = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "log", said.append)
+        patch.setattr(loop, "log", lines.append)
         loop.train(config.from_config_dict(c), folder, ["test"])
-    return said
+    return lines
 
 
 def listed(folder: Path) -> list[dict]:
@@ -50,16 +50,16 @@ def listed(folder: Path) -> list[dict]:
 PLANTED = sorted(f"instruct {i}" for i in packed_config.BAD)
 
 
-def test_beyond_the_ceiling_the_run_ends_and_says_where_the_list_is(data, tmp_path):
+def test_exceeding_bad_ceiling_fails_and_names_the_list(data, tmp_path):
     with pytest.raises(DataError, match=rf"2 of the 192 samples .* allows 1.9.* {tmp_path}/bad_samples.jsonl"):
         train(tmp_path, run=("packed",), stages__packed__data__bad_ceiling=0.01)
     assert len(listed(tmp_path)) >= 2
 
     # The same command goes on; so it does where steps are skipped, which count and name what was in their rows.
-    said = train(tmp_path, run=("packed",), guard__spike=1.0001, guard__window=1)
+    lines = train(tmp_path, run=("packed",), guard__spike=1.0001, guard__window=1)
     files = sorted((tmp_path / "skipped").iterdir())
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert len(files) == records[-1].get("train/skipped", len(files)) >= 1, said
+    assert len(files) == records[-1].get("train/skipped", len(files)) >= 1, lines
     assert sum(r["train/replaced"] for r in records) == len(listed(tmp_path)) == 6
     for file in files:
         dump = json.loads(file.read_text())
@@ -68,7 +68,7 @@ def test_beyond_the_ceiling_the_run_ends_and_says_where_the_list_is(data, tmp_pa
         assert len(dump["samples"]) > 8, "several a row"
 
 
-def test_a_mixture_replaces_and_counts_too_and_goes_on_as_it_was(data, tmp_path):
+def test_mixture_counts_replaced_samples_and_resumes_byte_equal(data, tmp_path):
     scenes = data / "scenes"
     mixed = dict(
         run=("buckets",), stages__buckets__data__lengths=(), stages__buckets__data__path="", checkpoint__every=9,
@@ -76,50 +76,50 @@ def test_a_mixture_replaces_and_counts_too_and_goes_on_as_it_was(data, tmp_path)
     )  # fmt: skip
     train(tmp_path, **mixed)
     assert sorted(r["sample"] for r in listed(tmp_path)) == PLANTED
-    place = json.loads((tmp_path / "checkpoints" / "12" / "data" / "metadata").read_text())
-    assert place["replaced"] == 3 and place["mixture"]["start"] == 0
+    data_state = json.loads((tmp_path / "checkpoints" / "12" / "data" / "metadata").read_text())
+    assert data_state["replaced"] == 3 and data_state["mixture"]["start"] == 0
     before = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "bad_samples.jsonl")}
     shutil.rmtree(tmp_path / "checkpoints" / "12")  # as if killed behind step 9
-    said = train(tmp_path, **mixed)
-    assert f"continuing {tmp_path} behind step 9 of buckets" in said
+    lines = train(tmp_path, **mixed)
+    assert f"continuing {tmp_path} behind step 9 of buckets" in lines
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
-    again = json.loads((tmp_path / "checkpoints" / "12" / "data" / "metadata").read_text())
-    assert again == place
+    data_state_again = json.loads((tmp_path / "checkpoints" / "12" / "data" / "metadata").read_text())
+    assert data_state_again == data_state
     with pytest.raises(DataError, match="of the 96 samples that stage buckets shows had to be replaced"):
         train(tmp_path / "few", **mixed, stages__buckets__data__bad_ceiling=0.001)
 
 
-def test_error_is_the_policy_that_stops_at_the_first(data, tmp_path):
+def test_policy_error_fails_at_the_first_bad_sample(data, tmp_path):
     with pytest.raises(DataError, match=r"sample 'instruct \d+': .*png: "):
         train(tmp_path, run=("packed",), stages__packed__data__bad="error")
     assert not (tmp_path / "bad_samples.jsonl").exists()
 
 
-def test_a_held_out_sample_that_cannot_be_read_is_no_end_either(data, tmp_path):
+def test_unreadable_held_out_sample_is_counted_and_not_fatal(data, tmp_path):
     held_out = dict(
         stages__buckets__data__held_out=0.7, stages__buckets__eval__answers=2, stages__buckets__eval__max_new_tokens=2
     )
-    said = train(tmp_path, run=("buckets",), **held_out)
+    lines = train(tmp_path, run=("buckets",), **held_out)
     source = LlavaJson(data / "scenes" / "chat.json", data / "scenes" / "images")
     ids = {source.example_id(i) for i in packed_config.BAD} & {e.id for e in train_eval_split(source, 0.7, 64)[1]}
     assert 0 < len(ids) < len(packed_config.BAD)
-    (line,) = [line for line in said if line.startswith("held out, step")]
+    (line,) = [line for line in lines if line.startswith("held out, step")]
     assert f"val/replaced {len(ids):.4f}" in line
     assert {record["sample"] for record in listed(tmp_path)}.isdisjoint(ids), "the list is of training"
 
 
-def test_lists_are_cut_back_to_the_state_also_those_of_processes_that_are_no_more(tmp_path, monkeypatch):
+def test_lists_of_all_processes_are_truncated_to_the_restored_step(tmp_path, monkeypatch):
     line = '{"step": %d, "stage": "s", "sample": "1"}\n'
     for name in ("bad_samples.jsonl", "bad_samples-1.jsonl", "bad_samples-x.jsonl"):
         (tmp_path / name).write_text(line % 3 + line % 4 + line % 5 + '{"step": 6, "sta')
-    told = []
-    bad = BadSampleLog(tmp_path, "s", 4, count=2, samples=1000, ceiling=0.003, say=told.append)
+    lines = []
+    bad = BadSampleLog(tmp_path, "s", 4, count=2, samples=1000, ceiling=0.003, log=lines.append)
     for name in ("bad_samples.jsonl", "bad_samples-1.jsonl"):
         assert (tmp_path / name).read_text() == line % 3 + line % 4, name
     assert len((tmp_path / "bad_samples-x.jsonl").read_text().splitlines()) == 4, "not one of ours"
     entry = {"index": 7, "sample": "7", "reason": "sample '7': broken", "substitute": "8"}
     bad.record(5, [entry] * 30)
-    assert len(told) == 10 and "sample '7': broken" in told[0]
+    assert len(lines) == 10 and "sample '7': broken" in lines[0]
     assert len((tmp_path / "bad_samples.jsonl").read_text().splitlines()) == 32
     bad.add(1)
     with pytest.raises(DataError, match="4 of the 1,000 samples that stage s shows"):

@@ -30,7 +30,7 @@ def rows(count=700) -> Rows:
     return Rows(examples, RowFormat(tokenizer, "plain", 64, 1, 9, 48, "crop", "error"), replace=True)
 
 
-def test_sizes_are_those_of_the_rows_and_open_no_image():
+def test_measured_sizes_equal_the_rows_without_opening_images():
     source = [dataclasses.replace(e, images=(Image.new("RGB", (9, 9)),)) for e in rows(40).source]
     made = dataclasses.replace(rows(40), source=source)
     sizes = dataset.measure(rows(40), threads=2, workers=0)
@@ -39,7 +39,7 @@ def test_sizes_are_those_of_the_rows_and_open_no_image():
         assert sizes[i].tolist() == [(made.row(i).arrays.segment_ids > 0).sum(), 1]
 
 
-def test_two_processes_measure_a_half_each_and_know_everything(monkeypatch):
+def test_two_processes_measure_half_each_and_share_all_sizes(monkeypatch):
     whole, shares = dataset.measure(rows(), 2, 0), {}
     assert (whole[:, 0] == 0).sum() == 2
 
@@ -56,7 +56,7 @@ def test_two_processes_measure_a_half_each_and_know_everything(monkeypatch):
     assert shares[0].shape == shares[1].shape == (350, 2), "a share each, not everything twice"
 
 
-def test_a_sample_that_cannot_be_measured_and_stays_is_an_error():
+def test_unreadable_sample_without_replacement_fails():
     with pytest.raises(DataError, match="sample '7'"):
         dataset.measure(dataclasses.replace(rows(), replace=False), 2, 0)
 
@@ -75,43 +75,45 @@ def opened(stage: Stage) -> dataset.StageData:
     return dataset.open_stage("one", stage, 0, open_tokenizer("tiny"), VISION["tiny"])
 
 
-def test_the_steps_of_packed_epochs_are_counted_exactly(tmp_path, capsys):
+def test_steps_of_packed_epochs_are_exact(tmp_path, capsys):
     write_json(tmp_path / "chat.json", "", [1 + i % 5 for i in range(100)])
     data = Data(path=str(tmp_path / "chat.json"), image_folder=str(tmp_path), **PACKED)
     stage = Stage(data=data, batch=4, epochs=3)
-    found = opened(stage)
+    stage_data = opened(stage)
     assert "one: measured 100 samples in" in capsys.readouterr().out
-    batches = list(dataset.training_batches(stage, found, 0))
-    assert len(batches) == found.steps < 3 * 100 / 4 / 2
-    assert found.samples == 300 == sum(int(b.segment_ids.max(axis=1).sum()) for b, _ in batches)
+    batches = list(dataset.training_batches(stage, stage_data, 0))
+    assert len(batches) == stage_data.steps < 3 * 100 / 4 / 2
+    assert stage_data.samples == 300 == sum(int(b.segment_ids.max(axis=1).sum()) for b, _ in batches)
     by_steps = dataclasses.replace(stage, steps=10)
-    found = opened(by_steps)
-    assert found.samples == round(40 * 100 / len(found.train))
+    stage_data = opened(by_steps)
+    assert stage_data.samples == round(40 * 100 / len(stage_data.train))
 
 
 def packed_mixture(folder: Path, names: str) -> tuple[Stage, dataset.StageData]:
     """Of sources of 300 samples: short ones, in `c` middling, in `b` long ones; all of the same weight."""
     mixture = tuple((str(folder / f"{name}.json"), str(folder), 1.0) for name in names)
     for name in names:
-        words = {"a": 2, "b": 9, "c": 5}[name]
-        write_json(folder / f"{name}.json", name, [words + i % 3 for i in range(300)])
+        count = {"a": 2, "b": 9, "c": 5}[name]
+        write_json(folder / f"{name}.json", name, [count + i % 3 for i in range(300)])
     stage = Stage(data=Data(mixture=mixture, **PACKED), batch=4, epochs=1)
     return stage, opened(stage)
 
 
-def names_of(stage: Stage, data: dataset.StageData, place: dict | None, steps: int) -> tuple[list[list[str]], dict]:
+def names_of(
+    stage: Stage, data: dataset.StageData, data_state: dict | None, steps: int
+) -> tuple[list[list[str]], dict]:
     """(the samples of each row of so many batches, the place behind them)."""
-    if place is not None:
-        data = dataset.resume_data(data, place)
+    if data_state is not None:
+        data = dataset.resume_data(data, data_state)
     batches = dataset.training_batches(stage, data, 0)
-    if place is not None:
-        batches.set_state({name: value for name, value in place.items() if name != "mixture"})
-    taken = [next(batches)[1].index for _ in range(steps)]
+    if data_state is not None:
+        batches.set_state({name: value for name, value in data_state.items() if name != "mixture"})
+    indices = [next(batches)[1].index for _ in range(steps)]
     batches.close()
-    return [data.train.names(int(i)) for index in taken for i in index], dataset.data_state_of(data, batches)
+    return [data.train.names(int(i)) for index in indices for i in index], dataset.data_state_of(data, batches)
 
 
-def test_a_packed_mixture_packs_each_source_by_itself_and_weighs_samples(tmp_path):
+def test_packed_mixture_packs_each_source_alone_and_weighs_samples(tmp_path):
     stage, data = packed_mixture(tmp_path, "bc")
     rows, _ = names_of(stage, data, None, data.steps)
     assert all(len({name[0] for name in row}) == 1 for row in rows)
@@ -120,13 +122,13 @@ def test_a_packed_mixture_packs_each_source_by_itself_and_weighs_samples(tmp_pat
     assert sum(row[0][0] == "c" for row in rows) < 0.45 * len(rows), "which need fewer rows where they are short"
 
 
-def test_a_packed_mixture_goes_on_exactly_also_with_a_source_in_front(tmp_path):
+def test_packed_mixture_resumes_exactly_also_with_an_added_source(tmp_path):
     stage, data = packed_mixture(tmp_path, "bc")
     whole, _ = names_of(stage, data, None, 30)
-    first, place = names_of(stage, data, None, 10)
-    assert first + names_of(stage, data, json.loads(json.dumps(place)), 20)[0] == whole
+    first, data_state = names_of(stage, data, None, 10)
+    assert first + names_of(stage, data, json.loads(json.dumps(data_state)), 20)[0] == whole
     changed = packed_mixture(tmp_path, "abc")  # in the order of the sources, and of their samples, the first
-    more, place = names_of(*changed, place, 20)
+    more, data_state = names_of(*changed, data_state, 20)
     assert {row[0][0] for row in more} == set("abc")
     for name in "bc":
         # The source's own order is kept: what comes is what would have come, only later.
@@ -134,33 +136,33 @@ def test_a_packed_mixture_goes_on_exactly_also_with_a_source_in_front(tmp_path):
         assert kept == [row for row in whole if row[0][0] == name][: len(kept)]
     write_json(tmp_path / "b.json", "b", [9] * 150 + [3] * 150)
     with pytest.raises(ConfigError, match="b.json (had .* examples, now it has|is packed differently than before)"):
-        names_of(stage, opened(stage), place, 1)
+        names_of(stage, opened(stage), data_state, 1)
 
 
-def test_what_is_held_out_of_packed_samples_is_measured_in_rows_of_its_own_length(tmp_path):
+def test_held_out_rows_are_shorter_than_packed_rows(tmp_path):
     write_json(tmp_path / "chat.json", "", [1 + i % 5 for i in range(300)])
     data = Data(path=str(tmp_path / "chat.json"), image_folder=str(tmp_path), held_out=0.3, **(PACKED | {"length": 64}))
-    found = opened(Stage(data=data, batch=4, epochs=1, loss_chunks=4))
-    rows = [found.held_out.row(i).arrays for i in range(len(found.held_out))]
+    stage_data = opened(Stage(data=data, batch=4, epochs=1, loss_chunks=4))
+    rows = [stage_data.held_out.row(i).arrays for i in range(len(stage_data.held_out))]
     longest = max((row.segment_ids > 0).sum() for row in rows)
     assert {row.tokens.shape for row in rows} == {(16,)} and 8 < longest <= 16
-    assert all(row.arrays.tokens.shape == (64,) for row in (found.train.row(0), found.train.row(1)))
+    assert all(row.arrays.tokens.shape == (64,) for row in (stage_data.train.row(0), stage_data.train.row(1)))
 
 
-def test_a_stage_takes_its_split_and_prompt_format_of_scienceqa_alone_and_in_a_mixture(tmp_path):
+def test_scienceqa_split_and_prompt_format_apply_in_mixtures_too(tmp_path):
     write_folder(tmp_path / "sqa", {str(i): {"lecture": "a lecture"} for i in range(3)})
     (tmp_path / "sqa" / "pid_splits.json").write_text('{"train": [], "test": ["0", "1", "2"], "minitest": ["2", "0"]}')
     write_json(tmp_path / "chat.json", "c", [3] * 5)
-    how = dict(template="vicuna_v1", length=200, max_images=0, threads=0)
-    how |= dict(split="minitest", prompt_format="QCM-ALE")
-    alone = opened(Stage(data=Data(path=str(tmp_path / "sqa"), **how), batch=1, epochs=1))
+    options = dict(template="vicuna_v1", length=200, max_images=0, threads=0)
+    options |= dict(split="minitest", prompt_format="QCM-ALE")
+    alone = opened(Stage(data=Data(path=str(tmp_path / "sqa"), **options), batch=1, epochs=1))
     assert [example.id for example in alone.train.source] == ["2", "0"]
     assert alone.train.source[0].turns[1][1] == "The answer is A. BECAUSE: a lecture"
     sources = ((str(tmp_path / "sqa"), "", 1.0), (str(tmp_path / "chat.json"), str(tmp_path), 1.0))
-    mixed = opened(Stage(data=Data(mixture=sources, **how), batch=1, steps=4))
-    found = {mixed.train.source[i].id for i in range(len(mixed.train.source))}
-    assert found == {"2", "0", "c0", "c1", "c2", "c3", "c4"}
+    mixed = opened(Stage(data=Data(mixture=sources, **options), batch=1, steps=4))
+    ids = {mixed.train.source[i].id for i in range(len(mixed.train.source))}
+    assert ids == {"2", "0", "c0", "c1", "c2", "c3", "c4"}
     with pytest.raises(ConfigError, match="no ScienceQA folder; correct its path"):
-        opened(Stage(data=Data(mixture=sources[1:], **how), batch=1, steps=4))
+        opened(Stage(data=Data(mixture=sources[1:], **options), batch=1, steps=4))
     with pytest.raises(ConfigError, match="Set data.split"):
-        opened(Stage(data=Data(path=str(tmp_path / "sqa"), **(how | {"split": ""})), batch=1, epochs=1))
+        opened(Stage(data=Data(path=str(tmp_path / "sqa"), **(options | {"split": ""})), batch=1, epochs=1))

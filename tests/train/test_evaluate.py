@@ -35,16 +35,16 @@ from tests.fixtures.tiny_models import changed, random_params
 
 
 class Held:
-    """Row i: token 10 + i, one image of colour `colours[i]` (0: a text alone). `asked` are the rows that were read."""
+    """Row i: token 10 + i, one image of colour `colours[i]`; 0: text only. `rows_read`: indices read so far."""
 
     def __init__(self, colours: list[int], readable: bool = True):
-        self.colours, self.readable, self.asked = colours, readable, []
+        self.colours, self.readable, self.rows_read = colours, readable, []
 
     def __len__(self):
         return len(self.colours)
 
     def row(self, i):
-        self.asked.append(i)
+        self.rows_read.append(i)
         tokens = [10 + i, IMAGE_TOKEN_ID if self.colours[i] else 3, 7]
         at = np.arange(3, dtype=np.int32)
         pixels = np.full((1, 2, 2, 3), self.colours[i], np.uint8)
@@ -58,16 +58,16 @@ def measure(held_out: Held, shuffled: bool, samples: int = 99) -> tuple[dict[str
 
     def eval_step(params, batch):
         rows = zip(batch.tokens[:, 0], batch.images[:, 0, 0, 0, 0], batch.target_mask.any(1), strict=True)
-        found = [(int(t), int(c)) for t, c, counts in rows if counts]
-        pairs.extend(found)
-        return sum(t * c for t, c in found), len(found)
+        counted = [(int(t), int(c)) for t, c, counts in rows if counts]
+        pairs.extend(counted)
+        return sum(t * c for t, c in counted), len(counted)
 
     stage = Stage(batch=4, accumulation=2, eval=Eval(samples=samples, shuffled=shuffled))
-    speaker = Evaluator(None, {}, stage, None, MESH, lambda: False)
-    return held_out_loss(eval_step, speaker, held_out), pairs
+    evaluator = Evaluator(None, {}, stage, None, MESH, lambda: False)
+    return held_out_loss(eval_step, evaluator, held_out), pairs
 
 
-def test_shuffled_is_every_text_once_with_an_image_that_is_not_its_own():
+def test_shuffled_loss_pairs_each_text_with_another_image():
     colours = [20, 20, 21, 22, 22, 0, 23, 99]  # neighbours share pictures; one text has none
     result, pairs = measure(Held(colours), shuffled=True, samples=7)
     assert result.keys() == {"val/loss", "val/loss_blank", "val/loss_shuffled", "val/replaced"}
@@ -81,16 +81,16 @@ def test_shuffled_is_every_text_once_with_an_image_that_is_not_its_own():
     assert result["val/replaced"] == 1, "counted once, not in every pass"
 
 
-def test_where_there_is_no_other_image_there_is_no_such_loss():
+def test_no_shuffled_loss_without_a_different_image():
     result, _ = measure(Held([20, 20, 20]), shuffled=True)
     assert "val/loss_shuffled" not in result and result["val/loss"] > 0
 
 
-def test_without_it_no_row_is_read_again():
+def test_without_shuffled_no_row_is_read_twice():
     held_out = Held([20, 21, 22, 23, 24, 25, 26])
     result, _ = measure(held_out, shuffled=False)
     assert "val/loss_shuffled" not in result
-    assert len(held_out.asked) == 8, "one more for the shape of the filler"
+    assert len(held_out.rows_read) == 8, "one more for the shape of the filler"
 
 
 # --- answers ----------------------------------------------------------
@@ -107,10 +107,10 @@ def colour(value: int) -> Image.Image:
     return Image.new("RGB", (30, 24), (value, 0, 0))
 
 
-def speaker(template: str, batch: int, mesh=MESH, stop=lambda: False, **params) -> Evaluator:
+def make_evaluator(template: str, batch: int, mesh=MESH, should_stop=lambda: False, **params) -> Evaluator:
     stage = Stage(batch=2 * batch, accumulation=2, data=Data(template=template, max_images=2), eval=Eval())
     params = params or random_params(WIDE)
-    return Evaluator(Llava(WIDE), params, stage, open_tokenizer("tiny"), mesh, stop)
+    return Evaluator(Llava(WIDE), params, stage, open_tokenizer("tiny"), mesh, should_stop)
 
 
 @pytest.fixture
@@ -126,72 +126,72 @@ def echoes(monkeypatch) -> list[tuple]:
     return batches
 
 
-def test_samples_that_share_an_id_are_asked_their_own_questions(echoes):
+def test_samples_with_equal_ids_get_their_own_questions(echoes):
     questions = ("where is the red circle ?", "how many objects are there ?", "is it blue ?")
-    texts = evaluate.answer(speaker("vicuna_v1", 2), [question(q) for q in questions], blank=False)
+    texts = evaluate.answer(make_evaluator("vicuna_v1", 2), [question(q) for q in questions], blank=False)
     assert all(q in text and text == text.strip() for q, text in zip(questions, texts, strict=True))
 
 
-def test_all_batches_of_questions_have_one_shape_and_their_own_images(echoes):
+def test_question_batches_have_one_shape_and_their_own_images(echoes):
     examples = [question("what is it ?", *map(colour, range(i))) for i in (0, 2, 1, 0, 1)]
-    evaluate.answer(speaker("plain", 2), examples, blank=False)
+    evaluate.answer(make_evaluator("plain", 2), examples, blank=False)
     assert [len(prompts) for prompts, _ in echoes] == [2, 2, 1]
     assert {shape for _, shape in echoes} == {(2, 16, 2)}
     colours = [[int(image[0, 0, 0]) for image in prompt.images] for prompts, _ in echoes for prompt in prompts]
     assert colours == [[], [0, 1], [0], [], [0]]
 
 
-def test_a_blanked_image_keeps_its_place(echoes):
-    evaluate.answer(speaker("plain", 2), [question("what ?", colour(9))], blank=True)
+def test_blanked_image_keeps_its_placeholders(echoes):
+    evaluate.answer(make_evaluator("plain", 2), [question("what ?", colour(9))], blank=True)
     (((prompt,), _),) = echoes
     assert len(prompt.images) == 1 and (prompt.images[0] == BLANK).all() and prompt.images[0].shape == (24, 24, 3)
     assert (prompt.tokens == IMAGE_TOKEN_ID).sum() == WIDE.features
 
 
-def test_a_question_longer_than_the_model_s_positions_is_not_asked(echoes):
-    texts = evaluate.answer(speaker("vicuna_v1", 2), [question("red " * 600), question("red ?")], blank=False)
+def test_question_beyond_max_positions_gets_an_empty_answer(echoes):
+    texts = evaluate.answer(make_evaluator("vicuna_v1", 2), [question("red " * 600), question("red ?")], blank=False)
     assert texts[0] == "" and texts[1].endswith("red ? ASSISTANT:") and len(echoes) == 1
-    assert evaluate.answer(speaker("vicuna_v1", 2), [question("red " * 600)], blank=False) == [""]
+    assert evaluate.answer(make_evaluator("vicuna_v1", 2), [question("red " * 600)], blank=False) == [""]
 
 
-def test_a_stop_is_noticed_before_every_batch(echoes):
+def test_should_stop_is_checked_before_every_batch(echoes):
     requests = iter([False, True])
-    asked = speaker("plain", 1, stop=lambda: next(requests))
+    evaluator = make_evaluator("plain", 1, should_stop=lambda: next(requests))
     with pytest.raises(Interrupted):
-        evaluate.answer(asked, [question("red ?"), question("blue ?")], blank=False)
+        evaluate.answer(evaluator, [question("red ?"), question("blue ?")], blank=False)
     assert len(echoes) == 1
 
 
-def whole_answer(asked: Evaluator, example: Example) -> list[int]:
+def whole_answer(evaluator: Evaluator, example: Example) -> list[int]:
     """The definition: all tokens that may be, whatever they are."""
-    template, aspect = asked.stage.data.template, asked.stage.data.aspect
-    ids = encode_prompt(example.turns[:1], 1, tokenizer=asked.tokenizer, template=template, features=WIDE.features)
+    template, aspect = evaluator.stage.data.template, evaluator.stage.data.aspect
+    ids = encode_prompt(example.turns[:1], 1, tokenizer=evaluator.tokenizer, template=template, features=WIDE.features)
     prompt = Prompt(ids, [preprocess(image, 24, aspect) for image in example.images])
-    settings = GenerationConfig((), max_new_tokens=asked.stage.eval.max_new_tokens)
-    return generate(asked.model, nested(asked.params), [prompt], settings)[0].ids
+    settings = GenerationConfig((), max_new_tokens=evaluator.stage.eval.max_new_tokens)
+    return generate(evaluator.model, nested(evaluator.params), [prompt], settings)[0].ids
 
 
 @pytest.mark.parametrize("template, end", [("plain", "\n"), ("vicuna_v1", "</s>")])
-def test_answers_are_cut_where_the_template_ends_them_on_any_mesh(template, end):
-    asked = speaker(template, 4)
-    tokenizer = asked.tokenizer
+def test_answers_end_at_the_template_stop_on_any_mesh(template, end):
+    evaluator = make_evaluator(template, 4)
+    tokenizer = evaluator.tokenizer
     end_id = tokenizer.eos_id if end == "</s>" else tokenizer.encode(end, dummy_prefix=False)[-1]
     examples = [question("what is it ?", Image.fromarray(image)) for image in pictures(3)]
-    fifth, head = whole_answer(asked, examples[0])[4], asked.params["llm/head/kernel"]
+    fifth, head = whole_answer(evaluator, examples[0])[4], evaluator.params["llm/head/kernel"]
     head[:, [fifth, end_id]] = head[:, [end_id, fifth]]  # now the model ends an answer
-    wholes = [whole_answer(asked, e) for e in examples]
+    wholes = [whole_answer(evaluator, e) for e in examples]
     assert any(end_id in ids for ids in wholes)
     cut = [itertools.takewhile(lambda i: i not in (end_id, tokenizer.eos_id), ids) for ids in wholes]
     expected = [tokenizer.decode(ids).strip() for ids in cut]
     assert len(set(expected)) > 1
-    assert evaluate.answer(asked, examples, blank=False) == expected
+    assert evaluate.answer(evaluator, examples, blank=False) == expected
     with jax.set_mesh(mesh := make_mesh(2, 2, 2)):
-        laid_out = abstract_state(WIDE, dict.fromkeys(asked.params), optax.identity(), mesh).frozen
-        params = {path: jax.device_put(x, laid_out[path].sharding) for path, x in asked.params.items()}
-        assert evaluate.answer(speaker(template, 4, mesh, **params), examples, blank=False) == expected
+        laid_out = abstract_state(WIDE, dict.fromkeys(evaluator.params), optax.identity(), mesh).frozen
+        params = {path: jax.device_put(x, laid_out[path].sharding) for path, x in evaluator.params.items()}
+        assert evaluate.answer(make_evaluator(template, 4, mesh, **params), examples, blank=False) == expected
 
 
-def test_two_processes_share_the_rows_and_both_know_all_answers():
+def test_two_processes_give_the_answers_of_one():
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
@@ -213,6 +213,6 @@ def test_two_processes_share_the_rows_and_both_know_all_answers():
     assert len(set(alone)) == 3 and first == second == alone
 
 
-def test_held_out_samples_of_which_none_can_be_read_are_an_error():
+def test_held_out_split_without_readable_samples_fails():
     with pytest.raises(DataError, match="not one of 2 held-out samples can be read; sample 'x': gone"):
         measure(Held([20, 21], readable=False), shuffled=False)

@@ -84,7 +84,7 @@ def reference(tmp_path_factory):
     return folder
 
 
-def test_the_same_config_gives_the_same_files(reference, tmp_path):
+def test_equal_configs_write_byte_equal_files(reference, tmp_path):
     train(tmp_path)
     assert check_resume.contents(tmp_path) == check_resume.contents(reference)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
@@ -92,37 +92,37 @@ def test_the_same_config_gives_the_same_files(reference, tmp_path):
         assert (tmp_path / file.relative_to(reference)).read_bytes() == file.read_bytes()
 
 
-def test_the_evaluations_are_handed_in(tmp_path, monkeypatch):
+def test_custom_evaluations_run_in_order_and_are_summarized(tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(loop, "log", lines.append)
-    mine = Evaluation(lambda context: {"val/mine": context.step}, lambda folder, stage: [f"{folder.name} {stage}"])
-    other = Evaluation(lambda context: {"val/other": 0})
+    first = Evaluation(lambda context: {"val/mine": context.step}, lambda folder, stage: [f"{folder.name} {stage}"])
+    second = Evaluation(lambda context: {"val/other": 0})
     c = settings()
     c.run = ("one",)
-    loop.train(config.from_config_dict(c), tmp_path, ["test"], evaluations=(mine, other))
-    found = [r for r in records(tmp_path) if "train/loss" not in r]
-    assert found == [{"step": step, "stage": "one", "val/mine": step, "val/other": 0} for step in (2, 4)]
+    loop.train(config.from_config_dict(c), tmp_path, ["test"], evaluations=(first, second))
+    evaluated = [r for r in records(tmp_path) if "train/loss" not in r]
+    assert evaluated == [{"step": step, "stage": "one", "val/mine": step, "val/other": 0} for step in (2, 4)]
     assert lines[-2] == f"{tmp_path.name} one" and not (tmp_path / "samples").exists()
 
 
-def test_the_state_of_a_finished_stage_is_freed(tmp_path, monkeypatch):
+def test_state_of_a_finished_stage_is_freed(tmp_path, monkeypatch):
     states, alive = [], []
 
-    def next_state(model_config, plan, state):
+    def next_state(model_config, setup, state):
         states.append(weakref.ref(state))
-        return stages.next_state(model_config, plan, state)
+        return stages.next_state(model_config, setup, state)
 
-    def say(text):
+    def log(text):
         if text.startswith("two 1/4"):
             alive.extend(state() for state in states)
 
     monkeypatch.setattr(stage_run, "next_state", next_state)
-    monkeypatch.setattr(loop, "log", say)
+    monkeypatch.setattr(loop, "log", log)
     train(tmp_path)
     assert alive == [None]
 
 
-def test_metrics_hold_every_step_and_every_evaluation_in_order(reference):
+def test_metrics_hold_every_step_and_evaluation_in_order(reference):
     def kind(record):
         return record["stage"], record["step"], "val" if "val/loss" in record else "train"
 
@@ -137,12 +137,12 @@ def test_metrics_hold_every_step_and_every_evaluation_in_order(reference):
     assert {"val/loss", "val/loss_blank", "val/accuracy/color", "val/accuracy_blank/overall"} < last.keys()
 
 
-def test_the_folder_of_a_run_tells_what_was_run(reference):
-    said = json.loads((reference / "config.json").read_text())
-    assert said["stages"]["two"]["steps"] == 4 and said["run"] == ["one", "two"]
-    about = json.loads((reference / "metadata.json").read_text())
-    assert about["argv"] == ["test"] and about["versions"]["jax"] == jax.__version__
-    assert about["devices"]["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+def test_workdir_records_config_versions_devices_and_results(reference):
+    run_config = json.loads((reference / "config.json").read_text())
+    assert run_config["stages"]["two"]["steps"] == 4 and run_config["run"] == ["one", "two"]
+    metadata = json.loads((reference / "metadata.json").read_text())
+    assert metadata["argv"] == ["test"] and metadata["versions"]["jax"] == jax.__version__
+    assert metadata["devices"]["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
     assert json.loads((reference / "accuracy-two.json").read_text()).keys() == {"before", "after"}
     assert sorted(p.name for p in (reference / "checkpoints").iterdir() if p.name.isdigit()) == ["6", "8"]
     assert (reference / "samples" / "two-000004" / "answers.html").exists()
@@ -152,16 +152,16 @@ def test_the_folder_of_a_run_tells_what_was_run(reference):
     "moment",
     ["one 1/4", "held out, step 2", "one 4/4", "stage two", "held out, step 0", "two 4/4"],
 )
-def test_sigterm_at_any_moment_saves_and_the_next_run_ends_equal(reference, tmp_path, monkeypatch, moment):
+def test_resume_is_byte_equal_after_sigterm(reference, tmp_path, monkeypatch, moment):
     """The signal comes when the run prints `moment`: in a step, in an evaluation, between the stages."""
 
-    def say(text):
+    def log(text):
         if text.strip().startswith(moment):
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "log", say)
+        patch.setattr(loop, "log", log)
         with pytest.raises(loop.Stopped, match=f"the same command continues {tmp_path}") as stopped:
             train(tmp_path)
     step, stage = re.search(r"behind step (\d) of (\w+)", str(stopped.value)).groups()
@@ -176,14 +176,14 @@ def test_sigterm_at_any_moment_saves_and_the_next_run_ends_equal(reference, tmp_
     assert (tmp_path / "accuracy-two.json").read_bytes() == (reference / "accuracy-two.json").read_bytes()
 
 
-def test_a_finished_run_is_not_run_again(reference):
+def test_finished_run_is_unchanged_when_started_again(reference):
     before = check_resume.contents(reference)
     train(reference)
     assert check_resume.contents(reference) == before
 
 
 @pytest.fixture
-def other(reference, tmp_path):
+def run_copy(reference, tmp_path):
     """The folder of the finished run, to do with as one likes."""
     return shutil.copytree(reference, tmp_path / "run")
 
@@ -197,11 +197,11 @@ def other(reference, tmp_path):
     ],
     ids=str,
 )
-def test_a_folder_of_another_model_is_refused_and_left_alone(other, changes, message):
-    files = {p: p.read_bytes() for p in other.rglob("*") if p.is_file()}
+def test_workdir_of_another_model_is_refused_and_unchanged(run_copy, changes, message):
+    files = {p: p.read_bytes() for p in run_copy.rglob("*") if p.is_file()}
     with pytest.raises(ConfigError, match=message):
-        train(other, **changes)
-    assert {p: p.read_bytes() for p in other.rglob("*") if p.is_file()} == files
+        train(run_copy, **changes)
+    assert {p: p.read_bytes() for p in run_copy.rglob("*") if p.is_file()} == files
 
 
 @pytest.mark.parametrize(
@@ -214,12 +214,12 @@ def test_a_folder_of_another_model_is_refused_and_left_alone(other, changes, mes
     ],
     ids=str,
 )
-def test_steps_taken_and_the_order_of_the_data_cannot_change_any_more(other, changes, message):
+def test_resume_refuses_changed_stage_lengths_and_data_order(run_copy, changes, message):
     with pytest.raises(ConfigError, match=message):
-        train(other, **changes)
+        train(run_copy, **changes)
 
 
-def test_a_workdir_of_before_kernels_were_chosen_goes_on_by_itself(reference, tmp_path):
+def test_workdir_with_attention_xla_resumes_with_auto(reference, tmp_path):
     """Older versions had `xla` where the default is `auto` now. The kernel is like the mesh: a run may go on with
     another one; on a CPU it is the same."""
     train(tmp_path, run=("one",), model__attention="xla")
@@ -227,10 +227,10 @@ def test_a_workdir_of_before_kernels_were_chosen_goes_on_by_itself(reference, tm
     assert (tmp_path / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
 
 
-def test_rates_may_change_when_a_run_goes_on(reference, other):
-    shutil.rmtree(other / "checkpoints" / "8")  # as if killed behind step 6, step 2 of stage two
-    train(other, stages__two__learning_rates=(("llm/.*", 1e-2), (".*", None)), stages__two__eval__questions=0)
-    old, new = ({r["step"]: r["train/loss"] for r in records(f) if "train/loss" in r} for f in (reference, other))
+def test_learning_rates_may_change_on_resume(reference, run_copy):
+    shutil.rmtree(run_copy / "checkpoints" / "8")  # as if killed behind step 6, step 2 of stage two
+    train(run_copy, stages__two__learning_rates=(("llm/.*", 1e-2), (".*", None)), stages__two__eval__questions=0)
+    old, new = ({r["step"]: r["train/loss"] for r in records(f) if "train/loss" in r} for f in (reference, run_copy))
     assert old.keys() == new.keys()
     assert [step for step in old if old[step] != new[step]] == [8]  # step 7 is the first at the new rate, 8 sees it
 
@@ -278,35 +278,35 @@ def bad_steps(monkeypatch):
 
 def board(folder: Path) -> list[tuple[int, str, float]]:
     """(step, name, value) of everything that TensorBoard will show."""
-    found = []
+    values = []
     for file in sorted((folder / "tb").iterdir()):
         data, at = file.read_bytes(), 0
         while at < len(data):  # length uint64, its CRC, an event, its CRC
             (size,) = struct.unpack_from("<Q", data, at)
             event = Event.FromString(data[at + 12 : at + 12 + size])
-            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            values += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
             at += size + 16
-    return found
+    return values
 
 
-def test_bad_steps_are_skipped_and_counted_and_leave_no_trace_in_the_history(tmp_path, bad_steps, monkeypatch):
+def test_nonfinite_steps_are_skipped_counted_and_absent_from_metrics(tmp_path, bad_steps, monkeypatch):
     faults, index = bad_steps
     faults |= dict.fromkeys((0, 3, 50), math.nan)
-    said = []
-    monkeypatch.setattr(loop, "log", said.append)
+    lines = []
+    monkeypatch.setattr(loop, "log", lines.append)
     train(tmp_path / "run", **one_stage())
-    found = [record for record in records(tmp_path / "run") if "val/loss" not in record]
-    skipped = {r["step"]: r["train/skipped"] for r in found if "train/skipped" in r}
-    assert skipped == {1: 1, 4: 2, 51: 3} and [r["step"] for r in found] == list(range(1, 53))
-    for r in found:
+    steps = [record for record in records(tmp_path / "run") if "val/loss" not in record]
+    skipped = {r["step"]: r["train/skipped"] for r in steps if "train/skipped" in r}
+    assert skipped == {1: 1, 4: 2, 51: 3} and [r["step"] for r in steps] == list(range(1, 53))
+    for r in steps:
         assert ("train/loss" in r) != (r["step"] in skipped) and all(math.isfinite(r[k]) for k in r if "/" in k)
     series = board(tmp_path / "run")
     assert [step for step, name, _ in series if name == "train/loss"] == [s for s in range(1, 53) if s not in skipped]
     assert all(math.isfinite(value) for _, _, value in series) and (51, "train/skipped", 3.0) in series
-    lines = [line for line in said if re.match(r"one \d+/52", line)]
-    assert len(lines) == 49 and not any("nan" in line for line in lines)
-    assert sum("is skipped: the loss is nan" in line for line in said) == 3
-    assert any(line.startswith("3 of 52 steps were skipped") for line in said)
+    progress = [line for line in lines if re.match(r"one \d+/52", line)]
+    assert len(progress) == 49 and not any("nan" in line for line in progress)
+    assert sum("is skipped: the loss is nan" in line for line in lines) == 3
+    assert any(line.startswith("3 of 52 steps were skipped") for line in lines)
     files = sorted((tmp_path / "run" / "skipped").iterdir())
     assert [file.name for file in files] == ["one-000001.json", "one-000004.json", "one-000051.json"]
     source = SceneSource("caption", 0, False, 24)
@@ -325,7 +325,7 @@ def test_bad_steps_are_skipped_and_counted_and_leave_no_trace_in_the_history(tmp
     assert check_resume.contents(tmp_path / "again") == check_resume.contents(tmp_path / "run")
 
 
-def test_eleven_bad_steps_in_a_row_end_the_run_with_3_and_what_they_were(tmp_path, bad_steps):
+def test_eleven_skipped_steps_in_a_row_raise_diverged(tmp_path, bad_steps):
     faults, index = bad_steps
     faults |= dict.fromkeys((1, 2, *range(5, 40)), math.nan)
     message = (
@@ -348,14 +348,14 @@ def test_eleven_bad_steps_in_a_row_end_the_run_with_3_and_what_they_were(tmp_pat
 
 
 @pytest.mark.parametrize("on_spike", ["skip", "warn"])
-def test_a_spike_is_skipped_or_told(tmp_path, bad_steps, monkeypatch, on_spike):
+def test_spike_is_skipped_or_warned_of(tmp_path, bad_steps, monkeypatch, on_spike):
     faults, _ = bad_steps
     faults[10] = 1e6  # over some hundred targets
-    said = []
-    monkeypatch.setattr(loop, "log", said.append)
+    lines = []
+    monkeypatch.setattr(loop, "log", lines.append)
     train(tmp_path, **one_stage(guard__spike=3.0, guard__window=8, guard__on_spike=on_spike))
-    (told,) = [line for line in said if "x the median" in line]
-    assert "step 11 of one" in told and ("it was applied" in told) == (on_spike == "warn")
+    (line,) = [line for line in lines if "x the median" in line]
+    assert "step 11 of one" in line and ("it was applied" in line) == (on_spike == "warn")
     (record,) = [r for r in records(tmp_path) if r["step"] == 11]
     assert record.get("train/skipped") == (1 if on_spike == "skip" else None)
     assert on_spike == "skip" or record["train/loss"] > 1000
@@ -365,41 +365,41 @@ def test_a_spike_is_skipped_or_told(tmp_path, bad_steps, monkeypatch, on_spike):
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_the_run_ends_equal(reference, other, damage, monkeypatch):
-    file = next(p for p in sorted((other / "checkpoints" / "8" / "state").rglob("d/*")))
+def test_damaged_checkpoint_falls_back_and_resumes_byte_equal(reference, run_copy, damage, monkeypatch):
+    file = next(p for p in sorted((run_copy / "checkpoints" / "8" / "state").rglob("d/*")))
     damage(file)
-    said = []
-    monkeypatch.setattr(loop, "log", said.append)
-    train(other)
+    lines = []
+    monkeypatch.setattr(loop, "log", lines.append)
+    train(run_copy)
     assert (
-        f"WARNING: checkpoint {other}/checkpoints/8 is DAMAGED: {file.relative_to(other / 'checkpoints' / '8')}"
-        in said[0]
+        f"WARNING: checkpoint {run_copy}/checkpoints/8 is DAMAGED: {file.relative_to(run_copy / 'checkpoints' / '8')}"
+        in lines[0]
     )
-    assert said[1] == "WARNING: falling back to checkpoint 6" and any("behind step 2 of two" in line for line in said)
-    assert (other / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
-    assert check_resume.contents(other) == check_resume.contents(reference)
-    assert sorted(p.name for p in (other / "checkpoints").iterdir()) == ["6", "8", "8.damaged"]
+    assert lines[1] == "WARNING: falling back to checkpoint 6" and any("behind step 2 of two" in line for line in lines)
+    assert (run_copy / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
+    assert check_resume.contents(run_copy) == check_resume.contents(reference)
+    assert sorted(p.name for p in (run_copy / "checkpoints").iterdir()) == ["6", "8", "8.damaged"]
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_loses_nothing(other):
+def test_only_damaged_checkpoints_fails_and_changes_no_file(run_copy):
     for step in ("6", "8"):
-        (other / "checkpoints" / step / "data" / "metadata").unlink()
-    files = {p: p.read_bytes() for p in other.rglob("*") if p.is_file()}
+        (run_copy / "checkpoints" / step / "data" / "metadata").unlink()
+    files = {p: p.read_bytes() for p in run_copy.rglob("*") if p.is_file()}
     with pytest.raises(DataError, match="8 is DAMAGED: data/metadata is missing; .* no checkpoint in .* is intact"):
-        train(other)
-    assert {p: p.read_bytes() for p in other.rglob("*") if p.is_file()} == files
+        train(run_copy)
+    assert {p: p.read_bytes() for p in run_copy.rglob("*") if p.is_file()} == files
 
 
 @pytest.mark.parametrize("size, message", [(30_000, "checkpoint 7 cannot be written"), (200, "cannot be written")])
-def test_a_disk_that_fills_up_ends_the_run_and_costs_nothing_but_time(reference, tmp_path, monkeypatch, size, message):
+def test_full_disk_fails_and_resume_is_byte_equal(reference, tmp_path, monkeypatch, size, message):
     """The system lets no file grow beyond `size` any more: too little for a checkpoint, or for metrics.jsonl too."""
     limit = contextlib.ExitStack()
 
-    def say(text):
+    def log(text):
         if text.startswith("two 2/4"):
             limit.enter_context(files_of_at_most(size))
 
-    monkeypatch.setattr(loop, "log", say)
+    monkeypatch.setattr(loop, "log", log)
     with limit, pytest.raises(DataError, match=message) as raised:
         train(tmp_path, checkpoint__every=7)
     assert raised.value.exit_code == 1 and "\n" not in str(raised.value)
@@ -410,7 +410,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_costs_nothing_but_time(reference,
     assert check_resume.contents(tmp_path) == check_resume.contents(reference)
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_unwritable_workdir_is_named(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file" / "run", Path("/proc/none/run")):
         with pytest.raises(DataError, match=f"{folder}.*choose another --workdir"):
@@ -428,21 +428,21 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     ],
     ids=str,
 )
-def test_faults_of_the_last_stage_are_found_before_the_first_begins(tmp_path, changes, message):
+def test_last_stage_is_validated_before_the_first_starts(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         train(tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("place, reason", [("file/llm.safetensors", "is not a folder"), ("", "it is a folder")])
-def test_weights_that_could_not_be_written_are_refused_before_the_first_step(tmp_path, place, reason):
+@pytest.mark.parametrize("file, reason", [("file/llm.safetensors", "is not a folder"), ("", "it is a folder")])
+def test_unwritable_weights_file_fails_before_the_first_step(tmp_path, file, reason):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=f"weights file {tmp_path / place} .for `llm`. cannot be written: .*{reason}"):
-        train(tmp_path / "run", stages__two__save__llm=str(tmp_path / place))
+    with pytest.raises(DataError, match=f"weights file {tmp_path / file} .for `llm`. cannot be written: .*{reason}"):
+        train(tmp_path / "run", stages__two__save__llm=str(tmp_path / file))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path, monkeypatch):
+def test_tokenizer_larger_than_the_embedding_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(architectures.LLM, "tiny", dataclasses.replace(LLM, vocab_size=100))
     with pytest.raises(ConfigError, match="tokens, model.llm=tiny embeds only 100"):
         train(tmp_path)

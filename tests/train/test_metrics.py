@@ -9,8 +9,8 @@ from llava_jax.train.progress import Progress
 from llava_jax.train.workdir import Resumed
 
 
-def write(workdir, keeps, records):
-    writer = MetricsWriter(workdir, keeps)
+def write(workdir, is_kept, records):
+    writer = MetricsWriter(workdir, is_kept)
     for step, stage, name in records:
         writer.write("metrics", step, {"stage": stage, name: step / 3})
     writer.close()
@@ -27,16 +27,16 @@ RECORDS = [
 ]
 
 
-def nothing(record):
+def keep_nothing(record):
     return False
 
 
 @pytest.mark.parametrize("evaluated", [True, False])
 @pytest.mark.parametrize("step", [1, 2, 4, 5, 8])
-def test_what_a_killed_run_wrote_too_much_is_written_again_and_the_file_is_equal(tmp_path, step, evaluated):
+def test_metrics_are_byte_equal_after_kill_and_resume(tmp_path, step, evaluated):
     """The run had a checkpoint of `step` (saved before or after the evaluation of that step) and died later."""
     stage = "one" if step <= 4 else "two"
-    whole = write(tmp_path, nothing, RECORDS)
+    whole = write(tmp_path, keep_nothing, RECORDS)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 9, "sta')  # half a record
 
@@ -48,16 +48,16 @@ def test_what_a_killed_run_wrote_too_much_is_written_again_and_the_file_is_equal
 
     rest = [record for record in RECORDS if not is_past(record)]
     index = 0 if stage == "one" else 1
-    assert write(tmp_path, Resumed(step, index, stage, evaluated).keeps, rest) == whole
+    assert write(tmp_path, Resumed(step, index, stage, evaluated).is_past, rest) == whole
 
 
-def test_a_new_run_in_an_old_folder_starts_empty_files(tmp_path):
-    write(tmp_path, nothing, RECORDS)
-    assert write(tmp_path, nothing, RECORDS[:1]).count(b"\n") == 1
+def test_new_run_empties_old_files(tmp_path):
+    write(tmp_path, keep_nothing, RECORDS)
+    assert write(tmp_path, keep_nothing, RECORDS[:1]).count(b"\n") == 1
 
 
-def test_records_are_plain_json_and_times_have_their_own_file(tmp_path):
-    writer = MetricsWriter(tmp_path, nothing)
+def test_metrics_and_timing_are_json_lines_in_separate_files(tmp_path):
+    writer = MetricsWriter(tmp_path, keep_nothing)
     writer.write("metrics", 3, {"stage": "one", "train/loss": 0.1})
     writer.write("timing", 3, {"stage": "one", "time/step": 0.2})
     writer.flush()
@@ -70,7 +70,7 @@ def test_records_are_plain_json_and_times_have_their_own_file(tmp_path):
 
 def test_only_process_0_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    writer = MetricsWriter(tmp_path, nothing)
+    writer = MetricsWriter(tmp_path, keep_nothing)
     writer.write("metrics", 1, {"stage": "one"})
     writer.flush()
     writer.close()
@@ -88,7 +88,7 @@ def clock(monkeypatch):
     return Clock
 
 
-def test_time_outside_of_steps_does_not_count(clock, monkeypatch):
+def test_progress_excludes_time_outside_steps(clock, monkeypatch):
     progress = Progress("one", steps=100, tokens_per_step=800, flops_per_step=1e12)
     assert progress.tick(0.0) is None  # the first step compiled
     assert progress.line(1, 2.5) == "one 1/100   1% | loss 2.5000"

@@ -52,7 +52,7 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_fixture_is_small_and_complete():
+def test_fixture_is_small_and_complete():
     files = [p for p in FIXTURE.rglob("*") if p.is_file() and p.suffix != ".pyc"]
     assert sum(p.stat().st_size for p in files) < 300_000
     assert {r["step"] for r in EXPECTED["metrics"]} == set(range(1, 13))
@@ -71,7 +71,7 @@ def test_every_array_restores_bit_equal(run_config, workdir):
     assert data["step"] == 2 and data["replaced"] == 0
 
 
-def test_the_run_resumes_as_the_old_code_resumed_it(run_config, workdir):
+def test_resume_gives_the_losses_of_the_old_code(run_config, workdir):
     before = metrics(workdir)
     loop.train(run_config, workdir, ["test"])
     records = metrics(workdir)
@@ -84,7 +84,7 @@ def test_the_run_resumes_as_the_old_code_resumed_it(run_config, workdir):
     assert [p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()] == ["12"]
 
 
-def test_the_checkpoint_loads_and_converts(workdir, tmp_path):
+def test_checkpoint_loads_and_converts(workdir, tmp_path):
     model = llava_jax.load(workdir, dtype=None)
     parts = [(*name.split("/", 1), value) for name, value in EXPECTED["arrays"].items() if "/" in name]
     expected = {path: value for part, path, value in parts if part in ("frozen", "trainable")}

@@ -13,7 +13,7 @@ from llava_jax.train.optimizer import learning_rates_per_parameter, lr_schedule,
 PATHS = ["vision/layers/q/kernel", "projector/linear_1/kernel", "projector/linear_1/bias", "llm/head/kernel"]
 
 
-def test_the_first_row_that_matches_decides():
+def test_first_matching_row_decides():
     table = [("projector/.*/bias", 1.0), ("projector/.*", 2.0), ("vision/.*", None), (".*", 3.0)]
     assert learning_rates_per_parameter(PATHS, table) == dict(zip(PATHS, [None, 2.0, 1.0, 3.0], strict=True))
     assert learning_rates_per_parameter(PATHS[1:], [("projector/.*", 2e-3), (".*", None)]) == {
@@ -21,7 +21,7 @@ def test_the_first_row_that_matches_decides():
     }  # fmt: skip
 
 
-def test_a_row_matches_whole_paths():
+def test_regex_must_match_the_whole_path():
     with pytest.raises(ConfigError, match="no row .* covers parameter vision/layers/q/kernel"):
         learning_rates_per_parameter(PATHS, [("vision", None), ("projector/.*", 1.0), ("llm/.*", 1.0)])
 
@@ -36,25 +36,25 @@ def test_a_row_matches_whole_paths():
     ],
     ids=["uncovered", "typo", "hidden by an earlier row", "nothing to train"],
 )
-def test_a_table_that_cannot_be_meant_is_refused(table, message):
+def test_contradictory_learning_rates_are_refused(table, message):
     with pytest.raises(ConfigError, match=message):
         learning_rates_per_parameter(PATHS, table)
 
 
 @pytest.mark.parametrize("steps, ratio", [(100, 0.03), (7, 0.5), (5198, 0.03), (10, 0.0), (1, 0.03)])
-def test_the_schedule_is_hugging_face_s(steps, ratio):
+def test_cosine_schedule_equals_hugging_face(steps, ratio):
     warmup = int(np.ceil(ratio * steps))  # TrainingArguments.get_warmup_steps
-    theirs = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    schedule = get_cosine_schedule_with_warmup(theirs, warmup, steps)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
     expected = []
     for _ in range(steps):
         expected.append(schedule.get_last_lr()[0])
-        theirs.step()
+        optimizer.step()
         schedule.step()
     np.testing.assert_allclose(lr_schedule(np.arange(steps), steps, ratio, "cosine"), expected, atol=1e-6)
 
 
-def test_the_constant_schedule_only_warms_up():
+def test_constant_schedule_only_warms_up():
     np.testing.assert_allclose(lr_schedule(np.arange(5), 10, 0.2, "constant"), [0, 0.5, 1, 1, 1])
 
 
@@ -67,16 +67,16 @@ def gradients(step: int) -> dict[str, np.ndarray]:
     return {path: scale * rng.standard_normal((3, 2), dtype=np.float32) for path in PEAK}
 
 
-def test_steps_are_torch_s_adamw_with_clipping_a_schedule_and_groups():
+def test_updates_equal_torch_adamw_with_clipping_schedule_and_groups():
     """Hugging Face's trainer: groups by decay (none on norms and biases) and rate, clip_grad_norm_ over all of them."""
     steps = 6
     config = Optimizer(warmup_ratio=0.3, b1=0.8, b2=0.95, eps=1e-6, weight_decay=0.1, clip=1.0)
     start = {path: np.random.default_rng(9).standard_normal((3, 2), dtype=np.float32) for path in PEAK}
 
-    theirs = {path: torch.nn.Parameter(torch.tensor(x)) for path, x in start.items()}
+    torch_params = {path: torch.nn.Parameter(torch.tensor(x)) for path, x in start.items()}
     groups = [
         dict(params=[p], lr=PEAK[path], weight_decay=0.0 if path.endswith(("scale", "bias")) else 0.1)
-        for path, p in theirs.items()
+        for path, p in torch_params.items()
     ]
     torch_optimizer = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-6)
     schedule = get_cosine_schedule_with_warmup(torch_optimizer, 2, steps)
@@ -85,18 +85,18 @@ def test_steps_are_torch_s_adamw_with_clipping_a_schedule_and_groups():
     ours, state = jax.tree.map(jnp.asarray, start), tx.init(start)
     for step in range(steps):
         for path, g in gradients(step).items():
-            theirs[path].grad = torch.tensor(g)
-        torch.nn.utils.clip_grad_norm_(theirs.values(), 1.0)
+            torch_params[path].grad = torch.tensor(g)
+        torch.nn.utils.clip_grad_norm_(torch_params.values(), 1.0)
         torch_optimizer.step()
         schedule.step()
         updates, state = tx.update(gradients(step), state, ours)
         ours = optax.apply_updates(ours, updates)
-        for path, p in theirs.items():
+        for path, p in torch_params.items():
             np.testing.assert_allclose(ours[path], p.detach(), atol=2e-6, err_msg=f"{path}, step {step}")
     assert max(np.abs(ours[path] - start[path]).max() for path in PEAK) > 0.03  # it did move
 
 
-def test_without_clip_and_decay_nothing_is_clipped_or_decayed():
+def test_zero_clip_and_decay_disable_both():
     """Adam's first update is lr * sign(g), whatever the gradient's size; warm-up is off here."""
     config = Optimizer(warmup_ratio=0.0, schedule="constant", clip=0.0)
     tx = make_optimizer(config, PEAK, 10)
@@ -112,15 +112,15 @@ def test_state_bytes_count_two_moments_and_two_counters():
     assert state_bytes(tx.init(params)) == 2 * 4 * (6 + 5) + 2 * 4
 
 
-def test_a_first_moment_in_bfloat16_takes_half_the_bytes_and_hardly_moves_the_update():
+def test_bfloat16_first_moment_barely_changes_the_update():
     full, half = (make_optimizer(Optimizer(first_moment=dtype), PEAK, 10) for dtype in ("float32", "bfloat16"))
     params = jax.tree.map(jnp.ones_like, gradients(0))
     exact, rounded = full.init(params), half.init(params)
     moments = [str(x.dtype) for x in jax.tree.leaves(rounded) if x.ndim]
     assert sorted(set(moments)) == ["bfloat16", "float32"] and moments.count("bfloat16") == len(PEAK)
     for step in range(4):
-        wanted, exact = full.update(gradients(step), exact, params)
-        found, rounded = half.update(gradients(step), rounded, params)
-    for path, update in wanted.items():
-        np.testing.assert_allclose(found[path], update, rtol=0.02, atol=1e-3 * PEAK[path], err_msg=path)
-        assert (np.asarray(found[path]) != np.asarray(update)).any(), "it is rounded"
+        expected, exact = full.update(gradients(step), exact, params)
+        actual, rounded = half.update(gradients(step), rounded, params)
+    for path, update in expected.items():
+        np.testing.assert_allclose(actual[path], update, rtol=0.02, atol=1e-3 * PEAK[path], err_msg=path)
+        assert (np.asarray(actual[path]) != np.asarray(update)).any(), "it is rounded"

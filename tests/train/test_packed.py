@@ -31,9 +31,9 @@ PARAMS = nested(random_params(EVEN))
 
 def segment(rng, images: int) -> EncodedExample:
     """3 to 9 words with the images among them; every token but the placeholders is a target, the first one too."""
-    words = int(rng.integers(3, 10))
-    at = np.sort(rng.integers(0, words + 1, images))
-    ids = np.insert(rng.integers(3, 512, words), np.repeat(at, FEATURES), IMAGE_TOKEN_ID).astype(np.int32)
+    length = int(rng.integers(3, 10))
+    at = np.sort(rng.integers(0, length + 1, images))
+    ids = np.insert(rng.integers(3, 512, length), np.repeat(at, FEATURES), IMAGE_TOKEN_ID).astype(np.int32)
     return EncodedExample(ids, ids != IMAGE_TOKEN_ID, rng.integers(0, 256, (images, 24, 24, 3), dtype=np.uint8))
 
 
@@ -56,8 +56,8 @@ def cases():
     yield [segment(rng, 0) for _ in range(6)]
 
 
-@pytest.mark.parametrize("segments", cases(), ids=lambda s: "-".join(str(len(one.images)) for one in s))
-def test_logits_are_those_of_rows_of_their_own(segments):
+@pytest.mark.parametrize("segments", cases(), ids=lambda s: "-".join(str(len(s.images)) for s in s))
+def test_packed_logits_equal_unpacked_logits(segments):
     together = np.asarray(logits(batch_of(segments)))[0]
     alone = np.asarray(logits(batch_of(*[[s] for s in segments], *[[]] * (6 - len(segments)))))  # one compilation
     at, worst = 0, 0.0
@@ -69,25 +69,25 @@ def test_logits_are_those_of_rows_of_their_own(segments):
     assert np.abs(together).max() > 1
 
 
-def test_each_sample_sees_its_own_images_and_no_other_s():
+def test_packed_sample_sees_only_its_own_images():
     rng = np.random.default_rng(1)
     segments = [segment(rng, 1), segment(rng, 2), segment(rng, 1)]
     plain = np.asarray(logits(batch_of(segments)))[0]
     owner = batch_of(segments).segment_ids[0]
-    for slot, who in enumerate((1, 2, 2, 3)):
+    for slot, segment_id in enumerate((1, 2, 2, 3)):
         batch = batch_of(segments)
         batch.images[0, slot] ^= 255
         changed = np.abs(np.asarray(logits(batch))[0] - plain).max(axis=-1) > 0
-        assert changed[owner == who].any() and not changed[(owner != who) & (owner > 0)].any()
+        assert changed[owner == segment_id].any() and not changed[(owner != segment_id) & (owner > 0)].any()
 
 
-def test_the_gradient_of_one_sample_s_loss_by_the_others_inputs_is_exactly_zero():
+def test_gradient_between_packed_samples_is_exactly_zero():
     segments = list(cases())[6]
     batch = batch_of(segments)
     images = np.asarray(normalize(jnp.asarray(batch.images)))
     owner, slots = batch.segment_ids[0], np.repeat(np.arange(1, 7), [len(s.images) for s in segments])
 
-    def loss(text, images, who):
+    def loss(text, images, segment_id):
         def run(model):
             # what the language model reads, with a knob at every position and every pixel
             merged = model.embed(batch.tokens, images) + text
@@ -95,22 +95,22 @@ def test_the_gradient_of_one_sample_s_loss_by_the_others_inputs_is_exactly_zero(
             return model.logits(hidden)
 
         targets = jnp.roll(batch.tokens, -1, axis=1)
-        mine = predicts_target(batch) & (batch.segment_ids == who)
+        is_predicted = predicts_target(batch) & (batch.segment_ids == segment_id)
         scores = jax.nn.log_softmax(MODEL.apply({"params": PARAMS}, method=run))
-        picked = jnp.take_along_axis(scores, jnp.where(mine, targets, 0)[..., None], axis=-1)[..., 0]
-        return -jnp.sum(jnp.where(mine, picked, 0))
+        picked = jnp.take_along_axis(scores, jnp.where(is_predicted, targets, 0)[..., None], axis=-1)[..., 0]
+        return -jnp.sum(jnp.where(is_predicted, picked, 0))
 
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
-    knobs = jnp.zeros((1, LENGTH, EVEN.llm.width))
-    for who in range(1, 7):
-        by_text, by_image = (np.asarray(g)[0] for g in gradient(knobs, images, who))
-        assert not by_text[owner != who].any() and not by_image[: len(slots)][slots != who].any()
+    offsets = jnp.zeros((1, LENGTH, EVEN.llm.width))
+    for segment_id in range(1, 7):
+        by_text, by_image = (np.asarray(g)[0] for g in gradient(offsets, images, segment_id))
+        assert not by_text[owner != segment_id].any() and not by_image[: len(slots)][slots != segment_id].any()
         assert not by_image[len(slots) :].any()
-        assert np.abs(by_text[owner == who]).max() > 1e-4
-        assert (slots != who).all() or np.abs(by_image[: len(slots)][slots == who]).max() > 1e-6
+        assert np.abs(by_text[owner == segment_id]).max() > 1e-4
+        assert (slots != segment_id).all() or np.abs(by_image[: len(slots)][slots == segment_id]).max() > 1e-6
 
 
-def test_no_sample_is_asked_for_the_first_token_of_the_next():
+def test_first_token_of_a_segment_is_not_predicted():
     batch = Batch(
         tokens=None, positions=None, images=None,
         target_mask=np.array([[0, 1, 1, 1, 1, 0, 1, 1]], bool),
@@ -122,7 +122,7 @@ def test_no_sample_is_asked_for_the_first_token_of_the_next():
     assert float(count_targets(batch)) == 4
 
 
-def test_losses_of_packed_rows_are_the_sum_of_those_alone():
+def test_packed_loss_is_the_sum_of_unpacked_losses():
     segments = list(cases())[5]
     sum_of = jax.jit(functools.partial(token_losses, MODEL, chunks=4))
     together, alone = batch_of(segments), batch_of(*[[s] for s in segments])

@@ -71,20 +71,20 @@ def records(file: Path) -> list[dict]:
 
 
 def replaced(workdir: Path) -> list[str]:
-    found = [line for file in workdir.glob("bad_samples*.jsonl") for line in file.read_text().splitlines()]
-    return sorted(found, key=lambda line: (json.loads(line)["step"], json.loads(line)["index"]))
+    lines = [line for file in workdir.glob("bad_samples*.jsonl") for line in file.read_text().splitlines()]
+    return sorted(lines, key=lambda line: (json.loads(line)["step"], json.loads(line)["index"]))
 
 
 def steps_saved(workdir: Path) -> list[int]:
     return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
 
 
-def end_of_the_other(run: "check_resume.Run", lost: int, began: float) -> str:
+def end_of_survivor(run: "check_resume.Run", lost: int, started_at: float) -> str:
     """Waits until `run` ends because process `lost` of 2 is gone; it has to name it, in time. -> "noticed": the failed
     computation was noticed, the run named the lost process and exited with 1. "aborted": a computation with a lost
     process can hang; then the watchdog has named it, and JAX ends the process, naming it too, after LOST_AFTER."""
     code, text = run.wait(), run.text()
-    assert time.monotonic() - began < 2 * LOST_AFTER + 5
+    assert time.monotonic() - started_at < 2 * LOST_AFTER + 5
     named = rf"process {lost} of 2 has given no sign of life for \d+ s"
     if code == 1:
         assert re.search(rf"^error: process {1 - lost} of 2: {named}[^\n]*\Z", text, re.M), text
@@ -95,19 +95,19 @@ def end_of_the_other(run: "check_resume.Run", lost: int, began: float) -> str:
     return "aborted"
 
 
-def behind(text: str) -> int:
+def step_in(text: str) -> int:
     return int(re.search(r"^(?:stopped by SIGTERM|continuing \S+) behind step (\d+) of packed", text, re.M)[1])
 
 
-def test_a_run_goes_on_with_another_number_of_processes_as_if_it_had_been_one(folder, monkeypatch):
-    here = folder / "changed"
+def test_resume_with_other_process_counts_equals_one_process(folder, monkeypatch):
+    workdir = folder / "changed"
 
     # Two processes. SIGTERM to one of them, and not the one that prints.
     runs = start(folder, "changed", 2, monkeypatch, run="-a")
     assert runs[0].wait_for(check_resume.step_is_read("packed", 3)), texts(runs)
     assert [runs[1].kill(signal.SIGTERM), runs[0].wait()] == [143, 143], texts(runs)
-    stopped = steps_saved(here)[-1]
-    assert behind(runs[0].text()) == stopped >= 4
+    stopped = steps_saved(workdir)[-1]
+    assert step_in(runs[0].text()) == stopped >= 4
     first, *more = [line for line in runs[1].text().splitlines() if "[Gloo]" not in line]
     assert first.startswith("process 1 of 2 waits for the others at localhost:") and not more, "process 0 says the rest"
     assert list(batches(folder, "changed", "-a")) == list(range(1, stopped + 1))
@@ -115,7 +115,7 @@ def test_a_run_goes_on_with_another_number_of_processes_as_if_it_had_been_one(fo
     assert all(len(json.loads(line)[1]) == 4 for part in of_one for line in part), "half of the rows each"
 
     # Four, parameters in pieces. The newest checkpoint is damaged: all take the same older one. SIGTERM twice to all.
-    flip(next(p for p in sorted((here / "checkpoints" / str(stopped) / "state").rglob("d/*"))))
+    flip(next(p for p in sorted((workdir / "checkpoints" / str(stopped) / "state").rglob("d/*"))))
     runs = start(folder, "changed", 4, monkeypatch, "--config.mesh.data=1", "--config.mesh.fsdp=-1", run="-b")
     assert runs[0].wait_for(check_resume.step_is_read("packed", stopped + 1)), texts(runs)
     for _ in range(2):  # impatiently
@@ -125,30 +125,28 @@ def test_a_run_goes_on_with_another_number_of_processes_as_if_it_had_been_one(fo
     assert [run.wait() for run in runs] == [143] * 4, texts(runs)
     (older,) = re.findall(r"^WARNING: falling back to checkpoint (\d+)$", runs[0].text(), re.M)
     again = batches(folder, "changed", "-b")
-    assert min(again) == int(older) + 1 <= stopped and max(again) == steps_saved(here)[-1] > stopped
+    assert min(again) == int(older) + 1 <= stopped and max(again) == steps_saved(workdir)[-1] > stopped
 
     # One. It ends as the run of one process did.
     check_resume.finish(*start(folder, "changed", 1, monkeypatch, run="-c"))
     expected = batches(folder, "reference")
-    found = [batches(folder, "changed", run) for run in ("-a", "-b", "-c")]
-    assert set().union(*found) == set(expected) and min(found[2]) == max(again) + 1
-    assert all(expected[step] == rows for run in found for step, rows in run.items())
-    assert replaced(here) == replaced(folder / "reference") != []
-    theirs, ours = (records(folder / name / "metrics.jsonl") for name in ("reference", "changed"))
-    assert [r["step"] for r in ours] == [r["step"] for r in theirs] == list(range(1, len(ours) + 1))
+    by_run = [batches(folder, "changed", run) for run in ("-a", "-b", "-c")]
+    assert set().union(*by_run) == set(expected) and min(by_run[2]) == max(again) + 1
+    assert all(expected[step] == rows for run in by_run for step, rows in run.items())
+    assert replaced(workdir) == replaced(folder / "reference") != []
+    reference, resumed = (records(folder / name / "metrics.jsonl") for name in ("reference", "changed"))
+    assert [r["step"] for r in resumed] == [r["step"] for r in reference] == list(range(1, len(resumed) + 1))
     for key in ("loss", "grad_norm", "targets", "replaced"):
-        values = [[r[f"train/{key}"] for r in run] for run in (ours, theirs)]
+        values = [[r[f"train/{key}"] for r in run] for run in (resumed, reference)]
         np.testing.assert_allclose(*values, rtol=WITHIN, err_msg=key)
 
 
-def test_whatever_ends_one_of_two_processes_it_is_named_and_the_run_ends_as_one_that_was_left_alone(
-    folder, monkeypatch
-):
+def test_failed_process_is_named_and_resume_equals_undisturbed_run(folder, monkeypatch):
     """One workdir: each fault meets what the one before it left."""
     alone = start(folder, "undisturbed", 2, monkeypatch)
     assert [run.wait() for run in alone] == [0, 0], texts(alone)
-    found = apart(folder / "undisturbed", folder / "reference")
-    assert max(found.values()) <= WITHIN, found
+    deviations = apart(folder / "undisturbed", folder / "reference")
+    assert max(deviations.values()) <= WITHIN, deviations
 
     # An image that is never read. Not one of the first row, which is shown before.
     (first,) = re.findall(r"^sample (.*), supervised text", alone[0].text(), re.M)
@@ -157,29 +155,30 @@ def test_whatever_ends_one_of_two_processes_it_is_named_and_the_run_ends_as_one_
         patch.setenv("HANGS", f"{unseen}.png")
         runs = start(folder, "troubled", 2, monkeypatch, "--stalled_after=6", run="-a")
         assert [run.wait() for run in runs] == [1, 1], texts(runs)
-    behind = rf"process (\d) of 2 is behind, reading rows \(step (\d+)\), in step \2 with .*'instruct {unseen}'"
-    told = [
-        re.search(rf"^error: process {i} of 2: no step for .*{behind}", run.text(), re.M) for i, run in enumerate(runs)
+    straggler = rf"process (\d) of 2 is behind, reading rows \(step (\d+)\), in step \2 with .*'instruct {unseen}'"
+    named = [
+        re.search(rf"^error: process {i} of 2: no step for .*{straggler}", run.text(), re.M)
+        for i, run in enumerate(runs)
     ]
-    assert all(told) and told[0].groups() == told[1].groups(), texts(runs)
-    assert len(told[0][0].split("'instruct")) < 8, "one row, not all of a process"
-    assert re.search(rf"^WARNING: no step for .*{behind}", runs[0].text(), re.M), texts(runs)
+    assert all(named) and named[0].groups() == named[1].groups(), texts(runs)
+    assert len(named[0][0].split("'instruct")) < 8, "one row, not all of a process"
+    assert re.search(rf"^WARNING: no step for .*{straggler}", runs[0].text(), re.M), texts(runs)
 
     # A process that is killed.
     runs = start(folder, "troubled", 2, monkeypatch, LOST, run="-b")
     assert runs[0].wait_for(check_resume.step_is_read("packed", 4)), texts(runs)
-    began = time.monotonic()
+    started_at = time.monotonic()
     runs[1].kill()
-    endings = [end_of_the_other(runs[0], 1, began)]
+    endings = [end_of_survivor(runs[0], 1, started_at)]
     assert re.search(r"no sign of life for \d+ s, last seen \w+", runs[0].text()), texts(runs)
 
     # And the one that the others listen to. These are JAX's words: process 0 is its "leader".
     runs = start(folder, "troubled", 2, monkeypatch, LOST, run="-c")
     assert runs[0].wait_for(check_resume.step_is_read("packed", 5)), texts(runs)
-    began = time.monotonic()
+    started_at = time.monotonic()
     runs[0].kill()
     assert runs[1].wait() not in (0, 143), texts(runs)
-    assert time.monotonic() - began < 2 * LOST_AFTER + 5
+    assert time.monotonic() - started_at < 2 * LOST_AFTER + 5
     assert re.search(r"leader task was preempted/died|process 0 of 2 has given no sign", runs[1].text()), texts(runs)
 
     # One that fails alone says why and does not wait for the others, who have its last words.
@@ -187,20 +186,20 @@ def test_whatever_ends_one_of_two_processes_it_is_named_and_the_run_ends_as_one_
     runs = start(folder, "troubled", 2, monkeypatch, LOST, run="-d")
     assert runs[1].wait() == 1, texts(runs)
     assert runs[1].text().splitlines()[-1] == "error: process 1 of 2: planted" and "Traceback" not in runs[1].text()
-    began = time.monotonic()
-    endings.append(end_of_the_other(runs[0], 1, began))
+    started_at = time.monotonic()
+    endings.append(end_of_survivor(runs[0], 1, started_at))
     assert re.search("process 1 of 2 has given no sign of life for .*; ended: planted", runs[0].text()), texts(runs)
     assert "noticed" in endings, "not both hang"
 
     monkeypatch.delenv("FAILS")
     runs = start(folder, "troubled", 2, monkeypatch, run="-e")
     assert [run.wait() for run in runs] == [0, 0], texts(runs)
-    expected, found = (check_resume.contents(folder / name) for name in ("undisturbed", "troubled"))
-    assert check_resume.differences(expected, found) == []
+    expected, contents = (check_resume.contents(folder / name) for name in ("undisturbed", "troubled"))
+    assert check_resume.differences(expected, contents) == []
     assert replaced(folder / "troubled") == replaced(folder / "undisturbed") != []
 
 
-def test_rows_of_several_processes_are_refused():
+def test_rows_shared_by_processes_are_refused():
     devices = np.array([SimpleNamespace(process_index=i // 2) for i in range(4)])
     for shape, fits in (((4, 1, 1), True), ((1, 2, 2), True), ((1, 1, 4), False)):
         shapes = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))

@@ -44,7 +44,7 @@ def newest(folder: Path) -> Path:
     return max((folder / "checkpoints").iterdir(), key=lambda p: int(p.name) if p.name.isdigit() else -1)
 
 
-def test_the_comparison_sees_every_array(folder):
+def test_comparison_covers_every_array(folder):
     expected = check_resume.contents(folder / "reference")
     assert expected["checkpoint"] == newest(folder / "reference").name
     for part in (
@@ -60,39 +60,39 @@ def test_the_comparison_sees_every_array(folder):
     assert check_resume.differences(expected, expected | {"['step']": "other"}) == ["['step']"]
 
 
-def test_every_planted_fault_is_listed_and_counted_once_an_epoch(folder):
-    found = listed(folder / "reference")
+def test_every_bad_sample_is_listed_once_per_epoch(folder):
+    replaced = listed(folder / "reference")
 
     def names(stage):
-        return sorted(r["sample"] for r in found if r["stage"] == stage)
+        return sorted(r["sample"] for r in replaced if r["stage"] == stage)
 
     captions = [f"caption {i}" for i in packed_config.MORE_BAD]
     assert set(names("packed")) == {*PLANTED, *captions}, "a mixture, whose epochs are not exact"
     assert names("buckets") == PLANTED
-    for record in found:
+    for record in replaced:
         assert re.search(r"(\d+\.png: no such file|cannot be read)", record["reason"])
         assert record["substitute"] not in (*PLANTED, *captions)
     records = [json.loads(line) for line in (folder / "reference" / "metrics.jsonl").read_text().splitlines()]
     steps = {r["step"]: r["train/replaced"] for r in records}
-    assert sum(steps.values()) == len(found)
-    assert {step for step, count in steps.items() if count} == {r["step"] for r in found}
-    place = json.loads((newest(folder / "reference") / "data" / "metadata").read_text())
-    assert place["replaced"] == 3 and {"step", "examples", "buckets"} < place.keys()
+    assert sum(steps.values()) == len(replaced)
+    assert {step for step, count in steps.items() if count} == {r["step"] for r in replaced}
+    data_state = json.loads((newest(folder / "reference") / "data" / "metadata").read_text())
+    assert data_state["replaced"] == 3 and {"step", "examples", "buckets"} < data_state.keys()
 
 
-def test_killed_stopped_and_with_a_killed_worker_a_run_ends_equal_to_one_that_was_left_alone(folder):
+def test_resume_is_byte_equal_after_sigkill_sigterm_and_killed_worker(folder):
     """One run, four processes: each fault meets what the one before it left."""
-    here = folder / "troubled"
+    workdir = folder / "troubled"
     run, reached = start(folder, "troubled"), check_resume.step_is_read("packed", 3)
     assert run.wait_for(lambda run: reached(run) and check_resume.save_begins(run))
     assert run.kill() == -signal.SIGKILL
 
     run = start(folder, "troubled")
     assert run.wait_for(check_resume.step_is_read("packed", 5))
-    began = time.monotonic()
+    started_at = time.monotonic()
     assert run.kill(signal.SIGTERM) == 143
-    assert time.monotonic() - began < 10
-    assert f"stopped by SIGTERM behind step {newest(here).name} of packed" in run.text()
+    assert time.monotonic() - started_at < 10
+    assert f"stopped by SIGTERM behind step {newest(workdir).name} of packed" in run.text()
     assert "Traceback" not in run.text()
 
     run = start(folder, "troubled")
@@ -100,13 +100,13 @@ def test_killed_stopped_and_with_a_killed_worker_a_run_ends_equal_to_one_that_wa
     children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text().split()
     workers = [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
     os.kill(workers[-1], signal.SIGKILL)
-    began = time.monotonic()
+    started_at = time.monotonic()
     assert run.wait() == 1
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - started_at < 10
     assert re.search(rf"^error: data worker \d of \d \(process {workers[-1]}\) was killed by SIGKILL", run.text(), re.M)
     assert "Traceback" not in run.text()
 
     check_resume.finish(start(folder, "troubled"))
     expected = check_resume.contents(folder / "reference")
-    assert check_resume.differences(expected, check_resume.contents(here)) == []
-    assert (here / "bad_samples.jsonl").read_bytes() == (folder / "reference" / "bad_samples.jsonl").read_bytes()
+    assert check_resume.differences(expected, check_resume.contents(workdir)) == []
+    assert (workdir / "bad_samples.jsonl").read_bytes() == (folder / "reference" / "bad_samples.jsonl").read_bytes()

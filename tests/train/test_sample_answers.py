@@ -57,7 +57,7 @@ def classes(text: str) -> list[str]:
     ]
 
 
-def test_answers_json_and_the_images_have_every_byte_and_pixel(workdir):
+def test_answers_json_and_images_are_exact(workdir):
     folder = workdir / "samples" / "two-001300"
     records = json.loads((folder / "answers.json").read_bytes())
     assert records[0] == {
@@ -72,7 +72,7 @@ def test_answers_json_and_the_images_have_every_byte_and_pixel(workdir):
         assert (workdir / "x.png").read_bytes() == (folder / f"{i}-0.png").read_bytes()
 
 
-def test_the_page_shows_before_after_and_reference_and_what_changed(workdir):
+def test_page_shows_before_after_reference_and_changes(workdir):
     page = page_of(workdir / "samples" / "two-001300")
     shown = Page(page)
     assert classes(page) == ["right better", "wrong worse", "ungraded"]
@@ -91,7 +91,7 @@ def test_the_page_shows_before_after_and_reference_and_what_changed(workdir):
     assert shown.text.count("1 of 2, 95% 9 to 91") == 2  # right before, right
 
 
-def test_the_evaluation_before_the_stage_is_compared_with_none(workdir):
+def test_page_of_step_0_has_no_comparison(workdir):
     save_answers(workdir / "samples" / "two-000000", EXAMPLES, BEFORE)  # again, after a restart, beside its own file
     page = page_of(workdir / "samples" / "two-000000")
     assert classes(page) == ["wrong", "right", "ungraded"] and "<dt>before" not in page and "<dt>answer " in page
@@ -99,7 +99,7 @@ def test_the_evaluation_before_the_stage_is_compared_with_none(workdir):
 
 
 @pytest.mark.parametrize("harm", ["missing", "{", "[1]", "{}", '[{"id": 1}]', "other question", b"\xff"])
-def test_without_answers_before_the_page_does_without(workdir, harm):
+def test_page_omits_missing_or_damaged_earlier_answers(workdir, harm):
     file = workdir / "samples" / "two-000000" / "answers.json"
     if harm == "missing":
         file.unlink()
@@ -111,7 +111,7 @@ def test_without_answers_before_the_page_does_without(workdir, harm):
     assert classes(page) == ["right", "wrong", "ungraded"] and "<dt>before" not in page
 
 
-def test_the_header_says_which_stage_model_and_data(workdir):
+def test_header_names_stage_model_and_data(workdir):
     page = page_of(workdir / "samples" / "two-001300")
     facts = dict(re.findall("<dt>([^<]*)</dt><dd>([^<]*)</dd>", page[: page.index("</header>")]))
     assert facts == {
@@ -123,7 +123,7 @@ def test_the_header_says_which_stage_model_and_data(workdir):
     assert "<dt>date</dt><dd>2026-01-02</dd>" in page_of(workdir / "samples" / "two-001300")
 
 
-def test_the_accuracy_table_has_intervals_where_the_number_of_questions_is_known(workdir):
+def test_accuracy_table_has_intervals_if_question_count_is_known(workdir):
     folder = workdir / "samples" / "two-001300"
     bar = 'aria-label="75.0%, 95% interval 63.2 to 84.0, the dotted line is at 25.0"'  # 48 of 64
     page = page_of(folder)
@@ -137,7 +137,7 @@ def test_the_accuracy_table_has_intervals_where_the_number_of_questions_is_known
     assert "Accuracy by kind" not in page_of(folder)
 
 
-def test_any_folder_will_do_and_text_stays_text(tmp_path):
+def test_any_folder_works_and_text_is_escaped(tmp_path):
     evil = example(EVIL, EVIL, EVIL, [noise(9, 9)], EVIL)
     save_answers(tmp_path / "x", [evil], [EVIL], {EVIL: EVIL})
     page = Page(page_of(tmp_path / "x"))
@@ -147,14 +147,14 @@ def test_any_folder_will_do_and_text_stays_text(tmp_path):
     assert "<em>nothing</em>" in page_of(tmp_path / "y")
 
 
-def test_equal_files_give_an_equal_page(workdir):
+def test_equal_inputs_write_equal_files(workdir):
     folder = workdir / "samples" / "two-001300"
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     save_answers(folder, EXAMPLES, AFTER)
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def test_a_photo_is_reduced_on_the_page_alone(tmp_path):
+def test_photo_is_downscaled_only_on_the_page(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(encoded(noise(1200, 900), "JPEG"))
     save_answers(tmp_path / "x", [example("a", "a cat", images=[tmp_path / "photo.jpg"])], ["A cat."])
     (shown,) = Page(page_of(tmp_path / "x")).pictures

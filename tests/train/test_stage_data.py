@@ -24,9 +24,9 @@ def write_json(path: Path, rows: int) -> Path:
     out = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(out, "PNG")
     (path.parent / "a.png").write_bytes(out.getvalue())
-    talk = [{"from": "human", "value": "<image>\nwhat is in the image ?"}, {"from": "gpt", "value": "a red thing"}]
+    turns = [{"from": "human", "value": "<image>\nwhat is in the image ?"}, {"from": "gpt", "value": "a red thing"}]
     path.write_text(
-        json.dumps([{"id": f"{path.stem}{i}", "image": "a.png", "conversations": talk} for i in range(rows)])
+        json.dumps([{"id": f"{path.stem}{i}", "image": "a.png", "conversations": turns} for i in range(rows)])
     )
     return path
 
@@ -45,7 +45,7 @@ def opened(tokenizer):
     return lambda stage: open_stage("one", stage, 5, tokenizer, VISION)
 
 
-def test_what_is_there_decides_how_it_is_read(tmp_path, opened):
+def test_source_type_follows_from_the_files(tmp_path, opened):
     path = write_json(tmp_path / "a.json", 30)
     from_json = opened(stage(path=str(path), image_folder=str(tmp_path)))
     main(["data", "build", str(path), str(tmp_path / "built"), "--images", str(tmp_path), "--shard-rows", "8"])
@@ -54,15 +54,15 @@ def test_what_is_there_decides_how_it_is_read(tmp_path, opened):
     assert isinstance(from_shards.train.source, ArrayRecordSource)
     assert from_json.steps == from_shards.steps == 4 and from_json.held_out is None
     batches = [training_batches(stage(), data, 5) for data in (from_json, from_shards)]
-    for (one, of_one), (two, of_two) in zip(*batches, strict=True):
-        assert all(map(np.array_equal, one, two)) and np.array_equal(of_one.index, of_two.index)
+    for (batch, info), (other, other_info) in zip(*batches, strict=True):
+        assert all(map(np.array_equal, batch, other)) and np.array_equal(info.index, other_info.index)
     with pytest.raises(ConfigError, match="a.json: a JSON needs image_folder"):
         opened(stage(path=str(path)))
     with pytest.raises(DataError, match="a folder without .array_record or .parquet"):
         opened(stage(path=str(tmp_path)))
 
 
-def test_a_mixture_holds_out_of_every_part_and_never_ends(tmp_path, opened):
+def test_mixture_holds_out_of_every_source_and_never_ends(tmp_path, opened):
     parts = tuple((str(write_json(tmp_path / f"{n}.json", rows)), str(tmp_path), w) for n, rows, w in
                   (("a", 300, 1.0), ("b", 500, 3.0)))  # fmt: skip
     mixed = stage(mixture=parts, held_out=0.1)
@@ -88,7 +88,7 @@ def test_a_mixture_holds_out_of_every_part_and_never_ends(tmp_path, opened):
     assert (short.steps, short.samples) == (7, 56)
 
 
-def test_a_mixture_without_held_out_is_all_trained_on(tmp_path, opened):
+def test_mixture_without_held_out_trains_on_every_example(tmp_path, opened):
     data = opened(stage(mixture=((str(write_json(tmp_path / "a.json", 9)), str(tmp_path), 1.0),)))
     assert data.held_out is None and data.steps == 2
     assert sorted(data.train.source[i].id for i in range(9)) == sorted(f"a{i}" for i in range(9))

@@ -9,7 +9,7 @@ import pytest
 from llava_jax.config import Data, Stage
 from llava_jax.errors import ConfigError
 from llava_jax.models.llava import Llava
-from llava_jax.runtime.mesh import make_mesh, replicating
+from llava_jax.runtime.mesh import make_mesh, without_fsdp
 from llava_jax.runtime.sharding import global_batch
 from llava_jax.train import stages
 from llava_jax.train.state import all_params, init_stage_state
@@ -29,21 +29,21 @@ def trained(weights: str) -> tuple[list[float], dict]:
     """(losses, parameters) of three steps of a first stage, its weights laid out so, and three of a sharded second."""
     mesh, losses = make_mesh(1, 4, 2), []
     params = random_params(EVEN)
-    for stage, how in ((STAGE, weights), (SECOND, "sharded")):
-        found = layout(stage, how, mesh)
-        with jax.set_mesh(found.mesh):
-            state = init_stage_state(params, jax.random.PRNGKey(0), found.abstract, found.tx)
-            step = make_train_step(Llava(EVEN), found.tx, found.abstract, 1, 1)
+    for stage, layout_weights in ((STAGE, weights), (SECOND, "sharded")):
+        stage_layout = layout(stage, layout_weights, mesh)
+        with jax.set_mesh(stage_layout.mesh):
+            state = init_stage_state(params, jax.random.PRNGKey(0), stage_layout.abstract, stage_layout.tx)
+            step = make_train_step(Llava(EVEN), stage_layout.tx, stage_layout.abstract, 1, 1)
             for seed in range(3):
-                state, metrics = step(state, global_batch(make_batch(8, seed=seed), found.mesh))
+                state, metrics = step(state, global_batch(make_batch(8, seed=seed), stage_layout.mesh))
                 losses.append(float(metrics["loss"]))
         params = all_params(state)
     return losses, params
 
 
-def test_a_stage_with_copies_of_its_weights_is_the_same_and_the_next_one_goes_on_from_it():
-    copied = layout(STAGE, "replicated", make_mesh(1, 4, 2))
-    assert copied.mesh.shape["fsdp"] == 1  # or the comparison would be of a thing with itself
+def test_replicated_stage_equals_sharded_and_feeds_the_next():
+    replicated = layout(STAGE, "replicated", make_mesh(1, 4, 2))
+    assert replicated.mesh.shape["fsdp"] == 1  # or the comparison would be of a thing with itself
     (expected, weights), (losses, params) = trained("sharded"), trained("replicated")
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for path, w in weights.items():
@@ -51,15 +51,15 @@ def test_a_stage_with_copies_of_its_weights_is_the_same_and_the_next_one_goes_on
         assert params[path].sharding == w.sharding, path
 
 
-def test_copies_keep_the_devices_their_order_and_tensor():
+def test_without_fsdp_keeps_device_order_and_tensor():
     mesh = make_mesh(2, 2, 2)
-    copied = replicating(mesh)
-    assert dict(copied.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
-    assert copied.devices.ravel().tolist() == mesh.devices.ravel().tolist()
+    replicated = without_fsdp(mesh)
+    assert dict(replicated.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    assert replicated.devices.ravel().tolist() == mesh.devices.ravel().tolist()
 
 
 @pytest.mark.parametrize("share, fsdp", [(2.1, 1), (1.9, 8)])
-def test_auto_copies_what_takes_half_of_a_device_and_no_more(monkeypatch, share, fsdp):
+def test_auto_replicates_up_to_half_of_device_memory(monkeypatch, share, fsdp):
     mesh = make_mesh(1, 8, 1)
     state = layout(STAGE, "replicated", mesh).abstract
     size = sum(x.size * x.dtype.itemsize for x in [*jax.tree.leaves(state), *state.trainable.values()])
@@ -67,12 +67,12 @@ def test_auto_copies_what_takes_half_of_a_device_and_no_more(monkeypatch, share,
     assert layout(STAGE, "auto", mesh).mesh.shape["fsdp"] == fsdp
 
 
-def test_a_device_of_which_nothing_is_known_keeps_the_mesh():
+def test_auto_keeps_the_mesh_on_unknown_devices():
     mesh = make_mesh(1, 8, 1)
     assert layout(STAGE, "auto", mesh).mesh == mesh
 
 
-def test_rows_that_do_not_split_over_the_devices_are_refused_with_what_would():
+def test_indivisible_batch_is_refused_with_a_suggestion():
     stage = dataclasses.replace(STAGE, batch=12)
     with pytest.raises(ConfigError, match="12 rows .* = 8 devices; make batch .* e.g. 16, or let config.mesh.tensor"):
         layout(stage, "sharded", make_mesh(1, 8, 1))

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from llava_jax.errors import ConfigError
 from llava_jax.models.params import abstract_model, nested
-from llava_jax.runtime.mesh import count_slices, make_mesh, over_slices
+from llava_jax.runtime.mesh import arrange_slices, count_slices, make_mesh
 from llava_jax.train.optimizer import state_bytes
 from llava_jax.train.state import all_params, init_params_for, init_stage_state, params_sha256
 from tests.fixtures.tiny_models import EVEN, changed
@@ -60,13 +60,13 @@ SPECS = {
 }
 
 
-def test_every_parameter_has_the_layout_of_the_table():
+def test_every_parameter_has_the_expected_partition_spec():
     _, specs = abstract_model(EVEN)
     assert specs == SPECS
 
 
 @pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)], ids=["fsdp=8", "data=2,fsdp=2,tensor=2"])
-def test_a_new_state_lies_in_its_shards_and_so_do_its_moments(mesh):
+def test_new_parameters_and_moments_are_sharded(mesh):
     run = setup(EVERYTHING, mesh)
     for path, x in run.state.trainable.items():
         layouts = [x, *(m[path] for s in run.state.opt_state for m in (getattr(s, "mu", 0), getattr(s, "nu", 0)) if m)]
@@ -78,8 +78,8 @@ def test_a_new_state_lies_in_its_shards_and_so_do_its_moments(mesh):
                 for n, axis in zip(y.shape, [*SPECS[path], *[None] * y.ndim], strict=False)
             )
             assert {s.data.shape for s in y.addressable_shards} == {shard}, path
-    on_a_device = sum(x.addressable_shards[0].data.nbytes for x in run.state.trainable.values())
-    assert on_a_device < 1.2 * sum(x.nbytes for x in run.state.trainable.values()) / (mesh[1] * mesh[2])
+    bytes_per_device = sum(x.addressable_shards[0].data.nbytes for x in run.state.trainable.values())
+    assert bytes_per_device < 1.2 * sum(x.nbytes for x in run.state.trainable.values()) / (mesh[1] * mesh[2])
 
 
 @pytest.mark.parametrize("table, trained", [(STAGE_1, {"projector"}), (STAGE_2, {"projector", "llm"})])
@@ -97,20 +97,20 @@ def test_frozen_parameters_have_no_optimizer_state(table, trained):
     assert state_bytes(state.opt_state) == state_bytes(run.abstract.opt_state)
 
 
-def test_values_do_not_depend_on_the_mesh_and_match_where_parts_are_drawn():
+def test_initial_values_are_independent_of_mesh_and_subset():
     key = jax.random.PRNGKey(3)
-    one = init_params_for(EVEN, make_mesh(1, 1, 1, jax.devices()[:1]), key, list(SPECS))
+    on_one_device = init_params_for(EVEN, make_mesh(1, 1, 1, jax.devices()[:1]), key, list(SPECS))
     part = [p for p in SPECS if not p.startswith("llm/")]
-    eight = init_params_for(EVEN, make_mesh(2, 2, 2), key, part)
-    assert one.keys() == SPECS.keys() and eight.keys() == set(part)
-    assert params_sha256(eight) == params_sha256({p: one[p] for p in part})
+    on_eight_devices = init_params_for(EVEN, make_mesh(2, 2, 2), key, part)
+    assert on_one_device.keys() == SPECS.keys() and on_eight_devices.keys() == set(part)
+    assert params_sha256(on_eight_devices) == params_sha256({p: on_one_device[p] for p in part})
 
 
-def test_the_next_stage_starts_with_the_weights_and_with_a_fresh_optimizer():
+def test_next_stage_keeps_weights_and_resets_the_optimizer():
     first, second = setup(STAGE_1), setup(STAGE_2)
     weights = all_params(first.state)
-    worn = jax.tree.map(lambda x: x + 1, first.state.opt_state)
-    state = first.state.replace(step=first.state.step + 5, opt_state=worn)
+    used_opt_state = jax.tree.map(lambda x: x + 1, first.state.opt_state)
+    state = first.state.replace(step=first.state.step + 5, opt_state=used_opt_state)
     before = params_sha256(weights)
     state = init_stage_state(all_params(state), state.rng, second.abstract, second.tx)
     assert params_sha256(all_params(state)) == before
@@ -118,7 +118,7 @@ def test_the_next_stage_starts_with_the_weights_and_with_a_fresh_optimizer():
     assert not any(np.any(x) for x in jax.tree.leaves(state.opt_state))
 
 
-def test_a_fingerprint_sees_values_names_shapes_and_dtypes():
+def test_params_sha256_covers_values_names_shapes_and_dtypes():
     x = {"a": jnp.zeros(4), "b": jnp.ones((2, 2))}
     others = [
         {"a": jnp.zeros(4), "b": jnp.ones((2, 2)).at[1, 1].set(1 + 1e-6)},
@@ -130,22 +130,22 @@ def test_a_fingerprint_sees_values_names_shapes_and_dtypes():
     assert params_sha256(dict(reversed(x.items()))) == params_sha256(x)
 
 
-def test_nested_is_the_tree_a_model_takes():
+def test_nested_splits_paths_into_a_tree():
     assert nested({"a/b": 1, "a/c": 2, "d": 3}) == {"a": {"b": 1, "c": 2}, "d": 3}
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 1), (0, 8, 1), (-1, -1, 1), (-1, 3, 1), (3, 3, 3)], ids=str)
-def test_a_mesh_that_does_not_cover_the_devices_is_refused(sizes):
+def test_mesh_that_does_not_cover_the_devices_is_refused(sizes):
     with pytest.raises(ConfigError, match="mesh"):
         make_mesh(*sizes)
 
 
-def test_a_mesh_that_does_not_divide_a_parameter_is_refused_by_name():
+def test_mesh_that_does_not_divide_a_parameter_names_it():
     with pytest.raises(ConfigError, match=r"mesh tensor = 8 does not divide llm/layers/k/kernel .* axis of 2;"):
         setup(EVERYTHING, mesh=(1, 1, 8))
 
 
-def test_one_mesh_axis_takes_what_is_left():
+def test_mesh_size_minus_one_is_inferred():
     assert dict(make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
 
 
@@ -166,21 +166,21 @@ CHIPS = [Chip(4 * i + 2 * y + x, i, (x, y, 0)) for i in range(3) for y in range(
 
 
 @pytest.mark.parametrize("sizes", [(3, 4, 1), (3, 2, 2), (6, 2, 1), (12, 1, 1)], ids=str)
-def test_only_data_goes_over_several_slices(sizes):
-    mesh = over_slices(list(sizes), count_slices(CHIPS), random.Random(0).sample(CHIPS, 12))
+def test_only_the_data_axis_spans_slices(sizes):
+    mesh = arrange_slices(list(sizes), count_slices(CHIPS), random.Random(0).sample(CHIPS, 12))
     assert mesh.shape == sizes and {chip.id for chip in mesh.flat} == set(range(12))
     for i in range(sizes[0]):
         assert {chip.slice_index for chip in mesh[i].flat} == {i * 3 // sizes[0]}
 
 
-def test_a_mesh_that_splits_weights_over_slices_is_refused():
+def test_weights_split_over_slices_are_refused():
     with pytest.raises(ConfigError, match=r"mesh.data=1 does not go over 3 TPU slices; set it to 3, or a multiple"):
         make_mesh(1, -1, 1, CHIPS)
 
 
-def test_described_chips_of_one_slice_do_not_name_it():
+def test_chips_without_slice_index_count_as_one_slice():
     assert count_slices([SimpleNamespace(platform="tpu")] * 4) == 1
 
 
-def test_hosts_of_gpus_are_no_slices():
+def test_gpu_hosts_are_not_slices():
     assert count_slices([dataclasses.replace(chip, platform="gpu") for chip in CHIPS]) == 1

@@ -38,7 +38,7 @@ def logits_of(rows: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("chunks", [1, 4])
-def test_the_loss_is_the_cross_entropy_of_each_target_given_what_is_before_it(chunks):
+def test_loss_is_next_token_cross_entropy_over_targets(chunks):
     batch = make_batch(4)
     batch.target_mask[0, 0] = True  # nothing is before the first token: it is no target
     expected, count = 0.0, 0
@@ -85,7 +85,7 @@ WITHOUT_EFFECT = ("vision/post_norm/scale", "vision/post_norm/bias", "vision/lay
     [((1, 1, 1), 2, 1), ((2, 2, 2), 4, 1), ((1, 1, 1), 1, 4)],
     ids=["2", "4 on 8 devices", "chunks"],
 )
-def test_accumulation_and_chunks_change_nothing_but_memory(at_once, mesh, accumulation, chunks):
+def test_accumulation_and_chunks_keep_loss_and_gradients(at_once, mesh, accumulation, chunks):
     loss, grads, targets, laid_out = gradients_of(mesh, accumulation, chunks)
     assert targets == at_once[2]
     np.testing.assert_allclose(loss, at_once[0], rtol=1e-6)
@@ -97,7 +97,7 @@ def test_accumulation_and_chunks_change_nothing_but_memory(at_once, mesh, accumu
         assert same_layout(laid_out[path], SPECS[path]), path  # also of the sums, inside the loop
 
 
-def test_micro_batches_have_unequal_numbers_of_targets_so_a_mean_of_means_is_another_loss(at_once):
+def test_mean_of_micro_batch_means_is_another_loss(at_once):
     batch = make_batch(16)
     step = make_eval_step(Llava(EVEN), 1)
     parts = [step(random_params(EVEN), jax.tree.map(lambda x, i=i: x[i::4], batch)) for i in range(4)]
@@ -125,7 +125,7 @@ def trained(request):
 CURVES = {}
 
 
-def test_the_loss_curve_does_not_depend_on_the_mesh(trained):
+def test_loss_curve_is_independent_of_the_mesh(trained):
     run, losses, _ = trained
     reference = CURVES.setdefault("one", losses)  # the first mesh is a single device
     assert run.mesh.size == (1 if reference is losses else 8)
@@ -133,7 +133,7 @@ def test_the_loss_curve_does_not_depend_on_the_mesh(trained):
     np.testing.assert_allclose(losses, reference, rtol=1e-4)
 
 
-def test_a_step_leaves_parameters_and_moments_in_their_layout_and_compiles_once(trained):
+def test_step_keeps_shardings_and_compiles_once(trained):
     run, _, _ = trained
     for path, x in all_params(run.state).items():
         assert same_layout(x, SPECS[path]), path
@@ -145,7 +145,7 @@ def test_a_step_leaves_parameters_and_moments_in_their_layout_and_compiles_once(
     assert run.step._cache_size() == 1
 
 
-def test_activations_are_constrained_only_under_a_mesh_that_is_set(trained):
+def test_activations_are_constrained_only_under_set_mesh(trained):
     run, _, text = trained
     without = run.step.lower(run.abstract, make_batch(8)).as_text()
     gradients = len(run.state.trainable)
@@ -165,7 +165,7 @@ def fresh_state(run):
     return init_stage_state(random_params(EVEN), jax.random.PRNGKey(0), run.abstract, run.tx)
 
 
-def test_frozen_parameters_are_bit_identical_after_50_steps_and_all_others_are_not(stage_1):
+def test_only_frozen_parameters_are_bit_equal_after_50_steps(stage_1):
     state = fresh_state(stage_1)
     first = state.trainable
     frozen, trainable = params_sha256(state.frozen), jax.tree.map(np.array, first)
@@ -179,7 +179,7 @@ def test_frozen_parameters_are_bit_identical_after_50_steps_and_all_others_are_n
     assert int(state.step) == 50
 
 
-def test_rows_of_filler_alone_give_no_loss_and_no_gradient(stage_1):
+def test_filler_rows_give_zero_loss_and_gradient(stage_1):
     filler = jax.tree.map(np.zeros_like, make_batch(4))
     with jax.set_mesh(stage_1.mesh):
         _, metrics = stage_1.step(fresh_state(stage_1), global_batch(filler, stage_1.mesh))
@@ -199,7 +199,7 @@ def flops(table) -> float:
         return run.step.lower(run.state, run.batch(8, length=32)).compile().cost_analysis()["flops"]
 
 
-def test_a_stage_that_trains_the_projector_costs_at_most_70_percent_of_full_training():
+def test_projector_stage_costs_at_most_70_percent_of_the_flops():
     """Forward, and the gradient with respect to the language model's inputs: its weights' gradients, a third of the
     work, are never made, and nothing goes back into the vision tower. The step clips and reports a norm all the same.
     (0.64 here; 0.97 where all gradients are made and a mask in the optimizer throws most away.)"""
@@ -207,7 +207,7 @@ def test_a_stage_that_trains_the_projector_costs_at_most_70_percent_of_full_trai
 
 
 @pytest.mark.parametrize("table", [STAGE_1, STAGE_2, EVERYTHING], ids=["stage 1", "stage 2", "everything"])
-def test_the_flops_that_a_run_reports_are_those_of_the_step(table):
+def test_model_flops_match_the_compiled_step(table):
     """XLA also counts norms, softmax and the optimizer; the model's count is the products alone."""
     shapes, _ = abstract_model(WIDE)
     trained = {p for p, rate in learning_rates_per_parameter(shapes, table).items() if rate is not None}
@@ -218,7 +218,7 @@ def test_the_flops_that_a_run_reports_are_those_of_the_step(table):
 # ------------------------------------------------------------------------------------------------------ metrics
 
 
-def test_metrics_are_of_the_global_batch_before_clipping(at_once):
+def test_metrics_cover_the_global_batch_before_clipping(at_once):
     run = setup(EVERYTHING, accumulation=4)
     with jax.set_mesh(run.mesh):
         _, metrics = run.step(run.state, run.batch(16))
@@ -232,7 +232,7 @@ def test_metrics_are_of_the_global_batch_before_clipping(at_once):
     assert float(metrics["targets"]) == make_batch(16).target_mask[:, 1:].sum()
 
 
-def test_token_losses_sums_in_float32_whatever_the_compute_dtype():
+def test_token_losses_are_float32_with_bfloat16_compute():
     config = changed(dtype="bfloat16", feature_dtype="bfloat16")
     out = jax.eval_shape(lambda p, b: token_losses(Llava(config), nested(p), b, 2), random_params(EVEN), make_batch(2))
     assert out.dtype == jnp.float32 and out.shape == ()

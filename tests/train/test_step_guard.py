@@ -92,7 +92,7 @@ def same_bytes(a, b) -> bool:
     return all(same)
 
 
-def end_as_without(prepared: Prepared, bad_steps: tuple[int, ...], steps: int) -> None:
+def check_skipped_steps(prepared: Prepared, bad_steps: tuple[int, ...], steps: int) -> None:
     with jax.set_mesh(prepared.run.mesh):
         clean = prepared.state()
         for i in sorted(set(range(steps)) - set(bad_steps)):
@@ -113,25 +113,25 @@ def end_as_without(prepared: Prepared, bad_steps: tuple[int, ...], steps: int) -
             assert (int(state.step), int(clean.step)) == (steps, steps - len(bad_steps))
 
 
-def test_a_run_with_bad_steps_ends_as_if_their_batches_had_not_been_there(prepared):
+def test_skipped_steps_leave_parameters_and_optimizer_state_bit_equal(prepared):
     """NaN in the loss, in one element of one gradient, in one pixel, at steps 0, 3 and 50: the parameters and all of
     the optimizer's state are those of the good steps alone, to the bit. Only the step counts the bad ones too."""
-    end_as_without(prepared, (0, 3, 50), STEPS)
+    check_skipped_steps(prepared, (0, 3, 50), STEPS)
 
 
-def test_so_it_does_with_accumulation_on_a_mesh_of_eight(faults_in_batches):
-    end_as_without(prepare(mesh=(2, 2, 2), accumulation=2), (0, 3), 5)
+def test_skipped_steps_leave_no_trace_with_accumulation_on_a_mesh(faults_in_batches):
+    check_skipped_steps(prepare(mesh=(2, 2, 2), accumulation=2), (0, 3), 5)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, 1e30])
-def test_infinity_and_a_norm_too_large_for_float32_are_skipped_too(prepared, value):
+def test_infinite_gradient_and_overflowing_norm_are_skipped(prepared, value):
     with jax.set_mesh(prepared.run.mesh):
         state, metrics = prepared.step(prepared.state(), batch_with("bad_leaf", 0, value))
     assert not metrics["applied"] and math.isfinite(metrics["loss"])
     assert same_bytes((state.trainable, state.opt_state), (prepared.first.trainable, prepared.first.opt_state))
 
 
-def test_a_loss_above_the_limit_is_not_applied_and_one_at_it_is(prepared):
+def test_only_a_loss_above_the_limit_is_skipped(prepared):
     batch, first = batch_with(None, 0), prepared.first
     with jax.set_mesh(prepared.run.mesh):
         loss = np.asarray(prepared.step(prepared.state(), batch)[1]["loss"])
@@ -144,51 +144,53 @@ def test_a_loss_above_the_limit_is_not_applied_and_one_at_it_is(prepared):
 # ----------------------------------------------------------------------------------------------------- on the host
 
 
-def test_only_skipped_steps_in_a_row_end_a_run():
+def test_only_consecutive_skipped_steps_end_a_run():
     guard = StepGuard(config.StepGuardConfig(in_a_row=2))
-    over = []
+    too_many = []
     for i, applied in enumerate([False, False, True, False, False, False], 1):
-        guard.read(i, 1.0 if applied else math.nan, applied)
-        over.append(guard.is_over())
-    assert over == [False] * 5 + [True]
+        guard.update(i, 1.0 if applied else math.nan, applied)
+        too_many.append(guard.has_too_many())
+    assert too_many == [False] * 5 + [True]
     assert (guard.skipped, guard.in_a_row) == (5, 3)
 
 
 SPIKES = config.StepGuardConfig(spike=3.0, window=4)
 
 
-def test_a_spike_is_a_loss_above_the_median_of_a_full_window_two_steps_back():
+def test_spike_limit_is_the_window_median_two_steps_back():
     guard, limits = StepGuard(SPIKES), []
     losses = [5.0, 4.0, 2.0, 3.0, 1.0, 100.0, 1.0, 1.0, 1.0]
     for at, loss in enumerate(losses, 1):
         limits.append(float(guard.limit(at)))
-        guard.read(at, loss, loss <= limits[-1])
+        guard.update(at, loss, loss <= limits[-1])
     medians = [3.5, 2.5, 2.5, 1.5]  # of steps 1-4, 2-5; step 6 was skipped and is no part of it; 4, 3, 5, 7
     assert limits == [math.inf] * 5 + [3 * m for m in medians]
     assert guard.skipped == 1
     assert guard.reason(9, {"loss": 100.0, "grad_norm": 1.0}) == "the loss 100.0000 is above 4.5000, 3 x the median"
 
 
-def test_a_run_that_goes_on_decides_as_one_that_was_not_stopped():
+def test_resumed_guard_decides_like_an_uninterrupted_one():
     losses = np.random.default_rng(0).exponential(size=40).astype(np.float32).tolist()
     whole = StepGuard(SPIKES)
     for at, loss in enumerate(losses, 1):
-        again = StepGuard(SPIKES, json.loads(json.dumps(whole.record())))
+        resumed = StepGuard(SPIKES, json.loads(json.dumps(whole.record())))
         limit = whole.limit(at)
-        assert again.limit(at) == limit and again.record() == whole.record()
-        whole.read(at, loss, loss <= limit)
-        assert whole.limit(at + 1) == again.limit(at + 1), "read before the next step begins, as at a save, or after it"
+        assert resumed.limit(at) == limit and resumed.record() == whole.record()
+        whole.update(at, loss, loss <= limit)
+        assert whole.limit(at + 1) == resumed.limit(at + 1), (
+            "read before the next step begins, as at a save, or after it"
+        )
     assert whole.skipped > 3
 
 
-def test_without_a_rule_nothing_is_a_spike_and_nothing_is_remembered():
+def test_without_spike_factor_no_loss_is_kept():
     for settings, expected in (
         (config.StepGuardConfig(), 0),
         (config.StepGuardConfig(spike=2.0, window=4, on_spike="warn"), 6),
     ):
         guard = StepGuard(settings)
         for at in range(1, 20):
-            guard.read(at, 1.0, True)
+            guard.update(at, 1.0, True)
             assert guard.limit(at + 1) == math.inf
         assert len(guard.record()["losses"]) == expected
     assert guard.spike_above(20) == 2.0, "warned of"
@@ -199,22 +201,22 @@ class Named:
         return [f"sample-{index}-{i}" for i in range(1 + index % 2)]
 
 
-def test_samples_are_named_in_their_order_and_fillers_are_not():
-    found = sample_ids(Named(), np.array([7, -1, 2**32 + 4]))
-    assert found == ["sample-7-0", "sample-7-1", f"sample-{2**32 + 4}-0"]
+def test_sample_ids_keep_the_order_and_omit_fillers():
+    ids = sample_ids(Named(), np.array([7, -1, 2**32 + 4]))
+    assert ids == ["sample-7-0", "sample-7-1", f"sample-{2**32 + 4}-0"]
 
 
-def test_what_is_written_down_is_json_with_norms_by_module(tmp_path):
+def test_skipped_file_is_strict_json_with_norms_by_module(tmp_path):
     mesh, params = make_mesh(1, 8, 1), random_params(EVEN)
     weights = parameter_norms(params | {"llm/norm/scale": params["llm/norm/scale"].astype("bfloat16")}, mesh)
     for path, norm in weights.items():
         assert norm == pytest.approx(np.linalg.norm(params[path].astype(np.float64)), rel=1e-3)
     gradients = {"llm/a": 3.0, "llm/b": 4.0, "projector/a": math.nan, "vision/a": math.inf}
-    about = {"stage": "one", "step": 7, "loss": math.nan}
-    file = write_skipped(tmp_path, about, ["a", "b"], {"gradient": gradients, "parameter": weights})
+    record = {"stage": "one", "step": 7, "loss": math.nan}
+    file = write_skipped(tmp_path, record, ["a", "b"], {"gradient": gradients, "parameter": weights})
     assert file == tmp_path / "skipped" / "one-000007.json"
-    found = json.loads(file.read_text(), parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
-    assert found["loss"] == "nan" and found["samples"] == ["a", "b"]
-    assert found["modules"]["gradient"] == {"llm": 5.0, "projector": "nan", "vision": "inf"}
-    assert found["modules"]["parameter"].keys() == {"vision", "projector", "llm"}
-    assert found["parameters"]["gradient"]["projector/a"] == "nan"
+    dump = json.loads(file.read_text(), parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
+    assert dump["loss"] == "nan" and dump["samples"] == ["a", "b"]
+    assert dump["modules"]["gradient"] == {"llm": 5.0, "projector": "nan", "vision": "inf"}
+    assert dump["modules"]["parameter"].keys() == {"vision", "projector", "llm"}
+    assert dump["parameters"]["gradient"]["projector/a"] == "nan"

@@ -39,7 +39,7 @@ class Stage:
         stop = SimpleNamespace(is_single_process=is_single_process, signalled=True)
         self.run = SimpleNamespace(watchdog=SimpleNamespace(begin=note("begin")), stop=stop)
         layout = SimpleNamespace(mesh=None)
-        self.plan = SimpleNamespace(start=100, data=SimpleNamespace(steps=6), layout=layout)
+        self.setup = SimpleNamespace(start_step=100, data=SimpleNamespace(steps=6), layout=layout)
         self.batches = self
         self.bad = SimpleNamespace(record=note("record"))
         self.guard = SimpleNamespace(limit=lambda step: step)
@@ -75,7 +75,7 @@ def run(stage: Stage, start: int, due: set[int]) -> list:
     return results
 
 
-def test_metrics_are_read_behind_the_next_dispatch_and_before_it_where_they_are_due(events):
+def test_metrics_are_read_after_the_next_dispatch_unless_due(events):
     results = run(Stage(events), 0, {3, 6})
     assert [event for event in events if event.split()[0] in ("dispatch", "read", "yield", "pause")] == [
         "dispatch 1",
@@ -94,7 +94,7 @@ def test_metrics_are_read_behind_the_next_dispatch_and_before_it_where_they_are_
     assert all(r.metrics.step_time == 0.5 and r.metrics.loss == 2.0 for r in results)
 
 
-def test_the_step_that_the_stage_resumes_from_has_no_metrics(events):
+def test_resumed_step_has_no_metrics(events):
     first, *others = run(Stage(events, 4), 4, {4, 6})
     assert (first.step, first.metrics, first.is_due) == (4, None, True)
     assert [r.step for r in others] == [5, 6] and events.index("yield 4") < events.index("dispatch 5")
@@ -102,7 +102,7 @@ def test_the_step_that_the_stage_resumes_from_has_no_metrics(events):
     assert (only.step, only.metrics) == (6, None)
 
 
-def test_the_watchdog_knows_the_global_step_and_which_step_compiles(events):
+def test_watchdog_gets_the_global_step_and_compiling_steps(events):
     run(Stage(events), 0, {6})
     begun = [event for event in events if event.startswith("begin")]
     kinds = ["compiling", "computing", "compiling", "computing", "computing", "computing"]
@@ -110,12 +110,12 @@ def test_the_watchdog_knows_the_global_step_and_which_step_compiles(events):
     assert "record 101 [1]" in events and events.index("record 101 [1]") < events.index("dispatch 1")
 
 
-def test_several_processes_report_a_signal_to_each_other_in_the_step(events):
+def test_processes_share_sigterm_through_the_step_metrics(events):
     assert all(r.metrics.stop for r in run(Stage(events, is_single_process=False), 0, {6}))
     assert not any(r.metrics.stop for r in run(Stage(events), 0, {6}))
 
 
-def test_names_are_those_of_the_step_s_rows_without_fillers():
+def test_sample_names_are_those_of_the_step_without_fillers():
     batches = SimpleNamespace(indices=lambda step, process: [FILLER, 100 * step + 10 * process, 7])
     rows = SimpleNamespace(requested_names=lambda index: [f"sample {index}", "packed with it"])
     names = sample_names(batches, rows, 8)

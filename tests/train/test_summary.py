@@ -32,11 +32,11 @@ CONVERSATIONS = {
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_a_sample_shows_in_double_brackets_exactly_what_is_supervised(name):
+def test_double_brackets_enclose_exactly_the_targets(name):
     turns = CONVERSATIONS[name]
     images = sum("<image>" in text for _, text in turns)
     sample = row(turns, images, "plain" if name == "plain" else "vicuna_v1")
-    text, totals = render_sample(sample, TOKENIZER).rsplit("\n", 1)
+    text, last_line = render_sample(sample, TOKENIZER).rsplit("\n", 1)
 
     marked = re.findall(r"\[\[(.*?)\]\]", text, re.DOTALL)
     real = sample.segment_ids > 0
@@ -50,20 +50,20 @@ def test_a_sample_shows_in_double_brackets_exactly_what_is_supervised(name):
 
     shown = text.replace("[[", "").replace("]]", "")
     assert shown.count("<image x 4>") == images and shown.count("<image") == images
-    for _, said in turns:
-        assert said.replace("<image>", "").strip() in shown
-    assert totals == f"({real.sum()} tokens, {sample.target_mask.sum()} of them supervised, in a row of 120)"
+    for _, value in turns:
+        assert value.replace("<image>", "").strip() in shown
+    assert last_line == f"({real.sum()} tokens, {sample.target_mask.sum()} of them supervised, in a row of 120)"
 
 
-def test_padding_is_not_shown_and_special_tokens_are():
+def test_special_tokens_are_shown_and_padding_is_not():
     text = render_sample(row(CONVERSATIONS["text"], 0), TOKENIZER)
     assert text.count("</s>") == 1 and "<s>" in text and not re.search(r"<pad>|<unk>", text)
 
 
-def test_the_table_tells_shape_dtype_rate_and_layout_of_every_parameter():
+def test_table_lists_shape_dtype_rate_and_sharding():
     run = setup(STAGE_1, (2, 2, 2))
     shapes, specs = abstract_model(EVEN)
-    *lines, totals = parameter_table(run.abstract, learning_rates_per_parameter(shapes, STAGE_1))
+    *lines, last_line = parameter_table(run.abstract, learning_rates_per_parameter(shapes, STAGE_1))
     assert re.split(r"  +", lines[0]) == ["parameter", "shape", "dtype", "trained at", "sharding"]
     table = {cells[0]: cells[1:] for cells in (re.split(r"  +", line) for line in lines[1:])}
     assert table.keys() == shapes.keys()
@@ -74,6 +74,6 @@ def test_the_table_tells_shape_dtype_rate_and_layout_of_every_parameter():
 
     sizes = {path: int(np.prod(x.shape)) for path, x in shapes.items()}
     trained = sum(n for path, n in sizes.items() if path.startswith("projector/"))
-    everything = sum(sizes.values())
-    assert totals == f"{everything:,} parameters, {trained:,} trained ({100 * trained / everything:.2f}%)"
-    assert parameter_table(run.state, learning_rates_per_parameter(shapes, STAGE_1)) == [*lines, totals]
+    total = sum(sizes.values())
+    assert last_line == f"{total:,} parameters, {trained:,} trained ({100 * trained / total:.2f}%)"
+    assert parameter_table(run.state, learning_rates_per_parameter(shapes, STAGE_1)) == [*lines, last_line]
