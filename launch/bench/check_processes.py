@@ -123,7 +123,7 @@ def main() -> int:
             )
             # Of process 0 only JAX's own words: it is their "leader".
             named = (
-                rf"process {victim} of {count} has .* sign of life|unhealthy.*:\n{victim}$|leader task.*task {victim}\)"
+                rf"process {victim} of {count} has .* no heartbeat|unhealthy.*:\n{victim}$|leader task.*task {victim}\)"
             )
             lines = [re.search(named, run.text(), re.M) for run in others]
             verdict(all(lines), "they name it: " + " | ".join(line[0] if line else texts(runs) for line in lines))

@@ -1,8 +1,8 @@
-"""What the train step asks of the compiler, and compiled programs that outlive the process.
+"""Compiler options of the train step, and JAX's persistent compilation cache.
 
-Compiler options: one table by platform, with the reason for each. They go to `jax.jit(..., compiler_options=...)`, so
-that they hold for the step and for nothing else, and are the same for a real run and for `python -m llava_jax plan`.
-Compiled programs: JAX's cache on disk, https://docs.jax.dev/en/latest/persistent_compilation_cache.html
+The options are passed to `jax.jit(..., compiler_options=...)`. So they apply to the train step only, and are the same
+in a real run and in `python -m llava_jax plan`.
+Cache: https://docs.jax.dev/en/latest/persistent_compilation_cache.html
 """
 
 import contextlib
@@ -14,12 +14,12 @@ from pathlib import Path
 from llava_jax.errors import ConfigError
 
 TPU = {
-    # By default the partitioner turns each gathering of an fsdp weight into a loop of small products (a "windowed
-    # einsum"), which adds up in bfloat16 and fills the matrix units badly. No weight is as large as this bound (MiB).
+    # By default the partitioner turns each all-gather of an fsdp weight into a loop of small products (a "windowed
+    # einsum"), which accumulates in bfloat16 and uses the matrix units badly. No weight reaches this threshold (MiB).
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
 }
 TPU_ACCUMULATING = {
-    # Moves the all-reduce of a gradient out of the loop over micro-batches, and miscompiles that of a look-up table:
+    # Moves the gradient all-reduce out of the loop over micro-batches, but miscompiles that of a look-up table:
     # https://github.com/openxla/xla/issues/49143
     "xla_disable_hlo_passes": "while-loop-all-reduce-code-motion",
 }
@@ -29,7 +29,7 @@ HITS = "/jax/compilation_cache/cache_hits"
 
 
 def compiler_options(platform: str, accumulation: int) -> dict[str, str]:
-    """Options for the train step on `platform` (`tpu`, `gpu`, `cpu`, as jax names it) with so many micro-batches."""
+    """Options of the train step on `platform` (JAX's `tpu`, `gpu` or `cpu`) with `accumulation` micro-batches."""
     if platform != "tpu":
         return {}
     return TPU | (TPU_ACCUMULATING if accumulation > 1 else {})
@@ -37,23 +37,22 @@ def compiler_options(platform: str, accumulation: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def compile_cache(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
-    """Inside, JAX keeps every program that it compiles in `folder` and takes from there what it has compiled before;
-    at the end `say` gets how many were which. To be entered before the first compilation of the process.
+    """Context in which JAX caches every compiled program in `folder`. Enter it before the process compiles anything.
 
-    A program is found again for the same code, shapes, mesh, kind of device, JAX and XLA flags; what those were not
-    is compiled anew, and nothing is ever removed. Of several processes the first writes and all read. Raises
+    At the end, `log` gets the numbers of compiled and of cached programs. The key of a program is its code, shapes,
+    mesh, device kind, JAX version and XLA flags. Nothing is ever removed. Process 0 writes, all processes read. Raises
     ConfigError where the folder cannot be written.
     """
-    import jax  # only now: a typo in a flag is reported at once
+    import jax  # not at the top: a typo in a flag is reported at once
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise ConfigError(f"--compile_cache={folder} cannot be made: {e.strerror}") from e
-    if not os.access(folder, os.W_OK | os.X_OK):  # JAX would only warn, once a program
+        raise ConfigError(f"--compile_cache={folder} cannot be created: {e.strerror}") from e
+    if not os.access(folder, os.W_OK | os.X_OK):  # JAX would only log a warning per program
         raise ConfigError(f"--compile_cache={folder} cannot be written; choose a folder of your own")
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
-    # JAX's defaults leave out what compiles within a second: most of a start's programs, and half of its time.
+    # By default JAX skips programs that compile within a second: most programs of a start, and half of its time.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     events = Counter()
@@ -68,4 +67,4 @@ def compile_cache(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
     finally:
         jax.monitoring.unregister_event_listener(count)
         hits = events[HITS]
-        log(f"programs: {events[REQUESTS] - hits} compiled, {hits} taken from {folder}")
+        log(f"programs: {events[REQUESTS] - hits} compiled, {hits} loaded from {folder}")

@@ -1,6 +1,6 @@
-"""Several processes that train as one run: how they find each other, and how they end where one of them fails.
+"""Several processes that train as one run: how they connect, and how they end when one of them fails.
 
-JAX's own service does the finding and the watching: https://docs.jax.dev/en/latest/multi_process.html
+JAX's coordination service connects and monitors them: https://docs.jax.dev/en/latest/multi_process.html
 """
 
 import contextlib
@@ -14,18 +14,18 @@ from collections.abc import Callable
 
 from llava_jax.errors import ConfigError, UserError
 
-START_TIMEOUT = 300  # seconds from the first process to the last
-GRACE_SECONDS = 2  # seconds that the others get to say what they end of
+START_TIMEOUT = 300  # seconds between the start of the first process and that of the last
+GRACE_SECONDS = 2  # seconds in which the other processes can report their own errors
 
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
-    """Who takes part, as the command line says it: `index` of `count` processes, of which number 0 listens at
-    `coordinator`, HOST:PORT. All None: those of the cluster that JAX recognises (TPU VM, GKE, Slurm, Open MPI), else
-    this process alone. `count` 1: this one alone, wherever it runs.
+    """The flags of a multi-process run. This is process `index` of `count`; process 0 listens at `coordinator`.
 
-    lost_after: seconds without a sign of life after which a process counts as lost. stalled_after: seconds without a
-    step after which they say who holds them up, and end in as many again; 0: never. Raises ConfigError.
+    coordinator: HOST:PORT. If it, count and index are None, JAX detects the cluster (TPU VM, GKE, Slurm, Open MPI) or
+    the process is alone; with `count` 1 it is always alone. lost_after: seconds without a heartbeat after which a
+    process counts as lost. stalled_after: seconds without a step after which the straggler is logged; after as many
+    again the run ends; 0: never. Raises ConfigError.
     """
 
     coordinator: str | None = None
@@ -61,20 +61,18 @@ class DistributedConfig:
 
 @contextlib.contextmanager
 def join_processes(processes: DistributedConfig, log_error: Callable[[str], None]):
-    """Inside, `jax.devices()` are those of all processes; gives which one this is. To be entered before JAX computes.
+    """Context that joins the processes; yields the index of this one. Enter it before JAX computes.
 
-    log_error: writes a line to standard error.
-
-    What is raised inside ends a process of several here, after its message, with its exit code: at Python's usual end
-    it would wait for the others, which wait for it. The others are then ended by JAX's service, `lost_after` seconds
-    later at most. Raises ConfigError where the others cannot be found.
+    log_error: writes a line to standard error. In a run of several processes, an exception inside is logged and ends
+    this one at once with its exit code: at its usual exit Python would wait for the others, which wait for it. JAX's
+    service ends the others within `lost_after` seconds. Raises ConfigError where the others cannot be joined.
     """
-    import jax  # only now: a typo in a flag is reported at once
+    import jax  # not at the top: a typo in a flag is reported at once
 
     if processes.count != 1:
         _join(processes, log_error)
     try:
-        yield jax.process_index() if jax.distributed.is_initialized() else 0  # without starting a device that is alone
+        yield jax.process_index() if jax.distributed.is_initialized() else 0  # starts no device if alone
     except (Exception, KeyboardInterrupt) as e:
         if jax.process_count() == 1:
             raise
@@ -82,14 +80,14 @@ def join_processes(processes: DistributedConfig, log_error: Callable[[str], None
         if isinstance(e, UserError):
             log_error(f"error: {this_process}: {e}")
         else:
-            if isinstance(e, jax.errors.JaxRuntimeError):  # what a computation with a lost process ends with, or not
+            if isinstance(e, jax.errors.JaxRuntimeError):  # perhaps because a process was lost
                 log_error(f"error: {this_process}: {str(e).strip().splitlines()[0]}")
-                log_error(f"whether it is that another process is gone, is known in {processes.lost_after} s")
-                time.sleep(2 * processes.lost_after)  # JAX's service names the lost one and ends this one
+                log_error(f"whether another process was lost is known in {processes.lost_after} s")
+                time.sleep(2 * processes.lost_after)  # JAX's service names the lost process and ends this one
             traceback.print_exc()
-            log_error(f"error: {this_process} ends of this")
+            log_error(f"error: {this_process} ends because of the exception above")
         sys.stdout.flush()
-        if jax.process_index() == 0:  # it has the service; without it the others end of that, not of their own reason
+        if jax.process_index() == 0:  # it hosts the service, without which the others end before they report theirs
             time.sleep(GRACE_SECONDS)
         os._exit(getattr(e, "exit_code", 1))
 
@@ -105,25 +103,25 @@ def _join(processes: DistributedConfig, log_error: Callable[[str], None]) -> Non
         )  # fmt: skip
         if processes.index == 0:
             _check_port(processes.coordinator)
-        # JAX ends a process that waits in vain by itself, in words that say nothing of this.
+        # If the wait times out, JAX aborts the process with a message that does not say what it waited for.
         log_error(
             f"process {processes.index} of {processes.count} waits for the others at {processes.coordinator}, "
-            f"{START_TIMEOUT} s at most"
+            f"up to {START_TIMEOUT} s"
         )
-    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM away, which train/loop.py waits for
+    jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM, which train/loop.py handles
     try:
         jax.distributed.initialize(
             **explicit, initialization_timeout=START_TIMEOUT, heartbeat_timeout_seconds=processes.lost_after
         )
-    except Exception as e:  # whatever a cluster's own libraries raise
+    except Exception as e:  # cluster libraries raise errors of their own
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         if not explicit and isinstance(e, ValueError) and "coordinator_address" in reason:
             return  # no cluster
         if not explicit and isinstance(e, RuntimeError) and "must be called before" in reason:
-            return  # JAX has computed already: a program calls us, and joining was its matter
+            return  # JAX has computed already: joining is up to the program that calls us
         raise ConfigError(
-            f"the other processes cannot be joined: {reason}. Say who they are with --coordinator, --processes and "
-            "--process, or --processes=1 to train alone"
+            f"the other processes cannot be joined: {reason}. Pass --coordinator, --processes and --process, or "
+            "--processes=1 to train alone"
         ) from e
 
 

@@ -1,4 +1,4 @@
-"""The heartbeat files of a workdir: in `alive/<process>.json` each process writes that it lives, and what it does."""
+"""The heartbeat files of a workdir: each process writes its current activity to `alive/<process>.json`."""
 
 import dataclasses
 import json
@@ -13,9 +13,9 @@ ENDED, STALLED = "ended: ", "ended: no step for "
 class ProcessStatus:
     """The content of a heartbeat file.
 
-    count: activities that the process has begun; all processes begin the same ones in the same order. step: global
-    step. what: the newest activity. slow: it may last longer than a step. ready: rows that are made of the batch that
-    it reads. sign: nanoseconds, another number in each heartbeat.
+    count: number of activities begun so far; all processes begin the same ones in the same order. step: global step.
+    what: the current activity. slow: it may last longer than a step. ready: finished rows of the batch being read.
+    sign: nanoseconds, different in each heartbeat.
     """
 
     count: int = 0
@@ -27,24 +27,24 @@ class ProcessStatus:
 
 
 class Heartbeat:
-    """Writes the file of this process and reads those of the others; files of an earlier run count as not written."""
+    """Writes the file of this process and reads those of the others. Ignores files of an earlier run."""
 
     def __init__(self, folder: Path, index: int, count: int):
-        """folder: the workdir. index: of this process, of `count`. Writes the first heartbeat; raises OSError."""
+        """Writes the first heartbeat of process `index` of `count` to the workdir `folder`. Raises OSError."""
         self.folder, self._index, self._count = folder / "alive", index, count
-        self._earlier: dict[int, int] = {}  # process -> the sign in the file of an earlier run
+        self._earlier: dict[int, int] = {}  # process -> `sign` of an earlier run
         self.folder.mkdir(parents=True, exist_ok=True)
         self.write(ProcessStatus())
         self._earlier = {process: status.sign for process, status in self.read_others().items() if status}
 
     def write(self, status: ProcessStatus) -> None:
         """Writes a heartbeat with a new sign. Raises OSError."""
-        # Not under another name, to be renamed: an open file is what a shared folder keeps least out of date.
+        # Written in place, not renamed: shared file systems update an existing file soonest.
         text = json.dumps(dataclasses.asdict(dataclasses.replace(status, sign=time.time_ns())))
         (self.folder / f"{self._index}.json").write_text(text, encoding="utf-8")
 
     def read_others(self) -> dict[int, ProcessStatus | None]:
-        """Process -> its status, None where the file cannot be read: it is not there yet, or half written."""
+        """Process -> its status, None where the file is missing or incomplete."""
         return {process: self._read(process) for process in range(self._count) if process != self._index}
 
     def _read(self, process: int) -> ProcessStatus | None:

@@ -1,4 +1,4 @@
-"""The device mesh: its axes, and how it lies over processes and TPU slices."""
+"""The device mesh: its axes, and its arrangement over processes and TPU slices."""
 
 import jax
 import numpy as np
@@ -11,10 +11,8 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
-    """A mesh of shape (data, fsdp, tensor) over `devices` (default: all). One size may be -1: what is left over.
-
-    Raises ConfigError when the sizes do not multiply to the number of devices, or `data` does not go over TPU slices.
-    """
+    """A mesh of shape (data, fsdp, tensor) over `devices` (default: all). One size may be -1 and is inferred. Raises
+    ConfigError where the sizes do not multiply to the number of devices, or TPU slices do not divide `data`."""
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
@@ -29,7 +27,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
             f"mesh data={data} fsdp={fsdp} tensor={tensor} does not cover {len(devices)} devices; "
             f"set one of them to -1 or make their product {len(devices)}"
         )
-    # Auto axes: flax's logical constraints act as asserts under Explicit ones, make_mesh's default.
+    # Auto axes: under Explicit axes, the default of jax.make_mesh, Flax's logical constraints act as asserts.
     auto = (AxisType.Auto,) * 3
     slices = count_slices(devices)
     if slices == 1:
@@ -38,36 +36,33 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
 
 
 def count_slices(devices) -> int:
-    """TPU slices, which chips' links do not join. (Of GPUs it is 1, whatever joins them.)"""
-    # Devices that are only described (`plan`) have no such attribute where there is one slice.
+    """Number of TPU slices, between which there are no chip-to-chip links. Always 1 for GPUs."""
+    # The devices of a topology description (`plan`) lack `slice_index` where there is one slice.
     return len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
 
 
 def arrange_slices(sizes: list[int], slices: int, devices) -> np.ndarray:
-    """The devices of several TPU slices as [data, fsdp, tensor]. Between slices there is only the network of the data
-    centre, so nothing but `data` goes over it: once a step, gradients.
-
-    Raises ConfigError where `data` is no multiple of the slices.
-    """
+    """The devices of several TPU slices as [data, fsdp, tensor]. Only the `data` axis spans slices, so that only the
+    gradients cross the data-center network, once per step. Raises ConfigError where `slices` does not divide `data`."""
     data, fsdp, tensor = sizes
     if data % slices:
         raise ConfigError(
             f"mesh.data={data} does not go over {slices} TPU slices; set it to {slices}, or a multiple, and "
-            f"mesh.fsdp=-1: within a slice weights are split, between slices they are copied"
+            f"mesh.fsdp=-1: weights are sharded within a slice and replicated over slices"
         )
     return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1), devices)
 
 
 def without_fsdp(mesh: Mesh) -> Mesh:
-    """The same devices in the same order with `fsdp` made part of `data`: weights are copied, not split. Rows of the
-    batch lie where they lay; where the weights are frozen, then only the gradient of the others travels."""
+    """The same devices in the same order, with the `fsdp` axis merged into `data`: weights are replicated, and the rows
+    of the batch stay where they were. Frozen weights then need no communication, only trained ones a gradient sum."""
     data, fsdp, tensor = (mesh.shape[axis] for axis in AXES)
     return Mesh(mesh.devices.reshape(data * fsdp, 1, tensor), AXES, axis_types=mesh.axis_types)
 
 
 def check_processes(mesh: Mesh) -> None:
-    """Raises ConfigError where devices of several processes share rows of the batch, of which each process reads its
-    own: JAX would take different rows for copies of one."""
+    """Raises ConfigError where devices of several processes share rows of the batch. Each process reads its own rows,
+    so JAX would treat different rows as replicas of one."""
     process_of_rows = np.vectorize(lambda device: device.process_index)(mesh.devices).reshape(-1, mesh.shape["tensor"])
     if (process_of_rows != process_of_rows[:, :1]).any():
         raise ConfigError(

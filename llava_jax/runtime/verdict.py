@@ -1,10 +1,8 @@
-"""Which of several processes holds up the others, judged by one of them. Pure functions: no clock, file or thread.
+"""Finds the straggler among several processes. Pure functions: no clock, file or thread.
 
-All processes do the same things in the same order, so the one that has come least far is the one that the others wait
-for. Whether they wait, each judges by what it does itself and by its own clock: clocks of hosts differ, and a shared
-folder may show what is out of date. That can make a wrong name, but not end a run that makes steps.
-
-Clock readings are seconds of this process's own monotonic clock.
+All processes begin the same activities in the same order, so the others wait for the one that has begun the fewest.
+Each process decides whether it waits by its own activity and its own monotonic clock (seconds), because host clocks
+differ and a shared folder may be out of date. So the wrong process may be named, but no run that makes steps is ended.
 """
 
 import dataclasses
@@ -12,16 +10,16 @@ from collections.abc import Callable
 
 from llava_jax.runtime.heartbeat import ENDED, READING, STALLED, ProcessStatus
 
-SLOW_FACTOR = 10  # times as long may last what is no step: compiling, evaluating, saving, opening data
-MAX_NAMES = 16  # sample ids, and processes, that a message names
+SLOW_FACTOR = 10  # how many times longer a slow activity may last: compiling, evaluating, saving, opening data
+MAX_NAMES = 16  # sample ids and processes in a message
 
-# (global step, process, rows that are ready; None: all rows count) -> ids of the samples in the rows that are not.
+# (global step, process, finished rows) -> ids of the samples in the row being read; in all rows for None.
 SampleNames = Callable[[int, int, int | None], list[str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class WatchdogSettings:
-    """index: of this process, of `count`. lost_after, stalled_after: seconds, see `DistributedConfig`."""
+    """For process `index` of `count`. lost_after, stalled_after: seconds, see `DistributedConfig`."""
 
     index: int
     count: int
@@ -36,8 +34,8 @@ class WatchdogSettings:
 
 @dataclasses.dataclass(frozen=True)
 class PeerStatus:
-    """Another process as seen from here. alive_at: when its heartbeat was last seen to change. progress_at: the
-    earliest moment at which it may have begun what it does."""
+    """Another process as observed by this one. alive_at: when its heartbeat last changed. progress_at: the earliest
+    time at which it may have begun its current activity."""
 
     status: ProcessStatus
     alive_at: float
@@ -46,9 +44,9 @@ class PeerStatus:
 
 @dataclasses.dataclass(frozen=True)
 class ClusterView:
-    """What this process knows at clock reading `now`. since: when it began what it does. awake_at: when it last woke up
-    after it had been suspended. read_at: when it had last read the heartbeats of the others. read_step: the newest
-    global step whose metrics it has; all processes took part in it."""
+    """What this process knows at time `now`. since: start of its own activity. awake_at: when it was last resumed after
+    a suspension. read_at: when it last read the heartbeats of the others. read_step: the latest global step whose
+    metrics it has, so that all processes took part in it."""
 
     now: float
     own: ProcessStatus
@@ -59,14 +57,14 @@ class ClusterView:
     peers: dict[int, PeerStatus]
 
     def silent_for(self, seconds: float) -> tuple[int, ...]:
-        """The processes whose heartbeat has not changed for so long."""
+        """The processes whose heartbeat has not changed for `seconds`."""
         return tuple(sorted(p for p, peer in self.peers.items() if self.now - peer.alive_at >= seconds))
 
 
 @dataclasses.dataclass(frozen=True)
 class Stall:
-    """No step for `seconds`, because of `stragglers`, the processes that have come least far, or of `silent` ones.
-    is_readable: the workdir answers; else there is nothing to say about the others."""
+    """No step for `seconds`, because of `stragglers` or of `silent` processes, which have no new heartbeat.
+    is_readable: whether the workdir responds; if not, nothing is known of the others."""
 
     seconds: float
     stragglers: tuple[int, ...] = ()
@@ -78,8 +76,8 @@ class Stall:
 class Verdict:
     """What this process has to do now.
 
-    warned: the present stall has been warned of, by this process or another; to be handed to the next call. lost, warn:
-    log a warning of it. end: end the run, because of it. follow: end the run with the reason of another process.
+    warned: this stall has been logged, by this process or another; input of the next `decide`. lost, warn: stalls to
+    log. end: the stall to end the run for. follow: end the run for this reason of another process.
     """
 
     warned: bool
@@ -90,8 +88,8 @@ class Verdict:
 
 
 def observe(previous: PeerStatus | None, status: ProcessStatus | None, now: float, earliest: float) -> PeerStatus:
-    """The peer after another look at its heartbeat. status: None where that cannot be read. earliest: since when it may
-    have begun what is new in it."""
+    """The peer after its heartbeat was read again. status: None where it cannot be read. earliest: the earliest time at
+    which it may have begun a new activity."""
     status = status or (previous.status if previous else ProcessStatus())
     if previous is None:
         return PeerStatus(status, now, earliest)
@@ -103,10 +101,8 @@ def observe(previous: PeerStatus | None, status: ProcessStatus | None, now: floa
 
 
 def decide(view: ClusterView, settings: WatchdogSettings, warned: bool, lost_warned: bool) -> Verdict:
-    """Finds who holds up the others: to warn of once, and to end the run when that has lasted twice as long.
-
-    warned: of the last verdict. lost_warned: a verdict with `lost` has been logged, which happens once.
-    """
+    """Decides whether to warn of a stall, once, or to end the run, after twice as long. warned: that of the previous
+    verdict. lost_warned: whether a `lost` verdict was logged, which happens once."""
     patience = settings.stalled_after
     idle = view.now - max(view.since, view.awake_at)
     lost = None if lost_warned else _lost(view, settings, idle)
@@ -125,14 +121,14 @@ def decide(view: ClusterView, settings: WatchdogSettings, warned: bool, lost_war
 
 
 def _lost(view: ClusterView, settings: WatchdogSettings, idle: float) -> Stall | None:
-    """Process 0 warns of a lost process sooner than of a stall: JAX may end the run before that."""
+    """Process 0 reports a lost process earlier than a stall, because JAX may end the run before."""
     silent = view.silent_for(min(settings.stalled_after / 3, settings.lost_after / 8))
     is_due = settings.index == 0 and not view.own.slow and idle > settings.lost_after / 4
     return Stall(idle, silent=silent) if silent and is_due else None
 
 
 def _stall(view: ClusterView, settings: WatchdogSettings, idle: float) -> tuple[Stall, float]:
-    """(who holds up the others, and for how long; how long that may last)."""
+    """(the stall, how many seconds it may last)."""
     patience = settings.stalled_after
     if view.now - view.read_at >= patience / 3:
         return Stall(idle, is_readable=False), patience * (SLOW_FACTOR if view.own.slow else 1)
@@ -147,13 +143,13 @@ def _stall(view: ClusterView, settings: WatchdogSettings, idle: float) -> tuple[
 
 
 def explain(stall: Stall, view: ClusterView, settings: WatchdogSettings, names: SampleNames) -> str:
-    """The processes that hold up the others, what they do, and with which samples."""
+    """The processes that hold up the others, with their activities and samples."""
     parts = [_explain_straggler(p, view, settings, names) for p in stall.stragglers[:MAX_NAMES]]
     parts += [_explain_silent(p, view, settings, names) for p in stall.silent[:MAX_NAMES]]
     if more := len(stall.stragglers) + len(stall.silent) - len(parts):
         parts.append(f"and {more} more")
     if len(stall.stragglers) == settings.count:
-        parts.insert(0, "all do the same, so it is no process but a device, the network or the workdir")
+        parts.insert(0, "all processes are equally far, so the cause is a device, the network or the workdir")
     return "; ".join(parts)
 
 
@@ -165,10 +161,10 @@ def _explain_straggler(process: int, view: ClusterView, settings: WatchdogSettin
 
 def _explain_silent(process: int, view: ClusterView, settings: WatchdogSettings, names: SampleNames) -> str:
     peer = view.peers[process]
-    text = f"process {process} of {settings.count} has given no sign of life for {view.now - peer.alive_at:.0f} s"
+    text = f"process {process} of {settings.count} has written no heartbeat for {view.now - peer.alive_at:.0f} s"
     if peer.status.what.startswith(ENDED):
         return f"{text}; {peer.status.what}"
-    # Its file may be some steps old. It took part in all those whose metrics are here.
+    # Its file may be some steps old. It took part in all steps whose metrics are here.
     step = max(peer.status.step, view.read_step + 1)
     return f"{text}, last seen {peer.status.what} (step {peer.status.step})" + _list_samples(step, process, None, names)
 

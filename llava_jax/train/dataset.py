@@ -1,4 +1,4 @@
-"""From a stage's config to its data: the source, how an example becomes a row, and the batches of this process."""
+"""Builds the data of a stage from its config: sources, rows, and the batches of this process."""
 
 import dataclasses
 import math
@@ -25,28 +25,26 @@ from llava_jax.output.console import log
 from llava_jax.text.templates import find_template
 from llava_jax.text.tokenizer import Tokenizer
 
-MIN_HELD_OUT = 64  # examples; a smaller held-out set says little
-MAX_WITHOUT_WORKERS = 10_000  # samples that are measured sooner than worker processes start
-AHEAD = 512  # samples that are measured ahead of their turn
+MIN_HELD_OUT = 64  # examples; the loss of fewer says little
+MAX_WITHOUT_WORKERS = 10_000  # samples; measuring so few takes less time than starting worker processes
+AHEAD = 512  # samples that are measured ahead
 
 
 @dataclasses.dataclass(frozen=True)
 class StageData:
-    """`held_out` is None where nothing was kept out. `exam` holds questions with known kinds (scenes only)."""
+    """held_out: None where nothing is held out. exam: questions of known kinds, for scenes only."""
 
     train: Rows
     held_out: Rows | None
     exam: list[Example]
     steps: int
-    samples: int  # that are shown in all these steps
-    buckets: np.ndarray | None = None  # int32[rows of train], the length that each needs; None: all the same
+    samples: int  # number of samples shown in all steps
+    buckets: np.ndarray | None = None  # int32[rows of train], the length of each row; None: one length
 
 
 def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision: VisionConfig) -> StageData:
-    """Opens the data of a stage and checks what can be checked before training.
-
-    Raises DataError for missing or broken files, ConfigError for settings that do not fit together.
-    """
+    """Opens and checks the data of a stage. Raises DataError for missing or broken files, ConfigError for settings that
+    contradict each other."""
     d = stage.data
     find_template(d.template)
     check_row_length(name, d, vision)
@@ -63,7 +61,9 @@ def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision:
         questions = exam(seed, vision.image_size, stage.eval.questions)
         return StageData(rows_of(train), rows_of(held_out), questions, stage.steps, stage.steps * stage.batch)
     if stage.eval.questions:
-        raise ConfigError(f"stages.{name}.eval.questions needs data.source=scenes: only scenes know the true answers")
+        raise ConfigError(
+            f"stages.{name}.eval.questions needs data.source=scenes: only scenes have questions of known kinds"
+        )
     parts = []
     if d.mixture:
         train, held_out, parts = _open_mixture(d)
@@ -80,7 +80,7 @@ def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision:
 
 
 def check_row_length(name: str, d: Data, vision: VisionConfig) -> None:
-    """Raises ConfigError where images fill the rows of stage `name`."""
+    """Raises ConfigError where images leave no room for text in the rows of stage `name`."""
     if d.max_images * vision.features >= d.length:
         raise ConfigError(
             f"stages.{name}.data.length={d.length} leaves no room for text beside {d.max_images} images of "
@@ -89,14 +89,14 @@ def check_row_length(name: str, d: Data, vision: VisionConfig) -> None:
 
 
 def _shorten(rows: Rows, count: int, multiple: int) -> Rows:
-    """Rows that hold each of the first `count` samples alone: packed rows are far longer than that."""
+    """Shortens unpacked `rows` to the longest of the first `count` samples; packed rows are far longer."""
     longest = max(int(rows.size(i)[0]) for i in range(min(count, len(rows))))
-    length = min(rows.format.length, round_up(max(longest, 1), multiple))
+    length = min(rows.format.length, math.ceil(max(longest, 1) / multiple) * multiple)
     return dataclasses.replace(rows, format=dataclasses.replace(rows.format, length=length))
 
 
 def _open(path: str, images: str, d: Data):
-    """One source of `d`. Split and prompt format of a mixture are for those that are ScienceQA's."""
+    """Opens one source of `d`. In a mixture, split and prompt format apply to ScienceQA folders only."""
     if d.mixture and not is_scienceqa(Path(path)):
         return open_source(path, images)
     return open_source(path, images, split=d.split, prompt_format=d.prompt_format)
@@ -107,19 +107,19 @@ def _split(source, d: Data, minimum: int) -> tuple[object, object | None]:
 
 
 def _open_mixture(d: Data) -> tuple[Concatenated, object | None, list[tuple[str, int, float]]]:
-    """(what is trained on, one source behind the other; what is held out of each; (path, examples, weight) of each)."""
+    """(training sources, concatenated; held-out split of all sources; (path, training examples, weight) of each)."""
     if (d.split or d.prompt_format) and not any(is_scienceqa(Path(path)) for path, _, _ in d.mixture):
         raise ConfigError(
             "data.mixture has no ScienceQA folder; correct its path, or leave out data.split and data.prompt_format"
         )
     minimum = math.ceil(MIN_HELD_OUT / len(d.mixture))
-    # By path, so that the order in which a config names them plays no role.
+    # Sorted by path, so that the order in the config does not matter.
     opened = [(path, _split(_open(path, root, d), d, minimum), weight) for path, root, weight in sorted(d.mixture)]
     train = Concatenated([kept for _, (kept, _), _ in opened])
     held_out = None
     if d.held_out > 0:
         joined = Concatenated([out for _, (_, out), _ in opened])
-        # Evaluation takes the first so many: of every part.
+        # Shuffled, because evaluation uses the first examples, which should come from every source.
         held_out = Subset(joined, np.argsort(np.random.Philox(0).random_raw(len(joined)), kind="stable"))
     return train, held_out, [(path, len(kept), weight) for path, (kept, _), weight in opened]
 
@@ -127,8 +127,8 @@ def _open_mixture(d: Data) -> tuple[Concatenated, object | None, list[tuple[str,
 def _group_rows(
     name: str, data: Data, rows: Rows, parts: list[tuple[str, int, float]], seed: int
 ) -> tuple[Rows, np.ndarray | None]:
-    """(rows, packed and mixed where the config says so; the length that each needs, where there are several). Measures
-    first, where it takes that. parts: of a mixture, in the order in which they are joined."""
+    """(rows, packed or mixed; int32 length of each, None for one length). Measures the samples where that is needed.
+    parts: of a mixture, in the order of concatenation."""
     if data.packing == "none" and not data.lengths:
         return (dataclasses.replace(rows, groups=_make_mixture(parts, None, data, seed)) if parts else rows), None
     started = time.perf_counter()
@@ -138,7 +138,7 @@ def _group_rows(
     message = f"{name}: measured {len(sizes):,} samples in {seconds:.1f} s" + (
         f", {unreadable} cannot be read" if unreadable else ""
     )
-    # Part by part, so that the others do not change what a part's rows are.
+    # Source by source, so that the rows of a source do not depend on the others.
     ends = np.cumsum([count for _, count, _ in parts])[:-1]
     sizes = np.concatenate([fill_unknown_sizes(part) for part in np.split(sizes, ends)])
     rows, lengths_needed = dataclasses.replace(rows, sizes=sizes), None
@@ -159,7 +159,7 @@ def _group_rows(
 
 
 def _check_readable(rows: Rows, sizes: np.ndarray, parts: list[tuple[str, int, float]]) -> None:
-    """Raises the DataError of the first sample of a source of which no sample can be read."""
+    """Raises DataError, that of its first sample, for a source without any readable sample."""
     first = 0
     for _, count, _ in parts or [("", len(sizes), 1.0)]:
         if not sizes[first : first + count, 0].any():
@@ -168,8 +168,8 @@ def _check_readable(rows: Rows, sizes: np.ndarray, parts: list[tuple[str, int, f
 
 
 def _make_mixture(parts: list[tuple[str, int, float]], sizes: np.ndarray | None, data: Data, seed: int) -> Mixture:
-    """A mixture of the indices of examples that are joined part by part, or of the rows into which each part is packed.
-    parts: (path, examples, weight). sizes: of all of them; None: a row each."""
+    """A mixture of examples, or with `sizes` of packed rows, each source packed by itself. parts: (path, examples,
+    weight) of each source. sizes: int32[all examples, 2], see `measure`."""
     components, first = [], 0
     for path, count, weight in parts:
         if sizes is None:
@@ -177,7 +177,7 @@ def _make_mixture(parts: list[tuple[str, int, float]], sizes: np.ndarray | None,
         else:
             groups = pack(sizes[first : first + count], data.length, data.max_images, seed)
             contents = digest(groups.members, groups.starts)
-            # Weights are of samples: the more of them a row of this part has, the fewer turns it takes.
+            # Weights count samples: the more samples a row of this source holds, the fewer of its rows are drawn.
             rows = dataclasses.replace(groups, members=groups.members + first)
             components.append(MixtureComponent(path, rows, weight * len(rows) / count, contents))
         first += count
@@ -185,22 +185,19 @@ def _make_mixture(parts: list[tuple[str, int, float]], sizes: np.ndarray | None,
 
 
 def rows_of_an_epoch(rows: Rows) -> int:
-    """How many rows hold every example once. (A mixture never ends; its parts do.)"""
+    """Number of rows that hold every example once. (A mixture never ends, but its components do.)"""
     return sum(len(part.source) for part in rows.groups.parts) if isinstance(rows.groups, Mixture) else len(rows)
 
 
 def measure(rows: Rows, threads: int, workers: int) -> np.ndarray:
-    """int32[examples, 2]: tokens and images of every example of unpacked `rows`; 0, 0 where it is to be replaced.
-
-    Tokenises each once, a share of them on every process. Raises DataError, on every process, where one cannot be read
-    and stays.
-    """
-    replaced = dataclasses.replace(rows, replace=True)  # raising here would leave the other processes waiting
+    """int32[examples, 2]: tokens and images of every example of unpacked `rows`; 0, 0 where it has to be replaced. Each
+    process tokenizes a share. All of them raise DataError if an example cannot be read and `rows` replaces none."""
+    replaced = dataclasses.replace(rows, replace=True)  # raising now would leave the other processes waiting
     count, processes = len(rows.source), jax.process_count()
     share = -(-count // processes)
     first = min(jax.process_index() * share, count)
     own_rows = Sizes(replaced, range(first, min(first + share, count)))
-    sizes = np.zeros((share, 2), np.int32)  # equally many on every process
+    sizes = np.zeros((share, 2), np.int32)  # the same shape on every process
     sample_sizes = read_rows(
         own_rows, 0, threads=threads, ahead=AHEAD, workers=workers if count > MAX_WITHOUT_WORKERS else 0
     )
@@ -215,10 +212,10 @@ def measure(rows: Rows, threads: int, workers: int) -> np.ndarray:
 
 
 def training_batches(stage: Stage, data: StageData, seed: int) -> Batches:
-    """The shuffled, endless batches of this process; the loop stops after `data.steps`."""
+    """The shuffled batches of this process: endless for a mixture or with `stage.steps`, else `stage.epochs` epochs."""
     groups = data.train.groups
     metadata = {"packing": digest(groups.members, groups.starts)} if isinstance(groups, PackedRows) else None
-    is_mixture = isinstance(groups, Mixture)  # it shuffles each of its sources itself, and never ends
+    is_mixture = isinstance(groups, Mixture)  # shuffles each source itself and never ends
     return make_batches(
         range(len(data.train)), data.train.row, batch_size=stage.batch, seed=seed, shuffle=not is_mixture,
         epochs=None if stage.steps or is_mixture else stage.epochs, process_index=jax.process_index(),
@@ -228,20 +225,16 @@ def training_batches(stage: Stage, data: StageData, seed: int) -> Batches:
 
 
 def data_state_of(data: StageData, batches: Batches) -> dict:
-    """Where the data of a run goes on, fit for JSON: the batches' state and that of a mixture."""
+    """The iterator state for the checkpoint, as JSON values: that of the batches, and of a mixture."""
     groups = data.train.groups
     return batches.get_state() | ({"mixture": groups.state()} if isinstance(groups, Mixture) else {})
 
 
 def resume_data(data: StageData, data_state: dict) -> StageData:
-    """`data` as it goes on at `data_state_of(...)`: only a mixture, which may have been changed since, is another then.
-    Raises ConfigError where one of its sources has another length."""
+    """Restores a mixture, whose sources may have changed, from `data_state_of(...)`. Other data needs nothing. Raises
+    ConfigError where the length of a source has changed."""
     groups = data.train.groups
     if not isinstance(groups, Mixture) or "mixture" not in data_state:
         return data
     groups = groups.resumed(data_state["mixture"], data_state["step"] * data_state["batch_size"])
     return dataclasses.replace(data, train=dataclasses.replace(data.train, groups=groups))
-
-
-def round_up(n: int, multiple: int) -> int:
-    return math.ceil(n / multiple) * multiple

@@ -1,6 +1,6 @@
-"""Held-out loss, sample answers, and accuracy by kind of question, each with the image and with the image blanked.
+"""Held-out loss and greedy answers, with the images or with blanked ones.
 
-A blanked image is CLIP's mean colour everywhere: what a model still knows then, it knows from the text alone.
+A blanked image has CLIP's mean color everywhere, so it shows what the model predicts from the text alone.
 """
 
 import dataclasses
@@ -28,17 +28,17 @@ from llava_jax.text.encode import encode_prompt
 from llava_jax.text.token_row import Batch
 from llava_jax.text.tokenizer import Tokenizer
 
-MAX_TRIES = 8  # rows that are looked at for one with other images
-BLANK = np.array((122, 116, 104), np.uint8)  # zero after CLIP's normalisation; also LLaVA's padding colour
+MAX_TRIES = 8  # rows that are tried to find different images
+BLANK = np.array((122, 116, 104), np.uint8)  # zero after CLIP's normalization; also LLaVA's padding color
 
 
 class Interrupted(Exception):
-    """The run was asked to stop in the middle of an evaluation."""
+    """The run has to stop in the middle of an evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """A model with its weights and everything it takes to ask it something. `stop` is asked before every batch."""
+    """A model with its weights and the settings of a stage. should_stop: called before every batch."""
 
     model: Llava
     params: Params
@@ -49,11 +49,11 @@ class Evaluator:
 
     @property
     def rows(self) -> int:
-        """Rows of a batch, of all processes together: as many as the train step has in memory at a time."""
+        """Rows of a global batch: those of a micro-batch, which the train step has in memory at a time."""
         return self.stage.batch // self.stage.accumulation
 
     def batches(self, indices: range, row_fn: Callable[[int], SourceRow]) -> Iterator[tuple[Batch, BatchInfo]]:
-        """The rows of `indices` once, in order. Raises Interrupted when `stop` says so."""
+        """Yields the rows of `indices` once, in order. Raises Interrupted if `should_stop()`."""
         share = dict(process_index=jax.process_index(), process_count=jax.process_count())
         for pair in evaluation_batches(indices, row_fn, self.rows, threads=2, **share):
             if self.should_stop():
@@ -62,11 +62,11 @@ class Evaluator:
 
 
 def held_out_loss(eval_step, evaluator: Evaluator, held_out: Rows) -> dict[str, float]:
-    """{"val/loss": .., "val/loss_blank": ..}: mean over target tokens of the first `eval.samples` held-out rows.
+    """{"val/loss": .., "val/loss_blank": ..}: mean over the target tokens of the first `eval.samples` held-out rows.
 
-    Also "val/loss_shuffled" where `eval.shuffled` asks for it: each text with the images of a row half the set away,
-    which are as likely as its own, but another's; texts without images, or for which there are no others, do not count.
-    And "val/replaced", how many rows could not be read, where there are any. Raises DataError where none can.
+    With `eval.shuffled` also "val/loss_shuffled": each text with the images of a row half the set away. Texts without
+    images, or without different images to swap in, do not count. "val/replaced": the number of unreadable rows, where
+    there are any. Raises DataError where no row can be read, Interrupted if `evaluator.should_stop()`.
     """
     stage, row = evaluator.stage, held_out.row
     rows = range(min(stage.eval.samples, len(held_out)))
@@ -81,7 +81,7 @@ def held_out_loss(eval_step, evaluator: Evaluator, held_out: Rows) -> dict[str, 
         own, records = row(index)
         placeholders = (own.tokens == IMAGE_TOKEN_ID).sum()
         for step in range(MAX_TRIES if placeholders else 0):
-            # Not the next one: rows that share a picture tend to be neighbours.
+            # Not the next row: rows with the same image are often neighbors.
             other = row((index + len(rows) // 2 + step) % len(rows)).arrays
             same_number = (other.tokens == IMAGE_TOKEN_ID).sum() == placeholders
             if same_number and not np.array_equal(other.images, own.images):
@@ -97,7 +97,7 @@ def held_out_loss(eval_step, evaluator: Evaluator, held_out: Rows) -> dict[str, 
         for batch, _ in evaluator.batches(rows, row_of_another):
             add("val/loss_shuffled", batch)
     if not sums["val/loss"][1]:
-        raise DataError(f"not one of {len(rows)} held-out samples can be read; {row(0).replaced[0]['reason']}")
+        raise DataError(f"none of {len(rows)} held-out samples can be read; {row(0).replaced[0]['reason']}")
     result = {name: loss / targets for name, (loss, targets) in sums.items() if targets}
     if everywhere := np.sum(multihost_utils.process_allgather(np.array(replaced))):
         result["val/replaced"] = float(everywhere)
@@ -109,8 +109,8 @@ def blanked(batch: Batch) -> Batch:
 
 
 def answer(evaluator: Evaluator, examples: list[Example], blank: bool) -> list[str]:
-    """The model's greedy answer to the first question of each example, on every process; "" to a question that leaves
-    no room within the model's positions. All batches have one shape. Raises Interrupted when `stop` says so."""
+    """The greedy answer to the first question of each example, on every process; "" where the question leaves no room
+    within the model's positions. All batches have one shape. Raises Interrupted if `evaluator.should_stop()`."""
     config, stage, tokenizer = evaluator.model.config, evaluator.stage, evaluator.tokenizer
     encode = partial(encode_prompt, tokenizer=tokenizer, template=stage.data.template, features=config.features)
     encoded = []

@@ -1,4 +1,4 @@
-"""The evaluations of a stage, as callables that the train loop is given: each makes values of one metrics record."""
+"""The evaluations of a stage: callables for the train loop, whose values form one metrics record."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from llava_jax.train.stages import StageSetup
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationContext:
-    """What is evaluated. step: of the stage. evaluator: the model with the weights after that step. eval_step: see
-    `make_eval_step`. folder: the workdir. say: prints a line, on process 0 only."""
+    """step: of the stage. evaluator: the model with the weights after that step. eval_step: see `make_eval_step`.
+    folder: the workdir. log: prints a line, on process 0 only."""
 
     setup: StageSetup
     step: int
@@ -27,15 +27,15 @@ class EvaluationContext:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """values: makes part of a metrics record; every process calls it, and all get the same. It raises Interrupted where
-    the run has to stop. summary: (workdir, name of a stage) -> lines that the run prints at its end."""
+    """values: returns part of a metrics record, the same on every process; all must call it. Raises Interrupted where
+    the run has to stop. summary: (workdir, stage name) -> lines that are logged at the end of the run."""
 
     values: Callable[[EvaluationContext], dict[str, float]]
     summary: Callable[[Path, str], list[str]] = lambda folder, stage: []
 
 
 def run_evaluations(evaluations: tuple[Evaluation, ...], context: EvaluationContext) -> dict[str, float] | None:
-    """The values of all evaluations, in their order; None where SIGTERM cut one of them off."""
+    """The values of all evaluations, in their order; None where SIGTERM interrupted one."""
     values = {}
     try:
         for evaluation in evaluations:
@@ -52,7 +52,7 @@ def _held_out_loss(context: EvaluationContext) -> dict[str, float]:
 
 
 def _scene_accuracy(context: EvaluationContext) -> dict[str, float]:
-    """Of the stage's exam, also written to `accuracy-<stage>.json`: at step 0 as `before`, else as `after`."""
+    """Accuracy on the stage's exam; also written to `accuracy-<stage>.json`, at step 0 as `before`, else as `after`."""
     if not context.setup.data.exam:
         return {}
     table = scene_exam.accuracy(context.evaluator, context.setup.data.exam)
@@ -77,7 +77,7 @@ def _scores_file(folder: Path, stage: str) -> Path:
 
 
 def _sample_answers(context: EvaluationContext) -> dict[str, float]:
-    """Answers to the first held-out samples, in `samples/<stage>-<step>` of the workdir; no values."""
+    """Writes answers to the first held-out samples to `samples/<stage>-<step>` of the workdir. Returns no values."""
     setup, log = context.setup, context.log
     if setup.stage.eval.answers:
         examples = setup.data.held_out.readable(setup.stage.eval.answers)

@@ -1,6 +1,6 @@
-"""The run, top to bottom: open everything, then for each stage make or restore its state, step, evaluate, save.
+"""The training run: opens everything, then for each stage initializes or restores the state, steps, evaluates, saves.
 
-Steps are counted twice: `step` within a stage (schedules), `global step` over all stages (checkpoints, metrics).
+There are two step counts: `step` within a stage (schedules) and `global step` over all stages (checkpoints, metrics).
 """
 
 import contextlib
@@ -36,11 +36,11 @@ from llava_jax.train.step_log import log_step
 from llava_jax.train.steps import training_steps
 from llava_jax.train.stop_request import StopRequest
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # no space (for this user, in one file), read-only
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # disk, quota or file size exceeded; read-only
 
 
 class Stopped(Exception):
-    """SIGTERM arrived; everything is saved and the same command resumes from here."""
+    """SIGTERM arrived. A checkpoint is saved, from which the same command resumes."""
 
 
 def train(
@@ -50,11 +50,10 @@ def train(
     processes: DistributedConfig | None = None,
     evaluations: tuple[Evaluation, ...] = EVALUATIONS,
 ) -> None:
-    """Starts or resumes every stage of `config` in `folder`.
+    """Trains all stages of `config` in the workdir `folder`; resumes if it has a checkpoint.
 
-    processes: how long they wait for each other. evaluations: what is evaluated, in this order, at each step that is
-    due for it. Raises Stopped after SIGTERM, Diverged when too many steps in a row were skipped, another UserError for
-    a fault.
+    processes: timeouts of the watchdog. evaluations: run in this order at each step that is due for evaluation. Raises
+    Stopped after SIGTERM, Diverged when too many steps in a row were skipped, another UserError for other faults.
     """
     watchdog = Watchdog(
         folder, processes or DistributedConfig(), jax.process_index(), jax.process_count(), partial(log, to_stderr=True)
@@ -68,16 +67,16 @@ def train(
         raise
     except Exception as e:
         cause = e.__cause__ if isinstance(e, DataError) else e
-        # So ends a computation, or a save, in which a process is missing; and many another thing.
+        # A computation or a save raises these when a process is missing, but other faults do too.
         if isinstance(cause, (RuntimeError, ValueError)) and (lost := watchdog.explain_lost()):
             watchdog.close()
-            raise UserError(f"{lost}. The same command goes on from the newest checkpoint") from e
+            raise UserError(f"{lost}. The same command resumes from the newest checkpoint") from e
         watchdog.record_end(str(e))
         if not isinstance(e, OSError) or e.errno not in UNWRITABLE:
             raise
         raise DataError(
-            f"workdir {folder} cannot be written: {e.strerror}; its checkpoints are as they were, the same command "
-            "goes on from the newest"
+            f"workdir {folder} cannot be written: {e.strerror}; its checkpoints are intact, the same command "
+            "resumes from the newest"
         ) from e
 
 
@@ -87,7 +86,7 @@ def _train(
     started = time.perf_counter()
     log_line = log if jax.process_index() == 0 else (lambda text: None)
 
-    # Everything that can fail is opened before anything is computed.
+    # All inputs are opened and checked before anything is computed.
     # --- mesh
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_processes(mesh)
@@ -117,7 +116,7 @@ def _train(
     with stop.on_sigterm(), contextlib.closing(store), contextlib.closing(writer):
         for setup in setups[resumed.index if resumed else 0 :]:
             log_line(f"\nstage {setup.name}: {setup.data.steps} steps of {setup.stage.batch} rows")
-            watchdog.begin("making or restoring the weights", setup.start_step, slow=True)
+            watchdog.begin("initializing or restoring the weights", setup.start_step, slow=True)
             _log_setup(run, setup)
             with jax.set_mesh(setup.layout.mesh):
                 start, state = start_stage(run, setup, state, resumed), None  # frees the state of the stage before
@@ -135,10 +134,8 @@ def _train(
 
 
 def run_stage(run: Run, setup: StageSetup, start: StageStart) -> TrainState:
-    """Trains one stage to its end. At each due step: logs its metrics, evaluates, saves, in this order.
-
-    Raises Stopped after SIGTERM, Diverged where too many steps in a row were skipped.
-    """
+    """Trains one stage to its end. At each due step it logs the metrics, evaluates and saves, in this order. Raises
+    Stopped after SIGTERM, Diverged when too many steps in a row were skipped."""
     stage = open_stage_run(run, setup, start)
     setup, state = stage.setup, start.state
     accumulation, chunks = setup.stage.accumulation, setup.stage.loss_chunks
@@ -167,7 +164,7 @@ def run_stage(run: Run, setup: StageSetup, start: StageStart) -> TrainState:
         if stopping:
             run.store.wait()
             raise Stopped(
-                f"stopped by SIGTERM behind step {step} of {setup.name}; the same command continues {run.folder}"
+                f"stopped by SIGTERM after step {step} of {setup.name}; the same command resumes {run.folder}"
             )
 
     _end_stage(stage, state, frozen_before)
@@ -175,7 +172,7 @@ def run_stage(run: Run, setup: StageSetup, start: StageStart) -> TrainState:
 
 
 def _log_setup(run: Run, setup: StageSetup) -> None:
-    """Prints what will be trained, and one sample as the model will see it."""
+    """Logs the parameter table and one training sample."""
     for line in summary.parameter_table(setup.layout.abstract, setup.layout.learning_rates):
         run.log("  " + line)
     run.log(f"  optimizer state: {state_bytes(setup.layout.abstract.opt_state):,} bytes")
@@ -185,7 +182,7 @@ def _log_setup(run: Run, setup: StageSetup) -> None:
 
 
 def _evaluate(run: Run, setup: StageSetup, state: TrainState, eval_step, step: int) -> bool:
-    """Runs the evaluations and logs their values. False where SIGTERM cut one of them off."""
+    """Runs the evaluations and writes their values. False where SIGTERM interrupted one."""
     if setup.data.held_out is None:
         return True
 
@@ -202,7 +199,7 @@ def _evaluate(run: Run, setup: StageSetup, state: TrainState, eval_step, step: i
 
 
 def _is_saved(run: Run, setup: StageSetup, step: int) -> bool:
-    """Whether a checkpoint belongs to `step` of this stage."""
+    """Whether a checkpoint is due at `step` of this stage."""
     return step == setup.data.steps or (step > 0 and (setup.start_step + step) % run.config.checkpoint.every == 0)
 
 
@@ -210,25 +207,22 @@ def _save(stage: StageRun, state: TrainState, step: int, is_evaluated: bool) -> 
     """Starts saving a checkpoint. All metrics up to `step` must have been read."""
     run, setup = stage.run, stage.setup
     run.watchdog.begin("saving", slow=True)
-    run.writer.flush()  # on disk before the checkpoint that vouches for it
+    run.writer.flush()  # on disk before the checkpoint that refers to them
     record = workdir.checkpoint_record(run.config, setup.index, setup.name, is_evaluated, stage.guard.record())
     data_state = data_state_of(setup.data, stage.batches) | {"replaced": stage.bad.count}
     run.store.save(setup.start_step + step, state, data_state, record)
 
 
 def _end_stage(stage: StageRun, state: TrainState, frozen_before: str | None) -> None:
-    """Closes the data, reports skipped steps, and checks that the frozen parameters are what they were."""
+    """Closes the data, reports skipped steps, and checks that the frozen parameters are unchanged."""
     run, setup, skipped = stage.run, stage.setup, stage.guard.skipped
     run.watchdog.begin("ending the stage", slow=True)
     stage.batches.close()
     if skipped:
         folder = run.folder / step_guard.SKIPPED
-        run.log(f"{skipped} of {setup.data.steps} steps were skipped; {folder} says which and why")
+        run.log(f"{skipped} of {setup.data.steps} steps were skipped; see {folder} for the reasons")
     if frozen_before:
-        _compare_frozen(run, frozen_before, params_sha256(state.frozen))
-
-
-def _compare_frozen(run: Run, before: str, after: str) -> None:
-    run.log(f"frozen parameters, SHA-256 before: {before}\n                           after:  {after}")
-    if before != after:
-        raise UserError("frozen parameters changed during the stage; this is a bug, please report it")
+        after = params_sha256(state.frozen)
+        run.log(f"frozen parameters, SHA-256 before: {frozen_before}\n                           after:  {after}")
+        if frozen_before != after:
+            raise UserError("frozen parameters changed during the stage; this is a bug, please report it")

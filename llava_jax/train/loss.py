@@ -1,4 +1,4 @@
-"""The loss of a batch: cross entropy over target tokens, the vocabulary whole or in chunks."""
+"""The loss of a batch: cross entropy over the target tokens, optionally in chunks of positions."""
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +9,15 @@ from llava_jax.text.token_row import Batch
 
 
 def token_losses(model: Llava, params: dict, batch: Batch, chunks: int) -> jax.Array:
-    """Sum over target tokens of the next-token cross entropy, float32 scalar.
+    """Sum of the next-token cross entropy over the target tokens, float32 scalar.
 
-    params: nested tree. Position t predicts token t+1 where `predicts_target` says so. With `chunks` > 1 the [B, T, V]
-    logits exist only for T / chunks positions at a time, and are made again in the backward pass.
+    params: nested tree. Position t predicts token t+1 where `predicts_target` is True. With `chunks` > 1, only the
+    logits of T / chunks positions exist at a time, and the backward pass recomputes them.
     """
     hidden, _ = model.apply(
         {"params": params}, batch.tokens, batch.images, batch.positions, batch.segment_ids, method=Llava.hidden
     )
-    # Shifting the targets, not the states, keeps T (and so the chunks and the sharding) as it is.
+    # Shifting the targets instead of the hidden states keeps T, and so the chunks and the sharding.
     targets, mask = jnp.roll(batch.tokens, -1, axis=1), predicts_target(batch)
 
     def chunk_loss(args):
@@ -39,15 +39,14 @@ def token_losses(model: Llava, params: dict, batch: Batch, chunks: int) -> jax.A
 
 
 def predicts_target(batch: Batch) -> jax.Array:
-    """bool[B, T]: position t is to predict token t+1, which is a target and of the same segment.
+    """bool[B, T]: whether token t+1 is a target of the same segment, so that position t predicts it.
 
-    The first token of a segment is predicted by nobody, wherever the segment lies: what is before it in a packed row is
-    another sample.
+    So the first token of a segment is never predicted: in a packed row the token before it is of another sample.
     """
     is_target, segment_ids = (jnp.roll(x, -1, axis=1) for x in (batch.target_mask, batch.segment_ids))
     return (is_target & (segment_ids == batch.segment_ids)).at[:, -1].set(False)
 
 
 def count_targets(batch: Batch) -> jax.Array:
-    """Target tokens that are predicted, float32 scalar."""
+    """Number of predicted target tokens, float32 scalar."""
     return jnp.sum(predicts_target(batch), dtype=jnp.float32)

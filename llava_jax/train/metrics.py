@@ -1,7 +1,7 @@
-"""What a run writes while it trains: metrics.jsonl, timing.jsonl, TensorBoard, and one progress line now and then.
+"""The metrics files of a run: metrics.jsonl, timing.jsonl and TensorBoard.
 
-`metrics.jsonl` holds only what the run's config and data decide, so two equal runs (or one that was killed and resumed)
-write equal files; everything a clock decides goes to `timing.jsonl`. Both are cut back to the restored step on resume.
+`metrics.jsonl` is deterministic: equal runs write equal files, also after a kill and a resume. Durations go to
+`timing.jsonl`. On resume both are truncated to the restored step.
 """
 
 import json
@@ -16,15 +16,15 @@ from tensorboardX.summary import scalar
 
 from llava_jax.output.files import write_atomically
 
-FLUSH_SECONDS = 10  # seconds
+FLUSH_SECONDS = 10
 
 
 class MetricsWriter:
-    """Appends records to the workdir; on processes other than 0 it writes nothing. All of it raises OSError."""
+    """Appends records to the files in the workdir; only process 0 writes. All methods raise OSError."""
 
     def __init__(self, workdir: Path, is_kept: Callable[[dict], bool]):
-        """Of records that are already there, only those that `keeps` says yes to stay."""
-        self._files, self._tensorboard, self._flushed_at = {}, None, time.monotonic()
+        """Removes the existing records for which `is_kept` is False."""
+        self._files, self._writers, self._flushed_at = {}, [], time.monotonic()
         if jax.process_index() != 0:
             return
         newest = 0
@@ -35,12 +35,13 @@ class MetricsWriter:
             write_atomically(path, "".join(kept))
             self._files[name] = path.open("a", encoding="utf-8")
         (workdir / "tb").mkdir(exist_ok=True)
-        # Not SummaryWriter: its thread dies of a full disk, and then the run waits for it forever.
+        # Not SummaryWriter: its thread dies when the disk is full, and then the run waits for it forever.
         self._tensorboard = EventsWriter(str(workdir / "tb" / "events"))
         self._tensorboard.write_event(Event(step=newest + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._writers = [*self._files.values(), self._tensorboard]
 
     def write(self, kind: str, step: int, values: dict) -> None:
-        """kind: `metrics` or `timing`; step: global step. Numbers also go to TensorBoard."""
+        """Appends a record to `metrics` or `timing` (`kind`), and its numbers to TensorBoard. step: global step."""
         if not self._files:
             return
         self._files[kind].write(json.dumps({"step": step, **values}) + "\n")
@@ -52,20 +53,16 @@ class MetricsWriter:
 
     def flush(self) -> None:
         self._flushed_at = time.monotonic()
-        for file in self._files.values():
-            file.flush()
-        if self._tensorboard:
-            self._tensorboard.flush()
+        for writer in self._writers:
+            writer.flush()
 
     def close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        if self._tensorboard:
-            self._tensorboard.close()
+        for writer in self._writers:
+            writer.close()
 
 
 def _complete_lines(path: Path) -> list[str]:
-    """Lines that end in a newline: a killed process may leave half a record."""
+    """The lines that end in a newline: a killed process may leave an incomplete record."""
     if not path.exists():
         return []
     return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]

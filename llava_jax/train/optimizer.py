@@ -1,7 +1,7 @@
-"""Which parameter learns at which rate: the table of a stage becomes rates per parameter and one optax transform.
+"""Learning rates per parameter and the optax transform of a stage.
 
 A stage's table is a list of (regex over the parameter path, peak learning rate or None). The first row whose regex
-matches the whole path decides; None means frozen. Frozen parameters are never given to the optimizer or differentiated.
+matches the whole path applies; None means frozen. The optimizer never gets frozen parameters or gradients of them.
 """
 
 import math
@@ -14,7 +14,7 @@ import optax
 from llava_jax.config.schema import Optimizer
 from llava_jax.errors import ConfigError
 
-NOT_DECAYED = ("scale", "bias")  # Hugging Face's rule, which the original trained with
+NOT_DECAYED = ("scale", "bias")  # as in Hugging Face's Trainer, which the original LLaVA used
 
 
 def learning_rates_per_parameter(paths, table) -> dict[str, float | None]:
@@ -24,8 +24,8 @@ def learning_rates_per_parameter(paths, table) -> dict[str, float | None]:
     >>> learning_rates_per_parameter(["projector/linear_1/kernel", "llm/head/kernel"], table)
     {'projector/linear_1/kernel': 0.002, 'llm/head/kernel': None}
 
-    Raises ConfigError for a parameter that no row covers, and for a row that decides for no parameter (a typo there
-    would silently freeze what it meant to train).
+    Raises ConfigError for a parameter that no row covers, for a row that applies to no parameter (a typo would
+    otherwise silently freeze what it should train), and if all parameters are frozen.
     """
     rates, used = {}, set()
     for path in paths:
@@ -38,23 +38,20 @@ def learning_rates_per_parameter(paths, table) -> dict[str, float | None]:
             raise ConfigError(f"no row of learning_rates covers parameter {path}; add one, e.g. ('.*', None)")
     unused = [pattern for i, (pattern, _) in enumerate(table) if i not in used]
     if unused:
+        modules = sorted({"/".join(path.split("/")[:2]) for path in rates})
         raise ConfigError(
-            f"learning_rates: {', '.join(map(repr, unused))} decides for no parameter; known: {_modules(rates)}"
+            f"learning_rates: {', '.join(map(repr, unused))} decides for no parameter; known: {', '.join(modules)}"
         )
     if all(rate is None for rate in rates.values()):
         raise ConfigError("learning_rates freezes every parameter: nothing to train")
     return rates
 
 
-def _modules(paths) -> str:
-    return ", ".join(sorted({"/".join(p.split("/")[:2]) for p in paths}))
-
-
 def lr_schedule(step, steps: int, warmup_ratio: float, kind: str):
-    """The share of the peak rate that update number `step` (0-based int or int32 array) uses.
+    """The factor on the peak rate for update number `step` (0-based int or int32 array).
 
-    Linear from 0 over ceil(warmup_ratio * steps) updates, then a half cosine to 0 (or constant), as Hugging Face's
-    `get_cosine_schedule_with_warmup`, which the original trained with: its first update has rate 0.
+    Linear warm-up from 0 over ceil(warmup_ratio * steps) updates, then a half cosine to 0 (or constant), as in Hugging
+    Face's `get_cosine_schedule_with_warmup`, which the original LLaVA used: the first update has rate 0.
     """
     warmup = math.ceil(warmup_ratio * steps)
     step = jnp.asarray(step, jnp.float32)
@@ -65,10 +62,10 @@ def lr_schedule(step, steps: int, warmup_ratio: float, kind: str):
 
 
 def make_optimizer(config: Optimizer, peak_lr: dict[str, float], steps: int) -> optax.GradientTransformation:
-    """AdamW over the trained parameters (a flat dict with the keys of `peak`), each at its own peak rate.
+    """AdamW over the trained parameters (a flat dict with the keys of `peak_lr`), each at its own peak rate.
 
-    Clipping is by the global norm of these gradients alone. Decay is decoupled and scaled by the rate (AdamW). The
-    second moment is always float32: in bfloat16 it would not grow by a thousandth of itself, b2's share.
+    Gradients are clipped by their global norm. Weight decay is decoupled and scaled by the rate. The second moment is
+    always float32: a bfloat16 value does not change by a thousandth of itself, which is what 1 - b2 adds.
     """
     decayed = {path: path.rsplit("/", 1)[-1] not in NOT_DECAYED for path in peak_lr}
 

@@ -1,4 +1,4 @@
-"""The progress line of a run: loss, speed, utilisation, time left."""
+"""The progress line of a run: loss, speed, utilization, time left."""
 
 import time
 
@@ -8,7 +8,7 @@ from llava_jax.runtime.accelerators import PEAK_TFLOPS
 
 
 class Progress:
-    """Smoothed step time and the progress line; time outside steps (compiling, evaluating, saving) does not count."""
+    """Smoothed step time and the progress line, without the time for compiling, evaluating and saving."""
 
     def __init__(self, name: str, steps: int, tokens_per_step: int, flops_per_step: float):
         self.name, self.steps, self.tokens, self.flops = name, steps, tokens_per_step, flops_per_step
@@ -16,14 +16,12 @@ class Progress:
         self._last = None
 
     def pause(self) -> None:
-        """Whatever happens until the next `tick` is not a step."""
+        """Excludes the time until the next `tick`."""
         self._last = None
 
     def tick(self, data_wait: float, tokens: int | None = None) -> float | None:
-        """Once per step, with the seconds it waited for data -> seconds since the last tick, None after a pause.
-
-        tokens: those of the step's global batch, where rows are of several lengths.
-        """
+        """Called once per step. Returns the seconds since the last call, None after a pause. data_wait: seconds spent
+        waiting for data. tokens: those of the global batch, where row lengths vary."""
         now = time.perf_counter()
         elapsed = None if self._last is None else now - self._last
         self._last = now
@@ -35,7 +33,7 @@ class Progress:
         return elapsed
 
     def mfu(self) -> float | None:
-        """Model FLOPs per second over the peak of all devices, None where the peak is not known."""
+        """Model FLOP/s divided by the peak of all devices; None where the peak is unknown."""
         peak = PEAK_TFLOPS.get(jax.devices()[0].device_kind)
         if peak is None or not self._step_time:
             return None

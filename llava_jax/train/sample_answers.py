@@ -1,4 +1,4 @@
-"""The sample answers of an evaluation, written to the workdir with what its own files say about the run."""
+"""Writes the sample answers of an evaluation, with facts about the run from the workdir's files."""
 
 import re
 from collections.abc import Mapping
@@ -14,11 +14,9 @@ FOLDER = re.compile(r"(?P<stage>.+)-(?P<step>\d{6,})")
 def save_answers(
     folder: Path, examples: list[Example], answers: list[str], facts: Mapping[str, str] | None = None
 ) -> None:
-    """Writes answers.json, answers.html and the images to `folder`, which is samples/<stage>-<step> of a workdir.
-
-    The page takes the model and the accuracy table from the workdir's files, and the answers before the stage from
-    samples/<stage>-000000; what is missing is left out. Raises as `write_answers` does.
-    """
+    """Writes answers.json, answers.html and the images to `folder`. If that is samples/<stage>-<step> of a workdir, the
+    page shows the model and the accuracy table from the workdir's files, and the answers before the stage from
+    samples/<stage>-000000, as far as they exist. Raises as `write_answers` does."""
     match, before, run = FOLDER.fullmatch(folder.name), {}, RunSummary()
     if match and folder.parent.name == "samples":
         step = int(match["step"])

@@ -1,4 +1,4 @@
-"""Accuracy on held-out scenes by kind of question, with the image and with it blanked."""
+"""Accuracy on held-out scenes by kind of question, with the image and with a blanked one."""
 
 import numpy as np
 
@@ -9,10 +9,10 @@ from llava_jax.train.evaluate import Evaluator, answer
 
 
 def accuracy(evaluator: Evaluator, exam: list[Example]) -> dict[str, dict[str, float]]:
-    """{kind: {"image", "blank", "chance"}} in percent over `exam`, and the mean of the kinds as `overall`.
+    """{kind: {"image", "blank", "chance"}} in percent over `exam`, and the mean over the kinds as `overall`.
 
-    Right is the exact text; of an answer with a reason only its conclusion is graded. Chance is one over the number of
-    answers that are equally likely without seeing the image.
+    An answer is right if it equals the reference; of one with a reason only the conclusion counts. chance: one over the
+    number of answers that are equally likely without the image.
     """
     right: dict[str, dict[str, list[bool]]] = {kind: {"image": [], "blank": []} for kind in QUESTION_KINDS}
     for mode in ("image", "blank"):
@@ -30,7 +30,7 @@ def accuracy(evaluator: Evaluator, exam: list[Example]) -> dict[str, dict[str, f
 
 
 def format_accuracy(after: dict[str, dict[str, float]], before: dict[str, dict[str, float]] | None) -> list[str]:
-    """A text table: kind x accuracy with the image (before the stage, after it), blanked, by chance."""
+    """Lines of a table: for each kind the accuracy before the stage and after it, with a blanked image, by chance."""
     lines = [f"{'question kind':14}{'before':>10}{'with image':>12}{'blanked':>10}{'by chance':>11}"]
     for kind, row in after.items():
         first = f"{before[kind]['image']:9.1f}%" if before else f"{'-':>10}"

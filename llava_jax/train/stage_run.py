@@ -1,4 +1,4 @@
-"""What the parts of the train loop share, of the whole run and of one stage, and how a stage starts or resumes."""
+"""The objects that the train loop shares, for the whole run and for one stage; how a stage starts or resumes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from llava_jax.train.workdir import Resumed
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What all stages share. say: prints a line, on process 0 only."""
+    """The objects of all stages. log: prints a line, on process 0 only."""
 
     config: Config
     folder: Path
@@ -43,8 +43,8 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class StageStart:
-    """Where a stage starts or resumes. data_state: None at the start of the stage. is_evaluated: the evaluation that
-    belongs to the state's step has been made. guard: with the skipped steps of the stage so far."""
+    """Where a stage starts or resumes. data_state: None at the start of the stage. is_evaluated: whether the evaluation
+    at the state's step is done. guard: with the skipped steps of the stage so far."""
 
     state: TrainState
     data_state: dict | None
@@ -65,15 +65,13 @@ class StageRun:
 
 
 def start_stage(run: Run, setup: StageSetup, state: TrainState | None, resumed: Resumed | None) -> StageStart:
-    """From the checkpoint where it is of this stage, else from the stage before, `state`; None for the first stage.
-
-    Raises ConfigError where the stages now have other lengths than when the checkpoint was saved.
-    """
+    """Restores the checkpoint if it is of this stage. Otherwise starts from `state` of the previous stage (None for the
+    first). Raises ConfigError where the stage lengths have changed since the checkpoint was saved."""
     config = run.config
     if resumed and setup.index == resumed.index:
         state, data_state = run.store.restore(resumed.step, setup.layout.abstract)
         _check_stage_length(setup, int(state.step), resumed.step)
-        run.log(f"continuing {run.folder} behind step {int(state.step)} of {setup.name}")
+        run.log(f"resuming {run.folder} after step {int(state.step)} of {setup.name}")
         return StageStart(state, data_state, resumed.evaluated, StepGuard(config.guard, resumed.guard))
     if state is None:
         state = first_state(config, run.model.config, setup, run.log)
@@ -91,7 +89,7 @@ def _check_stage_length(setup: StageSetup, step: int, global_step: int) -> None:
 
 
 def open_stage_run(run: Run, setup: StageSetup, start: StageStart) -> StageRun:
-    """Opens the data where the stage starts or resumes, the list of its bad samples, and its progress line."""
+    """Opens the data at the point of start or resume, the bad-sample log and the progress line."""
     stage, data_state = setup.stage, start.data_state
     if data_state is not None:
         setup = dataclasses.replace(setup, data=resume_data(setup.data, data_state))
@@ -106,10 +104,8 @@ def open_stage_run(run: Run, setup: StageSetup, start: StageStart) -> StageRun:
 
 
 def sample_names(batches: Batches, rows: Rows, start_step: int) -> SampleNames:
-    """Finds the samples of a stage's batches for the watchdog, without reading any data.
-
-    start: the global step after which the stage's first one comes.
-    """
+    """A function for the watchdog that names the samples of a stage's batches without reading data. start_step: global
+    step at which the stage starts."""
 
     def names(step: int, process: int, ready: int | None) -> list[str]:
         if step <= start_step:

@@ -1,6 +1,6 @@
-"""Stages as plans: all that follows from the config before anything is computed, and the states they begin with.
+"""The setup of stages: everything that follows from the config before anything is computed; their initial states.
 
-`StageLayout` takes no data, so that a program for a pod can be compiled where neither the data nor the pod is.
+A `StageLayout` needs neither data nor real devices, so that a program for a pod can be compiled anywhere.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ MODULES = ("vision", "projector", "llm")
 
 @dataclasses.dataclass(frozen=True)
 class StageLayout:
-    """What a stage trains, and where each array of it lies."""
+    """What a stage trains, and how its arrays are sharded."""
 
-    mesh: Mesh  # the run's, or the same devices with a copy of the weights on each: `Stage.weights`
+    mesh: Mesh  # that of the run, or `without_fsdp` of it where weights are replicated (`Stage.weights`)
     learning_rates: dict[str, float | None]  # parameter path -> peak learning rate, None for frozen
     tx: optax.GradientTransformation
     abstract: TrainState
@@ -46,21 +46,18 @@ class StageSetup:
     stage: Stage
     data: StageData
     layout: StageLayout
-    start_step: int  # global step at which it begins
+    start_step: int  # global step at which it starts
 
     def evaluates(self, step: int) -> bool:
-        """Whether an evaluation belongs to `step` of this stage."""
+        """Whether an evaluation is due at `step` of this stage."""
         every = self.stage.eval.every
         at_end = step == self.data.steps or (every > 0 and step > 0 and step % every == 0)
         return self.stage.eval.before if step == 0 else at_end
 
 
 def make_stage_layout(name: str, stage: Stage, model_config: ModelConfig, mesh: Mesh, steps: int) -> StageLayout:
-    """mesh: of the run. steps: of the stage, which its schedule ends with.
-
-    Raises ConfigError where the rows do not split over the devices, the mesh does not divide a parameter, or the table
-    of rates does not fit the parameters.
-    """
+    """mesh: that of the run. steps: length of the stage and of its schedule. Raises ConfigError where the rows do not
+    split over the devices, the mesh does not divide a parameter, or the table of rates does not fit the parameters."""
     _check_rows(name, stage, mesh)
     shapes, _ = abstract_model(model_config)
     peak_lr = learning_rates_per_parameter(shapes, stage.learning_rates)
@@ -83,12 +80,9 @@ def _check_rows(name: str, stage: Stage, mesh: Mesh) -> None:
 
 
 def _mesh_of_stage(stage: Stage, replicated: TrainState, mesh: Mesh) -> Mesh:
-    """`mesh`, or with `weights=replicated` the one that copies them. With `auto` it does where the state takes at most
-    half of a device's memory; sharded, every layer would be gathered for each pass over it. A device of which the
-    memory is not known (a CPU) keeps the mesh as it is.
-
-    copied: the stage's state, laid out with a copy on each device.
-    """
+    """`mesh`, or `without_fsdp(mesh)` with `weights=replicated`. `auto` replicates where the state takes up to half of
+    a device's memory, which saves gathering every layer in each pass; on devices of unknown memory (CPUs) it does not.
+    replicated: the abstract state of the stage with replicated weights."""
     if stage.weights == "auto":
         memory = MEMORY_GIB.get(mesh.devices.flat[0].device_kind, 0) * 2**30
         return without_fsdp(mesh) if 0 < _bytes_per_device(replicated) <= memory / 2 else mesh
@@ -96,13 +90,13 @@ def _mesh_of_stage(stage: Stage, replicated: TrainState, mesh: Mesh) -> Mesh:
 
 
 def _bytes_per_device(state: TrainState) -> int:
-    """Of the state and the gradients that the trained part gets."""
+    """Bytes of the state and of the gradients."""
     arrays = [*jax.tree.leaves(state), *state.trainable.values()]
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
 
 
 def make_stage_setups(config: Config, model_config: ModelConfig, mesh: Mesh, tokenizer: Tokenizer) -> list[StageSetup]:
-    """Opens the data and resolves the tables of all stages; raises before the first one has run, not after it."""
+    """Opens the data of all stages and makes their layouts, so that faults of later stages are raised at the start."""
     setups, start_step = [], 0
     for index, (name, stage) in enumerate(config.stages.items()):
         _check_rows(name, stage, mesh)
@@ -117,13 +111,13 @@ def make_stage_setups(config: Config, model_config: ModelConfig, mesh: Mesh, tok
 
 
 def first_state(config: Config, model_config: ModelConfig, setup: StageSetup, log) -> TrainState:
-    """Parameters loaded where `load` names a file, freshly drawn elsewhere; says which are which."""
+    """Loads the modules for which `load` names a file and initializes the others at random; logs which."""
     rng = jax.random.PRNGKey(config.seed)
     like = {**setup.layout.abstract.frozen, **setup.layout.abstract.trainable}
     params: Params = {}
     for module in MODULES:
         file = getattr(config.load, module)
-        log(f"{module}: " + (f"weights from {file}" if file else "drawn at random"))
+        log(f"{module}: " + (f"weights from {file}" if file else "randomly initialized"))
         if file:
             params |= load_module(file, module, like)
     missing = [p for p in like if p not in params]
@@ -133,7 +127,7 @@ def first_state(config: Config, model_config: ModelConfig, setup: StageSetup, lo
 
 
 def next_state(model_config: ModelConfig, setup: StageSetup, state: TrainState) -> TrainState:
-    """The parameters of the stage before, those of the stage's `fresh` modules drawn anew."""
+    """The parameters of the previous stage, with those of the stage's `fresh` modules initialized again."""
     params, rng = all_params(state), jax.random.fold_in(state.rng, setup.index)
     fresh_paths = [p for p in params if p.split("/")[0] in setup.stage.fresh]
     if fresh_paths:
@@ -142,7 +136,7 @@ def next_state(model_config: ModelConfig, setup: StageSetup, state: TrainState) 
 
 
 def export(config: Config, stage: Stage, state: TrainState) -> list[str]:
-    """Writes the modules that the stage's `save` names; one line about each."""
+    """Writes the modules that the stage's `save` names; returns one message for each."""
     lines = []
     for module in MODULES:
         if file := getattr(stage.save, module):

@@ -1,7 +1,7 @@
-"""The training state: abstract first, then made sharded; nothing unsharded ever exists.
+"""The training state: its abstract form, and its sharded initialization, in which no unsharded array exists.
 
-Parameters live in two flat dicts, {"llm/layers/q/kernel": array}: `trainable` (float32, differentiated, with optimizer
-state) and `frozen` (compute dtype, an argument that no gradient is taken of).
+Parameters are in two flat dicts, {"llm/layers/q/kernel": array}: `trainable` (float32, with gradients and optimizer
+state) and `frozen` (compute dtype, never differentiated).
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from llava_jax.runtime.sharding import param_sharding
 
 @struct.dataclass
 class TrainState:
-    """`step` counts the updates of the current stage (int32). `rng` is the key that fresh parameters came from."""
+    """step: steps of the current stage, with skipped ones (int32). rng: the key of randomly initialized parameters."""
 
     step: jax.Array
     trainable: Params
@@ -32,14 +32,14 @@ class TrainState:
 
 
 def storage_dtype(path: str, rate: float | None, config: ModelConfig) -> jnp.dtype:
-    """float32 for what is trained, else the compute dtype of the module that reads it."""
+    """float32 for trained parameters, otherwise the compute dtype of their module."""
     if rate is not None:
         return jnp.dtype(jnp.float32)
     return jnp.dtype(config.feature_dtype if path.startswith("vision/") else config.dtype)
 
 
 def init_params_for(config: ModelConfig, mesh: Mesh, rng: jax.Array, paths) -> Params:
-    """Randomly initialised float32 parameters for `paths`, made in their shards. Others are not even computed."""
+    """Randomly initialized, sharded float32 parameters for `paths`; no others are computed."""
     shapes, specs = abstract_model(config)
     shardings = {p: param_sharding(p, shapes[p].shape, specs[p], mesh) for p in sorted(paths)}
 
@@ -52,10 +52,10 @@ def init_params_for(config: ModelConfig, mesh: Mesh, rng: jax.Array, paths) -> P
 
 
 def abstract_state(config: ModelConfig, rates: dict[str, float | None], tx: optax.GradientTransformation, mesh: Mesh):
-    """A TrainState of jax.ShapeDtypeStruct with shardings: what a stage trains, restores and compiles against.
+    """A TrainState of jax.ShapeDtypeStruct with shardings, to initialize, restore and compile with.
 
-    Adam's moments are sharded as their parameter; every counter is replicated. Raises ConfigError where the mesh does
-    not divide a parameter.
+    Adam's moments are sharded like their parameter; counters are replicated. Raises ConfigError where the mesh does not
+    divide a parameter.
     """
     shapes, specs = abstract_model(config)
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -82,10 +82,8 @@ def abstract_state(config: ModelConfig, rates: dict[str, float | None], tx: opta
 def init_stage_state(
     params: Params, rng: jax.Array, abstract: TrainState, tx: optax.GradientTransformation
 ) -> TrainState:
-    """All parameters -> the state at step 0 of a stage: split, cast, resharded, with fresh optimizer state.
-
-    Whether `params` keep their buffers is not promised; do not use them afterwards.
-    """
+    """All parameters -> the state at step 0 of a stage: split, cast, resharded, with new optimizer state. Do not use
+    `params` afterwards: the state may share their buffers."""
 
     def create(params, rng):
         def take(part):
@@ -107,8 +105,7 @@ def all_params(state: TrainState) -> Params:
 
 
 def params_sha256(params: Params) -> str:
-    """SHA-256 (hex) over names, dtypes, shapes and bytes, one tensor on the host at a time. Every process must call
-    it."""
+    """SHA-256 (hex) over names, dtypes, shapes and bytes. Every process must call it. Gathers one tensor at a time."""
     digest = hashlib.sha256()
     for path in sorted(params):
         value = np.asarray(multihost_utils.process_allgather(params[path], tiled=True))

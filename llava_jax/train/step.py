@@ -23,26 +23,26 @@ def gradients(
 ):
     """(loss, gradients of the trainable parameters, number of target tokens).
 
-    shardings: path -> NamedSharding of each trainable parameter, which its gradient (and the sum of it) takes on too.
+    shardings: path -> NamedSharding of each trainable parameter, also used for its gradient and the sum of it.
 
-    Loss = sum over target tokens / their number in the *global* batch, also across micro-batches, so accumulation
-    changes nothing but memory. (The original averages the means of its micro-batches, which weighs short answers more.)
+    The loss is the sum over all target tokens divided by their number in the *global* batch, also with micro-batches,
+    so accumulation only saves memory. (The original averages the micro-batch means, which weights short answers more.)
     """
     total = count_targets(batch)
 
     def loss_fn(trainable, part):
-        # Only `trainable` is differentiated: no weight gradient of a frozen parameter exists, not even for the norm.
+        # Only `trainable` is differentiated: frozen parameters have no gradients, not even for the norm.
         return token_losses(model, nested({**frozen, **trainable}), part, chunks) / jnp.maximum(total, 1.0)
 
     def loss_and_gradients(part):
         loss, grads = jax.value_and_grad(loss_fn)(trainable, part)
-        # Left alone, the embedding's gradient would be whole on every device of `tensor`.
+        # Without the constraint, the embedding's gradient would be replicated over `tensor`.
         return loss, jax.lax.with_sharding_constraint(grads, shardings)
 
     if accumulation == 1:
         return *loss_and_gradients(batch), total
 
-    def split(x):  # rows i, i+A, i+2A, ... are micro-batch i, so that each one is spread over all devices
+    def split(x):  # micro-batch i has rows i, i+A, i+2A, ..., so that each is spread over all devices
         parts = x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1)
         return constrain(parts, None, "batch", *[None] * (x.ndim - 1))
 
@@ -57,16 +57,16 @@ def gradients(
 def make_train_step(
     model: Llava, tx: optax.GradientTransformation, abstract: TrainState, accumulation: int, chunks: int
 ):
-    """jitted (state, batch, limit=inf) -> (state, metrics). The state is donated. `abstract` says for which devices,
-    and so which of the compiler's options.
+    """jitted (state, batch, limit=inf) -> (state, metrics). The state is donated. `abstract` has the devices, which
+    determine the compiler options.
 
     metrics: float32 scalars `loss`, `grad_norm` (before clipping, trained parameters only), `targets`, and `replaced`
     and `stop` where the batch has them; bool scalar `applied`; `norms`, float32[trained parameters], the norm of each
     gradient in the order of the sorted paths.
 
-    A step whose loss or gradient is not finite (or whose loss is above `limit`, a float32 scalar) is not applied: the
-    parameters and all of the optimizer's state stay as they are, its counts too. So the schedule and Adam's bias
-    correction count the updates made, as if the bad batch had not been there. Only `state.step` goes on, with the data.
+    A step with a non-finite loss or gradient, or a loss above `limit` (float32 scalar), is not applied: parameters and
+    optimizer state stay unchanged, including its counts. So the schedule and Adam's bias correction count applied
+    updates only, as if the bad batch did not exist. Only `state.step` advances, in step with the data.
     """
 
     shardings = shardings_of(abstract)
@@ -79,24 +79,24 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         grad_norm = optax.global_norm(grads)
-        # One NaN or infinity in any gradient is one in the norm. A norm too large for float32 counts as one: clipping
-        # would divide by it.
+        # A NaN or infinity in any gradient makes the norm non-finite. So does a norm too large for float32, by which
+        # clipping would divide.
         applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (loss <= limit)
-        # A selection, not a product: 0 * NaN is NaN.
+        # Selected, not multiplied: 0 * NaN is NaN.
         trainable, opt_state = jax.tree.map(
             lambda new, old: jnp.where(applied, new, old), (trainable, opt_state), (state.trainable, state.opt_state)
         )
         norms = jnp.stack([optax.global_norm(grads[path]) for path in sorted(grads)])
         metrics = {"loss": loss, "grad_norm": grad_norm, "targets": targets, "applied": applied, "norms": norms}
-        # Summed here, so that every process knows it of all of them. In a fixed order, not that of a set, which differs
-        # between processes: they must compile the same program.
+        # Summed here, so that every process gets the total. In a fixed order, because all processes must compile the
+        # same program; the order of a set differs between them.
         for name in ("replaced", "stop"):
             if (counts := getattr(batch, name)) is not None:
                 metrics[name] = jnp.sum(counts, dtype=jnp.float32)
         return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
 
-    # Without out_shardings the state may come back laid out differently, and the second step compiles again; the
-    # metrics lie whole on every device, as `step` does, so that every process can read them.
+    # Without out_shardings the state may return with other shardings, and the second step compiles again. The metrics
+    # are replicated, like `step`, so that every process can read them.
     platform = shardings.step.mesh.devices.flat[0].platform
     return jax.jit(
         step, donate_argnums=0, out_shardings=(shardings, shardings.step),

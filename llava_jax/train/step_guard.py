@@ -1,7 +1,6 @@
-"""The steps that were not applied: counted, told, written down with their samples and norms, and too many in a row end
-the run.
+"""Counts skipped steps and writes them down with their samples and norms; detects loss spikes.
 
-Whether a step is applied is decided in the jitted step itself (step.py). The host learns of it one step later.
+The jitted step (step.py) decides whether it is applied. The host reads the decision one step later.
 """
 
 import math
@@ -20,29 +19,29 @@ from llava_jax.data.rows import Rows
 from llava_jax.models.params import Params
 from llava_jax.train.workdir import write_json
 
-SKIPPED = "skipped"  # the folder in the workdir
+SKIPPED = "skipped"  # folder in the workdir
 
 
 class StepGuard:
-    """Counts the skipped steps of a stage and knows which loss is a spike.
+    """Counts the skipped steps of a stage and decides which loss is a spike.
 
-    Only the losses of applied steps are remembered, so a bad one cannot move the median. `limit` looks two steps back,
-    at what a run that never waits for a step has read; a run that was stopped and goes on then decides the same.
+    Only losses of applied steps are kept, so that a spike cannot move the median. The limit of a step uses losses up to
+    two steps before, which a run that never waits for a step has read. So a resumed run decides the same.
     """
 
     def __init__(self, settings: config.StepGuardConfig, record: dict | None = None):
-        """record: what `record()` was when the checkpoint was saved; None at the beginning of a stage."""
+        """record: the `record()` in the checkpoint; None at the start of a stage."""
         self._settings = settings
         self.skipped, self.in_a_row, self._losses = 0, 0, []
         if record:
             self.skipped, self.in_a_row, self._losses = record["skipped"], record["in_a_row"], record["losses"]
 
     def record(self) -> dict:
-        """Fit for JSON."""
+        """The state for the checkpoint, as JSON values."""
         return {"skipped": self.skipped, "in_a_row": self.in_a_row, "losses": self._losses}
 
     def spike_above(self, step: int) -> float:
-        """The loss (inf for none) above which step number `step`, 1 for the first of the stage, is a spike."""
+        """The loss above which step number `step` of the stage, 1 for the first, is a spike; inf if none is."""
         window = self._settings.window
         past = [loss for at, loss in self._losses if at <= step - 2][-window:]
         if not self._settings.spike or len(past) < window:
@@ -50,24 +49,24 @@ class StepGuard:
         return float(np.float32(self._settings.spike * np.median(past)))
 
     def limit(self, step: int) -> np.float32:
-        """The loss above which step number `step` is not to be applied."""
+        """The loss above which step number `step` is not applied."""
         return np.float32(self.spike_above(step) if self._settings.on_spike == "skip" else math.inf)
 
     def update(self, step: int, loss: float, applied: bool) -> None:
-        """Takes note of a step. Steps come in their order."""
+        """Records a step. Steps must come in order."""
         if not applied:
             self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
             return
         self.in_a_row = 0
         if self._settings.spike:
-            self._losses = [*self._losses, [step, loss]][-self._settings.window - 2 :]  # what `spike_above(step)` needs
+            self._losses = [*self._losses, [step, loss]][-self._settings.window - 2 :]  # as many as `spike_above` needs
 
     def has_too_many(self) -> bool:
-        """Whether more steps in a row were skipped than the run may survive."""
+        """Whether more steps in a row were skipped than the settings allow."""
         return self.in_a_row > self._settings.in_a_row
 
     def reason(self, step: int, values: dict[str, float]) -> str:
-        """What is wrong with a step's `loss` or `grad_norm`, in words."""
+        """The message about a bad `loss` or `grad_norm` of step number `step`."""
         loss, grad_norm = values["loss"], values["grad_norm"]
         if not math.isfinite(loss):
             return f"the loss is {loss}"
@@ -77,12 +76,9 @@ class StepGuard:
 
 
 def sample_ids(rows: Rows, index: np.ndarray) -> list[str]:
-    """The ids of a batch's samples, all of each row, fillers left out, in the order of the global batch. Every process
-    must call it.
-
-    index: int64[b], this process's part of the batch, in `rows`.
-    """
-    # As int32 pairs: on its way through the devices an int64 would lose its upper half.
+    """The ids of all samples of a batch, in the order of the global batch, without fillers. index: int64[b], indices
+    into `rows` of this process's part. Every process must call it."""
+    # As int32 pairs: on the devices an int64 would lose its upper half.
     pairs = multihost_utils.process_allgather(index.astype(np.int64).view(np.int32).reshape(-1, 2), tiled=True)
     index = np.ascontiguousarray(pairs).view(np.int64).ravel()
     return [name for i in index if i != FILLER for name in rows.names(int(i))]
@@ -99,8 +95,8 @@ def parameter_norms(params: Params, mesh: Mesh) -> dict[str, float]:
 
 
 def write_skipped(folder: Path, record: dict, samples: list[str], norms: dict[str, dict[str, float]]) -> Path:
-    """Writes down a skipped step: `about` (with its `stage` and `step`), its samples, and norms by kind and parameter,
-    which are also summed up by module. Numbers that are not finite become text, for JSON has none. Returns the file."""
+    """Writes the file of a skipped step and returns its path. record: with `stage` and `step`. norms: kind -> parameter
+    path -> norm; also summed up by module. Non-finite numbers become strings, because JSON has none."""
     (folder / SKIPPED).mkdir(exist_ok=True)
     file = folder / SKIPPED / f"{record['stage']}-{record['step']:06d}.json"
     modules = {kind: _by_module(by_path) for kind, by_path in norms.items()}

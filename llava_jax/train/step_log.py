@@ -1,4 +1,4 @@
-"""What the run logs of each step: metrics, timing, a progress line, warnings, and the steps that were skipped."""
+"""Logs each step: metrics, timing, the progress line, warnings, and skipped steps."""
 
 from llava_jax.errors import Diverged
 from llava_jax.train import step_guard
@@ -8,11 +8,9 @@ from llava_jax.train.steps import StepMetrics, StepResult
 
 
 def log_step(stage: StageRun, result: StepResult) -> None:
-    """Writes down a step that has metrics, and counts it: as read, as skipped, its replaced samples, and SIGTERM.
-
-    Of a skipped step the metrics are only that it was, and how many samples were replaced. Every process must call it.
-    Raises Diverged where too many steps in a row were skipped, DataError where too many samples were replaced.
-    """
+    """Writes the metrics of a step, and updates the watchdog, the guard, the stop request and the bad-sample log. The
+    metrics of a skipped step are only `skipped` and `replaced`. Every process must call it. Raises Diverged where too
+    many steps in a row were skipped, DataError where too many samples were replaced."""
     run, setup, guard = stage.run, stage.setup, stage.guard
     step, metrics, global_step = result.step, result.metrics, setup.start_step + result.step
     if metrics.step_time is not None:
@@ -38,7 +36,7 @@ def _values(metrics: StepMetrics) -> dict[str, float]:
 
 
 def _record(metrics: StepMetrics, skipped: int) -> dict[str, float]:
-    """The step's values in metrics.jsonl."""
+    """The values of a step for metrics.jsonl."""
     values = _values(metrics) if metrics.applied else {"skipped": skipped}
     if metrics.replaced is not None:
         values["replaced"] = metrics.replaced
@@ -46,7 +44,7 @@ def _record(metrics: StepMetrics, skipped: int) -> dict[str, float]:
 
 
 def _report_skipped(stage: StageRun, result: StepResult) -> None:
-    """Logs which step was skipped and why, and writes its file. Raises Diverged where it is one too many."""
+    """Logs why a step was skipped and writes its file. Raises Diverged where too many in a row were skipped."""
     run, setup, guard = stage.run, stage.setup, stage.guard
     step, metrics = result.step, result.metrics
     values = _values(metrics)
@@ -62,6 +60,6 @@ def _report_skipped(stage: StageRun, result: StepResult) -> None:
         run.writer.flush()
         raise Diverged(
             f"{guard.in_a_row} steps in a row were skipped, the last one step {step} of stage {setup.name}: {reason}. "
-            f"The weights are those behind step {step - guard.in_a_row}. Samples, gradients and weights of these steps "
+            f"The weights are those after step {step - guard.in_a_row}. Samples, gradients and weights of these steps "
             f"are in {file.parent}: look at the samples, or lower the learning rate."
         )

@@ -1,4 +1,4 @@
-"""The step generator: dispatches the steps of a stage, and yields each with its metrics."""
+"""The step generator: dispatches the steps of a stage and yields each with its metrics."""
 
 import dataclasses
 import time
@@ -19,8 +19,8 @@ class StepMetrics:
     """The metrics of one step on the host, the same in every process (see `make_train_step`).
 
     index: int64[b], this process's rows of the batch. norms: float32[trained parameters], on the devices. replaced:
-    samples of the global batch that could not be read, None where the data does not count them. stop: SIGTERM has
-    reached one of several processes. step_time: seconds since the step before, None after a pause. data_wait: seconds.
+    number of unreadable samples of the global batch, None where the data does not count them. stop: whether one of
+    several processes got SIGTERM. step_time: seconds since the previous step, None after a pause. data_wait: seconds.
     """
 
     loss: float
@@ -37,11 +37,9 @@ class StepMetrics:
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """A step whose metrics are on the host. step: in its stage; metrics None for the one that the loop starts from.
-
-    is_due: no later step has been dispatched, and `state` is the one after this step. Otherwise `state` is the one
-    after the next step, for this step's was donated to it.
-    """
+    """A step whose metrics are on the host. step: within its stage. metrics: None for the step that the loop starts at.
+    is_due: no later step was dispatched, so `state` is the one after this step. Otherwise it is the one after the next
+    step, to which this step's state was donated."""
 
     step: int
     metrics: StepMetrics | None
@@ -51,7 +49,7 @@ class StepResult:
 
 @dataclasses.dataclass(frozen=True)
 class _Dispatched:
-    """A step whose metrics are not on the host yet."""
+    """A step whose metrics are not yet on the host."""
 
     step: int
     metrics: dict[str, jax.Array]
@@ -63,11 +61,11 @@ class _Dispatched:
 def training_steps(
     stage: StageRun, train_step: Callable, state: TrainState, is_due: Callable[[int], bool]
 ) -> Iterator[StepResult]:
-    """Yields every step from `state.step` to the stage's last, in order, each exactly once.
+    """Yields every step after `state.step` up to the last of the stage, once each and in order.
 
     The metrics of a step are read after the next one is dispatched, so that the devices never wait for the host. At a
-    due step they are read first, and the caller may use its state before the next step is dispatched. The first step
-    that is yielded has no metrics: it is that of `state`, where it is due. `is_due` must be True at the last step.
+    due step they are read before, and the caller may use its state. If `state.step` itself is due, it is yielded first,
+    without metrics. `is_due` must be True at the last step.
     """
     step, pending, compiled = int(state.step), None, set()
     while True:
@@ -78,7 +76,7 @@ def training_steps(
         if step == stage.setup.data.steps:
             return
         batch, index, data_wait = _next_batch(stage, step + 1, compiled)
-        state, metrics = train_step(state, batch, stage.guard.limit(step + 1))  # returns at once; the device works on
+        state, metrics = train_step(state, batch, stage.guard.limit(step + 1))  # returns before the device has finished
         step += 1
         if pending:
             yield _result(pending.step, pending, state, is_due=False)
@@ -87,10 +85,8 @@ def training_steps(
 
 
 def _next_batch(stage: StageRun, step: int, compiled: set[int]) -> tuple[Batch, np.ndarray, float]:
-    """(the global batch of `step`, index int64[b] of this process's rows, seconds that it took).
-
-    compiled: the lengths of rows for which there is a program; the batch's is added.
-    """
+    """(global batch of `step`, int64[b] indices of this process's rows, seconds waited). compiled: row lengths for
+    which the step is compiled; the length of this batch is added."""
     run, global_step = stage.run, stage.setup.start_step + step
     started = time.perf_counter()
     run.watchdog.begin(READING, global_step)
@@ -107,20 +103,14 @@ def _next_batch(stage: StageRun, step: int, compiled: set[int]) -> tuple[Batch, 
 
 
 def _result(step: int, pending: _Dispatched | None, state: TrainState, is_due: bool) -> StepResult:
-    """Waits for the metrics of `pending`, which is `step`."""
+    """Waits for the metrics of `pending`, which is step `step`."""
     if pending is None:
         return StepResult(step, None, state, is_due)
     values = pending.metrics
     metrics = StepMetrics(
-        loss=float(values["loss"]),
-        grad_norm=float(values["grad_norm"]),
-        targets=float(values["targets"]),
-        replaced=float(values["replaced"]) if "replaced" in values else None,
-        applied=bool(values["applied"]),
-        stop=bool(values.get("stop", False)),
-        norms=values["norms"],
-        index=pending.index,
-        step_time=pending.step_time,
-        data_wait=pending.data_wait,
-    )
+        loss=float(values["loss"]), grad_norm=float(values["grad_norm"]), targets=float(values["targets"]),
+        replaced=float(values["replaced"]) if "replaced" in values else None, applied=bool(values["applied"]),
+        stop=bool(values.get("stop", False)), norms=values["norms"], index=pending.index,
+        step_time=pending.step_time, data_wait=pending.data_wait,
+    )  # fmt: skip
     return StepResult(step, metrics, state, is_due)

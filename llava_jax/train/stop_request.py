@@ -1,4 +1,4 @@
-"""SIGTERM, on which all processes of a run act at the same step."""
+"""SIGTERM handling: all processes of a run stop at the same step."""
 
 import contextlib
 import signal
@@ -8,29 +8,26 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """Whether the run has to stop.
-
-    signalled: this process has received SIGTERM. is_agreed: all processes know of it, since the same step; otherwise
-    they would wait for each other.
-    """
+    """signalled: whether this process got SIGTERM. is_agreed: whether the run has to stop. It changes at the same step
+    on all processes, because otherwise they would wait for each other."""
 
     def __init__(self, is_single_process: bool):
         self.is_single_process = is_single_process
         self.signalled = self.is_agreed = False
 
     def agree(self, stop: bool) -> None:
-        """stop: what a step has reported to all processes (`stop` in its metrics)."""
+        """Stops if `stop`, the metric that a step has reported to all processes."""
         self.is_agreed = self.is_agreed or stop
 
     def synchronize(self) -> bool:
-        """Whether to stop, outside of steps. Every process must call it; they wait for each other."""
+        """Whether to stop, outside of steps. Every process must call it, and waits for the others."""
         if not self.is_single_process and not self.is_agreed:
             self.is_agreed = bool(np.any(multihost_utils.process_allgather(np.array(self.signalled))))
         return self.is_agreed
 
     @contextlib.contextmanager
     def on_sigterm(self):
-        """Inside, SIGTERM is this request."""
+        """Context in which SIGTERM sets this request."""
         previous = signal.signal(signal.SIGTERM, lambda signum, frame: self._receive())
         try:
             yield
@@ -39,4 +36,4 @@ class StopRequest:
 
     def _receive(self) -> None:
         self.signalled = True
-        self.agree(self.is_single_process)  # of several, the next step reports it to the others
+        self.agree(self.is_single_process)  # with several processes, the next step reports it

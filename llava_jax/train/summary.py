@@ -1,4 +1,4 @@
-"""What a run prints before it starts: parameters and one sample as the model will see it."""
+"""The summary at the start of a stage: the parameter table and one training sample."""
 
 import math
 
@@ -10,10 +10,8 @@ from llava_jax.train.state import TrainState
 
 
 def parameter_table(state: TrainState, rates: dict[str, float | None]) -> list[str]:
-    """One line per parameter: path, shape, dtype, peak learning rate or `frozen`, sharding; then the totals.
-
-    state: abstract or concrete. Sharding: the mesh axis that splits each array axis, `-` for none.
-    """
+    """One line per parameter: path, shape, dtype, peak learning rate or `frozen`, sharding (the mesh axis of each array
+    axis, `-` for none); then the totals. state: abstract or concrete."""
     params = {**state.frozen, **state.trainable}
     rows = [("parameter", "shape", "dtype", "trained at", "sharding")]
     for path, x in sorted(params.items()):
@@ -32,7 +30,7 @@ def _format_spec(spec: PartitionSpec) -> str:
 
 
 def render_sample(row: TokenRow, tokenizer) -> str:
-    """A row as text, what the model is trained to say between [[ and ]], runs of image placeholders as <image x N>."""
+    """A row as text, with targets between [[ and ]], and runs of image placeholders as <image x N>."""
     text = "".join(f"[[{piece.text}]]" if piece.is_target else piece.text for piece in split_row(row, tokenizer))
     real, targets = int((row.segment_ids > 0).sum()), int(row.target_mask.sum())
     return f"{text}\n({real} tokens, {targets} of them supervised, in a row of {len(row.tokens)})"

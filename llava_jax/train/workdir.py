@@ -1,4 +1,4 @@
-"""The folder of a run: config.json, metadata.json, and whether what is in it can be continued."""
+"""The workdir of a run: config.json, metadata.json, and the checkpoint from which it resumes."""
 
 import dataclasses
 import json
@@ -18,8 +18,8 @@ from llava_jax.output.files import write_atomically
 
 @dataclasses.dataclass(frozen=True)
 class Resumed:
-    """Where a run goes on: the newest whole checkpoint's global step, its stage, whether the evaluation that belongs to
-    that step had been made when it was saved, and what the guard had counted (None in older ones)."""
+    """The checkpoint from which a run resumes. step: global step. index, stage: of its stage. evaluated: whether it was
+    saved after the evaluation at that step. guard: the StepGuard's record, None in older checkpoints."""
 
     step: int
     index: int
@@ -28,14 +28,14 @@ class Resumed:
     guard: dict | None = None
 
     def is_past(self, record: dict) -> bool:
-        """Whether a metrics record is of the past; later ones are about to be written again."""
+        """Whether a metrics record is not written again after the resume."""
         if record["step"] != self.step:
             return record["step"] < self.step
         return record["stage"] == self.stage and (self.evaluated or "val/loss" not in record)
 
 
 def write_run_files(workdir: Path, config: Config, argv: list[str], mesh: Mesh) -> None:
-    """Writes config.json and metadata.json. Raises DataError where it cannot."""
+    """Writes config.json and metadata.json. Raises DataError where the workdir cannot be written."""
     versions = {"llava_jax": llava_jax.__version__, "jax": jax.__version__, "python": platform.python_version()}
     devices = {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "mesh": dict(mesh.shape)}
     try:
@@ -46,14 +46,13 @@ def write_run_files(workdir: Path, config: Config, argv: list[str], mesh: Mesh) 
 
 
 def checkpoint_record(config: Config, index: int, stage: str, evaluated: bool, guard: dict) -> dict:
-    """What a checkpoint says about its run."""
+    """The record of the run in a checkpoint."""
     return {"stage": stage, "index": index, "evaluated": evaluated, "guard": guard, "config": _as_json(config)}
 
 
 def find_resumable(store: CheckpointStore, config: Config, log: Callable[[str], None]) -> Resumed | None:
-    """The newest whole checkpoint, None without any. Damaged ones that are newer are told and set aside. Raises
-    ConfigError where it is of another model or other stages, DataError where there are checkpoints and none is whole.
-    """
+    """The newest intact checkpoint, None without any. Newer damaged ones are logged and moved aside. Raises ConfigError
+    where it is of another model or of other stages, DataError where all checkpoints are damaged."""
     newest = store.latest_intact()
     for note in newest.notes:
         log(note)
@@ -66,7 +65,7 @@ def find_resumable(store: CheckpointStore, config: Config, log: Callable[[str], 
         if old["model"][key] != new["model"][key]:
             raise ConfigError(
                 f"the workdir holds a run with model.{key}={old['model'][key]!r}, the config says "
-                f"{new['model'][key]!r}; continue with the same model, or choose another --workdir"
+                f"{new['model'][key]!r}; resume with the same model, or choose another --workdir"
             )
     stages_begun = record["index"] + 1
     if old["run"][:stages_begun] != new["run"][:stages_begun]:
@@ -79,13 +78,13 @@ def find_resumable(store: CheckpointStore, config: Config, log: Callable[[str], 
 
 
 def write_json(path: Path, value) -> None:
-    """Atomically, on process 0."""
+    """Writes the file atomically, on process 0."""
     if jax.process_index() == 0:
         write_atomically(path, json.dumps(value, indent=1))
 
 
 def read_json(path: Path) -> dict:
-    """{} where the file does not exist."""
+    """The object in a JSON file, {} where it does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 

@@ -1,4 +1,4 @@
-"""--compile_cache: a second start compiles nothing, and computes the same."""
+"""--compile_cache: a second start compiles nothing and gives equal results."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def get_config():
 
 
 def start(folder: Path, cache: Path) -> tuple[int, int, bytes, bytes]:
-    """(programs compiled, programs found, metrics, trained weights) of a run in a process of its own."""
+    """(compiled programs, cached programs, metrics, trained weights) of a run in a new process."""
     folder.mkdir()
     (folder / "small.py").write_text(CONFIG)
     command = [sys.executable, "-m", "llava_jax.main", "--config=small.py", "--workdir=run", f"--compile_cache={cache}"]
@@ -39,7 +39,7 @@ def start(folder: Path, cache: Path) -> tuple[int, int, bytes, bytes]:
         command, cwd=folder, env=os.environ | child_process.TRAINING, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    compiled, cached = re.search(r"programs: (\d+) compiled, (\d+) taken from", done.stdout).groups()
+    compiled, cached = re.search(r"programs: (\d+) compiled, (\d+) loaded from", done.stdout).groups()
     weights = (folder / "projector.safetensors").read_bytes()
     return int(compiled), int(cached), (folder / "run" / "metrics.jsonl").read_bytes(), weights
 
@@ -53,6 +53,6 @@ def test_second_start_compiles_nothing_and_gives_equal_results(tmp_path):
 
 def test_cache_folder_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"--compile_cache=.*file/cache cannot be made: Not a directory"):
+    with pytest.raises(ConfigError, match=r"--compile_cache=.*file/cache cannot be created: Not a directory"):
         with compile_cache(tmp_path / "file" / "cache", print):
             pass

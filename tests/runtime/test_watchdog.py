@@ -1,4 +1,4 @@
-"""Who holds up whom, on a clock of its own. test_verdict.py has the pure part, test_processes.py real processes."""
+"""The watchdog on a simulated clock. See also test_verdict.py, and test_processes.py with real processes."""
 
 import json
 import time
@@ -15,7 +15,7 @@ INTERVAL = 3  # seconds, with the default of --lost_after
 
 
 class Cluster:
-    """Three processes, one second a tick; those that are not in `frozen` live."""
+    """Three processes on a simulated clock; those in `frozen` are dead."""
 
     log = print
 
@@ -50,7 +50,7 @@ class Cluster:
 
 @pytest.fixture
 def lines(monkeypatch):
-    """Lines, and of whom they are said to have ended."""
+    """The logged lines; END marks the end of a process."""
     lines = []
     monkeypatch.setattr(Cluster, "log", lines.append)
     monkeypatch.setattr("llava_jax.runtime.watchdog._end", lambda reason, log: lines.append(f"END {reason}"))
@@ -66,12 +66,12 @@ def test_reading_straggler_is_named_with_its_row_then_all_end(tmp_path, lines):
     cluster.wait(9)
     (line,) = lines
     assert line.startswith("WARNING: no step for 1") and "process 1 of 3 is behind, reading rows (step 7)" in line
-    assert line.endswith(", in step 7 with 'sample 712'. In as long again the run ends")
+    assert line.endswith(", in step 7 with 'sample 712'. The run ends if this lasts as long again")
     cluster.wait(90)
     assert len(lines) == 1
     cluster.wait(15)
     assert {line[:17] for line in lines[1:]} == {"END process 1 of ", "END process 2 of "}, (
-        "not process 0, their service"
+        "not yet process 0, which hosts the service"
     )
     assert all("process 1 of 3 is behind, reading rows" in line and "'sample 712'" in line for line in lines[1:])
     cluster.wait(15)
@@ -82,14 +82,14 @@ def test_silent_process_is_named_with_its_first_missing_step(tmp_path, lines):
     cluster = Cluster(tmp_path)
     cluster.begin("computing", 5)
     cluster.wait(3)
-    cluster.frozen = {2}  # its file says step 5 for ever; it took part in 6 and 7
+    cluster.frozen = {2}  # its file stays at step 5, but it took part in 6 and 7
     for watchdog in cluster.watchdogs[:2]:
         watchdog.record_step(7)
     cluster.begin("computing", 9, except_for=(2,))
     cluster.wait(24)
     (line,) = lines  # at a quarter of --lost_after=60, by process 0: JAX may end the run before --stalled_after
     samples = ", ".join(f"'sample {820 + i}'" for i in range(4))
-    assert "process 2 of 3 has given no sign of life for " in line and line.endswith(f", in step 8 with {samples}")
+    assert "process 2 of 3 has written no heartbeat for " in line and line.endswith(f", in step 8 with {samples}")
     cluster.wait(80)
     assert len(lines) == 2 and lines[1].startswith("WARNING: no step for 10") and samples in lines[1]
     cluster.wait(125)
@@ -99,7 +99,7 @@ def test_silent_process_is_named_with_its_first_missing_step(tmp_path, lines):
 def test_slow_activity_may_last_ten_times_as_long(tmp_path, lines):
     cluster = Cluster(tmp_path)
     cluster.begin("compiling", 1, slow=True)
-    cluster.begin("computing", 1, except_for=(0,))  # it found the program on disk
+    cluster.begin("computing", 1, except_for=(0,))  # its program was cached
     cluster.wait(SLOW_FACTOR * 100 - 6)
     assert lines == []
     cluster.wait(9)
@@ -112,7 +112,7 @@ def test_next_process_warns_if_process_0_is_silent(tmp_path, lines):
     cluster.wait(3)
     cluster.frozen = {0}
     cluster.wait(105)
-    assert len(lines) == 1 and lines[0].startswith("WARNING") and "process 0 of 3 has given no sign of life" in lines[0]
+    assert len(lines) == 1 and lines[0].startswith("WARNING") and "process 0 of 3 has written no heartbeat" in lines[0]
 
 
 def test_all_processes_end_with_the_same_reason(tmp_path, lines):
@@ -120,14 +120,14 @@ def test_all_processes_end_with_the_same_reason(tmp_path, lines):
     cluster.begin(READING, 7, except_for=(0,))
     cluster.watchdogs[0].begin("computing", 6)
     cluster.wait(60)
-    cluster.begin("computing", 7, except_for=(0,))  # long for a step
+    cluster.begin("computing", 7, except_for=(0,))  # a long step
     cluster.wait(138)
     (line,) = lines
     assert line.startswith("WARNING: no step for") and "process 0 of 3 is behind, computing" in line
     cluster.wait(24)
     ended = [line for line in lines if line.startswith("END")]
     first = {line[:13]: i for i, line in reversed(list(enumerate(ended)))}
-    assert len(first) == 3 and first["END process 0"] == max(first.values()), "with JAX's service"
+    assert len(first) == 3 and first["END process 0"] == max(first.values()), "process 0 hosts JAX's service"
     assert len({line[line.index("no step") :] for line in ended}) == 1
 
 
@@ -141,14 +141,14 @@ def test_heartbeats_of_an_earlier_run_are_ignored(tmp_path, lines):
         watchdog.beat()
         watchdog.check()
     assert not any(line.startswith("END") for line in lines)
-    assert all("process 1 of 3 has given no sign of life" in line and "last seen starting" in line for line in lines)
+    assert all("process 1 of 3 has written no heartbeat" in line and "last seen starting" in line for line in lines)
 
 
 def test_no_process_is_blamed_if_all_are_equal(tmp_path, lines):
     cluster = Cluster(tmp_path)
     cluster.begin("computing", 3)
     cluster.wait(105)
-    assert len(lines) == 1 and "all do the same, so it is no process" in lines[0] and "process 2 of 3" in lines[0]
+    assert len(lines) == 1 and "all processes are equally far" in lines[0] and "process 2 of 3" in lines[0]
 
 
 def test_run_that_advances_is_never_warned_of(tmp_path, lines):
@@ -165,7 +165,7 @@ def test_suspended_process_blames_nobody_at_first(tmp_path, lines):
     cluster = Cluster(tmp_path)
     cluster.begin("computing", 4)
     cluster.wait(30)
-    cluster.now += 3000  # a virtual machine that is moved
+    cluster.now += 3000  # e.g. a virtual machine is migrated
     cluster.wait(96)
     assert lines == []
     cluster.wait(9)
@@ -178,7 +178,7 @@ def test_unresponsive_workdir_is_named_instead_of_a_process(tmp_path, lines):
     cluster.wait(3)
     cluster.unreachable = {0, 1, 2}
     cluster.wait(102)
-    assert lines and all(f"{tmp_path}/alive has not answered" in line for line in lines)
+    assert lines and all(f"{tmp_path}/alive has not responded" in line for line in lines)
 
 
 def test_explain_lost_names_the_lost_process_and_its_reason(tmp_path, lines, monkeypatch):
@@ -189,7 +189,7 @@ def test_explain_lost_names_the_lost_process_and_its_reason(tmp_path, lines, mon
     assert cluster.watchdogs[0].explain_lost() == ""
     cluster.frozen = {1}
     reason = cluster.watchdogs[0].explain_lost()
-    assert reason.startswith("process 1 of 3 has given no sign of life for") and "'sample 410'" in reason
+    assert reason.startswith("process 1 of 3 has written no heartbeat for") and "'sample 410'" in reason
     cluster.watchdogs[2].record_end("no such file")
     cluster.frozen = {2}
     assert cluster.watchdogs[0].explain_lost().endswith("; ended: no such file")

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of training."""
+"""Fixtures of the training tests."""
 
 import jax
 import pytest
@@ -7,7 +7,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 @pytest.fixture(scope="module")
 def compile_once(tmp_path_factory):
-    """A run that is made again finds its programs on disk."""
+    """Repeated runs load their programs from a compilation cache."""
     settings = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,

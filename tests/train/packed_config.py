@@ -1,7 +1,7 @@
-"""A short run as real data makes it: a mixture of two sources, packed, unreadable images in both, worker processes;
+"""A short run like those on real data: a packed mixture of two sources with unreadable images and worker processes,
 then one of the sources in rows of several lengths. A checkpoint every 3 steps.
 
-Its data, scenes written as LLaVA's JSON and image files, is made in $PACKED_DATA where it is not there yet:
+Its data, scenes written as LLaVA JSON and image files, is created in $PACKED_DATA if missing:
 
     PACKED_DATA=/tmp/packed python launch/bench/check_resume.py --config=tests/train/packed_config.py --seeds=20
 """
@@ -21,7 +21,7 @@ MORE = 40
 
 
 def write_data(folder: Path, examples: int, bad, kind: str = "instruct") -> None:
-    """`examples` scenes as chat.json and images/; the images of `bad` are missing or cut in half."""
+    """Writes `examples` scenes as chat.json and images/; the images of `bad` are missing or truncated."""
     (folder / "images").mkdir(parents=True)
     source, rows = SceneSource(kind, 0, False, 24), []
     for i in range(examples):

@@ -1,6 +1,6 @@
-"""`python -m llava_jax.main` that also writes down what this process trains on: a line [global step, indices of its
-rows] a batch, appended to $BATCHES.PROCESS. $PAUSE: seconds before each step, so that a signal comes before the last.
-$FAILS="PROCESS STEP": this one fails there, as one whose data cannot be read. $HANGS: an image file that is never read.
+"""`python -m llava_jax.main` that also records the data of this process: for each batch it appends a line [global step,
+indices of its rows] to $BATCHES.PROCESS. $PAUSE: seconds before each step, so that a signal arrives before the last.
+$FAILS="PROCESS STEP": this process fails at this step with a DataError. $HANGS: reading this image file never returns.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Two short stages of a micro model, a checkpoint every 3 steps: small enough to be killed and run again often."""
+"""Two short stages of a micro model, a checkpoint every 3 steps: small enough to be killed and resumed many times."""
 
 from llava_jax import config
 from tests.fixtures import micro_towers  # noqa: F401

@@ -1,4 +1,4 @@
-"""Runs on data of which a part cannot be read. test_resume.py has one with worker processes."""
+"""Runs on data with unreadable samples. test_resume.py has one with worker processes."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def data(tmp_path_factory):
 
 
 def train(folder: Path, **changes) -> list[str]:
-    """What a run without worker processes and without a mixture says."""
+    """The lines that a run without worker processes and without a mixture logs."""
     c = packed_config.get_config()
     packed, buckets = c.stages.packed.data, c.stages.buckets.data
     packed.workers = buckets.workers = 0
@@ -55,7 +55,7 @@ def test_exceeding_bad_ceiling_fails_and_names_the_list(data, tmp_path):
         train(tmp_path, run=("packed",), stages__packed__data__bad_ceiling=0.01)
     assert len(listed(tmp_path)) >= 2
 
-    # The same command goes on; so it does where steps are skipped, which count and name what was in their rows.
+    # The same command resumes, also with skipped steps, which count their replaced samples and list their substitutes.
     lines = train(tmp_path, run=("packed",), guard__spike=1.0001, guard__window=1)
     files = sorted((tmp_path / "skipped").iterdir())
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -65,7 +65,7 @@ def test_exceeding_bad_ceiling_fails_and_names_the_list(data, tmp_path):
         dump = json.loads(file.read_text())
         substitutes = {record["substitute"] for record in listed(tmp_path) if record["step"] == dump["step"]}
         assert substitutes <= set(dump["samples"]) and set(PLANTED).isdisjoint(dump["samples"])
-        assert len(dump["samples"]) > 8, "several a row"
+        assert len(dump["samples"]) > 8, "several samples per row"
 
 
 def test_mixture_counts_replaced_samples_and_resumes_byte_equal(data, tmp_path):
@@ -79,9 +79,9 @@ def test_mixture_counts_replaced_samples_and_resumes_byte_equal(data, tmp_path):
     data_state = json.loads((tmp_path / "checkpoints" / "12" / "data" / "metadata").read_text())
     assert data_state["replaced"] == 3 and data_state["mixture"]["start"] == 0
     before = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "bad_samples.jsonl")}
-    shutil.rmtree(tmp_path / "checkpoints" / "12")  # as if killed behind step 9
+    shutil.rmtree(tmp_path / "checkpoints" / "12")  # as if killed after step 9
     lines = train(tmp_path, **mixed)
-    assert f"continuing {tmp_path} behind step 9 of buckets" in lines
+    assert f"resuming {tmp_path} after step 9 of buckets" in lines
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
     data_state_again = json.loads((tmp_path / "checkpoints" / "12" / "data" / "metadata").read_text())
     assert data_state_again == data_state
@@ -105,7 +105,7 @@ def test_unreadable_held_out_sample_is_counted_and_not_fatal(data, tmp_path):
     assert 0 < len(ids) < len(packed_config.BAD)
     (line,) = [line for line in lines if line.startswith("held out, step")]
     assert f"val/replaced {len(ids):.4f}" in line
-    assert {record["sample"] for record in listed(tmp_path)}.isdisjoint(ids), "the list is of training"
+    assert {record["sample"] for record in listed(tmp_path)}.isdisjoint(ids), "the list has training samples only"
 
 
 def test_lists_of_all_processes_are_truncated_to_the_restored_step(tmp_path, monkeypatch):
@@ -116,7 +116,7 @@ def test_lists_of_all_processes_are_truncated_to_the_restored_step(tmp_path, mon
     bad = BadSampleLog(tmp_path, "s", 4, count=2, samples=1000, ceiling=0.003, log=lines.append)
     for name in ("bad_samples.jsonl", "bad_samples-1.jsonl"):
         assert (tmp_path / name).read_text() == line % 3 + line % 4, name
-    assert len((tmp_path / "bad_samples-x.jsonl").read_text().splitlines()) == 4, "not one of ours"
+    assert len((tmp_path / "bad_samples-x.jsonl").read_text().splitlines()) == 4, "not a list of this project"
     entry = {"index": 7, "sample": "7", "reason": "sample '7': broken", "substitute": "8"}
     bad.record(5, [entry] * 30)
     assert len(lines) == 10 and "sample '7': broken" in lines[0]

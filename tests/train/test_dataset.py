@@ -1,4 +1,4 @@
-"""inputs.py: what is measured before a run, by one process and by several."""
+"""dataset.py: sizes measured before a run, by one process and by several."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from tests.fixtures.scienceqa import write_folder
 
 
 def rows(count=700) -> Rows:
-    """Examples of unequal length, each with an image nobody may open; 7 and 600 have no answer that fits."""
+    """Examples of different lengths with images that do not exist; 7 and 600 lack the image marker."""
     answers = [" ".join(["red"] * (1 + i % 13)) for i in range(count)]
     examples = [
         Example(str(i), (("human", "<image>" * (i not in (7, 600))), ("gpt", text)), (Path("/nowhere"),))
@@ -53,7 +53,7 @@ def test_two_processes_measure_half_each_and_share_all_sizes(monkeypatch):
     dataset.measure(rows(), 2, 0)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     np.testing.assert_array_equal(dataset.measure(rows(), 2, 0), whole)
-    assert shares[0].shape == shares[1].shape == (350, 2), "a share each, not everything twice"
+    assert shares[0].shape == shares[1].shape == (350, 2), "half each, not everything twice"
 
 
 def test_unreadable_sample_without_replacement_fails():
@@ -62,7 +62,7 @@ def test_unreadable_sample_without_replacement_fails():
 
 
 def write_json(path: Path, name: str, counts: list[int]) -> None:
-    """Text-only samples `name`0, `name`1, ... whose answers have so many words."""
+    """Writes text-only samples `name`0, `name`1, ... whose answers have `counts` words."""
     talks = [[{"from": "human", "value": ""}, {"from": "gpt", "value": "red " * count}] for count in counts]
     rows = [{"id": f"{name}{i}", "conversations": talk} for i, talk in enumerate(talks)]
     path.write_text(json.dumps(rows))
@@ -90,7 +90,7 @@ def test_steps_of_packed_epochs_are_exact(tmp_path, capsys):
 
 
 def packed_mixture(folder: Path, names: str) -> tuple[Stage, dataset.StageData]:
-    """Of sources of 300 samples: short ones, in `c` middling, in `b` long ones; all of the same weight."""
+    """A mixture of equally weighted sources of 300 samples: short in `a`, medium in `c`, long in `b`."""
     mixture = tuple((str(folder / f"{name}.json"), str(folder), 1.0) for name in names)
     for name in names:
         count = {"a": 2, "b": 9, "c": 5}[name]
@@ -102,7 +102,7 @@ def packed_mixture(folder: Path, names: str) -> tuple[Stage, dataset.StageData]:
 def names_of(
     stage: Stage, data: dataset.StageData, data_state: dict | None, steps: int
 ) -> tuple[list[list[str]], dict]:
-    """(the samples of each row of so many batches, the place behind them)."""
+    """(the samples of each row of the next `steps` batches, the iterator state after them)."""
     if data_state is not None:
         data = dataset.resume_data(data, data_state)
     batches = dataset.training_batches(stage, data, 0)
@@ -119,7 +119,7 @@ def test_packed_mixture_packs_each_source_alone_and_weighs_samples(tmp_path):
     assert all(len({name[0] for name in row}) == 1 for row in rows)
     of_b, of_c = (sum(len(row) for row in rows if row[0][0] == name) for name in "bc")
     assert abs(of_b - of_c) < 0.15 * (of_b + of_c), "weights count samples"
-    assert sum(row[0][0] == "c" for row in rows) < 0.45 * len(rows), "which need fewer rows where they are short"
+    assert sum(row[0][0] == "c" for row in rows) < 0.45 * len(rows), "short samples need fewer rows"
 
 
 def test_packed_mixture_resumes_exactly_also_with_an_added_source(tmp_path):
@@ -127,11 +127,11 @@ def test_packed_mixture_resumes_exactly_also_with_an_added_source(tmp_path):
     whole, _ = names_of(stage, data, None, 30)
     first, data_state = names_of(stage, data, None, 10)
     assert first + names_of(stage, data, json.loads(json.dumps(data_state)), 20)[0] == whole
-    changed = packed_mixture(tmp_path, "abc")  # in the order of the sources, and of their samples, the first
+    changed = packed_mixture(tmp_path, "abc")  # a source that comes first in the order
     more, data_state = names_of(*changed, data_state, 20)
     assert {row[0][0] for row in more} == set("abc")
     for name in "bc":
-        # The source's own order is kept: what comes is what would have come, only later.
+        # The order within a source stays the same; its samples only come later.
         kept = [row for row in first + more if row[0][0] == name]
         assert kept == [row for row in whole if row[0][0] == name][: len(kept)]
     write_json(tmp_path / "b.json", "b", [9] * 150 + [3] * 150)

@@ -1,4 +1,4 @@
-"""evaluate.py: whose images a held-out text is read with, and what a model is asked."""
+"""evaluate.py: the images of the held-out loss, and the prompts and answers."""
 
 import itertools
 import json
@@ -53,7 +53,7 @@ class Held:
 
 
 def measure(held_out: Held, shuffled: bool, samples: int = 99) -> tuple[dict[str, float], list[tuple[int, int]]]:
-    """(the result, (text, colour) of every row that counted)."""
+    """(the result, (text, colour) of every row with targets)."""
     pairs = []
 
     def eval_step(params, batch):
@@ -68,7 +68,7 @@ def measure(held_out: Held, shuffled: bool, samples: int = 99) -> tuple[dict[str
 
 
 def test_shuffled_loss_pairs_each_text_with_another_image():
-    colours = [20, 20, 21, 22, 22, 0, 23, 99]  # neighbours share pictures; one text has none
+    colours = [20, 20, 21, 22, 22, 0, 23, 99]  # neighbors share images; one text has none
     result, pairs = measure(Held(colours), shuffled=True, samples=7)
     assert result.keys() == {"val/loss", "val/loss_blank", "val/loss_shuffled", "val/replaced"}
     own = [(10 + i, c) for i, c in enumerate(colours[:7])]
@@ -78,7 +78,7 @@ def test_shuffled_loss_pairs_each_text_with_another_image():
     assert sorted(t for t, _ in others) == [10, 11, 12, 13, 14, 16], "the text alone does not count"
     assert {c for _, c in others} <= {20, 21, 22, 23} and len({c for _, c in others}) > 2
     assert result["val/loss_shuffled"] == pytest.approx(sum(t * c for t, c in others) / 6)
-    assert result["val/replaced"] == 1, "counted once, not in every pass"
+    assert result["val/replaced"] == 1, "counted in one pass only"
 
 
 def test_no_shuffled_loss_without_a_different_image():
@@ -163,7 +163,7 @@ def test_should_stop_is_checked_before_every_batch(echoes):
 
 
 def whole_answer(evaluator: Evaluator, example: Example) -> list[int]:
-    """The definition: all tokens that may be, whatever they are."""
+    """All `max_new_tokens` tokens, without a stop token."""
     template, aspect = evaluator.stage.data.template, evaluator.stage.data.aspect
     ids = encode_prompt(example.turns[:1], 1, tokenizer=evaluator.tokenizer, template=template, features=WIDE.features)
     prompt = Prompt(ids, [preprocess(image, 24, aspect) for image in example.images])
@@ -178,7 +178,7 @@ def test_answers_end_at_the_template_stop_on_any_mesh(template, end):
     end_id = tokenizer.eos_id if end == "</s>" else tokenizer.encode(end, dummy_prefix=False)[-1]
     examples = [question("what is it ?", Image.fromarray(image)) for image in pictures(3)]
     fifth, head = whole_answer(evaluator, examples[0])[4], evaluator.params["llm/head/kernel"]
-    head[:, [fifth, end_id]] = head[:, [end_id, fifth]]  # now the model ends an answer
+    head[:, [fifth, end_id]] = head[:, [end_id, fifth]]  # now the model generates the stop token
     wholes = [whole_answer(evaluator, e) for e in examples]
     assert any(end_id in ids for ids in wholes)
     cut = [itertools.takewhile(lambda i: i not in (end_id, tokenizer.eos_id), ids) for ids in wholes]
@@ -214,5 +214,5 @@ def test_two_processes_give_the_answers_of_one():
 
 
 def test_held_out_split_without_readable_samples_fails():
-    with pytest.raises(DataError, match="not one of 2 held-out samples can be read; sample 'x': gone"):
+    with pytest.raises(DataError, match="none of 2 held-out samples can be read; sample 'x': gone"):
         measure(Held([20, 21], readable=False), shuffled=False)

@@ -66,7 +66,7 @@ def settings():
 
 
 def train(folder: Path, **changes) -> None:
-    """Runs `settings()` with some values changed, named by their path with `__` for the dots."""
+    """Runs `settings()` with changed values, named by their path with `__` for dots."""
     c = settings()
     with c.unlocked():
         c.update_from_flattened_dict({path.replace("__", "."): value for path, value in changes.items()})
@@ -153,7 +153,7 @@ def test_workdir_records_config_versions_devices_and_results(reference):
     ["one 1/4", "held out, step 2", "one 4/4", "stage two", "held out, step 0", "two 4/4"],
 )
 def test_resume_is_byte_equal_after_sigterm(reference, tmp_path, monkeypatch, moment):
-    """The signal comes when the run prints `moment`: in a step, in an evaluation, between the stages."""
+    """SIGTERM arrives when the run logs `moment`: in a step, in an evaluation, between the stages."""
 
     def log(text):
         if text.strip().startswith(moment):
@@ -162,11 +162,11 @@ def test_resume_is_byte_equal_after_sigterm(reference, tmp_path, monkeypatch, mo
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "log", log)
-        with pytest.raises(loop.Stopped, match=f"the same command continues {tmp_path}") as stopped:
+        with pytest.raises(loop.Stopped, match=f"the same command resumes {tmp_path}") as stopped:
             train(tmp_path)
-    step, stage = re.search(r"behind step (\d) of (\w+)", str(stopped.value)).groups()
+    step, stage = re.search(r"after step (\d) of (\w+)", str(stopped.value)).groups()
     newest = int(step) + 4 * (stage == "two")
-    assert (tmp_path / "checkpoints" / str(newest)).is_dir(), "nothing that was done is lost"
+    assert (tmp_path / "checkpoints" / str(newest)).is_dir(), "no finished step is lost"
     assert signal.getsignal(signal.SIGTERM) is before
     assert len(records(tmp_path)) < len(records(reference))
 
@@ -184,7 +184,7 @@ def test_finished_run_is_unchanged_when_started_again(reference):
 
 @pytest.fixture
 def run_copy(reference, tmp_path):
-    """The folder of the finished run, to do with as one likes."""
+    """A copy of the finished run that the test may change."""
     return shutil.copytree(reference, tmp_path / "run")
 
 
@@ -220,19 +220,20 @@ def test_resume_refuses_changed_stage_lengths_and_data_order(run_copy, changes, 
 
 
 def test_workdir_with_attention_xla_resumes_with_auto(reference, tmp_path):
-    """Older versions had `xla` where the default is `auto` now. The kernel is like the mesh: a run may go on with
-    another one; on a CPU it is the same."""
+    """`xla` was the default before `auto`. Like the mesh, the kernel may change on resume; on a CPU it is the same."""
     train(tmp_path, run=("one",), model__attention="xla")
     train(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
 
 
 def test_learning_rates_may_change_on_resume(reference, run_copy):
-    shutil.rmtree(run_copy / "checkpoints" / "8")  # as if killed behind step 6, step 2 of stage two
+    shutil.rmtree(run_copy / "checkpoints" / "8")  # as if killed after step 6, step 2 of stage two
     train(run_copy, stages__two__learning_rates=(("llm/.*", 1e-2), (".*", None)), stages__two__eval__questions=0)
     old, new = ({r["step"]: r["train/loss"] for r in records(f) if "train/loss" in r} for f in (reference, run_copy))
     assert old.keys() == new.keys()
-    assert [step for step in old if old[step] != new[step]] == [8]  # step 7 is the first at the new rate, 8 sees it
+    assert [step for step in old if old[step] != new[step]] == [
+        8
+    ]  # step 7 is the first update at the new rate; 8 has its loss
 
 
 # ------------------------------------------------------------------------------------- steps that are not finite
@@ -253,8 +254,8 @@ class Nothing(Rows):
 
 @pytest.fixture
 def bad_steps(monkeypatch):
-    """Step of stage one, 0 for the first, -> what is added to its loss; to be filled in. And the samples of each step,
-    by which its batch is known, also to a run that goes on."""
+    """(step of stage one, from 0, -> value added to its loss, to be filled in; sample indices of each step, which
+    identify its batch, also in a resumed run)."""
     faults, token_losses = {}, loss.token_losses
     stage = config.from_config_dict(settings()).stages["one"]
     order = training_batches(stage, StageData(Nothing(SceneSource("caption", 0, False, 24), None), None, [], 99, 99), 0)
@@ -277,7 +278,7 @@ def bad_steps(monkeypatch):
 
 
 def board(folder: Path) -> list[tuple[int, str, float]]:
-    """(step, name, value) of everything that TensorBoard will show."""
+    """(step, name, value) of all TensorBoard scalars."""
     values = []
     for file in sorted((folder / "tb").iterdir()):
         data, at = file.read_bytes(), 0
@@ -312,7 +313,7 @@ def test_nonfinite_steps_are_skipped_counted_and_absent_from_metrics(tmp_path, b
     source = SceneSource("caption", 0, False, 24)
     assert json.loads(files[1].read_text())["samples"] == [source[i].id for i in index[3]]
 
-    def stop(text):  # and the same again, stopped on the way
+    def stop(text):  # the same run again, interrupted by SIGTERM
         if text.startswith("one 20/"):
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -329,7 +330,7 @@ def test_eleven_skipped_steps_in_a_row_raise_diverged(tmp_path, bad_steps):
     faults, index = bad_steps
     faults |= dict.fromkeys((1, 2, *range(5, 40)), math.nan)
     message = (
-        r"11 steps in a row were skipped, the last one step 16 of stage one: the loss is nan.*behind step 5.*skipped"
+        r"11 steps in a row were skipped, the last one step 16 of stage one: the loss is nan.*after step 5.*skipped"
     )
     with pytest.raises(Diverged, match=message) as raised:
         train(tmp_path, **one_stage())
@@ -344,13 +345,13 @@ def test_eleven_skipped_steps_in_a_row_raise_diverged(tmp_path, bad_steps):
     weights = dump["modules"]["parameter"]
     assert weights.keys() == {"vision", "projector", "llm"} and all(0 < w < math.inf for w in weights.values())
     with contextlib.closing(CheckpointStore(tmp_path / "checkpoints", 2)) as store:
-        assert store.latest_intact().step == 15, "which was saved among them, and is as good as the one before"
+        assert store.latest_intact().step == 15, "saved between skipped steps, with unchanged weights"
 
 
 @pytest.mark.parametrize("on_spike", ["skip", "warn"])
 def test_spike_is_skipped_or_warned_of(tmp_path, bad_steps, monkeypatch, on_spike):
     faults, _ = bad_steps
-    faults[10] = 1e6  # over some hundred targets
+    faults[10] = 1e6  # divided by some hundred targets
     lines = []
     monkeypatch.setattr(loop, "log", lines.append)
     train(tmp_path, **one_stage(guard__spike=3.0, guard__window=8, guard__on_spike=on_spike))
@@ -361,7 +362,7 @@ def test_spike_is_skipped_or_warned_of(tmp_path, bad_steps, monkeypatch, on_spik
     assert on_spike == "skip" or record["train/loss"] > 1000
 
 
-# ------------------------------------------------------------------------------------------ damage, and a full disk
+# ------------------------------------------------------------------------------------------ damage and a full disk
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
@@ -375,7 +376,7 @@ def test_damaged_checkpoint_falls_back_and_resumes_byte_equal(reference, run_cop
         f"WARNING: checkpoint {run_copy}/checkpoints/8 is DAMAGED: {file.relative_to(run_copy / 'checkpoints' / '8')}"
         in lines[0]
     )
-    assert lines[1] == "WARNING: falling back to checkpoint 6" and any("behind step 2 of two" in line for line in lines)
+    assert lines[1] == "WARNING: falling back to checkpoint 6" and any("after step 2 of two" in line for line in lines)
     assert (run_copy / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
     assert check_resume.contents(run_copy) == check_resume.contents(reference)
     assert sorted(p.name for p in (run_copy / "checkpoints").iterdir()) == ["6", "8", "8.damaged"]
@@ -392,7 +393,7 @@ def test_only_damaged_checkpoints_fails_and_changes_no_file(run_copy):
 
 @pytest.mark.parametrize("size, message", [(30_000, "checkpoint 7 cannot be written"), (200, "cannot be written")])
 def test_full_disk_fails_and_resume_is_byte_equal(reference, tmp_path, monkeypatch, size, message):
-    """The system lets no file grow beyond `size` any more: too little for a checkpoint, or for metrics.jsonl too."""
+    """No file may grow beyond `size` bytes, too few for a checkpoint, or also for metrics.jsonl."""
     limit = contextlib.ExitStack()
 
     def log(text):

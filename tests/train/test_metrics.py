@@ -17,7 +17,7 @@ def write(workdir, is_kept, records):
     return (workdir / "metrics.jsonl").read_bytes()
 
 
-# Two stages of 4 steps, evaluated at their beginnings, ends and every second step.
+# Two stages of 4 steps, evaluated at their start and at every second step.
 RECORDS = [
     (step, stage, name)
     for stage, first in (("one", 0), ("two", 4))
@@ -34,11 +34,11 @@ def keep_nothing(record):
 @pytest.mark.parametrize("evaluated", [True, False])
 @pytest.mark.parametrize("step", [1, 2, 4, 5, 8])
 def test_metrics_are_byte_equal_after_kill_and_resume(tmp_path, step, evaluated):
-    """The run had a checkpoint of `step` (saved before or after the evaluation of that step) and died later."""
+    """The run had a checkpoint of `step`, saved before or after the evaluation of that step, and was killed later."""
     stage = "one" if step <= 4 else "two"
     whole = write(tmp_path, keep_nothing, RECORDS)
     with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 9, "sta')  # half a record
+        file.write('{"step": 9, "sta')  # an incomplete record
 
     def is_past(record):
         at, of, name = record
@@ -79,7 +79,7 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that moves by hand."""
+    """A clock that the test sets."""
 
     class Clock:
         now = 100.0
@@ -105,7 +105,7 @@ def test_progress_excludes_time_outside_steps(clock, monkeypatch):
     shorter.tick(0.0, 200)
     clock.now += 2.0
     shorter.tick(0.0, 200)
-    assert "| 100 tok/s |" in shorter.line(40, 2.5), "those that were there, not those of the longest rows"
+    assert "| 100 tok/s |" in shorter.line(40, 2.5), "tokens of the batch, not of the longest rows"
 
     monkeypatch.setitem(PEAK_TFLOPS, jax.devices()[0].device_kind, 0.125)
     assert progress.mfu() == pytest.approx(1e12 / 2.0 / (0.125e12 * 8))

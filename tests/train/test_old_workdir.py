@@ -1,4 +1,4 @@
-"""A workdir that an older version wrote still loads, converts and resumes."""
+"""A workdir written by an older version loads, converts and resumes."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ STEP = 6  # of its checkpoint: four steps of stage `one`, two of stage `two`
 
 @pytest.fixture(autouse=True)
 def run_config():
-    """The config of the run, its towers known as long as the test runs."""
+    """The config of the run; its towers are registered during the test."""
     spec = importlib.util.spec_from_file_location("old_workdir_config", FIXTURE / "config.py")
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:

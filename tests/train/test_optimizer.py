@@ -68,7 +68,7 @@ def gradients(step: int) -> dict[str, np.ndarray]:
 
 
 def test_updates_equal_torch_adamw_with_clipping_schedule_and_groups():
-    """Hugging Face's trainer: groups by decay (none on norms and biases) and rate, clip_grad_norm_ over all of them."""
+    """As in Hugging Face's Trainer: groups by decay (none on norms and biases) and rate, one clip_grad_norm_."""
     steps = 6
     config = Optimizer(warmup_ratio=0.3, b1=0.8, b2=0.95, eps=1e-6, weight_decay=0.1, clip=1.0)
     start = {path: np.random.default_rng(9).standard_normal((3, 2), dtype=np.float32) for path in PEAK}
@@ -93,11 +93,11 @@ def test_updates_equal_torch_adamw_with_clipping_schedule_and_groups():
         ours = optax.apply_updates(ours, updates)
         for path, p in torch_params.items():
             np.testing.assert_allclose(ours[path], p.detach(), atol=2e-6, err_msg=f"{path}, step {step}")
-    assert max(np.abs(ours[path] - start[path]).max() for path in PEAK) > 0.03  # it did move
+    assert max(np.abs(ours[path] - start[path]).max() for path in PEAK) > 0.03  # parameters did change
 
 
 def test_zero_clip_and_decay_disable_both():
-    """Adam's first update is lr * sign(g), whatever the gradient's size; warm-up is off here."""
+    """Without clipping, Adam's first update is lr * sign(g) for any gradient; there is no warm-up here."""
     config = Optimizer(warmup_ratio=0.0, schedule="constant", clip=0.0)
     tx = make_optimizer(config, PEAK, 10)
     huge = jax.tree.map(lambda g: 1e3 * jnp.asarray(g), gradients(1))
@@ -123,4 +123,4 @@ def test_bfloat16_first_moment_barely_changes_the_update():
         actual, rounded = half.update(gradients(step), rounded, params)
     for path, update in expected.items():
         np.testing.assert_allclose(actual[path], update, rtol=0.02, atol=1e-3 * PEAK[path], err_msg=path)
-        assert (np.asarray(actual[path]) != np.asarray(update)).any(), "it is rounded"
+        assert (np.asarray(actual[path]) != np.asarray(update)).any(), "the update is rounded"

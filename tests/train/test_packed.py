@@ -1,4 +1,4 @@
-"""Several samples in a row are to each other as if they were in rows of their own."""
+"""Packed samples do not influence each other: results equal those of one sample per row."""
 
 import functools
 
@@ -30,7 +30,7 @@ PARAMS = nested(random_params(EVEN))
 
 
 def segment(rng, images: int) -> EncodedExample:
-    """3 to 9 words with the images among them; every token but the placeholders is a target, the first one too."""
+    """3 to 9 text tokens with images in between; every token but the placeholders is a target, also the first."""
     length = int(rng.integers(3, 10))
     at = np.sort(rng.integers(0, length + 1, images))
     ids = np.insert(rng.integers(3, 512, length), np.repeat(at, FEATURES), IMAGE_TOKEN_ID).astype(np.int32)
@@ -59,7 +59,9 @@ def cases():
 @pytest.mark.parametrize("segments", cases(), ids=lambda s: "-".join(str(len(s.images)) for s in s))
 def test_packed_logits_equal_unpacked_logits(segments):
     together = np.asarray(logits(batch_of(segments)))[0]
-    alone = np.asarray(logits(batch_of(*[[s] for s in segments], *[[]] * (6 - len(segments)))))  # one compilation
+    alone = np.asarray(
+        logits(batch_of(*[[s] for s in segments], *[[]] * (6 - len(segments))))
+    )  # one shape, one compilation
     at, worst = 0, 0.0
     for i, s in enumerate(segments):
         worst = max(worst, np.abs(together[at : at + len(s.ids)] - alone[i, : len(s.ids)]).max())
@@ -89,7 +91,7 @@ def test_gradient_between_packed_samples_is_exactly_zero():
 
     def loss(text, images, segment_id):
         def run(model):
-            # what the language model reads, with a knob at every position and every pixel
+            # the inputs of the language model, with a differentiable offset at every position and pixel
             merged = model.embed(batch.tokens, images) + text
             hidden, _ = model.llm.hidden(merged, batch.positions, batch.segment_ids)
             return model.logits(hidden)
@@ -116,7 +118,7 @@ def test_first_token_of_a_segment_is_not_predicted():
         target_mask=np.array([[0, 1, 1, 1, 1, 0, 1, 1]], bool),
         segment_ids=np.array([[1, 1, 1, 2, 2, 3, 3, 0]]),
     )  # fmt: skip
-    #            t:  0  1  2  3  4  5  6  7      position 2 would be asked for the first token of segment 2
+    #            t:  0  1  2  3  4  5  6  7      position 2 would predict the first token of segment 2
     expected = [[1, 1, 0, 1, 0, 1, 0, 0]]
     np.testing.assert_array_equal(predicts_target(batch), np.array(expected, bool))
     assert float(count_targets(batch)) == 4

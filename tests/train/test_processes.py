@@ -1,4 +1,4 @@
-"""Several real processes on this machine train as one run, which goes on with another number of them."""
+"""Runs of several real processes on this machine, also resumed with another number of processes."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from tests.train.test_bad_samples import CONFIG, packed_config
 bench = bench_script("check_processes")
 check_resume, apart, texts, WITHIN = bench.check_resume, bench.apart, bench.texts, bench.WITHIN
 RECORDED = (str(Path(__file__).parent / "recorded_main.py"),)
-# Accumulation, because a compiler may move the sum over processes out of its loop, or get that wrong.
+# Accumulation, because a compiler may move the sum over processes out of its loop, possibly wrongly.
 SHORT = ("--config.run=('packed',)", "--config.stages.packed.data.workers=0", "--config.stages.packed.accumulation=2")
 LOST_AFTER = 20  # seconds
 LOST = f"--lost_after={LOST_AFTER}"
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 
 
 def start(folder: Path, name: str, count: int, patch, *flags: str, run: str = "") -> list["check_resume.Run"]:
-    """run: which of the runs in one workdir; each writes down its batches in files of its own."""
+    """run: suffix of the files with the batches, one for each run in the same workdir."""
     patch.setenv("BATCHES", str(folder / f"{name}.batches{run}"))
     runs = bench.start(
         CONFIG, folder / name, folder / "compiled", count, *SHORT, *flags, program=RECORDED
@@ -62,7 +62,7 @@ def batches(folder: Path, name: str, run: str = "") -> dict[int, list[int]]:
     """Global step -> indices of the global batch: the rows of process 0, then those of process 1, and so on."""
     files = sorted(folder.glob(f"{name}.batches{run}.*"))
     parts = [dict(json.loads(line) for line in file.read_text().splitlines()) for file in files]
-    assert len({tuple(part) for part in parts}) == 1, "every process takes the same steps"
+    assert len({tuple(part) for part in parts}) == 1, "all processes make the same steps"
     return {step: sum((part[step] for part in parts), []) for step in parts[0]}
 
 
@@ -80,12 +80,12 @@ def steps_saved(workdir: Path) -> list[int]:
 
 
 def end_of_survivor(run: "check_resume.Run", lost: int, started_at: float) -> str:
-    """Waits until `run` ends because process `lost` of 2 is gone; it has to name it, in time. -> "noticed": the failed
-    computation was noticed, the run named the lost process and exited with 1. "aborted": a computation with a lost
-    process can hang; then the watchdog has named it, and JAX ends the process, naming it too, after LOST_AFTER."""
+    """Waits until `run` ends in time because process `lost` of 2 is gone, and has named it. Returns "noticed" if its
+    computation failed, so that it exits with 1; "aborted" if the computation hangs: then the watchdog names the lost
+    process, and JAX, which names it too, ends `run` after LOST_AFTER."""
     code, text = run.wait(), run.text()
     assert time.monotonic() - started_at < 2 * LOST_AFTER + 5
-    named = rf"process {lost} of 2 has given no sign of life for \d+ s"
+    named = rf"process {lost} of 2 has written no heartbeat for \d+ s"
     if code == 1:
         assert re.search(rf"^error: process {1 - lost} of 2: {named}[^\n]*\Z", text, re.M), text
         return "noticed"
@@ -96,29 +96,29 @@ def end_of_survivor(run: "check_resume.Run", lost: int, started_at: float) -> st
 
 
 def step_in(text: str) -> int:
-    return int(re.search(r"^(?:stopped by SIGTERM|continuing \S+) behind step (\d+) of packed", text, re.M)[1])
+    return int(re.search(r"^(?:stopped by SIGTERM|resuming \S+) after step (\d+) of packed", text, re.M)[1])
 
 
 def test_resume_with_other_process_counts_equals_one_process(folder, monkeypatch):
     workdir = folder / "changed"
 
-    # Two processes. SIGTERM to one of them, and not the one that prints.
+    # Two processes. SIGTERM to the one that does not log.
     runs = start(folder, "changed", 2, monkeypatch, run="-a")
     assert runs[0].wait_for(check_resume.step_is_read("packed", 3)), texts(runs)
     assert [runs[1].kill(signal.SIGTERM), runs[0].wait()] == [143, 143], texts(runs)
     stopped = steps_saved(workdir)[-1]
     assert step_in(runs[0].text()) == stopped >= 4
     first, *more = [line for line in runs[1].text().splitlines() if "[Gloo]" not in line]
-    assert first.startswith("process 1 of 2 waits for the others at localhost:") and not more, "process 0 says the rest"
+    assert first.startswith("process 1 of 2 waits for the others at localhost:") and not more, "process 0 logs the rest"
     assert list(batches(folder, "changed", "-a")) == list(range(1, stopped + 1))
     of_one = [(folder / f"changed.batches-a.{i}").read_text().splitlines() for i in (0, 1)]
-    assert all(len(json.loads(line)[1]) == 4 for part in of_one for line in part), "half of the rows each"
+    assert all(len(json.loads(line)[1]) == 4 for part in of_one for line in part), "each has half of the rows"
 
-    # Four, parameters in pieces. The newest checkpoint is damaged: all take the same older one. SIGTERM twice to all.
+    # Four, with sharded parameters. The newest checkpoint is damaged: all use the same older one. SIGTERM twice to all.
     flip(next(p for p in sorted((workdir / "checkpoints" / str(stopped) / "state").rglob("d/*"))))
     runs = start(folder, "changed", 4, monkeypatch, "--config.mesh.data=1", "--config.mesh.fsdp=-1", run="-b")
     assert runs[0].wait_for(check_resume.step_is_read("packed", stopped + 1)), texts(runs)
-    for _ in range(2):  # impatiently
+    for _ in range(2):
         for run in runs:
             run.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
@@ -127,7 +127,7 @@ def test_resume_with_other_process_counts_equals_one_process(folder, monkeypatch
     again = batches(folder, "changed", "-b")
     assert min(again) == int(older) + 1 <= stopped and max(again) == steps_saved(workdir)[-1] > stopped
 
-    # One. It ends as the run of one process did.
+    # One process. The result is that of the run of one process.
     check_resume.finish(*start(folder, "changed", 1, monkeypatch, run="-c"))
     expected = batches(folder, "reference")
     by_run = [batches(folder, "changed", run) for run in ("-a", "-b", "-c")]
@@ -142,13 +142,13 @@ def test_resume_with_other_process_counts_equals_one_process(folder, monkeypatch
 
 
 def test_failed_process_is_named_and_resume_equals_undisturbed_run(folder, monkeypatch):
-    """One workdir: each fault meets what the one before it left."""
+    """All faults happen in one workdir, one after another."""
     alone = start(folder, "undisturbed", 2, monkeypatch)
     assert [run.wait() for run in alone] == [0, 0], texts(alone)
     deviations = apart(folder / "undisturbed", folder / "reference")
     assert max(deviations.values()) <= WITHIN, deviations
 
-    # An image that is never read. Not one of the first row, which is shown before.
+    # Reading an image hangs. It is not in the first row, which is logged before.
     (first,) = re.findall(r"^sample (.*), supervised text", alone[0].text(), re.M)
     unseen = next(i for i in range(50, 96) if f"instruct {i}" not in first and i not in packed_config.BAD)
     with monkeypatch.context() as patch:
@@ -161,35 +161,37 @@ def test_failed_process_is_named_and_resume_equals_undisturbed_run(folder, monke
         for i, run in enumerate(runs)
     ]
     assert all(named) and named[0].groups() == named[1].groups(), texts(runs)
-    assert len(named[0][0].split("'instruct")) < 8, "one row, not all of a process"
+    assert len(named[0][0].split("'instruct")) < 8, "the samples of one row only"
     assert re.search(rf"^WARNING: no step for .*{straggler}", runs[0].text(), re.M), texts(runs)
 
-    # A process that is killed.
+    # A process is killed.
     runs = start(folder, "troubled", 2, monkeypatch, LOST, run="-b")
     assert runs[0].wait_for(check_resume.step_is_read("packed", 4)), texts(runs)
     started_at = time.monotonic()
     runs[1].kill()
     endings = [end_of_survivor(runs[0], 1, started_at)]
-    assert re.search(r"no sign of life for \d+ s, last seen \w+", runs[0].text()), texts(runs)
+    assert re.search(r"no heartbeat for \d+ s, last seen \w+", runs[0].text()), texts(runs)
 
-    # And the one that the others listen to. These are JAX's words: process 0 is its "leader".
+    # Process 0, which hosts JAX's service, is killed. JAX's message calls it the "leader".
     runs = start(folder, "troubled", 2, monkeypatch, LOST, run="-c")
     assert runs[0].wait_for(check_resume.step_is_read("packed", 5)), texts(runs)
     started_at = time.monotonic()
     runs[0].kill()
     assert runs[1].wait() not in (0, 143), texts(runs)
     assert time.monotonic() - started_at < 2 * LOST_AFTER + 5
-    assert re.search(r"leader task was preempted/died|process 0 of 2 has given no sign", runs[1].text()), texts(runs)
+    assert re.search(r"leader task was preempted/died|process 0 of 2 has written no heartbeat", runs[1].text()), texts(
+        runs
+    )
 
-    # One that fails alone says why and does not wait for the others, who have its last words.
+    # A process that fails reports why and does not wait for the others, which report its reason.
     monkeypatch.setenv("FAILS", "1 7")
     runs = start(folder, "troubled", 2, monkeypatch, LOST, run="-d")
     assert runs[1].wait() == 1, texts(runs)
     assert runs[1].text().splitlines()[-1] == "error: process 1 of 2: planted" and "Traceback" not in runs[1].text()
     started_at = time.monotonic()
     endings.append(end_of_survivor(runs[0], 1, started_at))
-    assert re.search("process 1 of 2 has given no sign of life for .*; ended: planted", runs[0].text()), texts(runs)
-    assert "noticed" in endings, "not both hang"
+    assert re.search("process 1 of 2 has written no heartbeat for .*; ended: planted", runs[0].text()), texts(runs)
+    assert "noticed" in endings, "at least one survivor does not hang"
 
     monkeypatch.delenv("FAILS")
     runs = start(folder, "troubled", 2, monkeypatch, run="-e")

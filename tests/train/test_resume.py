@@ -1,6 +1,6 @@
-"""Real processes: killed, stopped, run again, on data of which a part cannot be read.
+"""Real processes that are killed, stopped and resumed, on data with unreadable samples.
 
-launch/bench/check_resume.py does the same for as many seeds as asked.
+launch/bench/check_resume.py does the same for a given number of seeds.
 """
 
 import json
@@ -67,7 +67,7 @@ def test_every_bad_sample_is_listed_once_per_epoch(folder):
         return sorted(r["sample"] for r in replaced if r["stage"] == stage)
 
     captions = [f"caption {i}" for i in packed_config.MORE_BAD]
-    assert set(names("packed")) == {*PLANTED, *captions}, "a mixture, whose epochs are not exact"
+    assert set(names("packed")) == {*PLANTED, *captions}, "the epochs of a mixture are not exact"
     assert names("buckets") == PLANTED
     for record in replaced:
         assert re.search(r"(\d+\.png: no such file|cannot be read)", record["reason"])
@@ -81,7 +81,7 @@ def test_every_bad_sample_is_listed_once_per_epoch(folder):
 
 
 def test_resume_is_byte_equal_after_sigkill_sigterm_and_killed_worker(folder):
-    """One run, four processes: each fault meets what the one before it left."""
+    """One run, started four times: all faults happen in one workdir, one after another."""
     workdir = folder / "troubled"
     run, reached = start(folder, "troubled"), check_resume.step_is_read("packed", 3)
     assert run.wait_for(lambda run: reached(run) and check_resume.save_begins(run))
@@ -92,7 +92,7 @@ def test_resume_is_byte_equal_after_sigkill_sigterm_and_killed_worker(folder):
     started_at = time.monotonic()
     assert run.kill(signal.SIGTERM) == 143
     assert time.monotonic() - started_at < 10
-    assert f"stopped by SIGTERM behind step {newest(workdir).name} of packed" in run.text()
+    assert f"stopped by SIGTERM after step {newest(workdir).name} of packed" in run.text()
     assert "Traceback" not in run.text()
 
     run = start(folder, "troubled")

@@ -1,4 +1,4 @@
-"""What an evaluation leaves of its sample answers, and the page that people share."""
+"""sample_answers.py: answers.json, the images and answers.html."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def accuracy(image: float) -> dict:
 
 @pytest.fixture
 def workdir(tmp_path):
-    """A run of which stage two was evaluated before its first step and after its 300th."""
+    """A run whose stage two was evaluated before its first step and after its last, 1300."""
     model = {"vision": "clip_l14_336", "projector": "mlp2x_gelu", "llm": "vicuna_7b"}
     data = {"source": "files", "path": "/somewhere/chat.json", "scenes": "caption", "template": "vicuna_v1"}
     data["mixture"] = []
@@ -88,11 +88,11 @@ def test_page_shows_before_after_reference_and_changes(workdir):
         "all 3", "reasoning 1", "conversation 1", "detail 1",
         "all 3", "right 1", "wrong 1", "not graded 1", "became right 1", "became wrong 1",
     ]  # fmt: skip
-    assert shown.text.count("1 of 2, 95% 9 to 91") == 2  # right before, right
+    assert shown.text.count("1 of 2, 95% 9 to 91") == 2  # right before, right after
 
 
 def test_page_of_step_0_has_no_comparison(workdir):
-    save_answers(workdir / "samples" / "two-000000", EXAMPLES, BEFORE)  # again, after a restart, beside its own file
+    save_answers(workdir / "samples" / "two-000000", EXAMPLES, BEFORE)  # again, as after a restart
     page = page_of(workdir / "samples" / "two-000000")
     assert classes(page) == ["wrong", "right", "ungraded"] and "<dt>before" not in page and "<dt>answer " in page
     assert "Answers before two" in page
@@ -141,7 +141,7 @@ def test_any_folder_works_and_text_is_escaped(tmp_path):
     evil = example(EVIL, EVIL, EVIL, [noise(9, 9)], EVIL)
     save_answers(tmp_path / "x", [evil], [EVIL], {EVIL: EVIL})
     page = Page(page_of(tmp_path / "x"))
-    # question, answer, reference, id, kind, two of the header; one kind of all needs no filter
+    # question, answer, reference, id, kind, two in the header; no filter for a single kind
     assert "script" not in page.tags and page.text.count(EVIL) == 7 and "kind-all" not in page.ids
     save_answers(tmp_path / "y", [example("a", "b")], [""])
     assert "<em>nothing</em>" in page_of(tmp_path / "y")

@@ -1,4 +1,4 @@
-"""inputs.py: which data a stage opens, what it holds out, and how long it is."""
+"""dataset.py: which source a stage opens, what it holds out, and its number of steps."""
 
 import dataclasses
 import io
@@ -81,7 +81,7 @@ def test_mixture_holds_out_of_every_source_and_never_ends(tmp_path, opened):
 
     batches = training_batches(mixed, data, 5)
     for _ in range(data.steps + 2):
-        assert next(batches)[0].target_mask.any(1).all(), "no filler: it never ends"
+        assert next(batches)[0].target_mask.any(1).all(), "no filler, because it never ends"
     batches.close()
     assert data_state_of(data, batches)["mixture"]["lengths"] == {part.name: len(part.source) for part in train.parts}
     short = opened(dataclasses.replace(mixed, steps=7))

@@ -1,4 +1,4 @@
-"""Layouts: where the arrays of a stage lie, and that it is the same training wherever they do."""
+"""Stage layouts: replicated and sharded weights give the same training."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def layout(stage: Stage, weights: str, mesh) -> stages.StageLayout:
 
 
 def trained(weights: str) -> tuple[list[float], dict]:
-    """(losses, parameters) of three steps of a first stage, its weights laid out so, and three of a sharded second."""
+    """(losses, parameters) of three steps of a first stage with `weights`, then three of a sharded second stage."""
     mesh, losses = make_mesh(1, 4, 2), []
     params = random_params(EVEN)
     for stage, layout_weights in ((STAGE, weights), (SECOND, "sharded")):
@@ -43,7 +43,7 @@ def trained(weights: str) -> tuple[list[float], dict]:
 
 def test_replicated_stage_equals_sharded_and_feeds_the_next():
     replicated = layout(STAGE, "replicated", make_mesh(1, 4, 2))
-    assert replicated.mesh.shape["fsdp"] == 1  # or the comparison would be of a thing with itself
+    assert replicated.mesh.shape["fsdp"] == 1  # otherwise nothing is compared
     (expected, weights), (losses, params) = trained("sharded"), trained("replicated")
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for path, w in weights.items():

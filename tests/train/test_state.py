@@ -16,7 +16,7 @@ from llava_jax.train.state import all_params, init_params_for, init_stage_state,
 from tests.fixtures.tiny_models import EVEN, changed
 from tests.fixtures.train_setup import EVERYTHING, STAGE_1, STAGE_2, setup
 
-# How each parameter is laid out over the mesh axes; layers are stacked on the first axis of llm/layers, vision/layers.
+# How each parameter is sharded over the mesh axes. In llm/layers and vision/layers the first axis stacks the layers.
 SPECS = {
     "llm/embed/embedding": P("tensor", "fsdp"),
     "llm/head/kernel": P("fsdp", "tensor"),
@@ -151,7 +151,7 @@ def test_mesh_size_minus_one_is_inferred():
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Of a TPU v5e host: what a mesh is laid by."""
+    """The attributes of a TPU v5e device that a mesh needs."""
 
     id: int
     slice_index: int

@@ -40,7 +40,7 @@ def logits_of(rows: int) -> np.ndarray:
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_loss_is_next_token_cross_entropy_over_targets(chunks):
     batch = make_batch(4)
-    batch.target_mask[0, 0] = True  # nothing is before the first token: it is no target
+    batch.target_mask[0, 0] = True  # the first token has no context, so it is no target
     expected, count = 0.0, 0
     for row, tokens in enumerate(batch.tokens):
         for at in range(1, len(tokens)):
@@ -57,7 +57,7 @@ def test_loss_is_next_token_cross_entropy_over_targets(chunks):
 
 
 def gradients_of(mesh: tuple, accumulation: int, chunks: int):
-    """(loss, gradients, targets) on the host, and how the gradients lie on the devices."""
+    """(loss, gradients, targets) on the host, and the gradients on the devices."""
     run = setup(EVERYTHING, mesh)
     shardings = {path: x.sharding for path, x in run.abstract.trainable.items()}
 
@@ -76,7 +76,7 @@ def at_once():
     return gradients_of((1, 1, 1), accumulation=1, chunks=1)
 
 
-# The final norm of the ViT and its last block are not read; a key's bias adds the same to every score of a query.
+# The ViT's final norm and last block are not used; a key's bias adds the same to every score of a query.
 WITHOUT_EFFECT = ("vision/post_norm/scale", "vision/post_norm/bias", "vision/layers/k/bias")
 
 
@@ -94,7 +94,7 @@ def test_accumulation_and_chunks_keep_loss_and_gradients(at_once, mesh, accumula
         assert largest < 1e-8 if path in WITHOUT_EFFECT else largest > 1e-4, path
         bound = dict(rtol=0, atol=1e-8) if path in WITHOUT_EFFECT else dict(rtol=1e-5, atol=1e-5 * largest)
         np.testing.assert_allclose(grads[path], expected, **bound, err_msg=path)
-        assert same_layout(laid_out[path], SPECS[path]), path  # also of the sums, inside the loop
+        assert same_layout(laid_out[path], SPECS[path]), path  # also the sums inside the loop
 
 
 def test_mean_of_micro_batch_means_is_another_loss(at_once):
@@ -200,15 +200,15 @@ def flops(table) -> float:
 
 
 def test_projector_stage_costs_at_most_70_percent_of_the_flops():
-    """Forward, and the gradient with respect to the language model's inputs: its weights' gradients, a third of the
-    work, are never made, and nothing goes back into the vision tower. The step clips and reports a norm all the same.
-    (0.64 here; 0.97 where all gradients are made and a mask in the optimizer throws most away.)"""
+    """The backward pass only computes the gradient with respect to the language model's inputs. Its weight gradients, a
+    third of the work, are not computed, nor those of the vision tower. The step still clips and reports a norm.
+    (0.64 here; 0.97 if all gradients are computed and the optimizer masks most of them.)"""
     assert flops(STAGE_1) <= 0.70 * flops(EVERYTHING)
 
 
 @pytest.mark.parametrize("table", [STAGE_1, STAGE_2, EVERYTHING], ids=["stage 1", "stage 2", "everything"])
 def test_model_flops_match_the_compiled_step(table):
-    """XLA also counts norms, softmax and the optimizer; the model's count is the products alone."""
+    """XLA also counts norms, softmax and the optimizer; `model_flops` counts matrix products only."""
     shapes, _ = abstract_model(WIDE)
     trained = {p for p, rate in learning_rates_per_parameter(shapes, table).items() if rate is not None}
     counted = model_flops(WIDE, {p: x.size for p, x in shapes.items()}, trained, rows=8, length=32, images=1)

@@ -1,4 +1,4 @@
-"""Steps that are not finite: nothing of them reaches the state, and what is remembered of them is that they were."""
+"""Non-finite steps do not change the state; they are only counted."""
 
 import dataclasses
 import json
@@ -29,8 +29,8 @@ STEPS = 52
 
 @pytest.fixture(scope="module")
 def faults_in_batches():
-    """A batch says by itself what goes wrong: `bad_loss` float32[B] is added to the loss, `bad_leaf` to one element of
-    one gradient; zeros change nothing."""
+    """Adds the batch's `bad_loss`, float32[B], to the loss, and its `bad_leaf` to one element of one gradient; zeros
+    change nothing."""
     token_losses, gradients = step.token_losses, step.gradients
 
     def with_bad_loss(model, params, batch, chunks):
@@ -49,7 +49,7 @@ def faults_in_batches():
 
 @dataclasses.dataclass
 class Prepared:
-    """A compiled step, and the state to begin with, on the host."""
+    """A compiled step, and the initial state on the host."""
 
     run: Setup
     first: object
@@ -104,7 +104,7 @@ def check_skipped_steps(prepared: Prepared, bad_steps: tuple[int, ...], steps: i
                 state, metrics = prepared.step(state, batch_with(fault if i in bad_steps else None, i))
                 skipped += [] if metrics["applied"] else [i]
                 if fault == "bad_leaf" and i in bad_steps:
-                    assert math.isfinite(metrics["loss"]), "the gradient alone is bad"
+                    assert math.isfinite(metrics["loss"]), "only the gradient is bad"
                     nan = np.flatnonzero(np.isnan(metrics["norms"]))
                     assert nan.tolist() == [sorted(state.trainable).index(LEAF)]
             assert tuple(skipped) == bad_steps, fault
@@ -114,8 +114,8 @@ def check_skipped_steps(prepared: Prepared, bad_steps: tuple[int, ...], steps: i
 
 
 def test_skipped_steps_leave_parameters_and_optimizer_state_bit_equal(prepared):
-    """NaN in the loss, in one element of one gradient, in one pixel, at steps 0, 3 and 50: the parameters and all of
-    the optimizer's state are those of the good steps alone, to the bit. Only the step counts the bad ones too."""
+    """NaN in the loss, in one element of one gradient, in one pixel, at steps 0, 3 and 50: parameters and optimizer
+    state are bit-equal to those of the good steps alone. Only the step counter includes the bad ones."""
     check_skipped_steps(prepared, (0, 3, 50), STEPS)
 
 
@@ -163,7 +163,7 @@ def test_spike_limit_is_the_window_median_two_steps_back():
     for at, loss in enumerate(losses, 1):
         limits.append(float(guard.limit(at)))
         guard.update(at, loss, loss <= limits[-1])
-    medians = [3.5, 2.5, 2.5, 1.5]  # of steps 1-4, 2-5; step 6 was skipped and is no part of it; 4, 3, 5, 7
+    medians = [3.5, 2.5, 2.5, 1.5]  # of steps 1-4, 2-5, 2-5 (step 6 was skipped), and 3, 4, 5, 7
     assert limits == [math.inf] * 5 + [3 * m for m in medians]
     assert guard.skipped == 1
     assert guard.reason(9, {"loss": 100.0, "grad_norm": 1.0}) == "the loss 100.0000 is above 4.5000, 3 x the median"
@@ -178,7 +178,7 @@ def test_resumed_guard_decides_like_an_uninterrupted_one():
         assert resumed.limit(at) == limit and resumed.record() == whole.record()
         whole.update(at, loss, loss <= limit)
         assert whole.limit(at + 1) == resumed.limit(at + 1), (
-            "read before the next step begins, as at a save, or after it"
+            "whether read before the next step, as at a save, or after it"
         )
     assert whole.skipped > 3
 

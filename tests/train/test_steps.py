@@ -1,4 +1,4 @@
-"""The step generator with a step function that only takes notes, and the names that the watchdog gets."""
+"""The step generator with a recording step function, and the sample names for the watchdog."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ from llava_jax.train.steps import training_steps
 
 
 class Value:
-    """A metric on a device: its first reading is noted."""
+    """A metric on a device; records when it is read."""
 
     def __init__(self, events: list[str], note: str):
         self.events, self.note = events, note
@@ -29,7 +29,7 @@ class State:
 
 
 class Stage:
-    """Stands for a StageRun of 6 steps, and writes down in `events` what the generator does with it."""
+    """Replaces a StageRun of 6 steps and records in `events` what the generator does."""
 
     def __init__(self, events: list[str], start: int = 0, is_single_process: bool = True):
         def note(text: str):
@@ -121,5 +121,5 @@ def test_sample_names_are_those_of_the_step_without_fillers():
     names = sample_names(batches, rows, 8)
     assert names(8, 1, None) == [], "of another stage"
     assert names(9, 1, None) == ["sample 10", "packed with it", "sample 7", "packed with it"]
-    assert names(11, 0, 1) == ["sample 200", "packed with it"], "the row that it waits for"
+    assert names(11, 0, 1) == ["sample 200", "packed with it"], "the row being read"
     assert names(11, 0, 0) == names(11, 0, 3) == []
