@@ -40,7 +40,7 @@ def get_config():
     s.optimizer.b2 = 0.98
     s.eval.every = 1000
 
-    c.stages.tell = s = config.stage(batch=48, steps=1200)
+    c.stages["tell"] = s = config.stage(batch=48, steps=1200)
     s.learning_rates = (("llm/.*", 1e-3), (".*", None))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "tell", "plain", 48
     s.optimizer.b2 = 0.98

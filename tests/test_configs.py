@@ -39,7 +39,7 @@ def sizes(config) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_it_builds_and_its_tables_cover_its_model(name):
+def test_config_builds_and_learning_rates_cover_the_model(name):
     config = load(name)
     paths = sizes(config)
     vision = model_config(config.model).vision
@@ -51,7 +51,7 @@ def test_it_builds_and_its_tables_cover_its_model(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_its_docstring_is_a_notebook(name):
+def test_docstring_names_command_data_and_steps(name):
     text = (ROOT / "configs" / f"{name}.py").read_text(encoding="utf-8")
     assert text.startswith('"""')
     if name in HYPERPARAMETERS:
@@ -67,7 +67,7 @@ def test_its_docstring_is_a_notebook(name):
             assert path in doc, path
 
 
-# published row counts of the four data sets; `joined`: epochs without a gap, as here; `apart`: each with its own rest
+# published row counts of the four data sets; steps here, where a batch may span two epochs; steps of the original
 PUBLISHED = [
     ("stage1", 595_375, 4652, 4652, 140),
     ("stage2", 157_712, 14_786, 14_787, 444),
@@ -77,14 +77,14 @@ PUBLISHED = [
 ]
 
 
-@pytest.mark.parametrize("name, rows, joined, apart, warmup", PUBLISHED)
-def test_the_published_runs_have_the_published_steps(name, rows, joined, apart, warmup):
+@pytest.mark.parametrize("name, rows, steps, original_steps, warmup", PUBLISHED)
+def test_published_configs_have_the_published_steps(name, rows, steps, original_steps, warmup):
     (stage,) = load(name).stages.values()
     assert stage.steps == 0 and stage.data.held_out == 0  # the data say how many
-    assert steps_per_run(rows, stage.batch, stage.epochs) == joined
-    assert stage.epochs * math.ceil(rows / stage.batch) == apart
-    assert math.ceil(stage.optimizer.warmup_ratio * joined) == warmup
-    assert f"{joined:,}" in (ROOT / "configs" / f"{name}.py").read_text(encoding="utf-8")
+    assert steps_per_run(rows, stage.batch, stage.epochs) == steps
+    assert stage.epochs * math.ceil(rows / stage.batch) == original_steps
+    assert math.ceil(stage.optimizer.warmup_ratio * steps) == warmup
+    assert f"{steps:,}" in (ROOT / "configs" / f"{name}.py").read_text(encoding="utf-8")
 
 
 WHOLE = ("stage2", "stage2_v1_5", "scienceqa")  # those that train the language model too
@@ -104,15 +104,15 @@ HYPERPARAMETERS = {
 
 
 @pytest.mark.parametrize("name", HYPERPARAMETERS)
-def test_the_published_runs_have_the_published_settings(name):
+def test_published_configs_have_the_published_hyperparameters(name):
     config = load(name)
     (stage,) = config.stages.values()
     peak = {rate for _, rate in stage.learning_rates if rate is not None}
-    found = dict(
+    settings = dict(
         batch=stage.batch, epochs=stage.epochs, rate=peak.pop(), template=stage.data.template, aspect=stage.data.aspect,
         projector=config.model.projector, pixels=model_config(config.model).vision.image_size,
     )  # fmt: skip
-    assert found == HYPERPARAMETERS[name] and not peak
+    assert settings == HYPERPARAMETERS[name] and not peak
     o = stage.optimizer
     assert (o.warmup_ratio, o.schedule, o.weight_decay, o.b1, o.b2, o.eps) == (0.03, "cosine", 0.0, 0.9, 0.999, 1e-8)
     assert (config.model.select_layer, config.model.select_feature, config.model.dtype) == (-2, "patch", "bfloat16")
@@ -123,7 +123,7 @@ def test_the_published_runs_have_the_published_settings(name):
 
 @pytest.mark.parametrize("size", ["7b", "13b"])
 @pytest.mark.parametrize("name", [p[0] for p in PUBLISHED])
-def test_what_the_published_runs_train(name, size):
+def test_published_configs_train_the_published_parameter_counts(name, size):
     version = "1.5" if "v1_5" in name else "1.3"
     config = load(name, f"--config.model.llm=vicuna_{size}_v{version}")
     count, projector = sizes(config), (TWO_LAYERS if version == "1.5" else LINEAR)[size]
@@ -136,24 +136,24 @@ def test_what_the_published_runs_train(name, size):
     assert sum(count[path] for path in trained) == projector + (DECODER[size] if name in WHOLE else 0)
 
 
-def test_a_stage_hands_its_projector_to_the_next():
+def test_stage_2_loads_the_projector_of_stage_1():
     for first, second in (("stage1", "stage2"), ("stage1_v1_5", "stage2_v1_5"), ("stage1", "scienceqa")):
-        one, two = load(first), load(second)
-        assert one.model == two.model and one.tokenizer == two.tokenizer
-        saved = one.stages["stage1"].save.projector
+        config, next_config = load(first), load(second)
+        assert config.model == next_config.model and config.tokenizer == next_config.tokenizer
+        saved = config.stages["stage1"].save.projector
         assert f"--config.load.projector={saved}" in (ROOT / "configs" / f"{second}.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    "name, asked, taught",
+    "name, prompt_format, target",
     [("scienceqa", "QCM-LEA", " L. E. The answer"), ("scienceqa_smollm2", "QCM-A", " The answer")],
 )
-def test_scienceqa_teaches_its_format(name, asked, taught, tmp_path):
+def test_scienceqa_targets_follow_the_prompt_format(name, prompt_format, target, tmp_path):
     """Problems without an image are whole samples; one whose image is missing is another one, as far as is allowed."""
     problems = {str(i): {"image": "image.png" if i < 3 else None, "lecture": "L.", "solution": "E."} for i in range(6)}
     folder = write_folder(tmp_path, problems)
     stage = load(name, f"--config.stages.scienceqa.data.path={folder}").stages["scienceqa"]
-    assert (stage.data.split, stage.data.prompt_format, stage.data.bad) == ("train", asked, "replace")
+    assert (stage.data.split, stage.data.prompt_format, stage.data.bad) == ("train", prompt_format, "replace")
     assert stage.data.bad_ceiling == {"scienceqa": 0.001, "scienceqa_smollm2": 1.0}[name]
     stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, split="test", template="vicuna_v1"))
     data = open_stage("scienceqa", stage, 0, open_tokenizer("tiny"), model_config(load(name).model).vision)
@@ -161,11 +161,11 @@ def test_scienceqa_teaches_its_format(name, asked, taught, tmp_path):
     replaced = {record["sample"]: record["substitute"] for row in rows for record in row.replaced}
     assert replaced.keys() == {"0", "1", "2"} and set(replaced.values()) <= {"3", "4", "5"}
     text = open_tokenizer("tiny").decode(rows[0].arrays.tokens[rows[0].arrays.target_mask].tolist())
-    assert text.startswith(f"{taught} is A.")
+    assert text.startswith(f"{target} is A.")
 
 
 @pytest.mark.parametrize("name", ["scienceqa", "scienceqa_smollm2"])
-def test_its_other_commands_are_understood(name, tmp_path, monkeypatch, capsys):
+def test_eval_commands_of_the_docstring_parse(name, tmp_path, monkeypatch, capsys):
     """All that they lack is the data."""
     monkeypatch.chdir(tmp_path)
     doc = (ROOT / "configs" / f"{name}.py").read_text(encoding="utf-8").replace("\\\\\n", " ")

@@ -38,30 +38,30 @@ def modules() -> dict[str, ast.AST]:
 
 def faults(trees: dict[str, ast.AST]) -> list[str]:
     """Every broken rule, in words."""
-    found = []
+    violations = []
     for module, tree in trees.items():
         used = imports(tree, module)
         for other in own_imports(tree, module, trees):
             if other not in trees:
-                found.append(f"{module} imports {other}, which does not exist")
+                violations.append(f"{module} imports {other}, which does not exist")
             elif room(other) != room(module) and RANKS[room(other)] >= RANKS[room(module)] > 0:
-                found.append(f"{module} (rank {RANKS[room(module)]}) imports {other} (rank {RANKS[room(other)]})")
+                violations.append(f"{module} (rank {RANKS[room(module)]}) imports {other} (rank {RANKS[room(other)]})")
         outside = {name.split(".")[0] for name in used}
         if room(module) in NO_JAX and outside & {"jax", "flax", "optax", "orbax"}:
-            found.append(f"{module} imports {outside & {'jax', 'flax', 'optax', 'orbax'}}")
+            violations.append(f"{module} imports {outside & {'jax', 'flax', 'optax', 'orbax'}}")
         if room(module) in BEFORE_JAX and "jax" in {name.split(".")[0] for name in loaded_with(module, trees)}:
-            found.append(f"{module} imports jax before the command line is read")
+            violations.append(f"{module} imports jax before the command line is read")
         if any(name.startswith("jax._src") for name in used) or "._src" in ast.unparse(tree):
-            found.append(f"{module} reaches into a library's _src")
+            violations.append(f"{module} reaches into a library's _src")
         if outside & {"torch", "transformers", "tensorflow"} and module != THEIRS:
-            found.append(f"{module} imports {outside & {'torch', 'transformers', 'tensorflow'}}")
+            violations.append(f"{module} imports {outside & {'torch', 'transformers', 'tensorflow'}}")
         if module.split(".")[-1] in ("utils", "util", "helpers", "common", "misc"):
-            found.append(f"{module}: a name that says nothing")
+            violations.append(f"{module}: a name that says nothing")
         for node in ast.walk(tree):
             bases = [ast.unparse(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
             if any(base.split(".")[-1] == "Module" for base in bases) and not module.startswith("llava_jax.models"):
-                found.append(f"{module}: {node.name} is a Module outside models/")
-    return found
+                violations.append(f"{module}: {node.name} is a Module outside models/")
+    return violations
 
 
 def loaded_with(module: str, trees: dict[str, ast.AST]) -> set[str]:
@@ -76,12 +76,12 @@ def loaded_with(module: str, trees: dict[str, ast.AST]) -> set[str]:
     return names
 
 
-def test_imports_go_downwards_and_each_kind_of_thing_has_one_home():
+def test_imports_follow_the_ranks_and_library_rules():
     allowed = {f"{module} (rank {RANKS[room(module)]}) imports {other}" for module, other in TEMPORARY}
     assert [fault for fault in faults(modules()) if fault.rsplit(" (rank", 1)[0] not in allowed] == []
 
 
-def test_no_imports_in_a_circle():
+def test_no_circular_imports():
     trees = modules()
     graph = {module: own_imports(tree, module, trees) - {module} for module, tree in trees.items()}
     assert len(list(TopologicalSorter(graph).static_order())) >= len(trees)  # CycleError names the circle
@@ -112,7 +112,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_rule_is_found(name):
+def test_a_broken_rule_is_detected(name):
     module, text = BROKEN[name]
     planted = faults(modules() | {module: ast.parse(text)})
     assert [fault for fault in planted if fault.startswith(module)], planted
@@ -128,14 +128,14 @@ def definitions(trees: dict[str, ast.AST]) -> dict[str, list[str]]:
     return homes
 
 
-def test_no_public_name_stands_for_two_things():
+def test_public_names_are_unique():
     several = {name: homes for name, homes in definitions(modules()).items() if len(homes) > 1}
     print("\n" + "\n".join(f"{name}: {', '.join(homes)}" for name, homes in sorted(several.items())))
     assert len(SEVERAL_MEANINGS) <= 8 and SEVERAL_MEANINGS.keys() <= several.keys()
     assert several.keys() - SEVERAL_MEANINGS.keys() == set()
 
 
-def test_a_name_of_two_things_is_found():
+def test_a_duplicate_public_name_is_detected():
     again = {"llava_jax.data.again": ast.parse("class LlavaModel: pass\ndef _private(): pass\nx = 1")}
     first = {"llava_jax.api.first": ast.parse("def LlavaModel(): pass\ndef _private(): pass\nx = 1")}
     homes = definitions(first | again)

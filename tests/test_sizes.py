@@ -72,14 +72,14 @@ def test_no_function_is_too_long():
     assert {name: n for name, n in sizes.items() if n > FUNCTION_LINES and name not in TEMPORARY} == {}
 
 
-def test_a_reader_of_training_has_few_lines_to_read():
+def test_training_code_stays_small():
     sizes = {name: sum(lines(file) for file in (PACKAGE / name).rglob("*.py")) for name in TRAINING}
     total = sum(sizes.values())
     print(f"\ntraining        {total:,} lines: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items()))
     assert total <= TRAINING_LINES
 
 
-def test_rooms_and_floors():
+def test_room_and_floor_counts_stay_small():
     graph = room_imports()
     chain = longest_chain(graph)
     print(f"\nrooms           {len(graph)}: {' '.join(sorted(graph))}")

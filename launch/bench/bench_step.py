@@ -67,8 +67,8 @@ TURN = 1.0  # seconds at least of one side before the other has its turn
 
 def shapes_of(name: str, dtype: str, args) -> ModelConfig:
     vision, llm = SHAPES[name]
-    how = dict(dtype=dtype, feature_dtype=dtype, remat=args.remat, unroll=args.unroll)
-    return model_config(Model(vision, llm, "mlp2x_gelu", **how))
+    options = dict(dtype=dtype, feature_dtype=dtype, remat=args.remat, unroll=args.unroll)
+    return model_config(Model(vision, llm, "mlp2x_gelu", **options))
 
 
 def make_batch(c: ModelConfig, rows: int, length: int) -> Batch:
@@ -115,9 +115,9 @@ def turn(step, calls: int) -> list[float]:
     """Seconds of each of `calls` steps, after one that is not counted."""
     times = []
     for _ in range(calls + 1):
-        began = time.perf_counter()
+        start = time.perf_counter()
         step()
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return times[1:]
 
 
@@ -129,17 +129,17 @@ def peak_flops(dtype: str) -> float:
     product = jax.jit(lambda x: dot("ij,jk->ik", x, x, dtype))
     for _ in range(6):
         for run in (lambda: product(ours).block_until_ready(), lambda: theirs @ theirs):
-            began = time.perf_counter()
+            start = time.perf_counter()
             run()
-            best = min(best, time.perf_counter() - began)
+            best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
 
 
-def check_equal(losses: dict[str, list[float]], dtype: str, what: str) -> None:
+def check_equal(losses: dict[str, list[float]], dtype: str, case: str) -> None:
     """Ends the program where a side's losses differ from ours: then they do not do the same work."""
     for side, theirs in losses.items():
         if not np.allclose(theirs, losses["ours"], rtol=TOLERANCE[dtype], atol=0):
-            sys.exit(f"error: {what}: the losses of the first steps differ, ours {losses['ours']}, {side} {theirs}")
+            sys.exit(f"error: {case}: the losses of the first steps differ, ours {losses['ours']}, {side} {theirs}")
 
 
 def compare(name: str, dtype: str, stage: int, folder: Path, peak: float, args) -> float:
@@ -160,7 +160,7 @@ def compare(name: str, dtype: str, stage: int, folder: Path, peak: float, args) 
     for _ in range(args.rounds):
         for side, step in sides.items():
             times[side] += turn(step, calls[side])
-    seconds = {side: statistics.median(found) for side, found in times.items()}
+    seconds = {side: statistics.median(durations) for side, durations in times.items()}
     theirs = min(("eager", "sdpa"), key=seconds.get)
     fastest = min(times["eager"] + times["sdpa"]) / min(times["ours"])
     tokens, flops = args.batch * length, sides["ours"].flops(args.batch, length)

@@ -74,7 +74,7 @@ RUNS = {
 }  # fmt: skip
 
 
-def compiled(run: Run, mesh) -> str:
+def compile_run(run: Run, mesh) -> str:
     vision = dataclasses.replace(VISION["clip_l14_224"], layers=1, select_layer=-1)
     model = ModelConfig(
         vision=vision, llm=run.llm, projector="linear", dtype="bfloat16", feature_dtype="bfloat16",
@@ -103,19 +103,19 @@ def main() -> None:
         if file and file.exists():
             text = file.read_text()
         else:
-            text = compiled(run, mesh)
+            text = compile_run(run, mesh)
             if file:
                 file.write_text(text)
-        found = estimate(text, topology, [device.coords for device in mesh.devices.flat])
-        low, high = found.lower / run.seconds, found.upper / run.seconds
+        estimated = estimate(text, topology, [device.coords for device in mesh.devices.flat])
+        low, high = estimated.lower / run.seconds, estimated.upper / run.seconds
         fits = "yes" if abs(low - 1) <= ALLOWED or abs(high - 1) <= ALLOWED or low <= 1 <= high else "no"
         print(
-            f"{name:8}  {run.topology:10} {run.seconds:6.2f} s  {found.lower:6.2f} - {found.upper:5.2f} s  "
+            f"{name:8}  {run.topology:10} {run.seconds:6.2f} s  {estimated.lower:6.2f} - {estimated.upper:5.2f} s  "
             f"{low:5.2f} - {high:4.2f}  {fits:4} {run.source}",
             flush=True,
         )
         parts = ("matmul", "other", "attention", "exposed", "hidden", "memory")
-        print("          " + ", ".join(f"{part} {getattr(found, part):.2f}" for part in parts))
+        print("          " + ", ".join(f"{part} {getattr(estimated, part):.2f}" for part in parts))
 
 
 if __name__ == "__main__":

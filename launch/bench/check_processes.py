@@ -40,25 +40,25 @@ def start(config: Path, workdir: Path, compiled: Path, count: int, *flags: str, 
     with socket.socket() as free:
         free.bind(("localhost", 0))
         cluster = [f"--coordinator=localhost:{free.getsockname()[1]}", f"--processes={count}"]
-    who = [(*cluster, f"--process={i}") for i in range(count)] if count > 1 else [()]
-    return [check_resume.Run(config, workdir, compiled, *flags, *more_flags, **more) for more_flags in who]
+    process_flags = [(*cluster, f"--process={i}") for i in range(count)] if count > 1 else [()]
+    return [check_resume.Run(config, workdir, compiled, *flags, *more_flags, **more) for more_flags in process_flags]
 
 
 def texts(runs: list[check_resume.Run]) -> str:
     return "\n\n".join(f"--- process {i}:\n{run.text()[-3000:]}" for i, run in enumerate(runs))
 
 
-def apart(workdir: Path, reference: Path) -> dict[str, float]:
+def relative_differences(workdir: Path, reference: Path) -> dict[str, float]:
     """The largest relative difference of what two runs say of their steps, by name. ValueError where they do not say it
     of the same steps."""
     ours, theirs = ([json.loads(line) for line in (w / "metrics.jsonl").open()] for w in (workdir, reference))
     if [(r["step"], r.keys()) for r in ours] != [(r["step"], r.keys()) for r in theirs]:
         raise ValueError(f"{workdir} and {reference} have not written about the same steps")
-    found = {}
+    differences = {}
     for name in ("loss", "grad_norm", "targets"):
         a, b = (np.array([r[f"train/{name}"] for r in run if f"train/{name}" in r]) for run in (ours, theirs))
-        found[name] = float(np.max(np.abs(a - b) / np.abs(b)))
-    return found
+        differences[name] = float(np.max(np.abs(a - b) / np.abs(b)))
+    return differences
 
 
 def main() -> int:
@@ -69,26 +69,26 @@ def main() -> int:
     args = parser.parse_args()
     failed = []
 
-    def verdict(ok: bool, text: str) -> None:
-        print(f"{'ok' if ok else 'FAILED'}: {text}", flush=True)
-        failed.extend([] if ok else [text])
+    def verdict(passed: bool, text: str) -> None:
+        print(f"{'ok' if passed else 'FAILED'}: {text}", flush=True)
+        failed.extend([] if passed else [text])
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
 
-        def begin(name: str, count: int) -> list[check_resume.Run]:
+        def start_run(name: str, count: int) -> list[check_resume.Run]:
             flags = (*QUICK, f"--config.stages.stage2.steps={args.steps}")
             return start(args.config, folder / name, folder / "compiled", count, *flags)
 
         def finish(name: str, count: int) -> None:
-            runs = begin(name, count)
+            runs = start_run(name, count)
             if any([run.wait() for run in runs]):
                 raise SystemExit(f"{name} failed:\n{texts(runs)}")
 
-        def compare(name: str, about: str) -> None:
-            found = apart(folder / name, folder / "1")
-            said = ", ".join(f"{key} {value:.1e}" for key, value in found.items())
-            verdict(max(found.values()) <= WITHIN, f"processes: {about}: {said} from 1 over {args.steps} steps")
+        def compare(name: str, counts: str) -> None:
+            differences = relative_differences(folder / name, folder / "1")
+            text = ", ".join(f"{key} {value:.1e}" for key, value in differences.items())
+            verdict(max(differences.values()) <= WITHIN, f"processes: {counts}: {text} from 1 over {args.steps} steps")
 
         for count in (1, 2, 4):
             finish(str(count), count)
@@ -98,7 +98,7 @@ def main() -> int:
         for counts in ((2, 4, 1), (1, 2, 4), (4, 1, 2)):
             name = "-".join(map(str, counts))
             for turn, count in enumerate(counts[:-1], 1):
-                runs = begin(name, count)
+                runs = start_run(name, count)
                 reached = check_resume.step_is_read("stage2", turn * args.steps // 3)
                 if not runs[0].wait_for(reached) or [runs[-1].kill(signal.SIGTERM)] != [143]:
                     raise SystemExit(f"{name} did not stop when it was asked to:\n{texts(runs)}")
@@ -109,23 +109,23 @@ def main() -> int:
 
         for count, victim in ((2, 1), (4, 2), (2, 0)):
             name = f"{count}-killed-{victim}"
-            runs = begin(name, count)
+            runs = start_run(name, count)
             if not runs[0].wait_for(check_resume.step_is_read("stage2", args.steps // 2)):
                 raise SystemExit(f"{name} ended before it was killed:\n{texts(runs)}")
-            began = time.monotonic()
+            start_time = time.monotonic()
             runs[victim].kill()
             others = [run for i, run in enumerate(runs) if i != victim]
             codes = [run.wait() for run in others]
-            took = time.monotonic() - began
+            seconds = time.monotonic() - start_time
             verdict(
-                took < KILLED_WITHIN and 0 not in codes,
-                f"process {victim} of {count} killed: the others ended {took:.0f} s later with exit codes {codes}",
+                seconds < KILLED_WITHIN and 0 not in codes,
+                f"process {victim} of {count} killed: the others ended {seconds:.0f} s later with exit codes {codes}",
             )
             # Of process 0 only JAX's own words: it is their "leader".
-            named = (
+            pattern = (
                 rf"process {victim} of {count} has .* no heartbeat|unhealthy.*:\n{victim}$|leader task.*task {victim}\)"
             )
-            lines = [re.search(named, run.text(), re.M) for run in others]
+            lines = [re.search(pattern, run.text(), re.M) for run in others]
             verdict(all(lines), "they name it: " + " | ".join(line[0] if line else texts(runs) for line in lines))
             finish(name, count)
             different = check_resume.differences(

@@ -51,11 +51,11 @@ class Run:
     def text(self) -> str:
         return "\n".join(list(self.lines))
 
-    def wait_for(self, happened) -> bool:
-        """Until `happened(self)`; False when the process ended first."""
+    def wait_for(self, condition) -> bool:
+        """Until `condition(self)`; False when the process ended first."""
         end = time.monotonic() + PATIENCE
         while self.process.poll() is None and time.monotonic() < end:
-            if happened(self):
+            if condition(self):
                 return True
             time.sleep(0.001)
         return False
@@ -73,10 +73,10 @@ class Run:
 def step_is_read(stage: str, step: int):
     """The progress line of `step` (or of a later one, in a run that continues) is out."""
 
-    def happened(run: Run) -> bool:
+    def is_reached(run: Run) -> bool:
         return any(int(n) >= step for n in re.findall(rf"^{stage} (\d+)/", run.text(), re.MULTILINE))
 
-    return happened
+    return is_reached
 
 
 def save_begins(run: Run) -> bool:
@@ -106,15 +106,15 @@ def pick_moment(kind: str, rng: random.Random, stages: list[tuple[str, int]]):
 def kill_and_finish(
     config: Path, workdir: Path, compiled: Path, kinds: list[str], rng: random.Random, stages: list[tuple[str, int]]
 ) -> list[str]:
-    """Runs to the end in spite of a kill at each of these moments -> when they came, in words."""
+    """Runs to the end in spite of a kill at each of these moments -> their descriptions."""
     kills = []
     for kind in kinds:
-        happened, delay, words = pick_moment(kind, rng, stages)
+        condition, delay, description = pick_moment(kind, rng, stages)
         run = Run(config, workdir, compiled)
-        if run.wait_for(happened):
+        if run.wait_for(condition):
             time.sleep(delay)
         if run.kill() == -signal.SIGKILL:
-            kills.append(words)
+            kills.append(description)
     finish(Run(config, workdir, compiled))
     return kills
 
@@ -125,7 +125,7 @@ def finish(run: Run) -> None:
 
 
 def contents(workdir: Path) -> dict[str, str]:
-    """SHA-256 of metrics.jsonl, and of every array and the place in the data in the newest checkpoint, by name."""
+    """SHA-256 of metrics.jsonl, and of every array and the place in the data in the latest checkpoint, by name."""
     import jax
     import numpy as np
     import orbax.checkpoint as ocp
@@ -133,19 +133,19 @@ def contents(workdir: Path) -> dict[str, str]:
     def digest(data: bytes) -> str:
         return hashlib.sha256(data).hexdigest()
 
-    newest = max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    latest = max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
     with ocp.StandardCheckpointer() as checkpointer:
         # Laid out anew: several processes may have saved it, of which this one has not all devices.
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shapes = ocp.PyTreeCheckpointHandler().metadata(newest / "state").tree
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-        state = checkpointer.restore(newest / "state", like)
-    found = {"metrics.jsonl": digest((workdir / "metrics.jsonl").read_bytes()), "checkpoint": newest.name}
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        metadata = ocp.PyTreeCheckpointHandler().metadata(latest / "state").tree
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), metadata)
+        state = checkpointer.restore(latest / "state", abstract)
+    digests = {"metrics.jsonl": digest((workdir / "metrics.jsonl").read_bytes()), "checkpoint": latest.name}
     for path, x in jax.tree_util.tree_leaves_with_path(state):
         x = np.asarray(x)
-        found[jax.tree_util.keystr(path)] = f"{x.dtype} {x.shape} {digest(x.tobytes())}"
-    found["data"] = digest((newest / "data" / "metadata").read_bytes())
-    return found
+        digests[jax.tree_util.keystr(path)] = f"{x.dtype} {x.shape} {digest(x.tobytes())}"
+    digests["data"] = digest((latest / "data" / "metadata").read_bytes())
+    return digests
 
 
 def differences(a: dict[str, str], b: dict[str, str]) -> list[str]:
@@ -173,10 +173,14 @@ def main() -> int:
             turn = seed % (len(moments) + 1)
             kinds = [moments[turn]] if turn < len(moments) else rng.choices(moments, k=3)
             kills = kill_and_finish(args.config, workdir, folder / "compiled", kinds, rng, stages)
-            wrong = differences(expected, contents(workdir))
-            failed += bool(wrong) or not kills
+            differing = differences(expected, contents(workdir))
+            failed += bool(differing) or not kills
             verdict = (
-                f"DIFFERENT in {len(wrong)}: {', '.join(wrong[:4])}" if wrong else "equal" if kills else "NEVER KILLED"
+                f"DIFFERENT in {len(differing)}: {', '.join(differing[:4])}"
+                if differing
+                else "equal"
+                if kills
+                else "NEVER KILLED"
             )
             print(f"seed {seed}: killed {' and '.join(kills) or 'never'}: {verdict}", flush=True)
         print(f"{args.seeds - failed} of {args.seeds} equal byte for byte", flush=True)

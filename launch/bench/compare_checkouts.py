@@ -73,13 +73,13 @@ def answers(run: Path) -> dict[str, str]:
 
 
 def arrays(checkpoints: Path) -> dict[str, str]:
-    """Path in the newest checkpoint -> digest of dtype, shape and bits."""
+    """Path in the latest checkpoint -> digest of dtype, shape and bits."""
     import orbax.checkpoint as ocp
 
-    newest = max((path for path in checkpoints.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
-    inside = newest / "state" if (newest / "state").is_dir() else newest / "default"
-    restored = ocp.PyTreeCheckpointer().restore(inside)
-    found = {}
+    latest = max((path for path in checkpoints.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    folder = latest / "state" if (latest / "state").is_dir() else latest / "default"
+    restored = ocp.PyTreeCheckpointer().restore(folder)
+    digests_by_path = {}
 
     def visit(path: str, value) -> None:
         if isinstance(value, dict):
@@ -91,11 +91,11 @@ def arrays(checkpoints: Path) -> dict[str, str]:
         elif value is not None:
             array = np.asarray(value)
             text = f"{array.dtype} {array.shape} ".encode() + array.tobytes()
-            found[path] = hashlib.sha256(text).hexdigest()
+            digests_by_path[path] = hashlib.sha256(text).hexdigest()
 
     visit("", restored)
-    assert found, f"no arrays in {inside}"
-    return found
+    assert digests_by_path, f"no arrays in {folder}"
+    return digests_by_path
 
 
 def convert(sides: dict[Path, Path]) -> bool:
@@ -140,15 +140,15 @@ def scienceqa(sides: dict[Path, Path], root: Path) -> bool:
 
 def plan(sides: dict[Path, Path]) -> bool:
     """`plan` of the quickstart for one slice: every number but those of a clock."""
-    found = []
+    records = []
     for checkout, folder in sides.items():
         config = f"--config={checkout}/configs/quickstart.py"
         bf16 = ["--config.model.dtype=bfloat16", "--config.model.feature_dtype=bfloat16"]
         call(checkout, folder, "llava_jax", "plan", config, *bf16, "--topology=v5e:2x2", "--json=plan.json",
              allowed=(0, 1))  # fmt: skip
         lines = (folder / "plan.json").read_text().splitlines()
-        found.append({f"{n}{path}": x for n, line in enumerate(lines) for path, x in numbers(json.loads(line))})
-    return report("plan", *found)
+        records.append({f"{n}{path}": x for n, line in enumerate(lines) for path, x in numbers(json.loads(line))})
+    return report("plan", *records)
 
 
 def numbers(value, path: str = ""):

@@ -95,7 +95,7 @@ def theirs(dataset: Theirs, workers: int, seed: int) -> tuple[float, float]:
     loader = torch.utils.data.DataLoader(
         dataset, BATCH, sampler=order, num_workers=workers, collate_fn=collate, prefetch_factor=2
     )
-    return measured(iter(loader), len(dataset) // BATCH)
+    return measure(iter(loader), len(dataset) // BATCH)
 
 
 def ours(rows: Rows, workers: int, seed: int) -> tuple[float, float]:
@@ -103,20 +103,20 @@ def ours(rows: Rows, workers: int, seed: int) -> tuple[float, float]:
         range(len(rows)), rows.row, batch_size=BATCH, seed=seed, shuffle=True, epochs=2, process_index=0,
         process_count=1, threads=1, prefetch=2, workers=workers,
     )  # fmt: skip
-    found = measured(batches, len(rows) // BATCH)
+    rates = measure(batches, len(rows) // BATCH)
     batches.close()
-    return found
+    return rates
 
 
-def measured(batches, count: int) -> tuple[float, float]:
+def measure(batches, count: int) -> tuple[float, float]:
     """Samples a second of wall time, and of processor time, between the batches `WARM` and `count` of an iterator: when
     workers have started, and before they end."""
     for _ in range(WARM):
         next(batches)
-    before, began = processor_seconds(), time.perf_counter()
+    before, start = processor_seconds(), time.perf_counter()
     for _ in range(count - WARM - LEFT):
         next(batches)
-    wall, processor = time.perf_counter() - began, processor_seconds() - before
+    wall, processor = time.perf_counter() - start, processor_seconds() - before
     for _ in range(LEFT):
         next(batches)
     samples = BATCH * (count - WARM - LEFT)
@@ -125,10 +125,10 @@ def measured(batches, count: int) -> tuple[float, float]:
 
 def processor_seconds() -> float:
     """Of this process and its living children, user and system."""
-    me = os.getpid()
-    children = Path(f"/proc/{me}/task/{me}/children").read_text().split()
+    pid_self = os.getpid()
+    children = Path(f"/proc/{pid_self}/task/{pid_self}/children").read_text().split()
     ticks = 0
-    for pid in (me, *children):
+    for pid in (pid_self, *children):
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
@@ -154,13 +154,13 @@ def main() -> None:
     if len(rows) < BATCH * (WARM + LEFT + 1):
         parser.error(f"{args.json} has {len(rows)} samples; measuring takes {BATCH * (WARM + LEFT + 1)}")
     dataset = Theirs(args.json, args.images, tokenizer, args.aspect, args.size)
-    found: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
+    rates: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
     for seed in range(args.rounds + 1):
-        one, other = ours(rows, args.workers, seed), theirs(dataset, args.workers, seed)
+        our_rates, their_rates = ours(rows, args.workers, seed), theirs(dataset, args.workers, seed)
         if seed:  # the first brought the files into memory
-            found["ours"].append(one)
-            found["theirs"].append(other)
-    medians = {name: np.array([statistics.median(x) for x in zip(*v, strict=True)]) for name, v in found.items()}
+            rates["ours"].append(our_rates)
+            rates["theirs"].append(their_rates)
+    medians = {name: np.array([statistics.median(x) for x in zip(*v, strict=True)]) for name, v in rates.items()}
     print(
         f"{len(rows)} samples, {args.aspect} to {args.size} px, {args.workers} worker processes, {os.cpu_count()} cores"
     )

@@ -42,8 +42,8 @@ def write_source(folder: Path, is_7b: bool) -> None:
         max_positions=2048,
     )  # fmt: skip
     config = ModelConfig(vision, llm, "mlp2x_gelu", "bfloat16", "bfloat16", "none", False, "xla")
-    some = (0.02 * np.random.default_rng(0).standard_normal(1_000_003, np.float32)).astype(jnp.bfloat16)
-    params = {p: np.resize(some, x.shape) for p, x in abstract_model(config)[0].items()}
+    values = (0.02 * np.random.default_rng(0).standard_normal(1_000_003, np.float32)).astype(jnp.bfloat16)
+    params = {p: np.resize(values, x.shape) for p, x in abstract_model(config)[0].items()}
     size = sum(x.nbytes for x in params.values())
     save_hf(folder, params, config, open_tokenizer("tiny"), "bfloat16", shard_bytes=int(size / 3.9))
 
@@ -76,40 +76,40 @@ def drop_cache(files: list[Path]) -> None:
             os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def through_a_buffer(files: list[Path]) -> float:
+def read_through_buffer(files: list[Path]) -> float:
     """Seconds to read the files through one buffer of 16 MB."""
     buffer = bytearray(1 << 24)
-    began = time.perf_counter()
+    start = time.perf_counter()
     for file in files:
         with file.open("rb", buffering=0) as f:
             while f.readinto(buffer):
                 pass
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def in_a_process(program: str, files: list[Path]) -> float:
+def read_in_subprocess(program: str, files: list[Path]) -> float:
     done = subprocess.run([sys.executable, "-c", program, *files], check=True, capture_output=True, text=True)
     return float(done.stdout)
 
 
 def peak_of(command: list[str]) -> tuple[int, float]:
     """(peak resident bytes, seconds) of a process that must end well."""
-    began = time.perf_counter()
+    start = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-    return usage.ru_maxrss * 1024, time.perf_counter() - began
+    return usage.ru_maxrss * 1024, time.perf_counter() - start
 
 
 def read_in_turns(files: list[Path]) -> tuple[float, float, float]:
     """Seconds to read the files from the disk: through a buffer, into memory, into arrays. Medians of three."""
-    ways = through_a_buffer, partial(in_a_process, PLAIN), partial(in_a_process, READ)
+    readers = read_through_buffer, partial(read_in_subprocess, PLAIN), partial(read_in_subprocess, READ)
     seconds = []
     for _ in range(3):
-        for way in ways:
+        for reader in readers:
             drop_cache(files)
-            seconds.append(way(files))
+            seconds.append(reader(files))
     drop_cache(files)
     return tuple(statistics.median(seconds[i::3]) for i in range(3))
 
@@ -134,16 +134,16 @@ def main() -> None:
         if args.read:
             return
         base, _ = peak_of([sys.executable, "-c", "import jax, llava_jax.api.load; jax.devices()"])
-        peak, whole = peak_of([sys.executable, "-m", "llava_jax", "convert", str(src), str(dst), "--to", args.to])
+        peak, seconds = peak_of([sys.executable, "-m", "llava_jax", "convert", str(src), str(dst), "--to", args.to])
     share, fixed = BOUND
     arrays = sum(sizes)  # each weight keeps its dtype, and the headers are small
-    beyond, allowed = peak - arrays, share * max(sizes) + fixed
+    excess, allowed = peak - arrays, share * max(sizes) + fixed
     print(f"destination arrays: {arrays / GB:.2f} GB; the program alone, before it reads: {base / GB:.2f} GB")
     print(
-        f"peak of convert --to {args.to}: {peak / GB:.2f} GB in {whole:.0f} s, {beyond / GB:.2f} GB beyond the arrays;"
+        f"peak of convert --to {args.to}: {peak / GB:.2f} GB in {seconds:.0f} s, {excess / GB:.2f} GB beyond the arrays;"
     )
     print(f"allowed beyond them: 1.3 x {max(sizes) / GB:.2f} + 0.5 = {allowed / GB:.2f} GB")
-    sys.exit("the bound is missed" if beyond > allowed else 0)
+    sys.exit("the bound is missed" if excess > allowed else 0)
 
 
 if __name__ == "__main__":

@@ -92,11 +92,11 @@ def run_theirs(model, ids, pixels, new: int) -> tuple[float, float, np.ndarray]:
         times.append(time.perf_counter())
         return torch.zeros(len(ids), dtype=torch.bool)
 
-    how = GenerationConfig(max_new_tokens=new + 1, do_sample=False, pad_token_id=0, eos_token_id=None)
+    config = GenerationConfig(max_new_tokens=new + 1, do_sample=False, pad_token_id=0, eos_token_id=None)
     start = time.perf_counter()
     with torch.inference_mode():
         out = model.generate(
-            input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids), generation_config=how,
+            input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids), generation_config=config,
             stopping_criteria=[clock],
         )  # fmt: skip
     return times[0] - start, times[-1] - times[0], out[:, ids.shape[1] :].numpy()
@@ -132,13 +132,13 @@ def measure(folder: Path, theirs, dtype: str, batch: int, args) -> str:
     our_inputs = ours_batch(ids, pixels, rows)
     run_theirs(theirs, *their_inputs, 2)
     run_ours(model, view, our_inputs, rows, args.new)  # compiles
-    found = {"theirs": [], "ours": []}
+    runs = {"theirs": [], "ours": []}
     for _ in range(args.rounds):
-        found["theirs"].append(run_theirs(theirs, *their_inputs, args.new))
-        found["ours"].append(run_ours(model, view, our_inputs, rows, args.new))
-    same = np.mean(found["ours"][0][2][:batch] == found["theirs"][0][2])
+        runs["theirs"].append(run_theirs(theirs, *their_inputs, args.new))
+        runs["ours"].append(run_ours(model, view, our_inputs, rows, args.new))
+    same = np.mean(runs["ours"][0][2][:batch] == runs["theirs"][0][2])
     (their_prefill, their_decode), (our_prefill, our_decode) = (
-        [statistics.median(run[part] for run in found[who]) for part in (0, 1)] for who in ("theirs", "ours")
+        [statistics.median(run[part] for run in runs[side]) for part in (0, 1)] for side in ("theirs", "ours")
     )
     size = 2 if dtype == "bfloat16" else 4
     c = model.config.llm

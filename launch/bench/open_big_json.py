@@ -41,20 +41,21 @@ def measure(path: Path) -> None:
     from llava_jax.data.sources.llava_json import LlavaJson
 
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.perf_counter()
+    start = time.perf_counter()
     source = LlavaJson(path, path.parent)
     opened = time.perf_counter()
     train, held_out = train_eval_split(source, 0.01, 64)
     split = time.perf_counter()
-    places = random.Random(1).sample(range(len(train)), min(2000, len(train)))
-    started = time.perf_counter()
-    for i in places:
+    indices = random.Random(1).sample(range(len(train)), min(2000, len(train)))
+    reading_start = time.perf_counter()
+    for i in indices:
         train[i]
-    each = (time.perf_counter() - started) / len(places)
+    row_seconds = (time.perf_counter() - reading_start) / len(indices)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
-        f"{len(source):,} rows opened in {opened - began:.2f} s, {len(held_out):,} held out in {split - opened:.2f} s, "
-        f"a row read in {each * 1e6:.0f} us; peak RSS {peak / 1e6:.2f} GB ({imported / 1e6:.2f} GB after the imports)"
+        f"{len(source):,} rows opened in {opened - start:.2f} s, {len(held_out):,} held out in {split - opened:.2f} s, "
+        f"a row read in {row_seconds * 1e6:.0f} us; peak RSS {peak / 1e6:.2f} GB "
+        f"({imported / 1e6:.2f} GB after the imports)"
     )
 
 

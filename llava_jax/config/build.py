@@ -42,8 +42,8 @@ def look_up(table: dict, name: str, path: str):
 
 
 def suggestion(key: str, known) -> str:
-    near = difflib.get_close_matches(key, [str(k) for k in known], n=1)
-    return f"; did you mean `{near[0]}`?" if near else ""
+    matches = difflib.get_close_matches(key, [str(k) for k in known], n=1)
+    return f"; did you mean `{matches[0]}`?" if matches else ""
 
 
 def build_dataclass(kind: type, values: object, path: str):

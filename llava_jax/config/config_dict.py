@@ -17,12 +17,12 @@ def defaults() -> ConfigDict:
 
 def stage(**changes) -> ConfigDict:
     """A stage's defaults as a ConfigDict, with top-level `changes` applied."""
-    fresh = ConfigDict(as_dict(Stage()))
+    values = ConfigDict(as_dict(Stage()))
     for key, value in changes.items():
-        if key not in fresh:
-            raise ConfigError(f"a stage has no setting `{key}`{suggestion(key, fresh)}")
-        fresh[key] = value
-    return fresh
+        if key not in values:
+            raise ConfigError(f"a stage has no setting `{key}`{suggestion(key, values)}")
+        values[key] = value
+    return values
 
 
 def from_config_dict(values: ConfigDict) -> Config:
@@ -39,7 +39,7 @@ def describe_values(config: Config, overrides: dict[str, object], file: str) -> 
     base |= flatten(Stage())  # no name is in both
     lines = []
     for path, value in flatten(config).items():
-        given = any(path == o or path.startswith(f"{o}.") for o in overrides)  # a flag may set a whole group
-        origin = "command line" if given else "default" if value == base[within_stage(path)] else file
+        is_overridden = any(path == o or path.startswith(f"{o}.") for o in overrides)  # a flag may set a whole group
+        origin = "command line" if is_overridden else "default" if value == base[within_stage(path)] else file
         lines.append(f"{path} = {value!r}  ({origin})")
     return lines

@@ -27,17 +27,17 @@ def model_config(model: Model, platform: str | None = None) -> architectures.Mod
 
 def _attention(model: Model, head_size: int, platform: str | None) -> str:
     check_choice(model.attention, ("auto", "xla", *KERNELS.values()), "config.model.attention")
-    asked, fused = model.attention, KERNELS.get(platform)
-    if platform is None or asked == "xla":
+    requested, fused_kernel = model.attention, KERNELS.get(platform)
+    if platform is None or requested == "xla":
         return "xla"
-    if fused is None or asked not in ("auto", fused):
-        why = f"does not run on {platform}"
+    if fused_kernel is None or requested not in ("auto", fused_kernel):
+        reason = f"does not run on {platform}"
     elif model.dtype != "bfloat16":
-        why = f"computes in bfloat16, not in model.dtype={model.dtype!r}"  # float32 means float32 on every device
-    elif fused == "cudnn" and (head_size > 128 or head_size % 8):
-        why = f"takes head sizes up to 128 that are multiples of 8, not the {head_size} of {model.llm}"
+        reason = f"computes in bfloat16, not in model.dtype={model.dtype!r}"  # float32 means float32 on every device
+    elif fused_kernel == "cudnn" and (head_size > 128 or head_size % 8):
+        reason = f"takes head sizes up to 128 that are multiples of 8, not the {head_size} of {model.llm}"
     else:
-        return fused
-    if asked == "auto":
+        return fused_kernel
+    if requested == "auto":
         return "xla"
-    raise ConfigError(f"config.model.attention={asked!r} {why}; use auto or xla")
+    raise ConfigError(f"config.model.attention={requested!r} {reason}; use auto or xla")

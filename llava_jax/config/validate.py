@@ -36,63 +36,63 @@ def check_config(config: Config) -> None:
         raise ConfigError(f"config.guard.spike={config.guard.spike} must be above 1, or 0 for no such rule")
     for path, value in flatten(config).items():
         key = within_stage(path)
-        least = 1 if key in AT_LEAST_ONE else 0
-        if isinstance(value, int | float) and key not in ANY_SIGN and not least <= value < math.inf:
-            raise ConfigError(f"config.{path}={value} must be at least {least}, and finite")
+        minimum = 1 if key in AT_LEAST_ONE else 0
+        if isinstance(value, int | float) and key not in ANY_SIGN and not minimum <= value < math.inf:
+            raise ConfigError(f"config.{path}={value} must be at least {minimum}, and finite")
     for name, s in config.stages.items():
-        at = f"config.stages.{name}"
-        check_choice(s.data.source, ("files", "scenes"), f"{at}.data.source")
-        check_choice(s.data.scenes, ("caption", "study", "tell", "instruct"), f"{at}.data.scenes")
-        check_choice(s.data.aspect, ("crop", "pad"), f"{at}.data.aspect")
-        check_choice(s.data.overlong, ("truncate", "error"), f"{at}.data.overlong")
-        check_choice(s.data.packing, ("none", "pack"), f"{at}.data.packing")
-        check_choice(s.data.bad, ("error", "replace"), f"{at}.data.bad")
-        _check_lengths(s, at)
-        check_choice(s.optimizer.schedule, ("cosine", "constant"), f"{at}.optimizer.schedule")
-        check_choice(s.optimizer.first_moment, ("float32", "bfloat16"), f"{at}.optimizer.first_moment")
-        check_choice(s.weights, ("auto", "sharded", "replicated"), f"{at}.weights")
+        prefix = f"config.stages.{name}"
+        check_choice(s.data.source, ("files", "scenes"), f"{prefix}.data.source")
+        check_choice(s.data.scenes, ("caption", "study", "tell", "instruct"), f"{prefix}.data.scenes")
+        check_choice(s.data.aspect, ("crop", "pad"), f"{prefix}.data.aspect")
+        check_choice(s.data.overlong, ("truncate", "error"), f"{prefix}.data.overlong")
+        check_choice(s.data.packing, ("none", "pack"), f"{prefix}.data.packing")
+        check_choice(s.data.bad, ("error", "replace"), f"{prefix}.data.bad")
+        _check_lengths(s, prefix)
+        check_choice(s.optimizer.schedule, ("cosine", "constant"), f"{prefix}.optimizer.schedule")
+        check_choice(s.optimizer.first_moment, ("float32", "bfloat16"), f"{prefix}.optimizer.first_moment")
+        check_choice(s.weights, ("auto", "sharded", "replicated"), f"{prefix}.weights")
         if s.steps == 0 and s.data.source == "scenes":
-            raise ConfigError(f"{at}.steps must be set: scenes never end, so there are no epochs to count")
+            raise ConfigError(f"{prefix}.steps must be set: scenes never end, so there are no epochs to count")
         if s.data.source == "files" and name in config.run and bool(s.data.path) == bool(s.data.mixture):
             raise ConfigError(
-                f"{at}.data.path must be set (a json needs image_folder too), or data.mixture; one of them"
+                f"{prefix}.data.path must be set (a json needs image_folder too), or data.mixture; one of them"
             )
         for path, _, weight in s.data.mixture:
             if not 0 < weight < math.inf:
-                raise ConfigError(f"{at}.data.mixture: the weight of {path!r} must be positive, not {weight}")
+                raise ConfigError(f"{prefix}.data.mixture: the weight of {path!r} must be positive, not {weight}")
         if s.eval.shuffled and (s.data.max_images == 0 or s.eval.samples < 2):
-            raise ConfigError(f"{at}.eval.shuffled needs images, and at least 2 eval.samples")
+            raise ConfigError(f"{prefix}.eval.shuffled needs images, and at least 2 eval.samples")
         if s.batch % s.accumulation:
-            raise ConfigError(f"{at}.batch={s.batch} is not a multiple of accumulation={s.accumulation}")
+            raise ConfigError(f"{prefix}.batch={s.batch} is not a multiple of accumulation={s.accumulation}")
         for key in ("data.held_out", "optimizer.b1", "optimizer.b2", "optimizer.warmup_ratio"):
             if flatten(s)[key] >= 1:
-                raise ConfigError(f"{at}.{key}={flatten(s)[key]} must be below 1")
+                raise ConfigError(f"{prefix}.{key}={flatten(s)[key]} must be below 1")
         if not s.learning_rates:
-            raise ConfigError(f"{at}.learning_rates is empty; e.g. (('projector/.*', 2e-3), ('.*', None))")
+            raise ConfigError(f"{prefix}.learning_rates is empty; e.g. (('projector/.*', 2e-3), ('.*', None))")
         for module in s.fresh:
-            check_choice(module, ("vision", "projector", "llm"), f"{at}.fresh")
+            check_choice(module, ("vision", "projector", "llm"), f"{prefix}.fresh")
         for pattern, rate in s.learning_rates:
             try:
                 re.compile(pattern)
             except re.error as e:
-                raise ConfigError(f"{at}.learning_rates: {pattern!r} is not a regular expression: {e}") from None
+                raise ConfigError(f"{prefix}.learning_rates: {pattern!r} is not a regular expression: {e}") from None
             if rate is not None and not 0 < rate < math.inf:
-                raise ConfigError(f"{at}.learning_rates: {pattern!r} has rate {rate}; write None to freeze it")
+                raise ConfigError(f"{prefix}.learning_rates: {pattern!r} has rate {rate}; write None to freeze it")
 
 
-def _check_lengths(s: Stage, at: str) -> None:
+def _check_lengths(s: Stage, prefix: str) -> None:
     lengths = (*s.data.lengths, s.data.length)
     for length in lengths:
         if length % s.loss_chunks:
             name = "length" if length == s.data.length else "lengths"
-            raise ConfigError(f"{at}.data.{name}={length} is not a multiple of loss_chunks={s.loss_chunks}")
+            raise ConfigError(f"{prefix}.data.{name}={length} is not a multiple of loss_chunks={s.loss_chunks}")
     if list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
         raise ConfigError(
-            f"{at}.data.lengths={s.data.lengths} must ascend, from 1 to below data.length={s.data.length}"
+            f"{prefix}.data.lengths={s.data.lengths} must ascend, from 1 to below data.length={s.data.length}"
         )
     if s.data.packing == "pack" and s.data.lengths:
-        raise ConfigError(f"{at}.data.lengths is for rows of one sample; packed rows are all data.length long")
+        raise ConfigError(f"{prefix}.data.lengths is for rows of one sample; packed rows are all data.length long")
     if s.data.source == "scenes" and (s.data.packing == "pack" or s.data.lengths):
-        raise ConfigError(f"{at}.data.packing and lengths need samples that can be measured first; scenes never end")
+        raise ConfigError(f"{prefix}.data.packing and lengths need samples with known lengths; scenes are endless")
     if s.data.mixture and s.data.lengths:
-        raise ConfigError(f"{at}.data.lengths does not go with a mixture, which never ends; packing=pack does")
+        raise ConfigError(f"{prefix}.data.lengths does not go with a mixture, which never ends; packing=pack does")

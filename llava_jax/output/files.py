@@ -60,11 +60,11 @@ def write_whole(path: Path, text: str) -> None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
-    except UnicodeEncodeError as fault:
-        near = fault.object[max(0, fault.start - 40) : fault.start]
-        raise DataError(f"{path}: not written, there is half a character (a lone surrogate) behind {near!r}.") from None
-    except OSError as fault:
-        raise ConfigError(f"{path}: cannot be written ({fault.strerror or fault}). Name another place.") from None
+    except UnicodeEncodeError as error:
+        context = error.object[max(0, error.start - 40) : error.start]
+        raise DataError(f"{path}: not written, a lone surrogate follows {context!r}.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror or error}). Name another place.") from None
 
 
 def date_of(path: Path) -> str:
@@ -79,11 +79,11 @@ def date_of(path: Path) -> str:
 def read_object(file: Path, purpose: str) -> dict:
     """The object in a json file that says `purpose`. Raises DataError where it is missing or broken."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{file} does not exist: it says {purpose}") from None
     except (ValueError, OSError) as e:
         raise DataError(f"{file} cannot be read: {e}") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise DataError(f"{file} holds no object")
-    return found
+    return content

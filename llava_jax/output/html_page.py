@@ -36,11 +36,11 @@ def join(*parts: str, separator: str = "") -> Markup:
 def element(name: str, content: str = "", /, **attributes: str) -> Markup:
     """<name attribute="..">content</name>, with text escaped. `class_` is the attribute class, `aria_label` is
     aria-label; an attribute with the value "" is left out, except `alt` and `checked` and `open`."""
-    inside = ""
+    markup = ""
     for key, value in attributes.items():
         if value or key in ("alt", "checked", "open"):
-            inside += f' {key.rstrip("_").replace("_", "-")}="{escaped(value)}"'
-    return Markup(f"<{name}{inside}>" if name in VOID else f"<{name}{inside}>{escaped(content)}</{name}>")
+            markup += f' {key.rstrip("_").replace("_", "-")}="{escaped(value)}"'
+    return Markup(f"<{name}{markup}>" if name in VOID else f"<{name}{markup}>{escaped(content)}</{name}>")
 
 
 def document(
@@ -59,11 +59,11 @@ def document(
     summary: what stands across the whole page above the body, `page_parts.tiles` mostly.
     contents: (id of an element of the body, text, count) of a list of links that stays in view.
     """
-    known = [(name, value) for name, value in (facts or {}).items() if value]
+    nonempty_facts = [(name, value) for name, value in (facts or {}).items() if value]
     head = [element("p", label, class_="eyebrow")] if label else []
     head.append(element("h1", title))
-    if known:
-        pairs = (element("div", join(element("dt", name), element("dd", value))) for name, value in known)
+    if nonempty_facts:
+        pairs = (element("div", join(element("dt", name), element("dd", value))) for name, value in nonempty_facts)
         head.append(element("dl", join(*pairs), class_="facts"))
     main = element("main", join(*body, separator="\n"), id="main")
     if contents:

@@ -15,9 +15,9 @@ def wilson(correct: int, count: int) -> tuple[float, float] | None:
     if count == 0:
         return None
     share, z2 = correct / count, Z * Z
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
-    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
+    center = (share + z2 / (2 * count)) / (1 + z2 / count)
+    margin = Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
+    return 100 * max(0.0, center - margin), 100 * min(1.0, center + margin)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -15,22 +15,22 @@ def table(rows: Sequence[Sequence[str]], label: str = "") -> Markup:
     Columns with nothing below the heading are left out; columns of numbers are right-aligned. label: what the table
     shows, for those who cannot see it.
     """
-    kept = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
-    numbers = {i for i in kept if all(_is_number(row[i]) for row in rows[1:])}
+    columns = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
+    numbers = {i for i in columns if all(_is_number(row[i]) for row in rows[1:])}
 
     def cells(row: Sequence[str], is_head: bool) -> Markup:
-        made = []
-        for i in kept:
+        cell_elements = []
+        for i in columns:
             scope = "col" if is_head else "row" if i == 0 and i not in numbers else ""
             kind = "number" if i in numbers else ""
-            made.append(element("th" if scope else "td", row[i], scope=scope, class_=kind))
-        return element("tr", join(*made))
+            cell_elements.append(element("th" if scope else "td", row[i], scope=scope, class_=kind))
+        return element("tr", join(*cell_elements))
 
     head = element("thead", cells(rows[0], True))
     body = element("tbody", join(*(cells(row, False) for row in rows[1:]), separator="\n"))
-    whole = element("table", join(head, body, separator="\n"))
+    html = element("table", join(head, body, separator="\n"))
     # It scrolls sideways on a narrow screen; with a tabindex by keyboard, too.
-    return element("div", whole, class_="scroll", tabindex="0", role="region", aria_label=label or "table")
+    return element("div", html, class_="scroll", tabindex="0", role="region", aria_label=label or "table")
 
 
 def _is_number(cell: str) -> bool:
@@ -45,9 +45,9 @@ def tile(label: str, value: str, note: str = "", *, bar: str = "", tone: str = "
     return element("div", join(*parts), class_="wide" if bar else "")
 
 
-def tiles(made: Iterable[str]) -> Markup:
+def tiles(items: Iterable[str]) -> Markup:
     """A row of `tile`s."""
-    return element("dl", join(*made, separator="\n"), class_="tiles")
+    return element("dl", join(*items, separator="\n"), class_="tiles")
 
 
 def share_bar(percent: float | None, interval: tuple[float, float] | None = None, mark: float | None = None) -> Markup:
@@ -74,8 +74,8 @@ def badge(text: str, tone: str = "") -> Markup:
 
 def definitions(pairs: Iterable[tuple[str, str, str]], class_: str) -> Markup:
     """(term, text, class) as a list of terms."""
-    made = (element("div", join(element("dt", t), element("dd", text)), class_=tone) for t, text, tone in pairs)
-    return element("dl", join(*made), class_=class_)
+    items = (element("div", join(element("dt", t), element("dd", text)), class_=tone) for t, text, tone in pairs)
+    return element("dl", join(*items), class_=class_)
 
 
 def filters(groups: Iterable[tuple[str, str, Sequence[tuple[str, str, int]], int]]) -> Markup:

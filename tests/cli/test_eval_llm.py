@@ -62,7 +62,7 @@ def problem_of(call) -> str:
 def verdict(call) -> None:
     """Replies with the judge's answer of BLOCKS."""
     text = files(BLOCKS)[2].texts.get(problem_of(call), "")
-    call.say(f"Hm. {text}")
+    call.reply(f"Hm. {text}")
 
 
 def test_judge_is_asked_about_exactly_the_differing_problems(folder, capsys):
@@ -98,9 +98,9 @@ def test_ask_writes_a_file_that_ensemble_reads(folder, capsys):
         if problem_of(call) == "7" and fails:
             call.fail(500, "oh\x1b[31m no")
         elif problem_of(call) == "8":
-            call.say(None, refusal="No.")
+            call.reply(None, refusal="No.")
         else:
-            call.say("The answer is A. BECAUSE: so.")
+            call.reply("The answer is A. BECAUSE: so.")
 
     fails = True
     with FakeServer(behave) as server:
@@ -251,7 +251,7 @@ def test_api_key_is_in_no_file_and_no_log(folder, status, code):
         elif int(problem_of(call)) % 7 == 0 and call.times == 1:
             call.fail(503, f"{call.key} later", X_Key=call.key)
         else:
-            call.say(f"{call.key}: The answer is A.")
+            call.reply(f"{call.key}: The answer is A.")
 
     with FakeServer(behave) as server:
         process = start(judging(folder, server), OPENAI_LOG="debug")

@@ -65,7 +65,7 @@ def test_parameter_counts_and_axes(vision, llm, projector):
         assert box.value.dtype == "float32"
 
 
-def test_leaf_names_are_the_four_of_the_interface():
+def test_leaf_names_are_kernel_bias_scale_and_embedding():
     paths = jax.tree_util.tree_leaves_with_path(nn.unbox(abstract_params(config_of(*PAIRS[-1]))))
     assert {path[-1].key for path, _ in paths} == {"kernel", "bias", "scale", "embedding"}
 

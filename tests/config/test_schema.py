@@ -22,9 +22,9 @@ from llava_jax.errors import ConfigError
 def small():
     """The least that a config must say."""
     c = config.defaults()
-    c.run = ("one",)
-    c.stages.one = config.stage(steps=3, learning_rates=(("projector/.*", 1e-3), (".*", None)))
-    c.stages.one.data.source = "scenes"
+    c.run = ("first",)
+    c.stages.first = config.stage(steps=3, learning_rates=(("projector/.*", 1e-3), (".*", None)))
+    c.stages.first.data.source = "scenes"
     return c
 
 
@@ -32,19 +32,19 @@ def changed(path: str, value):
     """`small()` with one value set, in the way that a file would; new keys included."""
     c = small()
     *groups, key = path.split(".")
-    at = c
+    values = c
     for group in groups:
-        at = at[group]
-    with at.ignore_type():
-        at[key] = value
+        values = values[group]
+    with values.ignore_type():
+        values[key] = value
     return c
 
 
-def test_what_is_not_said_has_its_default():
+def test_unset_values_have_their_defaults():
     read = from_config_dict(small())
     stage = Stage(steps=3, learning_rates=(("projector/.*", 1e-3), (".*", None)))
     stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, source="scenes"))
-    assert read == Config(run=("one",), stages={"one": stage})
+    assert read == Config(run=("first",), stages={"first": stage})
 
 
 def test_defaults_hold_every_field_and_nothing_else():
@@ -52,17 +52,17 @@ def test_defaults_hold_every_field_and_nothing_else():
     assert flatten(config.stage().to_dict()) == flatten(Stage())
 
 
-def test_a_config_cannot_be_changed():
+def test_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         from_config_dict(small()).seed = 1
 
 
-def test_stages_are_those_of_run_in_its_order():
+def test_stages_follow_the_order_of_run():
     c = small()
-    c.stages.another = c.stages.one
-    c.stages.zero = c.stages.one
-    c.run = ("zero", "one")
-    assert list(from_config_dict(c).stages) == ["zero", "one"]
+    c.stages.another = c.stages.first
+    c.stages.zero = c.stages.first
+    c.run = ("zero", "first")
+    assert list(from_config_dict(c).stages) == ["zero", "first"]
 
 
 @pytest.mark.parametrize(
@@ -71,12 +71,12 @@ def test_stages_are_those_of_run_in_its_order():
         ("sed", 1, "config.sed is not a setting; did you mean `seed`"),
         ("qqq", 1, "config.qqq is not a setting$"),
         ("model.visoin", "tiny", "config.model.visoin is not a setting; did you mean `vision`"),
-        ("stages.one.bath", 8, "config.stages.one.bath is not a setting; did you mean `batch`"),
-        ("stages.one.data.lenght", 8, "config.stages.one.data.lenght is not a setting; did you mean `length`"),
-        ("stages.one.optimizer.beta1", 0.9, "config.stages.one.optimizer.beta1 is not a setting"),
+        ("stages.first.bath", 8, "config.stages.first.bath is not a setting; did you mean `batch`"),
+        ("stages.first.data.lenght", 8, "config.stages.first.data.lenght is not a setting; did you mean `length`"),
+        ("stages.first.optimizer.beta1", 0.9, "config.stages.first.optimizer.beta1 is not a setting"),
     ],
 )
-def test_an_unknown_key_is_named_and_the_nearest_offered(path, value, message):
+def test_unknown_key_error_suggests_the_nearest_key(path, value, message):
     with pytest.raises(ConfigError, match=message):
         from_config_dict(changed(path, value))
 
@@ -89,19 +89,19 @@ def test_an_unknown_key_is_named_and_the_nearest_offered(path, value, message):
         ("seed", 1.0, "config.seed must be of type int, not float"),
         ("hash_frozen", 1, "config.hash_frozen must be of type bool, not int"),
         ("tokenizer", None, "config.tokenizer must be of type str"),
-        ("run", "one", "config.run must be a tuple"),
+        ("run", "first", "config.run must be a tuple"),
         ("run", (1,), r"config.run\[0\] must be of type str"),
         ("model", 3, "config.model must be a group of settings"),
         ("stages", 3, "config.stages must be a group of settings"),
-        ("stages.one", 3, "config.stages.one must be a group of settings"),
-        ("stages.one.optimizer.clip", "1", "config.stages.one.optimizer.clip must be of type float"),
-        ("stages.one.learning_rates", ((".*", True),), r"learning_rates\[0\]\[1\] must be of type float, not bool"),
-        ("stages.one.learning_rates", ((".*", "1e-3"),), r"learning_rates\[0\]\[1\] must be of type float"),
-        ("stages.one.learning_rates", ((".*",),), r"learning_rates\[0\] must have 2 items"),
-        ("stages.one.learning_rates", (".*", 1e-3), r"learning_rates\[0\] must be a tuple"),
+        ("stages.first", 3, "config.stages.first must be a group of settings"),
+        ("stages.first.optimizer.clip", "1", "config.stages.first.optimizer.clip must be of type float"),
+        ("stages.first.learning_rates", ((".*", True),), r"learning_rates\[0\]\[1\] must be of type float, not bool"),
+        ("stages.first.learning_rates", ((".*", "1e-3"),), r"learning_rates\[0\]\[1\] must be of type float"),
+        ("stages.first.learning_rates", ((".*",),), r"learning_rates\[0\] must have 2 items"),
+        ("stages.first.learning_rates", (".*", 1e-3), r"learning_rates\[0\] must be a tuple"),
     ],
 )
-def test_a_wrong_type_is_named(path, value, message):
+def test_wrong_type_is_refused(path, value, message):
     with pytest.raises(ConfigError, match=message):
         from_config_dict(changed(path, value))
 
@@ -109,21 +109,21 @@ def test_a_wrong_type_is_named(path, value, message):
 @pytest.mark.parametrize(
     "path, value, read",
     [
-        ("stages.one.optimizer.clip", 2, 2.0),
-        ("stages.one.learning_rates", [[".*", 1]], ((".*", 1.0),)),
-        ("run", ["one"], ("one",)),
-        ("stages.one.learning_rates", (("llm/.*", None), (".*", 1e-3)), (("llm/.*", None), (".*", 1e-3))),
+        ("stages.first.optimizer.clip", 2, 2.0),
+        ("stages.first.learning_rates", [[".*", 1]], ((".*", 1.0),)),
+        ("run", ["first"], ("first",)),
+        ("stages.first.learning_rates", (("llm/.*", None), (".*", 1e-3)), (("llm/.*", None), (".*", 1e-3))),
     ],
 )
-def test_whole_numbers_and_lists_stand_for_floats_and_tuples(path, value, read):
-    found = flatten(from_config_dict(changed(path, value)))[path]
-    assert found == read and type(found) is type(read)
+def test_ints_and_lists_become_floats_and_tuples(path, value, read):
+    setting = flatten(from_config_dict(changed(path, value)))[path]
+    assert setting == read and type(setting) is type(read)
 
 
 RANGES = [
     (("run", ()), "run is empty"),
-    (("run", ("one", "one")), "names a stage twice"),
-    (("run", ("on",)), "'on', which is not in config.stages; did you mean `one`"),
+    (("run", ("first", "first")), "names a stage twice"),
+    (("run", ("firs",)), "'firs', which is not in config.stages; did you mean `first`"),
     (("seed", -1), "seed=-1 must be at least 0"),
     (("log_every", 0), "log_every=0 must be at least 1"),
     (("checkpoint.every", 0), "checkpoint.every=0 must be at least 1"),
@@ -136,52 +136,52 @@ RANGES = [
     (("model.feature_dtype", "bf16"), "bf16' is not one of"),
     (("model.remat", "all"), "all' is not one of full, save_context, .*, none"),
     (("model.attention", "flash"), "flash' is not one of auto, xla, splash, cudnn"),
-    (("stages.one.steps", -1), "steps=-1 must be at least 0"),
-    (("stages.one.steps", 0), "steps must be set: scenes never end"),
-    (("stages.one.epochs", 0), "epochs=0 must be at least 1"),
-    (("stages.one.batch", 0), "batch=0 must be at least 1"),
-    (("stages.one.accumulation", 0), "accumulation=0 must be at least 1"),
-    (("stages.one.accumulation", 3), "batch=128 is not a multiple of accumulation=3"),
-    (("stages.one.loss_chunks", 0), "loss_chunks=0 must be at least 1"),
-    (("stages.one.loss_chunks", 3), "length=2048 is not a multiple of loss_chunks=3"),
-    (("stages.one.fresh", ("lm",)), "lm' is not one of vision, projector, llm"),
-    (("stages.one.learning_rates", ()), "learning_rates is empty"),
-    (("stages.one.learning_rates", (("(", 1.0),)), "'\\(' is not a regular expression"),
-    (("stages.one.learning_rates", ((".*", 0.0),)), "rate 0.0; write None to freeze it"),
-    (("stages.one.learning_rates", ((".*", float("nan")),)), "rate nan"),
-    (("stages.one.learning_rates", ((".*", float("inf")),)), "rate inf"),
-    (("stages.one.data.source", "scene"), "scene' is not one of files, scenes; did you mean `scenes`"),
-    (("stages.one.data.source", "files"), "data.path must be set .* or data.mixture"),
-    (("stages.one.data.mixture", (("a.json", "images", 0.0),)), "the weight of 'a.json' must be positive, not 0.0"),
-    (("stages.one.data.mixture", (("a.json", "images", float("nan")),)), "must be positive, not nan"),
-    (("stages.one.data.mixture", (("a.json", 1.0),)), r"mixture\[0\] must have 3 items, not 2"),
+    (("stages.first.steps", -1), "steps=-1 must be at least 0"),
+    (("stages.first.steps", 0), "steps must be set: scenes never end"),
+    (("stages.first.epochs", 0), "epochs=0 must be at least 1"),
+    (("stages.first.batch", 0), "batch=0 must be at least 1"),
+    (("stages.first.accumulation", 0), "accumulation=0 must be at least 1"),
+    (("stages.first.accumulation", 3), "batch=128 is not a multiple of accumulation=3"),
+    (("stages.first.loss_chunks", 0), "loss_chunks=0 must be at least 1"),
+    (("stages.first.loss_chunks", 3), "length=2048 is not a multiple of loss_chunks=3"),
+    (("stages.first.fresh", ("lm",)), "lm' is not one of vision, projector, llm"),
+    (("stages.first.learning_rates", ()), "learning_rates is empty"),
+    (("stages.first.learning_rates", (("(", 1.0),)), "'\\(' is not a regular expression"),
+    (("stages.first.learning_rates", ((".*", 0.0),)), "rate 0.0; write None to freeze it"),
+    (("stages.first.learning_rates", ((".*", float("nan")),)), "rate nan"),
+    (("stages.first.learning_rates", ((".*", float("inf")),)), "rate inf"),
+    (("stages.first.data.source", "scene"), "scene' is not one of files, scenes; did you mean `scenes`"),
+    (("stages.first.data.source", "files"), "data.path must be set .* or data.mixture"),
+    (("stages.first.data.mixture", (("a.json", "images", 0.0),)), "the weight of 'a.json' must be positive, not 0.0"),
+    (("stages.first.data.mixture", (("a.json", "images", float("nan")),)), "must be positive, not nan"),
+    (("stages.first.data.mixture", (("a.json", 1.0),)), r"mixture\[0\] must have 3 items, not 2"),
     (
-        ("stages.one.data.scenes", "captions"),
+        ("stages.first.data.scenes", "captions"),
         "captions' is not one of caption, study, tell, instruct; did you mean `caption`",
     ),
-    (("stages.one.data.aspect", "square"), "square' is not one of crop, pad"),
-    (("stages.one.data.overlong", "drop"), "drop' is not one of truncate, error"),
-    (("stages.one.data.length", 0), "length=0 must be at least 1"),
-    (("stages.one.data.packing", "packed"), "packed' is not one of none, pack; did you mean `pack`"),
-    (("stages.one.data.packing", "pack"), "need samples that can be measured first; scenes never end"),
-    (("stages.one.data.lengths", (512,)), "need samples that can be measured first; scenes never end"),
-    (("stages.one.data.lengths", (512, 256)), r"lengths=\(512, 256\) must ascend, from 1 to below data.length=2048"),
-    (("stages.one.data.lengths", (2048,)), "must ascend, from 1 to below data.length=2048"),
-    (("stages.one.data.lengths", (0,)), "must ascend, from 1 to below"),
-    (("stages.one.data.bad", "skip"), "skip' is not one of error, replace"),
-    (("stages.one.data.bad_ceiling", -0.1), "bad_ceiling=-0.1 must be at least 0"),
-    (("stages.one.data.workers", -1), "workers=-1 must be at least 0"),
-    (("stages.one.data.max_images", -1), "max_images=-1 must be at least 0"),
-    (("stages.one.data.threads", -1), "threads=-1 must be at least 0"),
-    (("stages.one.data.held_out", 1.0), "held_out=1.0 must be below 1"),
-    (("stages.one.data.held_out", -0.1), "held_out=-0.1 must be at least 0"),
-    (("stages.one.optimizer.schedule", "linear"), "linear' is not one of cosine, constant"),
-    (("stages.one.optimizer.warmup_ratio", 1.5), "warmup_ratio=1.5 must be below 1"),
-    (("stages.one.optimizer.b1", 1.0), "b1=1.0 must be below 1"),
-    (("stages.one.optimizer.clip", float("nan")), "clip=nan must be at least 0, and finite"),
-    (("stages.one.eval.samples", 0), "samples=0 must be at least 1"),
-    (("stages.one.eval.questions", -1), "questions=-1 must be at least 0"),
-    (("stages.one.eval.max_new_tokens", 0), "max_new_tokens=0 must be at least 1"),
+    (("stages.first.data.aspect", "square"), "square' is not one of crop, pad"),
+    (("stages.first.data.overlong", "drop"), "drop' is not one of truncate, error"),
+    (("stages.first.data.length", 0), "length=0 must be at least 1"),
+    (("stages.first.data.packing", "packed"), "packed' is not one of none, pack; did you mean `pack`"),
+    (("stages.first.data.packing", "pack"), "need samples with known lengths; scenes are endless"),
+    (("stages.first.data.lengths", (512,)), "need samples with known lengths; scenes are endless"),
+    (("stages.first.data.lengths", (512, 256)), r"lengths=\(512, 256\) must ascend, from 1 to below data.length=2048"),
+    (("stages.first.data.lengths", (2048,)), "must ascend, from 1 to below data.length=2048"),
+    (("stages.first.data.lengths", (0,)), "must ascend, from 1 to below"),
+    (("stages.first.data.bad", "skip"), "skip' is not one of error, replace"),
+    (("stages.first.data.bad_ceiling", -0.1), "bad_ceiling=-0.1 must be at least 0"),
+    (("stages.first.data.workers", -1), "workers=-1 must be at least 0"),
+    (("stages.first.data.max_images", -1), "max_images=-1 must be at least 0"),
+    (("stages.first.data.threads", -1), "threads=-1 must be at least 0"),
+    (("stages.first.data.held_out", 1.0), "held_out=1.0 must be below 1"),
+    (("stages.first.data.held_out", -0.1), "held_out=-0.1 must be at least 0"),
+    (("stages.first.optimizer.schedule", "linear"), "linear' is not one of cosine, constant"),
+    (("stages.first.optimizer.warmup_ratio", 1.5), "warmup_ratio=1.5 must be below 1"),
+    (("stages.first.optimizer.b1", 1.0), "b1=1.0 must be below 1"),
+    (("stages.first.optimizer.clip", float("nan")), "clip=nan must be at least 0, and finite"),
+    (("stages.first.eval.samples", 0), "samples=0 must be at least 1"),
+    (("stages.first.eval.questions", -1), "questions=-1 must be at least 0"),
+    (("stages.first.eval.max_new_tokens", 0), "max_new_tokens=0 must be at least 1"),
 ]
 
 
@@ -191,69 +191,69 @@ def test_a_value_out_of_range_is_refused(setting, message):
         from_config_dict(changed(*setting))
 
 
-def test_row_lengths_are_for_rows_of_one_sample_and_chunks_divide_each():
-    c = changed("stages.one.data.lengths", (512,))
-    c.stages.one.data.source, c.stages.one.data.path, c.stages.one.data.image_folder = "files", "a", "b"
+def test_row_lengths_exclude_packing_and_are_multiples_of_loss_chunks():
+    c = changed("stages.first.data.lengths", (512,))
+    c.stages.first.data.source, c.stages.first.data.path, c.stages.first.data.image_folder = "files", "a", "b"
     from_config_dict(c)
-    c.stages.one.data.packing = "pack"
+    c.stages.first.data.packing = "pack"
     with pytest.raises(ConfigError, match="lengths is for rows of one sample; packed rows are all data.length long"):
         from_config_dict(c)
-    c.stages.one.data.packing, c.stages.one.data.lengths, c.stages.one.loss_chunks = "none", (514,), 4
+    c.stages.first.data.packing, c.stages.first.data.lengths, c.stages.first.loss_chunks = "none", (514,), 4
     with pytest.raises(ConfigError, match="data.lengths=514 is not a multiple of loss_chunks=4"):
         from_config_dict(c)
 
 
 @pytest.mark.parametrize("setting", [("data.max_images", 0), ("eval.samples", 1)])
-def test_shuffled_images_take_images_and_two_samples(setting):
-    c = changed(f"stages.one.{setting[0]}", setting[1])
-    c.stages.one.eval.shuffled = True
+def test_shuffled_evaluation_needs_images_and_two_samples(setting):
+    c = changed(f"stages.first.{setting[0]}", setting[1])
+    c.stages.first.eval.shuffled = True
     with pytest.raises(ConfigError, match="eval.shuffled needs images, and at least 2 eval.samples"):
         from_config_dict(c)
 
 
-def test_a_mixture_is_packed_but_not_sorted_by_length():
-    c = changed("stages.one.data.packing", "pack")
-    c.stages.one.data.source, c.stages.one.data.mixture = "files", (("a.json", "images", 1.0),)
+def test_a_mixture_allows_packing_but_no_length_buckets():
+    c = changed("stages.first.data.packing", "pack")
+    c.stages.first.data.source, c.stages.first.data.mixture = "files", (("a.json", "images", 1.0),)
     from_config_dict(c)
-    c.stages.one.data.packing, c.stages.one.data.lengths = "none", (512,)
+    c.stages.first.data.packing, c.stages.first.data.lengths = "none", (512,)
     with pytest.raises(ConfigError, match="lengths does not go with a mixture, which never ends; packing=pack does"):
         from_config_dict(c)
 
 
-def test_the_kinds_of_scenes_are_the_source_s():
+def test_scene_kinds_match_the_scene_source():
     for kind in scenes.KINDS:
-        from_config_dict(changed("stages.one.data.scenes", kind))
+        from_config_dict(changed("stages.first.data.scenes", kind))
     with pytest.raises(ConfigError, match=f"is not one of {', '.join(scenes.KINDS)}$"):
-        from_config_dict(changed("stages.one.data.scenes", "qqq"))
+        from_config_dict(changed("stages.first.data.scenes", "qqq"))
 
 
-def test_a_stage_that_is_not_run_may_lack_its_data_but_not_its_sense():
+def test_unused_stage_may_lack_data_but_is_validated():
     c = small()
     c.stages.later = config.stage(learning_rates=((".*", 1e-5),))
-    assert list(from_config_dict(c).stages) == ["one"]
+    assert list(from_config_dict(c).stages) == ["first"]
     c.stages.later.batch = 0
     with pytest.raises(ConfigError, match="stages.later.batch=0"):
         from_config_dict(c)
 
 
-def test_stage_takes_its_own_settings_only():
+def test_stage_refuses_unknown_settings():
     assert config.stage(batch=8).batch == 8
     with pytest.raises(ConfigError, match="a stage has no setting `bach`; did you mean `batch`"):
         config.stage(bach=8)
 
 
 @pytest.mark.parametrize("layer, used", [(-2, 23), (-1, 24), (0, 0), (24, 24), (-25, 0)])
-def test_names_become_shapes(layer, used):
-    found = model_config(Model(select_layer=layer))
-    assert found.vision.blocks_used == used and found.llm == architectures.LLM["vicuna_7b_v1.3"]
-    assert found.vision == dataclasses.replace(architectures.VISION["clip_l14_224"], select_layer=layer)
+def test_model_names_resolve_to_shapes(layer, used):
+    shapes = model_config(Model(select_layer=layer))
+    assert shapes.vision.blocks_used == used and shapes.llm == architectures.LLM["vicuna_7b_v1.3"]
+    assert shapes.vision == dataclasses.replace(architectures.VISION["clip_l14_224"], select_layer=layer)
 
 
 BF16, F32 = dict(dtype="bfloat16", llm="tiny"), dict(dtype="float32", llm="tiny")
 
 
 @pytest.mark.parametrize(
-    "asked, platform, model, found",
+    "requested, platform, model, expected",
     [
         ("auto", "tpu", BF16, "splash"),
         ("auto", "cuda", BF16, "cudnn"),
@@ -274,35 +274,35 @@ BF16, F32 = dict(dtype="bfloat16", llm="tiny"), dict(dtype="float32", llm="tiny"
         ("cudnn", "cuda", BF16 | dict(llm="wide heads"), "head sizes up to 128 .* not the 256 of wide heads"),
     ],
 )
-def test_the_kernel_follows_from_platform_dtype_and_head_size(asked, platform, model, found, monkeypatch):
+def test_attention_kernel_depends_on_platform_dtype_and_head_size(requested, platform, model, expected, monkeypatch):
     wide = dataclasses.replace(architectures.LLM["tiny"], head_size=256)
     monkeypatch.setitem(architectures.LLM, "wide heads", wide)
-    model = Model(attention=asked, **model)
-    if " " in found:
-        with pytest.raises(ConfigError, match=found):
+    model = Model(attention=requested, **model)
+    if " " in expected:
+        with pytest.raises(ConfigError, match=expected):
             model_config(model, platform)
     else:
-        assert model_config(model, platform).attention == found
+        assert model_config(model, platform).attention == expected
 
 
-def test_every_value_is_told_with_where_it_came_from():
+def test_every_value_is_listed_with_its_origin():
     c = small()
     c.seed = 7  # by the file
     c.log_every = 10  # by the file, and the default all the same
-    c.stages.one.batch = 32
-    overrides = {"stages.one.steps": 3, "load": {"llm": "x"}}
+    c.stages.first.batch = 32
+    overrides = {"stages.first.steps": 3, "load": {"llm": "x"}}
     lines = describe_values(from_config_dict(c), overrides, "my.py")
     assert len(lines) == len(set(lines)) == len(flatten(from_config_dict(c)))
     for line in (
         "seed = 7  (my.py)",
         "log_every = 10  (default)",
-        "run = ('one',)  (my.py)",
+        "run = ('first',)  (my.py)",
         "model.llm = 'vicuna_7b_v1.3'  (default)",
-        "stages.one.batch = 32  (my.py)",
-        "stages.one.steps = 3  (command line)",
-        "stages.one.epochs = 1  (default)",
-        "stages.one.data.source = 'scenes'  (my.py)",
-        "stages.one.data.length = 2048  (default)",
+        "stages.first.batch = 32  (my.py)",
+        "stages.first.steps = 3  (command line)",
+        "stages.first.epochs = 1  (default)",
+        "stages.first.data.source = 'scenes'  (my.py)",
+        "stages.first.data.length = 2048  (default)",
         "load.llm = ''  (command line)",
     ):
         assert line in lines

@@ -255,7 +255,7 @@ FROM_JAX = {"RESOURCE_EXHAUSTED", "Out of memory", "The following tasks are unhe
 FROM_JAX |= {"the leader task was preempted/died"}
 
 
-def test_troubleshooting_has_the_texts_of_the_code():
+def test_troubleshooting_quotes_messages_of_the_code():
     headings = re.findall(r"^### (.+)$", read(ROOT / "docs" / "troubleshooting.md"), re.M)
     texts = [text for heading in headings for text in re.findall("`([^`]+)`", heading)]
     assert len(texts) > 40
@@ -271,13 +271,13 @@ def pattern_of(text: str) -> str:
 # --- the tests see what they look for
 
 
-def test_prose_has_no_code():
+def test_prose_omits_code():
     text = "a `b`\n\n<!-- run -->\n```bash\nc --flag\n```\n\n    d --flag\n\ne\n"
     assert prose(text) == "a `b`\n\n\n\n\ne\n" and inline_code(text) == ["b"]
     assert commands(text) == [["c", "--flag"], ["d", "--flag"]]
 
 
-def test_commands_are_split_as_a_shell_does():
+def test_commands_are_split_like_a_shell():
     text = "```bash\necho 'a | b' | x --c > out  # not --this\ny \\\n    --d && z\n```\n"
     assert commands(text) == [["echo", "a | b"], ["x", "--c", ">", "out"], ["y", "--d"], ["z"]]
 
@@ -298,7 +298,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("fault", PLANTED)
-def test_a_planted_fault_is_found(fault, tmp_path):
+def test_a_planted_fault_is_detected(fault, tmp_path):
     check, text = PLANTED[fault]
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "page.md"

@@ -28,12 +28,12 @@ SBATCH = {  # the options used, and what each may have: https://slurm.schedmd.co
 }
 
 
-def refuse(schema: str, value) -> None:
+def validate(schema: str, value) -> None:
     jsonschema.validate(value, json.loads((Path(__file__).parent / schema).read_text()))
 
 
-def test_the_jobset_is_one():
-    refuse("jobset.schema.json", JOBSET)
+def test_jobset_matches_the_schema():
+    validate("jobset.schema.json", JOBSET)
     (replicated,) = JOBSET["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
     pod = job["template"]["spec"]
@@ -46,12 +46,12 @@ def test_the_jobset_is_one():
     assert set(rule["onExitCodes"]["values"]) == {1, 2, 3}, "the program's own; 134 and 143 are to be started anew"
     mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert mounted.keys() == {volume["name"] for volume in pod["volumes"]}
-    (workdir,) = [word.partition("=")[2] for word in container["args"] if word.startswith("--workdir=")]
+    (workdir,) = [argument.partition("=")[2] for argument in container["args"] if argument.startswith("--workdir=")]
     assert any(workdir.startswith(f"{path}/") for path in mounted.values()), "else it is gone with the pod"
 
 
 @pytest.mark.parametrize("broken", ["kind", "misspelt", "restartPolicy", "tpu"])
-def test_a_jobset_that_is_none_is_noticed(broken):
+def test_broken_jobset_fails_the_schema(broken):
     value = json.loads(json.dumps(JOBSET))
     pod = value["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     if broken == "kind":
@@ -63,13 +63,13 @@ def test_a_jobset_that_is_none_is_noticed(broken):
     else:
         pod["containers"][0]["resources"]["limits"]["google.com/tpu"] = "4"
     with pytest.raises(jsonschema.ValidationError):
-        refuse("jobset.schema.json", value)
+        validate("jobset.schema.json", value)
 
 
-@pytest.mark.parametrize("place", ["tpu", "gpu"])
-def test_a_skypilot_task_is_one(place, tmp_path):
-    task = yaml.safe_load((ROOT / f"launch/skypilot/{place}.yaml").read_text())
-    refuse("skypilot.schema.json", task)
+@pytest.mark.parametrize("device", ["tpu", "gpu"])
+def test_skypilot_task_matches_the_schema_and_runs(device, tmp_path):
+    task = yaml.safe_load((ROOT / f"launch/skypilot/{device}.yaml").read_text())
+    validate("skypilot.schema.json", task)
     used = set(re.findall(r"\$\{?([A-Z]+)\b", json.dumps(task["file_mounts"]) + task["run"])) - {"SKYPILOT"}
     assert used == set(task["envs"]), "what jobs.sh gives"
 
@@ -80,18 +80,18 @@ def test_a_skypilot_task_is_one(place, tmp_path):
     python.chmod(0o755)
     flags = ["--config=a b.py", "--config.run=('x', 'y')"]
     base = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "FLAGS": shlex.join(flags)}
-    alone = {"SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_IPS": "10.0.0.1", "SKYPILOT_NODE_RANK": "0"}
+    single = {"SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_IPS": "10.0.0.1", "SKYPILOT_NODE_RANK": "0"}
     second = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": "1"}
     cluster = ["--coordinator=10.0.0.1:12345", "--processes=2", "--process=1"]
-    for where, expected in ((alone, ["--processes=1"]), (second, cluster)):
+    for environment, expected in ((single, ["--processes=1"]), (second, cluster)):
         done = subprocess.run(
-            ["bash", "-c", task["run"]], cwd=ROOT, env=base | where, capture_output=True, text=True, check=True
+            ["bash", "-c", task["run"]], cwd=ROOT, env=base | environment, capture_output=True, text=True, check=True
         )
-        expected = expected if place == "gpu" else []  # on TPU JAX finds the others
+        expected = expected if device == "gpu" else []  # on TPU JAX finds the others
         assert done.stdout.splitlines() == ["-u", "-m", "llava_jax.main", *expected, *flags]
 
 
-def test_sbatch_reads_its_headers():
+def test_sbatch_options_are_valid():
     text = (ROOT / "launch/slurm/train.sbatch").read_text()
     header, _, body = text.partition("\nset -")  # sbatch stops looking at the first command
     assert "#SBATCH" not in body and text.startswith("#!/")
@@ -104,7 +104,7 @@ def test_sbatch_reads_its_headers():
     assert options["signal"].startswith("TERM@"), "to the tasks, not to the shell (B:)"
 
 
-def test_the_image_has_what_it_copies():
+def test_dockerfile_copies_existing_files():
     text = (ROOT / "launch/gke/Dockerfile").read_text()
     for line in re.findall(r"^COPY (.*)$", text, re.M):
         for source in line.split()[:-1]:

@@ -11,7 +11,7 @@ from tests.fixtures import child_process
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_two_processes_train(tmp_path):
+def test_two_processes_train_one_run(tmp_path):
     settings = child_process.TRAINING | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
         [

