@@ -140,7 +140,7 @@ def main() -> None:
     excess, allowed = peak - arrays, share * max(sizes) + fixed
     print(f"destination arrays: {arrays / GB:.2f} GB; the program alone, before it reads: {base / GB:.2f} GB")
     print(
-        f"peak of convert --to {args.to}: {peak / GB:.2f} GB in {seconds:.0f} s, {excess / GB:.2f} GB beyond the arrays;"
+        f"peak of convert --to {args.to}: {peak / GB:.2f} GB in {seconds:.0f} s, {excess / GB:.2f} GB over the arrays;"
     )
     print(f"allowed beyond them: 1.3 x {max(sizes) / GB:.2f} + 0.5 = {allowed / GB:.2f} GB")
     sys.exit("the bound is missed" if excess > allowed else 0)

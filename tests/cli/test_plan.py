@@ -213,7 +213,7 @@ def test_compiled_steps_contain_no_slow_patterns(facts):
         assert not step["windowed"], name
         assert step["float32_gathers"] == [], name
         assert step["square"] is None, name  # no materialized attention scores
-        # Forward, forward again in the backward pass (remat), and two backward kernels; once, because of the layer scan.
+        # Forward, forward again in the backward pass (remat), two backward kernels; once, because of the layer scan.
         assert step["kernels"] == 4, name
 
 

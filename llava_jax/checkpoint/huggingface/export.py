@@ -17,7 +17,7 @@ from llava_jax.checkpoint.torch_tensors.safetensors_writer import (
     SHARD_BYTES,
     Tensor,
     files_dtype,
-    gather_to_host,
+    gather_tensor,
     torch_tensors,
     write_tensors,
 )
@@ -88,7 +88,7 @@ def _resized_vocabulary(mapping: TensorMapping, param: jax.Array, axis: int, siz
     width = param.shape[1 - axis]
 
     def value() -> np.ndarray:
-        table = gather_to_host(param).astype(dtype, copy=False)
+        table = gather_tensor(param).astype(dtype, copy=False)
         mean = table.astype(np.float32).mean(axis=axis, keepdims=True).astype(dtype)
         return to_torch(mapping.groups, np.concatenate([table, np.repeat(mean, size - table.shape[axis], axis)], axis))
 

@@ -43,7 +43,7 @@ def torch_tensors(mapping: TensorMapping, param: jax.Array, dtype: str | None) -
 
     def value(layer: int) -> np.ndarray:
         layer_param = param[layer] if mapping.stacked else param
-        return to_torch(mapping.groups, gather_to_host(layer_param).astype(dtype, copy=False))
+        return to_torch(mapping.groups, gather_tensor(layer_param).astype(dtype, copy=False))
 
     return [
         Tensor(name, torch_shape(mapping.groups, shape), dtype, lambda i=i: value(i))
@@ -51,7 +51,7 @@ def torch_tensors(mapping: TensorMapping, param: jax.Array, dtype: str | None) -
     ]
 
 
-def gather_to_host(x: jax.Array) -> np.ndarray:
+def gather_tensor(x: jax.Array) -> np.ndarray:
     """Returns the whole array on this host. Every process must call it."""
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
