@@ -17,7 +17,7 @@ _ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 
 
 def normalize(images: jax.Array) -> jax.Array:
-    """uint8[..., 3] -> float32, (x / 255 - MEAN) / STD. Floating point images count as normalised: returned unchanged."""
+    """uint8[..., 3] -> float32, (x / 255 - MEAN) / STD. Floating point images count as normalised; unchanged."""
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images
     return (images.astype(jnp.float32) / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
