@@ -257,7 +257,7 @@ BAD = {  # name: (change to a valid folder, flags, regex of the error)
     "plain template": (lambda f: None, ("--template", "plain"), "'plain' is not for chats"),
     "a base too many": (lambda f: None, ("--tower", "x"), "needs no separate tower"),
     "a tower alone": (saving(hf_clip(CONFIG.vision)), (), "no llm and no projector; .*--config.load.vision="),
-    "an LLM alone": (saving(hf_llama(CONFIG.llm)), (), "a language model alone is not written; .*--config.load.llm="),
+    "an LLM alone": (saving(hf_llama(CONFIG.llm)), (), "a language model alone cannot be saved; .*--config.load.llm="),
 }  # fmt: skip
 
 
