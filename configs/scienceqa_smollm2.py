@@ -1,39 +1,37 @@
-"""ScienceQA small enough for two CPU cores: SmolLM2-135M and a small tower, beside configs/scienceqa.py.
+"""ScienceQA on two CPU cores: configs/scienceqa.py with SmolLM2-135M and a small tower.
 
     python -m llava_jax.main --config=configs/scienceqa_smollm2.py --workdir=workdir/scienceqa_smollm2
     python -m llava_jax eval scienceqa predict workdir/scienceqa_smollm2 --problems data/scienceqa \\
         --out answers.jsonl --prompt-format QCM-A --max-new-tokens 24 --batch 16
     python -m llava_jax eval scienceqa score answers.jsonl --problems data/scienceqa
 
-On disk, all yours to bring (each path is a setting):
-    data/scienceqa/problems.json, pid_splits.json, images/    ScienceQA's, or some of it
+On disk, not downloaded (each path is a setting):
+    data/scienceqa/problems.json, pid_splits.json, images/    ScienceQA's, or a part of it
     data/SmolLM2-135M-Instruct.Q4_1.gguf                      the language model with its tokenizer
 
 Three epochs of the train split in SmolLM2's own chat format, the answer alone: 1,041 train problems with re-annotated
-lectures, packed into rows of 640 tokens, make 258 steps. To learn lecture and explanation before the answer, as
-configs/scienceqa.py does, three times the tokens, in one epoch:
+lectures, packed into rows of 640 tokens, make 258 steps. To train on lecture and explanation before the answer, as
+configs/scienceqa.py does (three times the tokens, one epoch):
 --config.stages.scienceqa.data.prompt_format=QCM-LEA --config.stages.scienceqa.epochs=1
 
-Measured (2026-11-23, two cores, other programs beside): 258 steps in 1,522 s, then 181 test problems in 62 s and 371
-of validation in 95 s (`--split val --missing-images text`: 191 of them have an image, and none of these is there).
+Measured (2026-11-23, two cores, with other load): 258 steps in 1,522 s, then 181 test problems in 62 s and 371
+of validation in 95 s (`--split val --missing-images text`: 191 of them have an image, which was missing).
 Strict, with the 95 % interval:
 
                                         test                        validation
     this config                         77/181 42.5 (35.6 to 49.8)  140/371 37.7 (33.0 to 42.8)
     QCM-LEA, one epoch                  56/181 30.9 (24.7 to 38.0)  not measured
-    SmolLM2 before, asked in words      0/181 (lenient: 22)         0/371 (lenient: 62)
-    drawing a choice                    39.9                        40.9
-    always saying B                     80/181 44.2                 169/371 45.6
+    SmolLM2 before training, text only  0/181 (lenient: 22)         0/371 (lenient: 62)
+    random choice                       39.9                        40.9
+    always B                            80/181 44.2                 169/371 45.6
 
-So it learned the form of the answer (3 of 552 name no choice), and nothing that these problems ask for: a model of this
-size, or 1,041 problems, are too few. With the explanation first it loses its way more often (46 of 181 without a
-letter).
+So it learned the answer format (3 of 552 answers name no choice), but not the subject: the model is too small, or 1,041
+problems are too few. With the explanation first, more answers lack a letter (46 of 181).
 
-A problem whose image is missing is replaced by another one, however many they are (data.bad_ceiling=1): with no image
-on disk those without one are trained on, each about twice. To ask such problems: predict --missing-images text. The
-tower starts at random; one that has learned to see, with its projector, comes from configs/smollm2.py
-(--config.stages.stage2.save.vision=FILE --config.stages.stage2.save.projector=FILE there, --config.load.vision=FILE
---config.load.projector=FILE here).
+A problem whose image is missing is replaced with another one, without a limit (data.bad_ceiling=1): with no images on
+disk, training uses the problems without images, each about twice. To evaluate the others: predict --missing-images
+text. The tower is random; configs/smollm2.py trains one with its projector (--config.stages.stage2.save.vision=FILE
+--config.stages.stage2.save.projector=FILE there, --config.load.vision=FILE --config.load.projector=FILE here).
 """
 
 from llava_jax import config

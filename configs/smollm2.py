@@ -1,34 +1,33 @@
-"""The two stages on real images with a real language model, small enough for two CPU cores: SmolLM2-135M.
+"""Both stages on real images, small enough for two CPU cores: SmolLM2-135M and a small tower.
 
     python -m llava_jax data captions captions.jsonl data/captioned_images/chat.json
     python -m llava_jax.main --config=configs/smollm2.py
 
-The first command turns pairs of image and caption, {"image", "caption"} a line, into LLaVA's JSON (see its --help).
+The first command converts lines {"image", "caption"} to LLaVA's JSON (see its --help).
 
-On disk, all yours to bring (each path is a setting):
-    data/captioned_images/chat.json, images/     what the first command wrote, and the images it names
+On disk, not downloaded (each path is a setting):
+    data/captioned_images/chat.json, images/     output of the first command, and its images
     data/SmolLM2-135M-Instruct.Q4_1.gguf         the language model with its tokenizer, a GGUF or Hugging Face's folder
 
-The tower has CLIP's shape but is small and starts at random, so stage 1 trains it together with the projector, through
-the frozen language model. A pretrained tower (--config.load.vision=FOLDER --config.model.vision=clip_l14_224; it takes
-256 tokens an image: data.length above 256 x data.max_images) is frozen, as in the paper:
+The tower has CLIP's architecture but is small and random, so stage 1 trains it together with the projector, with the
+language model frozen. A pretrained tower (--config.load.vision=FOLDER --config.model.vision=clip_l14_224; it uses
+256 tokens per image: data.length above 256 x data.max_images) is frozen, as in the paper:
 --config.stages.stage1.learning_rates='(("projector/.*",1e-3),(".*",None))'.
 
 1,594 images, 118 more held out, make 254 steps of stage 1, 3.6 s each on two cores (2026-11-23), and 101 of stage 2,
-5.7 s each: bfloat16 that recomputes its activations is faster here than float32 that keeps them (5.8 and 9.2 s), as
-new memory costs more than arithmetic. One run took 40 minutes beside other work, one kill in the middle included.
+5.7 s each: bfloat16 with full rematerialization is faster here than float32 without (5.8 and 9.2 s), because
+allocating memory costs more than arithmetic. One run took 40 minutes with other load, including one kill and resume.
 
-Mean loss of held-out captions, with the image's own features, another image's, a blank one's:
+Mean loss of held-out captions with their own image, another image, a blank image:
     after stage 1, seed 0   1.769   2.010   2.417
     after stage 1, seed 1   2.252   2.387   2.560
     after stage 1, seed 2   1.887   2.128   2.236
     after stage 2, seed 0   0.980   1.100   1.336
-So after stage 1 the right image is worth 0.21 of loss on average, 0.06 the standard deviation over the seeds: it sees
-something, not much. (It has seen 1,594 images, with captions a machine wrote.)
+So after stage 1 the correct image lowers the loss by 0.21 on average (standard deviation over seeds: 0.06), a small
+effect. (It was trained on 1,594 images with machine-written captions.)
 
-Stage 1: captions alone (`plain`). Stage 2: the same images asked about in SmolLM2's own chat format, projector and
-language model trained. Several captions share a row; what is held out is measured with its own image, with a blank one
-and with another one's.
+Stage 1: captions only (`plain`). Stage 2: questions about the same images in SmolLM2's chat format, training projector
+and language model. Rows are packed. The held-out loss is measured with the own, a blank and another image.
 """
 
 from llava_jax import config

@@ -1,25 +1,25 @@
-"""LLaVA v1, stage 1: a linear projector learns to put CLIP's features where LLaMA finds words. Vicuna-7B, 224 px.
+"""LLaVA v1, stage 1: trains a linear projector from CLIP's features to Vicuna-7B's token embeddings, at 224 px.
 
     python -m llava_jax.main --config=configs/stage1.py \\
         --config.load.vision=data/clip-vit-large-patch14 \\
         --config.load.llm=data/vicuna-7b-v1.3
 
 Not run on a pod yet. Meant for 8 accelerators of 16 GB (a v5e-8) or more: the frozen model is 13.5 GB in bfloat16,
-split over them. Where one chip holds all of it, copies save the gathering: --config.mesh.data=-1 --config.mesh.fsdp=1.
+sharded over them. If one chip can hold it, replicas avoid the all-gather: --config.mesh.data=-1 --config.mesh.fsdp=1.
 13B: --config.model.llm=vicuna_13b_v1.3, with its weights and tokenizer.
 
-On disk, all yours to bring:
+On disk, not downloaded:
     data/llava_pretrain/chat.json            LLaVA-CC3M-Pretrain-595K
     data/llava_pretrain/images/              its images.zip, unpacked
     data/clip-vit-large-patch14/             Hugging Face's folder of the tower, as safetensors
-    data/vicuna-7b-v1.3/                     Vicuna's, with its tokenizer. Without --config.load.* a tower starts at
-                                             random, which is of use for a speed test only.
+    data/vicuna-7b-v1.3/                     Vicuna's, with its tokenizer. Without --config.load.* a tower is random,
+                                             which is useful only for speed tests.
 
-Settings: arXiv 2304.08485, section 5: one epoch, batch 128, rate 2e-3, no decay, 3 % warm-up, cosine. 595,375 rows make
-4,652 steps, 140 of them warm-up. 4,198,400 parameters are trained (13B: 5,248,000).
-Differs from the original: rows have 384 tokens, not 2048. Shapes are static here, and a row is <s>, 256 patches, a
-caption and a newline: 384 leave the caption 126 tokens and cost a fifth. A longer caption is cut there.
-The projector is written to workdir/stage1/projector.safetensors, where configs/stage2.py's command takes it from.
+Settings: arXiv 2304.08485, section 5: one epoch, batch 128, learning rate 2e-3, no decay, 3 % warm-up, cosine. 595,375
+rows make 4,652 steps, 140 of them warm-up. 4,198,400 parameters are trained (13B: 5,248,000). Differs from the
+original: rows have 384 tokens, not 2048. Shapes are static here, and a row is <s>, 256 patches, a caption and a
+newline: 384 leave 126 tokens for the caption and cost a fifth. Longer captions are truncated. The projector is written
+to workdir/stage1/projector.safetensors, from where configs/stage2.py's command loads it.
 """
 
 from llava_jax import config

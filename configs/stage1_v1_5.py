@@ -7,19 +7,18 @@
 Not run on a pod yet. Meant for 8 accelerators of 16 GB (a v5e-8) or more, as configs/stage1.py.
 13B: --config.model.llm=vicuna_13b_v1.5, with its weights and tokenizer.
 
-On disk, all yours to bring:
+On disk, not downloaded:
     data/llava_pretrain_lcs/blip_laion_cc_sbu_558k.json    LLaVA-Pretrain (LCS-558K)
     data/llava_pretrain_lcs/images/                        its images, in their five-digit folders
     data/clip-vit-large-patch14-336/                       Hugging Face's folder of the tower, as safetensors
     data/vicuna-7b-v1.5/                                   Vicuna's, with its tokenizer
 
-Settings: arXiv 2310.03744 and its script: one epoch, batch 256, rate 1e-3, no decay, 3 % warm-up, cosine. 558,128 rows
-make 2,181 steps, 66 of them warm-up. 20,979,712 parameters are trained (13B: 31,467,520).
-Images are cropped to the square, not padded: the published stage-1 script sets no aspect, and the original's default
-crops; only stage 2 pads. To pad here as well: --config.stages.stage1.data.aspect=pad.
-Differs from the original: rows have 768 tokens, not 2048: <s>, 576 patches, a newline and 190 tokens for the caption.
-Gradients are clipped at 1, as in v1. The published scripts name no clipping; to follow them:
---config.stages.stage1.optimizer.clip=0
+Settings: arXiv 2310.03744 and its script: one epoch, batch 256, learning rate 1e-3, no decay, 3 % warm-up, cosine.
+558,128 rows make 2,181 steps, 66 of them warm-up. 20,979,712 parameters are trained (13B: 31,467,520). Images are
+cropped to the square, not padded: the published stage-1 script sets no aspect, and the original's default crops; only
+stage 2 pads. To pad here as well: --config.stages.stage1.data.aspect=pad. Differs from the original: rows have 768
+tokens, not 2048: <s>, 576 patches, a newline and 190 tokens for the caption. Gradients are clipped at 1, as in v1. The
+published scripts set no clipping; to follow them: --config.stages.stage1.optimizer.clip=0
 """
 
 from llava_jax import config

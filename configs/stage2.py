@@ -1,4 +1,4 @@
-"""LLaVA v1, stage 2: projector and language model learn to follow instructions about images; the ViT stays frozen.
+"""LLaVA v1, stage 2: visual instruction tuning of projector and language model; the ViT stays frozen.
 
     python -m llava_jax.main --config=configs/stage2.py \\
         --config.load.vision=data/clip-vit-large-patch14 \\
@@ -7,19 +7,19 @@
 
 Not run on a pod yet. Meant for 16 accelerators of 16 GB (a v5e-16) or more: weights, gradients and Adam's two moments
 of 6.7 billion parameters are 108 GB in float32, 6.7 GB a chip. 13B: --config.model.llm=vicuna_13b_v1.3 and twice the
-chips. `python -m llava_jax plan` says what it takes of which TPU slice; docs/planning.md has a table of them.
+chips. `python -m llava_jax plan` estimates memory and time per TPU slice; docs/planning.md has a table.
 
-On disk, all yours to bring:
+On disk, not downloaded:
     data/llava_instruct/llava_instruct_150k.json    LLaVA-Instruct-158K
-    data/coco/train2017/                            its images, under the bare names that the file gives them
+    data/coco/train2017/                            its images, named as in the file
     data/clip-vit-large-patch14/                    as in configs/stage1.py, whose result is the projector
     data/vicuna-7b-v1.3/                            as there
 
-Settings: arXiv 2304.08485, section 5: three epochs, batch 32, rate 2e-5, no decay, 3 % warm-up, cosine, 2048 tokens.
-157,712 rows make 14,786 steps; the original ends each epoch with a smaller batch and counts 14,787.
-Differs from the original: batches of short samples have rows of 512, 768 or 1024 tokens (it pads to a batch's longest).
-The paper's numbers, for its 13B model, not reproduced here: 85.1 % of GPT-4's score on LLaVA-Bench (COCO), 67.3 % in
-the wild; 90.92 % on ScienceQA, after another fine-tuning from stage 1.
+Settings: arXiv 2304.08485, section 5: three epochs, batch 32, learning rate 2e-5, no decay, 3 % warm-up, cosine, 2048
+tokens. 157,712 rows make 14,786 steps; the original ends each epoch with a smaller batch and counts 14,787. Differs
+from the original: batches of short samples have rows of 512, 768 or 1024 tokens (it pads to a batch's longest). The
+paper's numbers, for its 13B model, not reproduced here: 85.1 % of GPT-4's score on LLaVA-Bench (COCO), 67.3 % in the
+wild; 90.92 % on ScienceQA, after another fine-tuning from stage 1.
 """
 
 from llava_jax import config

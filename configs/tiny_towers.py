@@ -1,11 +1,11 @@
-"""Trains the two tiny towers that ship with the package, from random weights, through the ordinary train loop.
+"""Trains the two tiny towers that ship with the package from random weights, with the normal train loop.
 
     python -m llava_jax.main --config=configs/tiny_towers.py
 
-Stage `sight` trains a ViT by captioning, as CapPa does (arXiv 2306.07915); the LLaMA that was its decoder is thrown
-away. Stage `study` trains a new LLaMA through that ViT on short questions about pictures, answered in running text; in
-stage `tell` it learns to caption and to reason beside that. The projector between them is thrown away: the
-quickstart's stage 1 begins with a random one. The towers are written to llava_jax/pretrained/{llm,vision}.safetensors.
+Stage `sight` trains a ViT by captioning, as CapPa does (arXiv 2306.07915); the LLaMA that was its decoder is
+discarded. Stage `study` trains a new LLaMA on that ViT with short questions about images, answered in running text; in
+stage `tell` it also learns to caption and to reason. The projector is discarded too: the quickstart's stage 1 starts
+with a random one. The towers are written to llava_jax/pretrained/{llm,vision}.safetensors.
 """
 
 from llava_jax import config
@@ -24,8 +24,8 @@ def get_config():
     c.log_every = 50
 
     c.stages.sight = s = config.stage(batch=32, steps=1500)
-    # A faster ViT gives up what the language model cannot read yet: at 1e-3 its features lose the shapes before the
-    # captions have learned to name them.
+    # With a higher rate the ViT loses features that the language model does not use yet: at 1e-3 it loses the shapes
+    # before the captions learn to name them.
     s.learning_rates = (("vision/.*", 3e-4), (".*", 2e-3))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "caption", "plain", 48
     s.optimizer.b2 = 0.98
@@ -33,8 +33,8 @@ def get_config():
 
     c.stages.study = s = config.stage(batch=96, steps=3400)
     s.fresh = ("llm",)
-    # ViT and projector stay as they are: trained further, they lose where in the picture they are before the language
-    # model has learned to ask for it.
+    # ViT and projector are frozen: trained further, their features lose the positions in the image before the language
+    # model learns to use them.
     s.learning_rates = (("llm/.*", 2e-3), (".*", None))
     s.data.source, s.data.scenes, s.data.template, s.data.length = "scenes", "study", "plain", 24
     s.optimizer.b2 = 0.98

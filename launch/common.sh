@@ -1,22 +1,21 @@
 # shellcheck shell=bash
-# Sourced by the scripts of these folders: flags, errors, and `run`, which does a command or prints it. Nothing here needs
-# more than the bash 3.2 of a Mac.
+# Sourced by the launch scripts: flags, errors, and `run`, which runs a command or prints it. Works with bash 3.2 (macOS).
 
 dry_run=
 
-die() { # one line, and the exit code of bad usage
+die() { # prints one line; exit code 2: bad usage
     echo "error: $*" >&2
     exit 2
 }
 
-usage() { # the comment at the head of the script
+usage() { # prints the comment at the top of the script
     sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
 }
 
-# flags "VALUES" "SWITCHES" "$@": --a-b=X sets a_b=X for a-b among VALUES, --c sets c=1 for c among SWITCHES. What comes
-# behind -- is the array `rest`; anything else is refused. All scripts take --dry-run and --help.
+# flags "VALUES" "SWITCHES" "$@": --a-b=X sets a_b=X for a-b among VALUES, --c sets c=1 for c among SWITCHES. Arguments
+# after -- go to the array `rest`; all others are refused. All scripts take --dry-run and --help.
 flags() {
-    local values_=" $1 " switches_=" $2 dry-run " flag_ # no script has a flag of such a name
+    local values_=" $1 " switches_=" $2 dry-run " flag_ # no flag has a name that ends in _
     shift 2
     rest=()
     while (($#)); do
@@ -38,18 +37,18 @@ flags() {
             [[ $switches_ == *" $flag_ "* ]] || die "unknown flag --$flag_; --help lists them"
             printf -v "${flag_//-/_}" 1
             ;;
-        *) die "unexpected argument '$1'; flags are written --name=value, a command comes behind --" ;;
+        *) die "unexpected argument '$1'; write flags as --name=value, and flags of the program after --" ;;
         esac
         shift
     done
 }
 
-need() { # need FLAG...: these must have a value
+need() { # need FLAG...: fails unless each has a value
     local flag_
-    for flag_; do [[ -n "${!flag_-}" ]] || die "--${flag_//_/-}=... is required; --help says more"; done
+    for flag_; do [[ -n "${!flag_-}" ]] || die "--${flag_//_/-}=... is required; see --help"; done
 }
 
-quoted() { # the words as a shell reads them again, as plain as they can be
+quoted() { # prints the arguments quoted for a shell, only where needed
     local word flag out=() plain='^[A-Za-z0-9_@%+=:,./^-]+$' odd='[$`"\!]'
     for word; do
         if [[ ! $word =~ $plain ]]; then
@@ -67,7 +66,7 @@ quoted() { # the words as a shell reads them again, as plain as they can be
     printf %s "${out[*]}"
 }
 
-run() { # does the command, or with --dry-run prints it, to be pasted
+run() { # runs the command, or with --dry-run prints it, ready to paste
     if [[ -n $dry_run ]]; then
         quoted "$@"
         echo

@@ -1,4 +1,4 @@
-"""Every file in configs/: it builds, its tables cover its model, and the published ones have the published numbers."""
+"""Every config builds, its learning rates cover the model, and published ones match the publications."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ VISION = {"clip_l14_224": 303_179_776, "clip_l14_336": 303_179_776 + (24 * 24 - 
 
 
 def load(name: str, *flags: str):
-    sys.modules.pop("config_config", None)  # ml_collections would run the next file in the names of the last
+    sys.modules.pop("config_config", None)  # else ml_collections would reuse the module of the previous config
     return read_config(["main", f"--config={ROOT}/configs/{name}.py", *flags])[0]
 
 
@@ -80,14 +80,14 @@ PUBLISHED = [
 @pytest.mark.parametrize("name, rows, steps, original_steps, warmup", PUBLISHED)
 def test_published_configs_have_the_published_steps(name, rows, steps, original_steps, warmup):
     (stage,) = load(name).stages.values()
-    assert stage.steps == 0 and stage.data.held_out == 0  # the data say how many
+    assert stage.steps == 0 and stage.data.held_out == 0  # the data set determines them
     assert steps_per_run(rows, stage.batch, stage.epochs) == steps
     assert stage.epochs * math.ceil(rows / stage.batch) == original_steps
     assert math.ceil(stage.optimizer.warmup_ratio * steps) == warmup
     assert f"{steps:,}" in (ROOT / "configs" / f"{name}.py").read_text(encoding="utf-8")
 
 
-WHOLE = ("stage2", "stage2_v1_5", "scienceqa")  # those that train the language model too
+WHOLE = ("stage2", "stage2_v1_5", "scienceqa")  # stages that also train the language model
 HYPERPARAMETERS = {
     "stage1": dict(batch=128, epochs=1, rate=2e-3, template="plain", aspect="crop", projector="linear", pixels=224),
     "stage2": dict(batch=32, epochs=3, rate=2e-5, template="vicuna_v1", aspect="crop", projector="linear", pixels=224),
@@ -149,7 +149,7 @@ def test_stage_2_loads_the_projector_of_stage_1():
     [("scienceqa", "QCM-LEA", " L. E. The answer"), ("scienceqa_smollm2", "QCM-A", " The answer")],
 )
 def test_scienceqa_targets_follow_the_prompt_format(name, prompt_format, target, tmp_path):
-    """Problems without an image are whole samples; one whose image is missing is another one, as far as is allowed."""
+    """Problems without an image are kept; problems with a missing image are replaced, up to the limit."""
     problems = {str(i): {"image": "image.png" if i < 3 else None, "lecture": "L.", "solution": "E."} for i in range(6)}
     folder = write_folder(tmp_path, problems)
     stage = load(name, f"--config.stages.scienceqa.data.path={folder}").stages["scienceqa"]
@@ -166,7 +166,7 @@ def test_scienceqa_targets_follow_the_prompt_format(name, prompt_format, target,
 
 @pytest.mark.parametrize("name", ["scienceqa", "scienceqa_smollm2"])
 def test_eval_commands_of_the_docstring_parse(name, tmp_path, monkeypatch, capsys):
-    """All that they lack is the data."""
+    """Only the data is missing."""
     monkeypatch.chdir(tmp_path)
     doc = (ROOT / "configs" / f"{name}.py").read_text(encoding="utf-8").replace("\\\\\n", " ")
     commands = re.findall(r"python -m llava_jax (eval .*)$", doc, re.M)

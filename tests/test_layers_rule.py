@@ -1,4 +1,4 @@
-"""The order of the modules: imports go downwards only, and each kind of thing has one home."""
+"""Import rules: packages import only from lower ranks, and libraries are used only where allowed."""
 
 import ast
 from collections import defaultdict
@@ -28,8 +28,8 @@ TEMPORARY: set[tuple[str, str]] = set()
 SEVERAL_MEANINGS = {
     "main": "the usual name of the function that a program starts with",
 }
-BEFORE_JAX = ("main", "__main__", "cli")  # they answer --help at once
-THEIRS = "llava_jax.api.parity_transformers"  # the only one that computes with torch, to compare
+BEFORE_JAX = ("main", "__main__", "cli")  # --help must start fast
+THEIRS = "llava_jax.api.parity_transformers"  # the only module that uses torch, for comparison
 
 
 def modules() -> dict[str, ast.AST]:
@@ -37,7 +37,7 @@ def modules() -> dict[str, ast.AST]:
 
 
 def faults(trees: dict[str, ast.AST]) -> list[str]:
-    """Every broken rule, in words."""
+    """Returns a message per violation."""
     violations = []
     for module, tree in trees.items():
         used = imports(tree, module)
@@ -56,7 +56,7 @@ def faults(trees: dict[str, ast.AST]) -> list[str]:
         if outside & {"torch", "transformers", "tensorflow"} and module != THEIRS:
             violations.append(f"{module} imports {outside & {'torch', 'transformers', 'tensorflow'}}")
         if module.split(".")[-1] in ("utils", "util", "helpers", "common", "misc"):
-            violations.append(f"{module}: a name that says nothing")
+            violations.append(f"{module}: the name is not specific")
         for node in ast.walk(tree):
             bases = [ast.unparse(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
             if any(base.split(".")[-1] == "Module" for base in bases) and not module.startswith("llava_jax.models"):
@@ -65,7 +65,7 @@ def faults(trees: dict[str, ast.AST]) -> list[str]:
 
 
 def loaded_with(module: str, trees: dict[str, ast.AST]) -> set[str]:
-    """What is imported as soon as the module is, by itself or by what it imports of ours."""
+    """All imports that importing the module triggers, directly or through modules of the package."""
     names, waiting = set(), [module]
     while waiting:
         name = waiting.pop()
@@ -84,7 +84,7 @@ def test_imports_follow_the_ranks_and_library_rules():
 def test_no_circular_imports():
     trees = modules()
     graph = {module: own_imports(tree, module, trees) - {module} for module, tree in trees.items()}
-    assert len(list(TopologicalSorter(graph).static_order())) >= len(trees)  # CycleError names the circle
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(trees)  # CycleError names the cycle
 
 
 def test_every_room_has_a_rank():

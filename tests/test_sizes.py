@@ -1,4 +1,4 @@
-"""How large the project may become: files, functions, what a reader of training has to read, rooms and floors.
+"""Size limits: files, functions, the code that training needs, rooms and floors.
 
 `pytest tests/test_sizes.py -s -n 0` prints the numbers.
 """

@@ -1,6 +1,6 @@
-"""Phrases and variable names that readers of the field have to translate do not occur; the field's own words do.
+"""Forbidden phrases and variable names: paraphrases of technical terms, and names that do not say what they hold.
 
-`pytest tests/test_words.py -s -n 0` prints what occurs where.
+`pytest tests/test_words.py -s -n 0` prints the occurrences.
 """
 
 import ast
@@ -12,7 +12,7 @@ import pytest
 
 from tests.fixtures.package_source import ROOT
 
-PHRASES = {  # regular expression, any case: what to write instead
+PHRASES = {  # regular expression, case-insensitive: what to write instead
     "behind step": "after step N",
     "(go|goes|going|gone|went) on": "resumes, continues",
     "(is|are|was|were|be|been) told": "is reported, is logged",
@@ -39,7 +39,7 @@ NAMES = {  # of a variable, a parameter, a field or a function: what to write in
     "say": "log",
     "tell": "log, on_progress",
 }
-TREES = {  # name: the files and folders that are searched
+TREES = {  # name: files and folders
     "llava_jax": ["llava_jax"],
     "configs": ["configs"],
     "launch": ["launch"],
@@ -47,20 +47,20 @@ TREES = {  # name: the files and folders that are searched
     "texts": ["README.md", "docs"],
 }
 SUFFIXES = {".py", ".sh", ".md", ".yaml", ".sbatch", ".toml", ""}
-# How many there may still be. Only ever lower these; 0 when the texts are rewritten.
+# Allowed occurrences until all texts are rewritten. Only lower them.
 TEMPORARY_PHRASES = {"llava_jax": 85, "configs": 0, "launch": 20, "tests": 105, "texts": 20}
 TEMPORARY_NAMES = {"llava_jax": 300, "configs": 1, "launch": 15, "tests": 390}
 
 
 def files(tree: str) -> list[Path]:
-    """The text files of a tree, but for this one."""
+    """The text files of a tree, except this one."""
     roots = [ROOT / name for name in TREES[tree]]
     every = [file for root in roots for file in ([root] if root.is_file() else sorted(root.rglob("*")))]
     return [file for file in every if file.suffix in SUFFIXES and file != Path(__file__) and is_text(file)]
 
 
 def is_text(file: Path) -> bool:
-    """Whether it is a file of UTF-8; the arrays of a checkpoint have no suffix either."""
+    """Whether a file is UTF-8. Array files of checkpoints have no suffix and are binary."""
     try:
         file.read_text(encoding="utf-8")
     except (IsADirectoryError, UnicodeDecodeError):
@@ -69,13 +69,13 @@ def is_text(file: Path) -> bool:
 
 
 def phrases_in(text: str) -> Counter[str]:
-    """How often each of PHRASES occurs, also over the end of a line of prose or of a comment, and in a name."""
+    """Counts each of PHRASES, also across line ends of prose and comments, and in names."""
     text = re.sub(r"\s*\n\s*(#+ )?", " ", text).replace("_", " ")
     return Counter({phrase: len(re.findall(rf"\b{phrase}\b", text, re.IGNORECASE)) for phrase in PHRASES})
 
 
 def names_in(tree: ast.AST) -> Counter[str]:
-    """How often each of NAMES is given to something: assignments, parameters, fields, imports, functions, classes."""
+    """Counts each of NAMES as an assigned name: variables, parameters, fields, imports, functions, classes."""
     given = []
     for node in ast.walk(tree):
         match node:
@@ -89,7 +89,7 @@ def names_in(tree: ast.AST) -> Counter[str]:
 
 
 def total(counts: dict[Path, Counter]) -> int:
-    """Of all counts; prints those that are not 0, the largest first."""
+    """Sums all counts and prints those above 0, the largest first."""
     for file, counter in sorted(counts.items(), key=lambda item: -item[1].total()):
         if counter.total():
             shown = ", ".join(f"{name!r} {count}" for name, count in counter.most_common() if count)

@@ -1,20 +1,21 @@
-"""Our train step beside that of transformers and torch: same weights, batch and trained parameters, one process, CPU.
+"""Compares our train step with that of transformers and torch: same weights, batch and trained parameters, on the CPU.
 
     python launch/bench/bench_step.py [--models tiny smollm2_135m] [--dtypes float32 bfloat16] [--stages 1 2]
     python launch/bench/bench_step.py --models smollm2_135m --scaling step.png
 
 float32: everything in float32. bfloat16: trained weights in float32, products in bfloat16; torch computes under
 autocast. Stage 1 trains the projector, stage 2 the projector and the language model; frozen weights are in the compute
-dtype on both sides. Both clip by the global norm and step AdamW (torch's fused one). They take turns, so that what
-else the machine does hits both; torch runs with its eager and with its fused attention, and the faster one counts. The
-losses of the first steps must agree, or the run ends with 1. `of peak`: model FLOPs (without recomputation) per second,
-as a share of the fastest product of two 2048 x 2048 matrices of this dtype, either side's, in the same run.
+dtype on both sides. Both clip by the global norm and step AdamW (torch's fused one). The two
+sides alternate, so that other load on the machine affects both. torch runs with eager and with fused attention; the
+faster one counts. If the losses of the first steps differ, the exit code is 1. `of peak`: model FLOPs (without
+recomputation) per second, relative to the fastest product of two 2048 x 2048 matrices of this dtype on either side.
 
-The first step of a turn is not counted. Memory that the turn before it gave back may have left a virtual machine, which
-then takes seconds to get it again; between steps of one side, too, as the kernel time of the process shows. It hits us
-more than torch: XLA asks for all of a step's memory in one piece and gives it back, torch keeps many small ones.
+The first step of a turn is not counted: memory that the previous turn freed may have been returned by a virtual
+machine, which then needs seconds to get it back. This also happens between steps of one side, as the kernel time of the
+process shows. It affects us more than torch: XLA allocates all of a step's memory at once and frees it, torch keeps
+small blocks.
 
---scaling draws our step's time over sequence length and over rows. Needs `pip install -e '.[test]'`.
+--scaling plots our step time over sequence length and over rows. Needs `pip install -e '.[test]'`.
 """
 
 import argparse
@@ -27,12 +28,12 @@ import time
 from pathlib import Path
 
 THREADS = 2
-HUGE_PAGES = "glibc.malloc.hugetlb=1"  # read when a process starts; for both sides: both gain
+HUGE_PAGES = "glibc.malloc.hugetlb=1"  # read when a process starts; both sides gain
 if sys.platform == "linux" and HUGE_PAGES not in os.environ.get("GLIBC_TUNABLES", "") and __name__ == "__main__":
     os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"GLIBC_TUNABLES": HUGE_PAGES})
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as there are cores
+if hasattr(os, "sched_setaffinity"):  # XLA uses one thread per core
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
 
 import jax  # noqa: E402
@@ -60,9 +61,9 @@ OPTIMIZER = Optimizer(warmup_ratio=0.0, schedule="constant")
 SHAPES = {"tiny": ("tiny", "tiny"), "smollm2_135m": ("small_128", "smollm2_135m")}  # vision tower, language model
 TABLES = {1: (("projector/.*", RATE), (".*", None)), 2: (("vision/.*", None), (".*", RATE))}
 THEIRS = {1: ("model.multi_modal_projector",), 2: ("model.multi_modal_projector", "model.language_model", "lm_head")}
-COMPARED = 3  # steps whose losses must agree
+COMPARED = 3  # first steps, whose losses must agree
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # relative
-TURN = 1.0  # seconds at least of one side before the other has its turn
+TURN = 1.0  # minimum seconds of a turn of one side
 
 
 def shapes_of(name: str, dtype: str, args) -> ModelConfig:
@@ -72,7 +73,7 @@ def shapes_of(name: str, dtype: str, args) -> ModelConfig:
 
 
 def make_batch(c: ModelConfig, rows: int, length: int) -> Batch:
-    """Rows of one sample each, an image behind the first token; the second half is learned."""
+    """Rows of one sample with an image after the first token; the second half are targets."""
     rng = np.random.default_rng(0)
     size = c.vision.image_size
     tokens = rng.integers(3, c.llm.vocab_size - 1, (rows, length), dtype=np.int32)
@@ -87,7 +88,7 @@ def make_batch(c: ModelConfig, rows: int, length: int) -> Batch:
 
 
 class OurStep:
-    """One optimizer step a call, on the same batch each time."""
+    """Runs one optimizer step per call, always on the same batch."""
 
     def __init__(self, c: ModelConfig, folder: Path, stage: int, chunks: int):
         self.mesh = make_mesh(1, 1, 1, jax.devices()[:1])
@@ -112,7 +113,7 @@ class OurStep:
 
 
 def turn(step, calls: int) -> list[float]:
-    """Seconds of each of `calls` steps, after one that is not counted."""
+    """Returns the seconds of each of `calls` steps, after one that is not counted."""
     times = []
     for _ in range(calls + 1):
         start = time.perf_counter()
@@ -122,7 +123,7 @@ def turn(step, calls: int) -> list[float]:
 
 
 def peak_flops(dtype: str) -> float:
-    """FLOP/s of the fastest of some products of two 2048 x 2048 matrices, ours or torch's."""
+    """Returns the FLOP/s of the fastest product of two 2048 x 2048 matrices, ours or torch's."""
     n, best = 2048, math.inf
     x = np.random.default_rng(0).standard_normal((n, n), dtype=np.float32)
     ours, theirs = jnp.asarray(x, dtype), torch.tensor(x).to(getattr(torch, dtype))
@@ -136,14 +137,14 @@ def peak_flops(dtype: str) -> float:
 
 
 def check_equal(losses: dict[str, list[float]], dtype: str, case: str) -> None:
-    """Ends the program where a side's losses differ from ours: then they do not do the same work."""
+    """Exits with an error if the losses of another side differ from ours."""
     for side, theirs in losses.items():
         if not np.allclose(theirs, losses["ours"], rtol=TOLERANCE[dtype], atol=0):
             sys.exit(f"error: {case}: the losses of the first steps differ, ours {losses['ours']}, {side} {theirs}")
 
 
 def compare(name: str, dtype: str, stage: int, folder: Path, peak: float, args) -> float:
-    """Prints one line of the table. Returns seconds of our step."""
+    """Prints one line of the table and returns the seconds of our step."""
     c = shapes_of(name, dtype, args)
     length = args.length or min(256, c.llm.max_positions)
     batch = make_batch(c, args.batch, length)
@@ -179,7 +180,7 @@ def tables(args) -> None:
         f"jax {jax.__version__}, torch {torch.__version__}, {THREADS} threads; {args.batch} rows of "
         f"{args.length or 256} tokens, remat {args.remat} on both sides, our unroll {args.unroll}\n"
         f"medians of the steps of {args.rounds} rounds; ratio: torch's faster median / ours, above 1 ours is faster\n"
-        "fastest: the same of each side's fastest step, which other work on the machine disturbs least\n\n"
+        "fastest: ratio of the fastest steps, which other load on the machine affects least\n\n"
         "                           |    seconds of a step     |    tokens/s     | ratio fastest |  of peak\n"
         "model        dtype    stage|     ours   eager    sdpa |    ours  theirs |               | ours theirs"
     )
@@ -191,13 +192,13 @@ def tables(args) -> None:
                 ours = {stage: compare(name, dtype, stage, Path(folder), peak, args) for stage in args.stages}
             note = f"{name} {dtype}: peak {peak / 1e9:.0f} GFLOP/s"
             if ours.keys() == {1, 2}:
-                note += f"; our stage 1 takes {ours[1] / ours[2]:.2f} of stage 2's step"
+                note += f"; our stage-1 step takes {ours[1] / ours[2]:.2f} of the stage-2 step"
             print(f"{'':26} | {note}", flush=True)
 
 
 def scaling(args) -> None:
-    """Measures our step for several lengths and numbers of rows, prints the times and draws them."""
-    from matplotlib.figure import Figure  # an extra, for the plot alone
+    """Measures our step for several lengths and numbers of rows, prints the times and plots them."""
+    from matplotlib.figure import Figure  # an optional dependency, only for the plot
 
     name, dtype = args.models[0], args.dtypes[0]
     c = shapes_of(name, dtype, args)
@@ -224,10 +225,10 @@ def scaling(args) -> None:
             axis.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds of a step")
             axis.set_xticks(values, values)
             axis.xaxis.set_minor_formatter("")
-            axis.legend(title="dotted: in proportion")
+            axis.legend(title="dotted: proportional")
     figure.suptitle(f"{name}, {dtype}, {THREADS} CPU threads")
     figure.savefig(args.scaling, dpi=120)
-    print(f"drawn to {args.scaling}")
+    print(f"plot written to {args.scaling}")
 
 
 def main() -> None:
@@ -237,14 +238,17 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", type=int, default=[1, 2], choices=[1, 2])
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     parser.add_argument("--batch", type=int, default=4, help="rows")
-    parser.add_argument("--length", type=int, default=0, help="tokens of a row, the image's included; default: 256")
+    parser.add_argument("--length", type=int, default=0, help="tokens per row, image tokens included; default: 256")
     parser.add_argument("--remat", default="none", choices=["none", "full"], help="on both sides")
-    # In a loop, XLA for CPU converts all layers' kept activations to float32 and back each time a layer adds its own.
+    # In a loop, XLA for CPU converts all layers' saved activations to float32 and back whenever a layer adds one.
     parser.add_argument(
-        "--unroll", action=argparse.BooleanOptionalAction, default=True, help="our model.unroll; without it: a loop"
+        "--unroll",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="our model.unroll; default: on",
     )
-    parser.add_argument("--loss-chunks", type=int, default=1, help="as in a stage's config; ours alone")
-    parser.add_argument("--scaling", metavar="FILE", help="draw the first model's and dtype's step instead")
+    parser.add_argument("--loss-chunks", type=int, default=1, help="loss_chunks of our stage config")
+    parser.add_argument("--scaling", metavar="FILE", help="plot the step of the first model and dtype instead")
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
     scaling(args) if args.scaling else tables(args)

@@ -1,16 +1,16 @@
-"""How far `python -m llava_jax plan` is off: python launch/bench/calibrate_plan.py [--only=NAME,...] [--hlo=FOLDER]
+"""Measures the error of the estimates of `plan`: python launch/bench/calibrate_plan.py [--only=NAME,...] [--hlo=FOLDER]
 
-Compiles our train step with the shapes, slices and settings of training runs whose step times were published, and
-prints the estimate beside them. A vision tower of one block rides along, which costs next to nothing. Needs libtpu (no
-TPU) and one to five minutes for each run. --hlo: keeps the programs, and reads them where they are there.
+Compiles our train step with the shapes, slices and settings of training runs with published step times, and prints the
+estimate next to them. The model has a vision tower of one block, whose cost is negligible. Needs libtpu (no TPU) and
+one to five minutes per run. --hlo: saves the compiled programs and reuses those that exist.
 
-What makes a run comparable, and what does not:
-* The shapes, rows a chip, length, recomputation, attention blocks and compiler options are the publishers'. Where they
-  keep activations on the host we do, and both count that as free.
-* They keep the layer's input and the output projection too (`offload`), or other products (`save_dot_except_mlpwi`); we
-  take the nearest policy we have. Each row says which.
-* Their compiler is of another year: 0.4.x to 0.6 of JAX.
-* Published times hold what an estimate leaves out: the host, stragglers, and memory that kernels wait for together.
+How comparable a run is:
+* Shapes, rows per chip, length, recomputation, attention blocks and compiler options are the publishers'. Activations
+  that they offload to the host we offload too, and both count that as free.
+* They also save the layer input and the output projection (`offload`), or other products (`save_dot_except_mlpwi`); we
+  use the nearest policy that we have. Each row names it.
+* Their compiler is older: JAX 0.4.x to 0.6.
+* Published times include what an estimate omits: the host, stragglers, and memory contention between kernels.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from llava_jax.runtime.mesh import make_mesh  # noqa: E402
 from llava_jax.train.stages import make_stage_layout  # noqa: E402
 
 ALLOWED = 0.20
-# 98304 of its 131072 KiB of vector memory for a kernel, in place of 16384: larger tiles of a product.
+# 98304 KiB of the 131072 KiB vector memory per kernel, instead of 16384: larger matmul tiles.
 VMEM = {"xla_tpu_scoped_vmem_limit_kib": "98304"}
 
 
@@ -39,12 +39,12 @@ VMEM = {"xla_tpu_scoped_vmem_limit_kib": "98304"}
 class Run:
     topology: str
     llm: LlamaConfig
-    rows: int  # a chip
+    rows: int  # per chip
     length: int
     remat: str
-    block: int  # of the attention kernel, in tokens
+    block: int  # tokens per block of the attention kernel
     options: dict[str, str]
-    seconds: float  # published, of a step
+    seconds: float  # per step, published
     source: str
 
 
@@ -84,7 +84,7 @@ def compile_run(run: Run, mesh) -> str:
     stage = Stage(
         data=Data(length=run.length, max_images=1), optimizer=Optimizer(), batch=run.rows * mesh.size,
         learning_rates=(("vision/.*", None), (".*", 1e-4)), weights="sharded",
-        loss_chunks=8 if run.llm.vocab_size > 100_000 else 1,  # whole logits would not fit
+        loss_chunks=8 if run.llm.vocab_size > 100_000 else 1,  # unchunked logits would not fit
     )  # fmt: skip
     lowered = lower_step(stage, model, make_stage_layout("calibrate", stage, model, mesh, steps=1000))
     return lowered.compile(compiler_options=compiler_options("tpu", 1) | run.options).as_text()
@@ -92,8 +92,8 @@ def compile_run(run: Run, mesh) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help=f"of {', '.join(RUNS)}; several with commas between them")
-    parser.add_argument("--hlo", type=Path, help="folder that keeps the programs")
+    parser.add_argument("--only", help=f"comma-separated, of {', '.join(RUNS)}")
+    parser.add_argument("--hlo", type=Path, help="folder of saved programs")
     args = parser.parse_args()
     print(f"{'run':8}  {'slice':10} published   estimated          ratio        within {ALLOWED:.0%}")
     for name in args.only.split(",") if args.only else RUNS:

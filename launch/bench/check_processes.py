@@ -2,12 +2,12 @@
 
     python launch/bench/check_processes.py [--config=FILE] [--steps=20] [--folder=DIR]
 
-- losses, gradient norms and targets of 2 and 4 processes with those of 1, at every step;
-- a run that 2 processes begin, 4 go on with and 1 ends, or in another order, with one that is left alone: likewise;
-- of 2 and of 4 processes one is killed: the others end within 120 seconds and name it; the same command then ends
-  equal, byte for byte, to an undisturbed run of as many.
+- losses, gradient norms and target counts of 2 and 4 processes equal those of 1 process, at every step;
+- so do those of a run that starts with 2 processes, resumes with 4 and ends with 1, and in two other orders;
+- if one of 2 or 4 processes is killed, the others end within 120 seconds and name it; the same command then resumes the
+  run, and its result is byte-equal to that of an uninterrupted run with as many processes.
 
-In float32, with gradient accumulation, one CPU device a process. Prints a line for each; exit code 1 where one fails.
+In float32, with gradient accumulation, one CPU device per process. Prints a line per check; exit code 1 if one fails.
 """
 
 import argparse
@@ -36,7 +36,7 @@ KILLED_WITHIN = 120  # seconds
 
 
 def start(config: Path, workdir: Path, compiled: Path, count: int, *flags: str, **more) -> list[check_resume.Run]:
-    """`count` processes that are to train as one run."""
+    """Starts `count` processes that train one run."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         cluster = [f"--coordinator=localhost:{free.getsockname()[1]}", f"--processes={count}"]
@@ -49,11 +49,10 @@ def texts(runs: list[check_resume.Run]) -> str:
 
 
 def relative_differences(workdir: Path, reference: Path) -> dict[str, float]:
-    """The largest relative difference of what two runs say of their steps, by name. ValueError where they do not say it
-    of the same steps."""
+    """Returns the largest relative difference of each metric of two runs. Raises ValueError if their steps differ."""
     ours, theirs = ([json.loads(line) for line in (w / "metrics.jsonl").open()] for w in (workdir, reference))
     if [(r["step"], r.keys()) for r in ours] != [(r["step"], r.keys()) for r in theirs]:
-        raise ValueError(f"{workdir} and {reference} have not written about the same steps")
+        raise ValueError(f"{workdir} and {reference} have metrics of different steps")
     differences = {}
     for name in ("loss", "grad_norm", "targets"):
         a, b = (np.array([r[f"train/{name}"] for r in run if f"train/{name}" in r]) for run in (ours, theirs))
@@ -65,7 +64,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "quickstart.py", help="with a stage `stage2`")
     parser.add_argument("--steps", type=int, default=20, help="at least 6")
-    parser.add_argument("--folder", type=Path, help="where the runs are kept; default: a temporary one")
+    parser.add_argument("--folder", type=Path, help="folder of the runs; default: a temporary one")
     args = parser.parse_args()
     failed = []
 
@@ -101,7 +100,7 @@ def main() -> int:
                 runs = start_run(name, count)
                 reached = check_resume.step_is_read("stage2", turn * args.steps // 3)
                 if not runs[0].wait_for(reached) or [runs[-1].kill(signal.SIGTERM)] != [143]:
-                    raise SystemExit(f"{name} did not stop when it was asked to:\n{texts(runs)}")
+                    raise SystemExit(f"{name} did not stop after SIGTERM:\n{texts(runs)}")
                 for run in runs:
                     run.wait()
             finish(name, counts[-1])
@@ -121,17 +120,17 @@ def main() -> int:
                 seconds < KILLED_WITHIN and 0 not in codes,
                 f"process {victim} of {count} killed: the others ended {seconds:.0f} s later with exit codes {codes}",
             )
-            # Of process 0 only JAX's own words: it is their "leader".
+            # Of process 0 there is only JAX's message, which calls it the leader.
             pattern = (
                 rf"process {victim} of {count} has .* no heartbeat|unhealthy.*:\n{victim}$|leader task.*task {victim}\)"
             )
             lines = [re.search(pattern, run.text(), re.M) for run in others]
-            verdict(all(lines), "they name it: " + " | ".join(line[0] if line else texts(runs) for line in lines))
+            verdict(all(lines), "the others name it: " + " | ".join(line[0] if line else texts(runs) for line in lines))
             finish(name, count)
             different = check_resume.differences(
                 check_resume.contents(folder / str(count)), check_resume.contents(folder / name)
             )
-            verdict(not different, f"run again it ends as one that was not killed: differences: {different or 'none'}")
+            verdict(not different, f"the resumed run against an uninterrupted one: differences: {different or 'none'}")
     return int(bool(failed))
 
 

@@ -1,10 +1,10 @@
-"""Kills runs with SIGKILL at random moments, runs them again until they finish, and compares them with one that nobody
-killed: parameters, optimizer state, place in the data and metrics.jsonl must be equal byte for byte.
+"""Kills runs with SIGKILL at random moments, resumes them until they finish, and compares them with an
+uninterrupted run: parameters, optimizer state, iterator state and metrics.jsonl must be byte-equal.
 
     python launch/bench/check_resume.py --seeds 10 [--config=FILE] [--folder=DIR]
 
-Each seed picks a moment: a step of the first stage, the border of two stages, a step of the last stage, a save, an
-evaluation (where there is one), or three of them in a row. Prints one line per seed and a verdict; exit code 1 where
+Each seed chooses a moment: a step of the first stage, the border of two stages, a step of the last stage, a save, an
+evaluation (if there is one), or three of them in sequence. Prints one line per seed and a summary; exit code 1 if
 anything differs.
 """
 
@@ -24,11 +24,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "tests" / "train" / "resume_config.py"
 MOMENTS = ("first stage", "border", "last stage", "save", "evaluation")
-PATIENCE = 900  # seconds a run may take
+PATIENCE = 900  # timeout of a run, seconds
 
 
 class Run:
-    """One process of `python -m llava_jax.main`, its output read while it works."""
+    """A process of `python -m llava_jax.main`, whose output a thread collects."""
 
     def __init__(self, config: Path, workdir: Path, compiled: Path, *flags: str, program=("-m", "llava_jax.main")):
         path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -52,7 +52,7 @@ class Run:
         return "\n".join(list(self.lines))
 
     def wait_for(self, condition) -> bool:
-        """Until `condition(self)`; False when the process ended first."""
+        """Waits until `condition(self)`; returns False if the process ended first."""
         end = time.monotonic() + PATIENCE
         while self.process.poll() is None and time.monotonic() < end:
             if condition(self):
@@ -71,7 +71,7 @@ class Run:
 
 
 def step_is_read(stage: str, step: int):
-    """The progress line of `step` (or of a later one, in a run that continues) is out."""
+    """Returns a condition: the log line of `step`, or of a later step in a resumed run, is printed."""
 
     def is_reached(run: Run) -> bool:
         return any(int(n) >= step for n in re.findall(rf"^{stage} (\d+)/", run.text(), re.MULTILINE))
@@ -88,7 +88,7 @@ def line_begins(start: str):
 
 
 def pick_moment(kind: str, rng: random.Random, stages: list[tuple[str, int]]):
-    """-> (what to wait for, seconds to wait after it, in words)."""
+    """Returns (condition to wait for, seconds to wait after it, description)."""
     (first, first_steps), (last, last_steps) = stages[0], stages[-1]
     if kind == "border":
         return line_begins(f"stage {last}:"), rng.uniform(0, 2), "at the border"
@@ -106,7 +106,7 @@ def pick_moment(kind: str, rng: random.Random, stages: list[tuple[str, int]]):
 def kill_and_finish(
     config: Path, workdir: Path, compiled: Path, kinds: list[str], rng: random.Random, stages: list[tuple[str, int]]
 ) -> list[str]:
-    """Runs to the end in spite of a kill at each of these moments -> their descriptions."""
+    """Kills and resumes a run at each of these moments until it finishes. Returns the descriptions of the moments."""
     kills = []
     for kind in kinds:
         condition, delay, description = pick_moment(kind, rng, stages)
@@ -125,7 +125,7 @@ def finish(run: Run) -> None:
 
 
 def contents(workdir: Path) -> dict[str, str]:
-    """SHA-256 of metrics.jsonl, and of every array and the place in the data in the latest checkpoint, by name."""
+    """Returns SHA-256 digests: metrics.jsonl, and each array and the iterator state of the latest checkpoint."""
     import jax
     import numpy as np
     import orbax.checkpoint as ocp
@@ -135,7 +135,7 @@ def contents(workdir: Path) -> dict[str, str]:
 
     latest = max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
     with ocp.StandardCheckpointer() as checkpointer:
-        # Laid out anew: several processes may have saved it, of which this one has not all devices.
+        # On one device: the checkpoint may be from several processes, whose devices this one does not have.
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         metadata = ocp.PyTreeCheckpointHandler().metadata(latest / "state").tree
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), metadata)
@@ -156,7 +156,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--config", type=Path, default=CONFIG, help="needs log_every = 1 and at least one stage")
-    parser.add_argument("--folder", type=Path, help="where the runs are kept; default: a temporary one")
+    parser.add_argument("--folder", type=Path, help="folder of the runs; default: a temporary one")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
@@ -183,7 +183,7 @@ def main() -> int:
                 else "NEVER KILLED"
             )
             print(f"seed {seed}: killed {' and '.join(kills) or 'never'}: {verdict}", flush=True)
-        print(f"{args.seeds - failed} of {args.seeds} equal byte for byte", flush=True)
+        print(f"{args.seeds - failed} of {args.seeds} byte-equal", flush=True)
     return int(failed > 0)
 
 

@@ -1,11 +1,11 @@
-"""Whether two checkouts of this project do the same: python launch/bench/compare_checkouts.py OLD NEW [--data=DIR]
+"""Compares the results of two checkouts of this project: python launch/bench/compare_checkouts.py OLD NEW [--data=DIR]
 
-Runs each verb with the code of OLD and of NEW in processes of their own, on one machine, and compares what they wrote:
-byte for byte where the files hold data, array by array for Orbax checkpoints, and number by number for `plan`, leaving
-out seconds. Prints a line for each comparison and ends with 1 where anything differs.
+Runs each verb with the code of OLD and of NEW in separate processes on one machine, and compares their files: byte by
+byte for data files, array by array for Orbax checkpoints, and number by number for `plan`, except times. Prints a line
+per comparison; exit code 1 if anything differs.
 
-OLD and NEW are folders of checkouts. DIR holds `captioned_images`, `scienceqa` and `published`; without it only what
-needs no data is compared. `--only=train,convert` selects; `--steps=40` is the length of each quickstart stage.
+OLD and NEW are folders of checkouts. DIR holds `captioned_images`, `scienceqa` and `published`; without it only verbs
+that need no data are compared. `--only=train,convert` selects; `--steps=40` is the length of each quickstart stage.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-SECONDS = ("time", "seconds", "compile", "wall")  # keys of a plan's record that a clock decides
+SECONDS = ("time", "seconds", "compile", "wall")  # keys of times in a plan's record
 
 
 def call(checkout: Path, folder: Path, *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
@@ -68,7 +68,7 @@ def train(sides: dict[Path, Path], steps: int) -> bool:
 
 
 def answers(run: Path) -> dict[str, str]:
-    """The samples' data; pages may look another way."""
+    """Digests of the sample answers and images, without the HTML pages, whose layout may differ."""
     return {name: value for name, value in digests(run / "samples").items() if not name.endswith(".html")}
 
 
@@ -99,7 +99,7 @@ def arrays(checkpoints: Path) -> dict[str, str]:
 
 
 def convert(sides: dict[Path, Path]) -> bool:
-    """The model that `train` made, to Hugging Face's and the original's format and to Orbax, and back again."""
+    """Converts the model of `train` to Hugging Face's format, the original's and Orbax."""
     same = True
     for kind in ("hf", "llava", "orbax"):
         for checkout, folder in sides.items():
@@ -139,7 +139,7 @@ def scienceqa(sides: dict[Path, Path], root: Path) -> bool:
 
 
 def plan(sides: dict[Path, Path]) -> bool:
-    """`plan` of the quickstart for one slice: every number but those of a clock."""
+    """`plan` of the quickstart for one slice: all numbers except times."""
     records = []
     for checkout, folder in sides.items():
         config = f"--config={checkout}/configs/quickstart.py"
@@ -152,7 +152,7 @@ def plan(sides: dict[Path, Path]) -> bool:
 
 
 def numbers(value, path: str = ""):
-    """(path, number) of everything in a record that no clock decides."""
+    """Yields (path, number) of everything in a record except times."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if not any(word in key for word in SECONDS):
@@ -174,7 +174,7 @@ def main() -> int:
     args = parser.parse_args()
     chosen = args.only.split(",")
     with tempfile.TemporaryDirectory() as scratch:
-        # Paths are of equal length and name nothing of the two sides, so that what quotes them is equal.
+        # Equally long paths that do not name the side, so that output that quotes them is equal.
         sides = {args.old.resolve(): Path(scratch, "a", "out"), args.new.resolve(): Path(scratch, "b", "out")}
         same = True
         if "train" in chosen:

@@ -1,9 +1,9 @@
-"""Measures how long a user waits for `import llava_jax` and for each verb's --help, and whether that imports jax:
+"""Measures the time of `import llava_jax` and of each verb's --help, and whether they import jax:
 
     python launch/bench/import_times.py [--repeats=5]
 
-Seconds are the median of `--repeats` new Python processes. `import llava_jax` is counted beyond `import numpy`, both
-within the process. Exit code 1 where jax is imported.
+Times are medians over `--repeats` new Python processes. For `import llava_jax` the time of `import numpy` is excluded.
+Exit code 1 if jax is imported.
 """
 
 import argparse

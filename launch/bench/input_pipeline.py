@@ -1,14 +1,14 @@
-"""How many samples a second each core makes ready for training, beside a torch DataLoader that does what LLaVA's does.
+"""Compares the input pipeline, in samples per second and core, with a torch DataLoader that does what LLaVA's does.
 
     python launch/bench/input_pipeline.py CHAT_JSON IMAGES TOKENIZER [--aspect pad] [--size 336] [--workers 2]
 
-Both read the same files in the same run, in turns, with equally many worker processes. Ours is what a stage of a config
-reads its batches with. The other opens the image, converts it, pads it to a square in the processor's mean colour (or
-leaves it to the processor's crop), runs CLIP's image processor, and tokenises a conversation once as a whole and once
-more turn by turn for the mask, as the original's `preprocess_v1` does; both use the same tokenizer (the original's is
-slower). It ends, as there, with normalised float32 pixels; ours are uint8, and normalised on the device. Prints samples
-per second of wall time and per second of processor time once the workers are at work, medians over the rounds, and the
-ratios; needs the `test` extra, Linux, and rows with one image each. Give it the whole machine.
+Both read the same files, alternately, with equally many worker processes. Ours is the pipeline of a training stage. The
+other opens the image, converts it, pads it to a square with the processor's mean color (or leaves it to the processor's
+crop), runs CLIP's image processor, and tokenizes a conversation once as a whole and once per turn for the target mask,
+as the original's `preprocess_v1` does. Both use the same tokenizer (the original's is slower). It produces normalized
+float32 pixels, like the original; ours are uint8 and are normalized on the device. Prints samples per second of wall
+time and of processor time with warm workers, medians over the rounds, and the ratios. Needs the `test` extra, Linux,
+rows with one image each, and an otherwise idle machine.
 """
 
 import argparse
@@ -33,12 +33,12 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 BATCH = 32
-WARM = 8  # batches until both are at work
-LEFT = 8  # batches that are read ahead when workers begin to end
+WARM = 8  # batches of warm-up
+LEFT = 8  # last batches, not timed: workers already end
 
 
 class Theirs(torch.utils.data.Dataset):
-    """The original's way to a sample, in our words."""
+    """Preprocesses a sample as the original does."""
 
     def __init__(self, path: Path, images: Path, tokenizer, aspect: str, size: int):
         self.rows, self.images, self.aspect = json.loads(path.read_text()), images, aspect
@@ -109,8 +109,7 @@ def ours(rows: Rows, workers: int, seed: int) -> tuple[float, float]:
 
 
 def measure(batches, count: int) -> tuple[float, float]:
-    """Samples a second of wall time, and of processor time, between the batches `WARM` and `count` of an iterator: when
-    workers have started, and before they end."""
+    """Samples per second of wall time and of processor time, except the `WARM` first and `LEFT` last batches."""
     for _ in range(WARM):
         next(batches)
     before, start = processor_seconds(), time.perf_counter()
@@ -124,7 +123,7 @@ def measure(batches, count: int) -> tuple[float, float]:
 
 
 def processor_seconds() -> float:
-    """Of this process and its living children, user and system."""
+    """User and system time of this process and its running children."""
     pid_self = os.getpid()
     children = Path(f"/proc/{pid_self}/task/{pid_self}/children").read_text().split()
     ticks = 0
@@ -152,12 +151,12 @@ def main() -> None:
     form = RowFormat(tokenizer, "vicuna_v1", 2048, 1, features, args.size, args.aspect, "truncate")
     rows = Rows(open_source(args.json, args.images), form)
     if len(rows) < BATCH * (WARM + LEFT + 1):
-        parser.error(f"{args.json} has {len(rows)} samples; measuring takes {BATCH * (WARM + LEFT + 1)}")
+        parser.error(f"{args.json} has {len(rows)} samples; the measurement needs {BATCH * (WARM + LEFT + 1)}")
     dataset = Theirs(args.json, args.images, tokenizer, args.aspect, args.size)
     rates: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
     for seed in range(args.rounds + 1):
         our_rates, their_rates = ours(rows, args.workers, seed), theirs(dataset, args.workers, seed)
-        if seed:  # the first brought the files into memory
+        if seed:  # the first round only fills the page cache
             rates["ours"].append(our_rates)
             rates["theirs"].append(their_rates)
     medians = {name: np.array([statistics.median(x) for x in zip(*v, strict=True)]) for name, v in rates.items()}

@@ -1,10 +1,9 @@
-"""What `python -m llava_jax convert` needs: python launch/bench/measure_convert.py [--folder=/tmp] [--read]
+"""Measures memory and speed of `convert`: python launch/bench/measure_convert.py [--folder=/tmp] [--read]
 
-Writes a random LLaVA of TinyLlama's shapes (1.1 billion weights, bfloat16, a small CLIP tower) in four files, converts
-it in a process of its own and prints the peak of its memory beside what it must hold: the arrays it reads into. Beyond
-them, 1.3 times the largest file and 0.5 GB are allowed. Reading is timed too, beside a plain read of the same files.
-The folder needs 5 GB, and nothing stays in it. --read: LLaMA-7B's shapes instead, and nothing but the reading of them,
-which needs 14 GB of memory and of the folder.
+Writes a random LLaVA of TinyLlama's shapes (1.1 billion parameters, bfloat16, a small CLIP tower) in four files,
+converts it in a separate process, and prints the peak memory next to the size of the arrays. 1.3 times the largest file
+plus 0.5 GB are allowed beyond the arrays. Also times reading, next to a plain read of the same files. The folder needs
+5 GB, which are freed at the end. --read: only reads, with LLaMA-7B's shapes; needs 14 GB of memory and of disk.
 """
 
 import argparse
@@ -22,7 +21,7 @@ BOUND = 1.3, 0.5 * GB
 
 
 def write_source(folder: Path, is_7b: bool) -> None:
-    """In Hugging Face's form, by the exporter, from weights that repeat: their values do not matter, their bytes do."""
+    """Writes Hugging Face's format with repeated random values: only the sizes matter."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -48,8 +47,8 @@ def write_source(folder: Path, is_7b: bool) -> None:
     save_hf(folder, params, config, open_tokenizer("tiny"), "bfloat16", shard_bytes=int(size / 3.9))
 
 
-# Each ends by printing its seconds. Into memory that it keeps, as whoever wants the weights must; the memory of a
-# virtual machine may come slower than the bytes.
+# Both programs print their seconds. This one keeps the memory, as a reader of weights must; a
+# virtual machine may provide memory more slowly than the disk provides bytes.
 PLAIN = """
 import sys, time
 import numpy as np
@@ -57,7 +56,7 @@ began = time.perf_counter()
 kept = [np.fromfile(file, np.uint8) for file in sys.argv[1:]]
 print(time.perf_counter() - began)
 """
-# What `convert` reads into, and nothing else.
+# Reads the arrays like `convert`, without writing.
 READ = """
 import pathlib, sys, time
 from llava_jax.api.load import load
@@ -77,7 +76,7 @@ def drop_cache(files: list[Path]) -> None:
 
 
 def read_through_buffer(files: list[Path]) -> float:
-    """Seconds to read the files through one buffer of 16 MB."""
+    """Returns the seconds to read the files through one buffer of 16 MB."""
     buffer = bytearray(1 << 24)
     start = time.perf_counter()
     for file in files:
@@ -93,7 +92,7 @@ def read_in_subprocess(program: str, files: list[Path]) -> float:
 
 
 def peak_of(command: list[str]) -> tuple[int, float]:
-    """(peak resident bytes, seconds) of a process that must end well."""
+    """Returns (peak resident bytes, seconds) of a process; exits if it fails."""
     start = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
@@ -103,7 +102,7 @@ def peak_of(command: list[str]) -> tuple[int, float]:
 
 
 def read_in_turns(files: list[Path]) -> tuple[float, float, float]:
-    """Seconds to read the files from the disk: through a buffer, into memory, into arrays. Medians of three."""
+    """Returns the median seconds of three reads from disk: through a buffer, into memory, into arrays."""
     readers = read_through_buffer, partial(read_in_subprocess, PLAIN), partial(read_in_subprocess, READ)
     seconds = []
     for _ in range(3):
@@ -116,38 +115,38 @@ def read_in_turns(files: list[Path]) -> tuple[float, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", default=None, help="where the files go; the system's temporary folder")
+    parser.add_argument("--folder", default=None, help="folder of the files; default: the temporary folder")
     parser.add_argument("--to", default="llava", choices=("hf", "llava", "orbax"))
-    parser.add_argument("--read", action="store_true", help="only read, and 7B shapes")
+    parser.add_argument("--read", action="store_true", help="only read, with 7B shapes")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         src, dst = Path(temporary) / "src", Path(temporary) / "dst"
         write = [sys.executable, __file__, "--write", str(src), *["7b"] * args.read]
-        subprocess.run(write, check=True)  # its memory is not ours
+        subprocess.run(write, check=True)  # a separate process, so that its memory does not count
         files = sorted(src.glob("*.safetensors"))
         sizes = [file.stat().st_size for file in files]
         print(f"source: {len(files)} files, {sum(sizes) / GB:.2f} GB, the largest {max(sizes) / GB:.2f} GB")
         buffered, plain, ours = read_in_turns(files)
         rates = [sum(sizes) / seconds / 1e6 for seconds in (buffered, plain, ours)]
         print("read through a buffer: {:.0f} MB/s; into memory: {:.0f} MB/s; into arrays: {:.0f} MB/s".format(*rates))
-        print(f"into arrays, of the speed into memory: {plain / ours:.2f}")
+        print(f"speed into arrays / speed into memory: {plain / ours:.2f}")
         if args.read:
             return
         base, _ = peak_of([sys.executable, "-c", "import jax, llava_jax.api.load; jax.devices()"])
         peak, seconds = peak_of([sys.executable, "-m", "llava_jax", "convert", str(src), str(dst), "--to", args.to])
     share, fixed = BOUND
-    arrays = sum(sizes)  # each weight keeps its dtype, and the headers are small
+    arrays = sum(sizes)  # each tensor keeps its dtype; headers are small
     excess, allowed = peak - arrays, share * max(sizes) + fixed
-    print(f"destination arrays: {arrays / GB:.2f} GB; the program alone, before it reads: {base / GB:.2f} GB")
+    print(f"destination arrays: {arrays / GB:.2f} GB; the program before reading: {base / GB:.2f} GB")
     print(
-        f"peak of convert --to {args.to}: {peak / GB:.2f} GB in {seconds:.0f} s, {excess / GB:.2f} GB over the arrays;"
+        f"peak of convert --to {args.to}: {peak / GB:.2f} GB in {seconds:.0f} s, {excess / GB:.2f} GB beyond the arrays"
     )
     print(f"allowed beyond them: 1.3 x {max(sizes) / GB:.2f} + 0.5 = {allowed / GB:.2f} GB")
-    sys.exit("the bound is missed" if excess > allowed else 0)
+    sys.exit("error: above the bound" if excess > allowed else 0)
 
 
 if __name__ == "__main__":
-    os.environ["JAX_PLATFORMS"] = "cpu"  # there the arrays lie in the memory that is measured
+    os.environ["JAX_PLATFORMS"] = "cpu"  # on CPU the arrays are in the measured memory
     if sys.argv[1:2] == ["--write"]:
         write_source(Path(sys.argv[2]), "7b" in sys.argv[3:])
     else:

@@ -1,10 +1,10 @@
-"""Prefill and greedy decoding beside transformers: the same random weights, the same prompts, 2 threads of the CPU.
+"""Compares prefill and greedy decoding with transformers: same random weights, same prompts, two CPU threads.
 
     python launch/bench/measure_generate.py [--rounds 5] [--new 32] [--length 256]
 
-The model is a LLaVA of SmolLM2-135M's shapes with a small CLIP tower; a prompt is one image and text. Ours and theirs
-take turns, so that what else the machine does hits both; the table has medians and their ratios (above 1: ours is
-faster). Needs what `pip install -e '.[test]'` brings.
+The model is a LLaVA of SmolLM2-135M's shapes with a small CLIP tower; a prompt is one image and text. Both sides
+alternate, so that other load on the machine affects both. The table has medians and their ratios (above 1: ours is
+faster). Needs `pip install -e '.[test]'`.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 THREADS = 2
-if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as there are cores
+if hasattr(os, "sched_setaffinity"):  # XLA uses one thread per core
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
 
 import jax  # noqa: E402
@@ -68,7 +68,7 @@ def make_theirs() -> LlavaForConditionalGeneration:
 
 
 def make_ours(folder: Path, dtype: str):
-    """(model, decode view) of what is in the folder."""
+    """Returns (model, decode view) of the checkpoint in the folder."""
     source = open_external(folder)
     config, mesh = source.model(dtype), make_mesh(1, 1, 1)
     frozen = dict.fromkeys(abstract_model(config)[0])
@@ -85,7 +85,7 @@ def prompts(batch: int, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run_theirs(model, ids, pixels, new: int) -> tuple[float, float, np.ndarray]:
-    """(seconds of the prefill and first token, seconds of `new` tokens more, all new ids)."""
+    """Returns (seconds of prefill and first token, seconds of `new` more tokens, all new ids)."""
     times = []
 
     def clock(ids, scores, **_):
@@ -115,7 +115,7 @@ def run_ours(model, view, batch: Batch, rows: int, new: int) -> tuple[float, flo
 
 
 def ours_batch(ids, pixels, rows: int) -> Batch:
-    """The same prompts, filled up to `rows` with rows of nothing, as `generate` does it."""
+    """The same prompts, padded with empty rows to `rows`, as in `generate`."""
     tokens = np.where(ids == IMAGE_TOKEN, IMAGE_TOKEN_ID, ids)
     images = np.asarray(pixels.transpose(0, 2, 3, 1), np.float32)
     prompts = [Prompt(row, image[None]) for row, image in zip(tokens, images, strict=True)]
@@ -158,8 +158,8 @@ def measure(folder: Path, theirs, dtype: str, batch: int, args) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--new", type=int, default=32, help="tokens of an answer")
-    parser.add_argument("--length", type=int, default=256, help="tokens of a prompt, 64 of them the image's")
+    parser.add_argument("--new", type=int, default=32, help="tokens per answer")
+    parser.add_argument("--length", type=int, default=256, help="tokens per prompt, 64 of them image tokens")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     args = parser.parse_args()
@@ -178,8 +178,8 @@ def main() -> None:
             for batch in args.batches:
                 print(measure(Path(folder), theirs, dtype, batch, args), flush=True)
     print(
-        "\nGB/s: weights and cache that a step has to read once, per second; where both are near the memory's speed,\n"
-        "that is the bound. GFLOP/s: products of the blocks; there the matrix units are, and what is not a product."
+        "\nGB/s: weights and KV cache that a step must read once, per second; near the memory bandwidth, that is the\n"
+        "bound. GFLOP/s: matrix products of the blocks; the rest is not counted."
     )
 
 

@@ -1,10 +1,10 @@
-"""How long a training JSON of LLaVA-1.5's size takes to open, and how much memory.
+"""Measures time and memory to open a training JSON of LLaVA-1.5's size.
 
     python launch/bench/open_big_json.py [ROWS] [FOLDER]
 
-Writes ROWS (default 665,298) rows, 1.6 kB each on average, to FOLDER (default: a temporary one), and opens them twice,
-each time in a process of its own: without an index and with the one that the first left. Then a held-out split, and
-rows read in random order.
+Writes ROWS (default 665,298) rows, 1.6 kB each on average, to FOLDER (default: a temporary one), and opens them twice
+in separate processes: without an index, and with the index that the first one wrote. Then makes a held-out split and
+reads rows in random order.
 """
 
 import json
@@ -36,7 +36,7 @@ def write(path: Path, rows: int) -> None:
 
 
 def measure(path: Path) -> None:
-    """In a process of its own: opens, splits, reads."""
+    """Opens, splits and reads the file, and prints the measurements."""
     from llava_jax.data.sources.combine import train_eval_split
     from llava_jax.data.sources.llava_json import LlavaJson
 
@@ -63,7 +63,7 @@ def main(rows: int, folder: Path) -> None:
     path = folder / "big.json"
     write(path, rows)
     print(f"{path}: {path.stat().st_size / 1e9:.2f} GB")
-    for turn in ("without an index", "with it"):
+    for turn in ("without an index", "with the index"):
         print(f"{turn}: ", end="", flush=True)
         subprocess.run([sys.executable, __file__, "--measure", str(path)], check=True)
     print(f"the index: {os.path.getsize(f'{path}.index.npz') / 1e6:.1f} MB")

@@ -1,4 +1,4 @@
-"""The train step that bench_step.py sets beside ours: transformers' LlavaForConditionalGeneration, torch's AdamW."""
+"""The reference train step of bench_step.py: transformers' LlavaForConditionalGeneration with torch's AdamW."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ logging.disable_progress_bar()
 
 
 def make_model(c: ModelConfig) -> LlavaForConditionalGeneration:
-    """A random one of our shapes. The image token is the last of the vocabulary."""
+    """Returns a randomly initialized model of our shapes. The image token is the last of the vocabulary."""
     v, m = c.vision, c.llm
     clip = CLIPVisionConfig(
         hidden_size=v.width, intermediate_size=v.mlp_width, num_hidden_layers=v.layers, num_attention_heads=v.heads,
@@ -34,11 +34,10 @@ def make_model(c: ModelConfig) -> LlavaForConditionalGeneration:
 
 
 class TorchStep:
-    """One optimizer step a call, on the same batch each time. Losses are summed and divided as ours are: by the number
-    of targets of the batch.
+    """Runs one optimizer step per call, always on the same batch. The loss is the mean over the targets, as ours.
 
-    trains: prefixes of the parameters that are trained, in float32; the others are frozen, in `dtype`. With bfloat16 it
-    computes under autocast. remat: gradient checkpointing of the language model's blocks. attention: eager | sdpa.
+    trains: prefixes of the trained parameters, in float32; the others are frozen, in `dtype`. With bfloat16 it computes
+    under autocast. remat: gradient checkpointing of the language model's blocks. attention: eager | sdpa.
     """
 
     def __init__(self, folder, trains: tuple[str, ...], dtype: str, remat: bool, attention: str, rate: float):
@@ -54,13 +53,13 @@ class TorchStep:
             else:
                 p.data = p.data.to(getattr(torch, dtype))
         if remat:
-            # `enable_input_require_grads` of frozen models is not needed: features and embeddings ask for theirs.
+            # No `enable_input_require_grads`: features or embeddings are trained and require gradients already.
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.dtype, self.trained = getattr(torch, dtype), trained
         self.optimizer = torch.optim.AdamW(trained, rate, (0.9, 0.999), 1e-8, weight_decay=0.0, fused=True)
 
     def set_batch(self, batch: Batch) -> None:
-        """batch: as ours, see `bench_step.make_batch`."""
+        """batch: see `bench_step.make_batch`."""
         c = self.model.config
         ids, mask = batch.tokens, batch.target_mask
         ids = torch.tensor(np.where(ids == IMAGE_TOKEN_ID, c.image_token_id, ids)).long()

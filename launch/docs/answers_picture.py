@@ -1,7 +1,7 @@
 """Makes the picture of the README: the answers page of a quickstart run, rendered by a headless Chromium.
 
-    python launch/docs/answers_picture.py                                  # trains the quickstart first, in minutes
-    python launch/docs/answers_picture.py --workdir=workdir/quickstart     # uses a run that is there
+    python launch/docs/answers_picture.py                                  # first trains the quickstart, for minutes
+    python launch/docs/answers_picture.py --workdir=workdir/quickstart     # uses an existing run
 
 Writes docs/images/answers.png (the top of the newest page of the last stage) and docs/images/scene.png, the scene that
 the README's `chat` command asks about. Needs Chromium (Debian: apt-get install chromium), or --browser=COMMAND.
@@ -69,7 +69,7 @@ def screenshot(page: Path, out: Path, browser: str, width: int, height: int) -> 
             image.convert("RGB").quantize(256).save(out, optimize=True)
     size = out.stat().st_size
     if size >= MAX_BYTES:
-        sys.exit(f"error: {out} has {size:,} bytes, {MAX_BYTES:,} are allowed; make the window smaller")
+        sys.exit(f"error: {out} has {size:,} bytes, more than {MAX_BYTES:,}; make the window smaller")
     print(f"{out}: {page}, {size:,} bytes")
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One process with eight devices that are not there, of this machine's CPU: to try a mesh.
+# Runs one process with eight simulated CPU devices, to try a mesh.
 #
 #     launch/local/eight_devices.sh --config=configs/quickstart.py --workdir=/tmp/mesh \
 #         --config.mesh.data=2 --config.mesh.fsdp=2 --config.mesh.tensor=2
-#     launch/local/eight_devices.sh --dry-run --config=FILE ...     prints what would be done, and does nothing
+#     launch/local/eight_devices.sh --dry-run --config=FILE ...     prints the commands without running them
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/../common.sh"
@@ -11,5 +11,5 @@ case ${1-} in
 --help | -h) usage && exit ;;
 --dry-run) dry_run=1 && shift ;;
 esac
-(($#)) || die "what is to run? usage: $0 --config=FILE ...; --help says more"
+(($#)) || die "no command; usage: $0 --config=FILE ...; see --help"
 run env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=8 python -m llava_jax.main --processes=1 "$@"

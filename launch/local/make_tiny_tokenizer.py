@@ -1,7 +1,7 @@
 """Trains the tokenizer that ships with the package: python launch/local/make_tiny_tokenizer.py
 
-A byte-level BPE of 500 tokens over the words of the synthetic scenes and the frame of the vicuna_v1 template. The same
-code gives the same file; run it again only when the scenes' words change, and then train the towers again too.
+A byte-level BPE of 500 tokens on the texts of the synthetic scenes and the fixed strings of the vicuna_v1 template. It
+is deterministic. Run it again only when the vocabulary of the scenes changes, and then retrain the towers too.
 """
 
 from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER, open_tokenizer

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# N processes on this machine train as one run, as N hosts would; on CPU, one device each.
+# Trains one run in N processes on this machine, like N hosts; on CPU with one device each.
 #
 #     launch/local/run_multiprocess.sh N --config=FILE [--workdir=DIR] [--config.NAME=VALUE ...]
-#     launch/local/run_multiprocess.sh --dry-run N --config=FILE ...     prints what would be done, and does nothing
+#     launch/local/run_multiprocess.sh --dry-run N --config=FILE ...     prints the commands without running them
 #
-# JAX_NUM_CPU_DEVICES=4 gives each process four. Ctrl-C or SIGTERM stops all of them, after saving. Ends with the exit code of
-# the lowest number that failed.
+# JAX_NUM_CPU_DEVICES=4 gives each process four devices. Ctrl-C or SIGTERM saves a checkpoint and stops all processes. The
+# exit code is that of the first process, by number, that failed.
 set -uo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/../common.sh"
@@ -13,7 +13,7 @@ case ${1-} in
 --help | -h) usage && exit ;;
 --dry-run) dry_run=1 && shift ;;
 esac
-[[ "${1:-}" =~ ^[1-9][0-9]*$ ]] || die "how many processes? usage: $0 N --config=FILE ...; --help says more"
+[[ "${1:-}" =~ ^[1-9][0-9]*$ ]] || die "the number of processes is missing; usage: $0 N --config=FILE ...; see --help"
 count=$1; shift
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-1}
 if [[ -n $dry_run ]]; then
@@ -27,7 +27,7 @@ fi
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])') || exit
 processes=()
 for ((i = 0; i < count; i++)); do
-    # In a session of its own: Ctrl-C is for this script, which asks them to stop.
+    # In its own session: Ctrl-C reaches only this script, which forwards it.
     setsid python -m llava_jax.main "$@" --coordinator="localhost:$port" --processes="$count" --process="$i" &
     processes+=($!)
 done

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Installs the program on all VMs of a slice, again or for the first time; what create.sh has them do by themselves. A newer
-# --ref is installed over an older one. Stop the run first.
+# Installs the program on all VMs of a slice, or updates it to another --ref; VMs from create.sh install it by themselves.
+# Stop the run first.
 #
 #     launch/tpu_vm/setup.sh --name=llava --zone=us-west4-a --source=https://github.com/ME/llava_jax.git --mount=10.0.0.2:/share
 #
 #   --name, --zone, --project, --source, --ref, --mount   as create.sh
-#   --dry-run        prints what would be done, and does nothing
+#   --dry-run        prints the commands without running them
 set -euo pipefail
 name=${TPU_NAME-} zone=${TPU_ZONE-} project=${TPU_PROJECT-} source='' ref=main mount=''
 # shellcheck source=launch/common.sh

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Whether the slice is there, and whether training runs on each of its VMs (active), ended well or was stopped (inactive), or
-# failed; with the exit code.
+# Shows whether the slice exists, and the state of training on each VM: active, inactive (finished or stopped) or failed, with
+# the exit code.
 #
 #     launch/tpu_vm/status.sh --name=llava --zone=us-west4-a
 #
 #   --name=NAME, --zone=ZONE, --project=ID   or TPU_NAME, TPU_ZONE, TPU_PROJECT
-#   --dry-run        prints what would be done, and does nothing
+#   --dry-run        prints the commands without running them
 set -euo pipefail
 name=${TPU_NAME-} zone=${TPU_ZONE-} project=${TPU_PROJECT-}
 # shellcheck source=launch/common.sh

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Stops training on all VMs: SIGTERM, so that it saves. The slice stays, and costs, until delete.sh. It does not go on by
-# itself then, not after a restart of a VM either; run.sh continues it.
+# Stops training on all VMs with SIGTERM, so that it saves. The slice stays, and costs money, until delete.sh. Training does not
+# resume by itself, not even after a VM restarts; run.sh resumes it.
 #
 #     launch/tpu_vm/stop.sh --name=llava --zone=us-west4-a
 #
 #   --name=NAME, --zone=ZONE, --project=ID   or TPU_NAME, TPU_ZONE, TPU_PROJECT
-#   --dry-run        prints what would be done, and does nothing
+#   --dry-run        prints the commands without running them
 set -euo pipefail
 name=${TPU_NAME-} zone=${TPU_ZONE-} project=${TPU_PROJECT-}
 # shellcheck source=launch/common.sh

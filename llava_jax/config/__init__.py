@@ -1,4 +1,4 @@
-"""What a run is: `defaults()` and `stage()` for the files under `configs/`, and the frozen dataclasses behind them."""
+"""The config of a training run: `defaults()` and `stage()` for files under `configs/`, and its frozen dataclasses."""
 
 from llava_jax.config.build import build_dataclass, flatten
 from llava_jax.config.config_dict import defaults, describe_values, from_config_dict, stage

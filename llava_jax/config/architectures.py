@@ -1,8 +1,8 @@
-"""The shapes of the towers: frozen dataclasses and the named architectures.
+"""Model shapes: frozen dataclasses and the named architectures.
 
 Sources: CLIP, arXiv 2103.00020 and `openai/clip-vit-large-patch14[-336]`; LLaMA, arXiv 2302.13971; Llama 2, arXiv
 2307.09288; Llama 3, arXiv 2407.21783; Vicuna keeps LLaMA's shapes (v1.3: LLaMA-1, v1.5: Llama 2); SmolLM2-135M, its
-model card. Every field is an architecture fact and has no default, so that no model code can hold a second opinion.
+model card. Fields that define an architecture have no defaults: model code cannot silently assume other values.
 """
 
 import dataclasses
@@ -10,10 +10,10 @@ import re
 
 from llava_jax.errors import ConfigError
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, per RGB channel
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's normalization, per RGB channel
 STD = (0.26862954, 0.26130258, 0.27577711)
 
-IMAGE_TOKEN_ID = -200  # stands where an image feature goes; the original has one per image, here it is one per feature
+IMAGE_TOKEN_ID = -200  # placeholder token of one image feature; the original LLaVA has one per image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +44,14 @@ class VisionConfig:
 
     @property
     def blocks_used(self) -> int:
-        """How many blocks run to produce hidden state `select_layer`."""
+        """Blocks that run to produce hidden state `select_layer`."""
         return self.select_layer if self.select_layer >= 0 else self.layers + 1 + self.select_layer
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Stretched rotary positions. `linear` divides positions by `factor`; `llama3` scales low frequencies only and
-    needs the other three fields."""
+    """Rotary position scaling. `linear` divides positions by `factor`; `llama3` scales only low frequencies and uses
+    the other three fields."""
 
     kind: str  # linear | llama3
     factor: float
@@ -81,50 +81,50 @@ class LlamaConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole LLaVA: two towers, the projector between them, and how to compute. Or a language model alone: then
-    `vision` and `projector` are None."""
+    """A LLaVA: two towers, the projector between them, and how they compute. In a text-only model `vision` and
+    `projector` are None."""
 
     vision: VisionConfig | None
     llm: LlamaConfig
     projector: str | None  # linear | mlpNx_gelu
-    dtype: str  # float32 | bfloat16: matrix products and activations
-    feature_dtype: str  # float32 | bfloat16: what the vision tower computes in
+    dtype: str  # float32 | bfloat16: dtype of matrix products and activations
+    feature_dtype: str  # float32 | bfloat16: compute dtype of the vision tower
     remat: str  # a name in REMAT
-    unroll: bool  # layers as straight-line code instead of a loop
+    unroll: bool  # unroll the layers instead of scanning over them
     attention: str  # xla | splash | splash_interpreted | cudnn: see models/attention.py
 
     @property
     def image_size(self) -> int:
-        """Pixels of a side of the images; 0 where there are none."""
+        """Side of the square input image in pixels; 0 for a text-only model."""
         return self.vision.image_size if self.vision else 0
 
     @property
     def features(self) -> int:
-        """Placeholder tokens of one image; 0 where there are none."""
+        """Placeholder tokens of one image; 0 for a text-only model."""
         return self.vision.features if self.vision else 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Remat:
-    """What the backward pass finds of a block beside its input, by the names that the blocks give their tensors:
-    q k v (rotated), context (of attention, before its last product; from a kernel its log-sum-exp too), out (of
-    attention, behind it), gate, up. All else it computes again."""
+    """A rematerialization policy: the tensors of a block, besides its input, that are saved for the backward pass. All
+    others are recomputed. Names: q, k, v (after rotary embedding), context (attention output before the output
+    projection; with a kernel also its log-sum-exp), out (after the output projection), gate, up."""
 
-    keep: tuple[str, ...] = ()  # where it is
-    offload: tuple[str, ...] = ()  # moved to the host's memory and back
+    keep: tuple[str, ...] = ()  # saved in device memory
+    offload: tuple[str, ...] = ()  # moved to host memory and back
 
 
-# Costs are a token's and a layer's values, for D width, H heads, K key/value heads, E head size, F MLP width. The later
-# the policy, the more memory and the less work, except that what is offloaded costs transfers.
+# Costs are values per token and layer, for D width, H heads, K key/value heads, E head size, F MLP width. Later
+# policies need more memory and less compute; offloading costs transfers instead of device memory.
 REMAT: dict[str, Remat | None] = {
-    "full": Remat(),  # nothing: the least memory; the forward pass runs twice, but for each block's last product
-    "save_context": Remat(("context",)),  # H E, and H in float32: spares the attention kernel (splash only)
-    "offload_qkv": Remat((), ("q", "k", "v")),  # as save_qkv, in the host's memory: for a chip that is full
-    "save_qkv": Remat(("q", "k", "v")),  # (H + 2 K) E: spares three products and the rotation
-    "save_qkv_context": Remat(("q", "k", "v", "context")),  # both: spares all of attention but its last product
-    # (2 H + 2 K) E + D + 2 F: every product is spared; norms, SiLU and, without a kernel, the scores are made again.
+    "full": Remat(),  # saves nothing; the forward pass runs twice, except last products
+    "save_context": Remat(("context",)),  # H E, and H in float32: the attention kernel does not rerun (splash only)
+    "offload_qkv": Remat((), ("q", "k", "v")),  # save_qkv in host memory: when device memory is full
+    "save_qkv": Remat(("q", "k", "v")),  # (H + 2 K) E: spares three products and rotary embedding
+    "save_qkv_context": Remat(("q", "k", "v", "context")),  # both: of attention only the output projection reruns
+    # (2 H + 2 K) E + D + 2 F: no product reruns; norms, SiLU and, without a kernel, attention scores are recomputed.
     "minimal": Remat(("q", "k", "v", "context", "out", "gate", "up")),
-    "none": None,  # everything
+    "none": None,  # saves everything
 }
 
 
@@ -150,7 +150,7 @@ _LLAMA_2 = {size: dataclasses.replace(c, norm_eps=1e-5, max_positions=4096) for 
 VISION = {
     "clip_l14_224": _clip_l14(224),
     "clip_l14_336": _clip_l14(336),
-    "small_128": VisionConfig(  # CLIP's shape, of a size that two cores can train from nothing
+    "small_128": VisionConfig(  # CLIP's design, small enough to train from scratch on two CPU cores
         image_size=128, patch_size=32, width=256, layers=6, heads=4, mlp_width=1024,
         activation="quick_gelu", norm_eps=1e-5, select_layer=-2, select_feature="patch",
     ),
@@ -181,7 +181,7 @@ LLM = {
 
 
 def projector_depth(name: str) -> int:
-    """Linear layers of a named projector: `linear` -> 1, `mlp2x_gelu` -> 2. Raises ConfigError for any other name."""
+    """Number of linear layers of a projector: `linear` -> 1, `mlp2x_gelu` -> 2. Raises ConfigError for other names."""
     match = re.fullmatch(r"mlp(\d+)x_gelu", name)
     depth = 1 if name == "linear" else int(match[1]) if match else 0
     if depth < 1:

@@ -1,4 +1,4 @@
-"""From nested dicts to the frozen dataclasses of a config and back: types checked, unknown keys refused by name."""
+"""Converts nested dicts to the frozen config dataclasses and back. Checks types and refuses unknown keys."""
 
 import dataclasses
 import difflib
@@ -9,7 +9,7 @@ from llava_jax.errors import ConfigError
 
 
 def flatten(value, prefix: str = "") -> dict[str, object]:
-    """Dotted path -> leaf value of a Config (or part of one)."""
+    """Flattens a Config, or a part of one, to {dotted path: value}."""
     if dataclasses.is_dataclass(value):
         value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if not isinstance(value, dict):
@@ -21,12 +21,12 @@ def flatten(value, prefix: str = "") -> dict[str, object]:
 
 
 def within_stage(path: str) -> str:
-    """`stages.NAME.data.path` -> `data.path`; other paths as they are."""
+    """Removes the prefix `stages.NAME.`: `stages.NAME.data.path` -> `data.path`. Other paths are unchanged."""
     return path.split(".", 2)[2] if path.startswith("stages.") else path
 
 
 def as_dict(value):
-    """Like dataclasses.asdict, but leaves tuples alone."""
+    """Like dataclasses.asdict, but does not copy tuples."""
     return {
         f.name: as_dict(v) if dataclasses.is_dataclass(v := getattr(value, f.name)) else v
         for f in dataclasses.fields(value)
@@ -47,7 +47,8 @@ def suggestion(key: str, known) -> str:
 
 
 def build_dataclass(kind: type, values: object, path: str):
-    """A dict as the dataclass `kind`. Raises ConfigError, naming the place below `path`, for what does not fit it."""
+    """Builds the dataclass `kind` from a dict. Raises ConfigError with the dotted path (below `path`) of an unknown key
+    or a wrong type."""
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must be a group of settings, not {values!r}")
     fields = {f.name: f for f in dataclasses.fields(kind)}

@@ -1,4 +1,4 @@
-"""Between ml_collections' ConfigDict, which files and flags change, and the frozen `Config` inside."""
+"""Converts between ml_collections' ConfigDict, which config files and flags edit, and the frozen `Config`."""
 
 import dataclasses
 
@@ -11,12 +11,13 @@ from llava_jax.errors import ConfigError
 
 
 def defaults() -> ConfigDict:
-    """A ConfigDict with every default and no stages: what a file under `configs/` starts from."""
+    """Returns a ConfigDict with every default and no stages. A file under `configs/` starts from it."""
     return ConfigDict(as_dict(Config()))
 
 
 def stage(**changes) -> ConfigDict:
-    """A stage's defaults as a ConfigDict, with top-level `changes` applied."""
+    """Returns the defaults of a stage as a ConfigDict, with `changes` to its top-level settings. Raises ConfigError for
+    an unknown setting."""
     values = ConfigDict(as_dict(Stage()))
     for key, value in changes.items():
         if key not in values:
@@ -26,17 +27,17 @@ def stage(**changes) -> ConfigDict:
 
 
 def from_config_dict(values: ConfigDict) -> Config:
-    """ConfigDict -> frozen Config. Raises ConfigError for an unknown key, a wrong type or a value out of range."""
+    """Converts a ConfigDict to a Config. Raises ConfigError for unknown keys, wrong types and invalid values."""
     config = build_dataclass(Config, values.to_dict(), "config")
     check_config(config)
-    # A ConfigDict sorts its keys; `run` says the order, and a stage that it leaves out does not exist.
+    # A ConfigDict sorts its keys; `run` defines the order. Stages that are not in `run` are dropped.
     return dataclasses.replace(config, stages={name: config.stages[name] for name in config.run})
 
 
 def describe_values(config: Config, overrides: dict[str, object], file: str) -> list[str]:
-    """One line per value: path, value and where it came from (default, the config file, the command line)."""
+    """Returns one line per value: path, value and origin (default, the config file or the command line)."""
     base = flatten(Config())
-    base |= flatten(Stage())  # no name is in both
+    base |= flatten(Stage())  # the two have no name in common
     lines = []
     for path, value in flatten(config).items():
         is_overridden = any(path == o or path.startswith(f"{o}.") for o in overrides)  # a flag may set a whole group

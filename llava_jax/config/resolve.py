@@ -1,4 +1,4 @@
-"""From the names in a config to shapes: the towers, and the attention kernel of a platform."""
+"""Resolves the names in a config: model shapes, and the attention kernel of a platform."""
 
 import dataclasses
 
@@ -7,13 +7,13 @@ from llava_jax.config.build import check_choice, look_up
 from llava_jax.config.schema import Model
 from llava_jax.errors import ConfigError
 
-KERNELS = {"tpu": "splash", "cuda": "cudnn"}  # by platform, see models/attention.py; others have the plain code
+KERNELS = {"tpu": "splash", "cuda": "cudnn"}  # by platform, see models/attention.py; other platforms use `xla`
 
 
 def model_config(model: Model, platform: str | None = None) -> architectures.ModelConfig:
-    """Names -> shapes, and the attention kernel for `platform`: tpu | cuda | rocm | cpu; None, where nobody trains,
-    gives the plain one. Raises ConfigError for a name that is not in the tables, and for a kernel that was asked for
-    and does not do this model on this platform."""
+    """Resolves the names of `model` to shapes, and the attention kernel for `platform` (tpu | cuda | rocm | cpu; None
+    outside training, which gives `xla`). Raises ConfigError for an unknown name, and for a requested kernel that does
+    not support this model or platform."""
     vision = look_up(architectures.VISION, model.vision, "model.vision")
     vision = dataclasses.replace(vision, select_layer=model.select_layer, select_feature=model.select_feature)
     llm = look_up(architectures.LLM, model.llm, "model.llm")
@@ -33,9 +33,9 @@ def _attention(model: Model, head_size: int, platform: str | None) -> str:
     if fused_kernel is None or requested not in ("auto", fused_kernel):
         reason = f"does not run on {platform}"
     elif model.dtype != "bfloat16":
-        reason = f"computes in bfloat16, not in model.dtype={model.dtype!r}"  # float32 means float32 on every device
+        reason = f"computes in bfloat16, not in model.dtype={model.dtype!r}"  # float32 is float32 on every device
     elif fused_kernel == "cudnn" and (head_size > 128 or head_size % 8):
-        reason = f"takes head sizes up to 128 that are multiples of 8, not the {head_size} of {model.llm}"
+        reason = f"needs a head size up to 128 that is a multiple of 8, not the {head_size} of {model.llm}"
     else:
         return fused_kernel
     if requested == "auto":

@@ -1,4 +1,4 @@
-"""Ranges and choices of a config that no type can say."""
+"""Validates the values of a config: ranges and choices that types do not express."""
 
 import math
 import re
@@ -13,15 +13,15 @@ AT_LEAST_ONE = (
     "log_every", "checkpoint.every", "checkpoint.keep", "guard.window", "batch", "accumulation", "epochs",
     "loss_chunks", "data.length", "eval.samples", "eval.max_new_tokens",
 )  # fmt: skip
-ANY_SIGN = ("model.select_layer", "mesh.data", "mesh.fsdp", "mesh.tensor")  # every other number is at least zero
+ANY_SIGN = ("model.select_layer", "mesh.data", "mesh.fsdp", "mesh.tensor")  # all other numbers must be at least 0
 
 
 def check_config(config: Config) -> None:
-    """Ranges and choices that no type can say; everything that can be refused before jax is even imported."""
+    """Raises ConfigError for a value out of range or an unknown choice. Does not import jax."""
     if not config.run:
         raise ConfigError("config.run is empty: nothing to train; it lists the names of config.stages to run, in order")
     if len(set(config.run)) < len(config.run):
-        raise ConfigError(f"config.run={config.run} names a stage twice; give the second a name of its own")
+        raise ConfigError(f"config.run={config.run} names a stage twice; give each a unique name")
     for name in config.run:
         if name not in config.stages:
             raise ConfigError(
@@ -33,7 +33,7 @@ def check_config(config: Config) -> None:
     check_choice(config.model.remat, tuple(architectures.REMAT), "config.model.remat")
     check_choice(config.guard.on_spike, ("skip", "warn"), "config.guard.on_spike")
     if 0 < config.guard.spike <= 1:
-        raise ConfigError(f"config.guard.spike={config.guard.spike} must be above 1, or 0 for no such rule")
+        raise ConfigError(f"config.guard.spike={config.guard.spike} must be above 1, or 0 to turn spike detection off")
     for path, value in flatten(config).items():
         key = within_stage(path)
         minimum = 1 if key in AT_LEAST_ONE else 0
@@ -52,10 +52,10 @@ def check_config(config: Config) -> None:
         check_choice(s.optimizer.first_moment, ("float32", "bfloat16"), f"{prefix}.optimizer.first_moment")
         check_choice(s.weights, ("auto", "sharded", "replicated"), f"{prefix}.weights")
         if s.steps == 0 and s.data.source == "scenes":
-            raise ConfigError(f"{prefix}.steps must be set: scenes never end, so there are no epochs to count")
+            raise ConfigError(f"{prefix}.steps must be set: scenes are endless and have no epochs")
         if s.data.source == "files" and name in config.run and bool(s.data.path) == bool(s.data.mixture):
             raise ConfigError(
-                f"{prefix}.data.path must be set (a json needs image_folder too), or data.mixture; one of them"
+                f"{prefix}.data.path (with image_folder for a JSON file) or data.mixture must be set, not both"
             )
         for path, _, weight in s.data.mixture:
             if not 0 < weight < math.inf:
@@ -91,8 +91,8 @@ def _check_lengths(s: Stage, prefix: str) -> None:
             f"{prefix}.data.lengths={s.data.lengths} must ascend, from 1 to below data.length={s.data.length}"
         )
     if s.data.packing == "pack" and s.data.lengths:
-        raise ConfigError(f"{prefix}.data.lengths is for rows of one sample; packed rows are all data.length long")
+        raise ConfigError(f"{prefix}.data.lengths needs packing=none: packed rows all have data.length tokens")
     if s.data.source == "scenes" and (s.data.packing == "pack" or s.data.lengths):
         raise ConfigError(f"{prefix}.data.packing and lengths need samples with known lengths; scenes are endless")
     if s.data.mixture and s.data.lengths:
-        raise ConfigError(f"{prefix}.data.lengths does not go with a mixture, which never ends; packing=pack does")
+        raise ConfigError(f"{prefix}.data.lengths does not support a mixture, which is endless; use packing=pack")

@@ -1,1 +1,1 @@
-"""What every verb writes with: atomic files, console log, HTML pages, intervals. No jax."""
+"""Output shared by all verbs: atomic file writes, console log, HTML pages, confidence intervals. No jax."""

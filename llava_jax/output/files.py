@@ -1,4 +1,4 @@
-"""The one writer of files that must be complete or absent: write to a partial file, then rename."""
+"""Atomic file writes: write to a partial file, then rename."""
 
 import contextlib
 import datetime
@@ -13,16 +13,16 @@ from llava_jax.errors import ConfigError, DataError
 
 @contextlib.contextmanager
 def atomic_path(path: Path, partial: Path | None = None, sync: bool = False) -> Iterator[Path]:
-    """Yields where to write; when the block ends, that file or folder is renamed to `path`.
+    """Yields a temporary path; when the block ends, that file or folder is renamed to `path`.
 
-    A reader of `path` sees the old content or the new one, never a part. After any error or interrupt `path` is as it
-    was, and the partial file or folder is removed.
+    A reader of `path` sees the old content or the new one, never a part. After an error or interrupt `path` is
+    unchanged, and the partial file or folder is removed.
 
-    partial: where to write, in the folder of `path`. The default is `<path>.partial`. Processes that may write the same
-    file at the same time need different ones.
-    sync: flush the file to the disk before the rename, so that a power failure cannot leave an empty `path`.
+    partial: the temporary path, in the folder of `path`; default: `<path>.partial`. Processes that write the same file
+    concurrently need different ones.
+    sync: fsync the file before the rename, so that a power failure cannot leave an empty `path`.
 
-    Raises OSError where it cannot be renamed, and what the block raises.
+    Raises OSError if the rename fails, and what the block raises.
     """
     partial = partial or path.with_name(f"{path.name}.partial")
     try:
@@ -41,18 +41,18 @@ def atomic_path(path: Path, partial: Path | None = None, sync: bool = False) -> 
 
 
 def write_atomically(path: Path, content: str | bytes, sync: bool = False) -> None:
-    """Writes bytes, or text as UTF-8, by `atomic_path`. Raises OSError, UnicodeEncodeError for a lone surrogate."""
+    """Writes bytes, or text as UTF-8, atomically. Raises OSError, and UnicodeEncodeError for a lone surrogate."""
     data = content.encode() if isinstance(content, str) else content
     with atomic_path(path, sync=sync) as partial:
         partial.write_bytes(data)
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes `text` to a file that the user named, atomically, and makes its folders. What is not a regular file
+    """Writes `text` atomically to a path from the command line and creates its folders. What is not a regular file
     (/dev/null, /dev/stdout, a pipe) is written to, not replaced.
 
-    Raises ConfigError where it cannot be written, DataError for a lone surrogate, which UTF-8 cannot encode; `path` is
-    then as it was.
+    Raises ConfigError if it cannot be written, and DataError for a lone surrogate, which UTF-8 cannot encode. `path` is
+    then unchanged.
     """
     try:
         if path.exists() and not path.is_file():
@@ -64,11 +64,11 @@ def write_whole(path: Path, text: str) -> None:
         context = error.object[max(0, error.start - 40) : error.start]
         raise DataError(f"{path}: not written, a lone surrogate follows {context!r}.") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror or error}). Name another place.") from None
+        raise ConfigError(f"{path}: cannot be written ({error.strerror or error}). Choose another path.") from None
 
 
 def date_of(path: Path) -> str:
-    """The day, in UTC, on which a file or a folder last changed, as YYYY-MM-DD; "" where there is none."""
+    """The UTC date of the last modification of a file or folder, as YYYY-MM-DD; "" if it does not exist."""
     try:
         changed = path.stat().st_mtime
     except OSError:
@@ -77,11 +77,12 @@ def date_of(path: Path) -> str:
 
 
 def read_object(file: Path, purpose: str) -> dict:
-    """The object in a json file that says `purpose`. Raises DataError where it is missing or broken."""
+    """Reads a JSON object from a file; `purpose` says in errors what the file defines. Raises DataError if the file is
+    missing, is not valid JSON or holds no object."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{file} does not exist: it says {purpose}") from None
+        raise DataError(f"{file} does not exist: it defines {purpose}") from None
     except (ValueError, OSError) as e:
         raise DataError(f"{file} cannot be read: {e}") from None
     if not isinstance(content, dict):

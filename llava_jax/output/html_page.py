@@ -1,6 +1,6 @@
-"""A page in one file: no script, nothing loaded from elsewhere, pictures inside, all text from data escaped.
+"""Self-contained HTML pages: no script, no external resources, images embedded, all text escaped.
 
-`document` is the whole page: header, style sheet (page.css), contents, body. What goes into it is in `page_parts`.
+`document` builds the page: header, style sheet (page.css), table of contents, body. `page_parts` has its elements.
 """
 
 import base64
@@ -13,29 +13,29 @@ from typing import Literal
 
 from PIL import Image
 
-# Nothing is fetched and nothing runs, whatever gets through.
+# Second line of defense after escaping: browsers fetch nothing and run no script.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 VOID = ("img", "input", "meta")  # elements without content
-SMALL = 128  # pixels a side; a smaller picture is enlarged pixel by pixel, not blurred
+SMALL = 128  # pixels; images up to this size are enlarged without smoothing
 
 
 class Markup(str):
-    """HTML of our own making; every other string is text, and escaped."""
+    """A string that is HTML already; all other strings are text and are escaped."""
 
 
 def escaped(text: str) -> Markup:
-    """Text as HTML. Half characters, which no file can hold, become question marks."""
+    """Escapes text for HTML. Lone surrogates, which UTF-8 cannot encode, become question marks. Keeps Markup."""
     return text if isinstance(text, Markup) else Markup(html.escape(text.encode(errors="replace").decode()))
 
 
 def join(*parts: str, separator: str = "") -> Markup:
-    """Parts, text escaped, one after the other."""
+    """Concatenates parts; those that are text are escaped."""
     return Markup(escaped(separator).join(escaped(part) for part in parts))
 
 
 def element(name: str, content: str = "", /, **attributes: str) -> Markup:
-    """<name attribute="..">content</name>, with text escaped. `class_` is the attribute class, `aria_label` is
-    aria-label; an attribute with the value "" is left out, except `alt` and `checked` and `open`."""
+    """Returns <name attribute="..">content</name>, text escaped. `class_` is the attribute class, `aria_label` is
+    aria-label. Attributes with the value "" are omitted, except `alt`, `checked` and `open`."""
     markup = ""
     for key, value in attributes.items():
         if value or key in ("alt", "checked", "open"):
@@ -52,12 +52,12 @@ def document(
     summary: str = "",
     contents: Sequence[tuple[str, str, str]] = (),
 ) -> str:
-    """A whole page -> its HTML, which is the same for the same arguments.
+    """Returns the HTML of a page; equal arguments give equal HTML.
 
-    label: what kind of page it is, above the title.
-    facts: what it is about, by name: the data, the model, the settings, a date. Empty ones are left out.
-    summary: what stands across the whole page above the body, `page_parts.tiles` mostly.
-    contents: (id of an element of the body, text, count) of a list of links that stays in view.
+    label: the kind of page, shown above the title.
+    facts: name -> value, such as data, model, settings, date. Empty values are omitted.
+    summary: full-width content above the body, usually `page_parts.tiles`.
+    contents: (id of an element of the body, text, count) per entry of the sticky table of contents.
     """
     nonempty_facts = [(name, value) for name, value in (facts or {}).items() if value]
     head = [element("p", label, class_="eyebrow")] if label else []
@@ -97,7 +97,7 @@ def _style() -> str:
 
 
 def picture(image: Image.Image, alt: str, kind: Literal["png", "jpeg"] = "png") -> Markup:
-    """A picture inside the page: each pixel as it is (PNG), or in a tenth of the bytes."""
+    """Embeds an image: lossless (png), or lossy in a tenth of the bytes (jpeg)."""
     buffer = io.BytesIO()
     image.save(buffer, kind)
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -1,13 +1,13 @@
-"""What can be said of counts of right answers: an interval for one, a test for two of the same questions."""
+"""Statistics of accuracies: a confidence interval for one, a paired test for two on the same questions."""
 
 import math
 from fractions import Fraction
 
-Z = 1.959963984540054  # of a normal distribution, 95% lie between -Z and Z
+Z = 1.959963984540054  # 95% of a normal distribution lie between -Z and Z
 
 
 def wilson(correct: int, count: int) -> tuple[float, float] | None:
-    """The 95% score interval of a share (Wilson 1927), in percent; None where nothing was counted.
+    """The 95% score interval of a proportion (Wilson 1927), in percent; None if `count` is 0.
 
     >>> [round(end, 2) for end in wilson(156, 181)]
     [80.41, 90.47]
@@ -21,7 +21,7 @@ def wilson(correct: int, count: int) -> tuple[float, float] | None:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """McNemar's exact test (two-sided): how likely flips as uneven as these are, or more, if each way were a coin's.
+    """The two-sided p-value of McNemar's exact test; each count: questions that only this model answers correctly.
 
     >>> mcnemar(1, 9)
     0.021484375

@@ -1,4 +1,4 @@
-"""What the pages are made of: tiles, tables, bars of shares, badges, and filters that need no script."""
+"""Elements of the pages: tiles, tables, bars, badges, and filters that need no script."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -6,14 +6,13 @@ from collections.abc import Iterable, Sequence
 from llava_jax.output.html_page import Markup, element, join
 
 _NUMBER = r"[-+]?[\d,]*\.?\d+ ?%?"
-NUMBER = re.compile(rf"({_NUMBER}( to {_NUMBER})?|-)?")  # or an interval, or nothing
+NUMBER = re.compile(rf"({_NUMBER}( to {_NUMBER})?|-)?")  # or an interval, or empty
 
 
 def table(rows: Sequence[Sequence[str]], label: str = "") -> Markup:
-    """Cells of text or Markup; the first row is the heading, the first column names its row.
+    """A table of text or Markup. The first row is the heading, the first column names its row.
 
-    Columns with nothing below the heading are left out; columns of numbers are right-aligned. label: what the table
-    shows, for those who cannot see it.
+    Columns without content are omitted; columns of numbers are right-aligned. label: for screen readers.
     """
     columns = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
     numbers = {i for i in columns if all(_is_number(row[i]) for row in rows[1:])}
@@ -29,7 +28,7 @@ def table(rows: Sequence[Sequence[str]], label: str = "") -> Markup:
     head = element("thead", cells(rows[0], True))
     body = element("tbody", join(*(cells(row, False) for row in rows[1:]), separator="\n"))
     html = element("table", join(head, body, separator="\n"))
-    # It scrolls sideways on a narrow screen; with a tabindex by keyboard, too.
+    # Scrolls sideways on narrow screens; the tabindex makes that work by keyboard too.
     return element("div", html, class_="scroll", tabindex="0", role="region", aria_label=label or "table")
 
 
@@ -38,7 +37,7 @@ def _is_number(cell: str) -> bool:
 
 
 def tile(label: str, value: str, note: str = "", *, bar: str = "", tone: str = "") -> Markup:
-    """One number of a summary. tone: good, bad, warn or nothing. bar: a `share_bar`; such a tile is a wide one."""
+    """One number of a summary. tone: good, bad, warn or "". bar: a `share_bar`, which makes the tile wide."""
     parts = [element("dt", label), element("dd", value, class_=f"value {tone}".strip())]
     parts += [element("dd", bar)] if bar else []
     parts += [element("dd", note, class_="note")] if note else []
@@ -51,8 +50,8 @@ def tiles(items: Iterable[str]) -> Markup:
 
 
 def share_bar(percent: float | None, interval: tuple[float, float] | None = None, mark: float | None = None) -> Markup:
-    """A bar of `percent` of its length with the ends of `interval`, and a dotted line at `mark`. All in percent;
-    nothing where there is no percentage."""
+    """A horizontal bar filled to `percent`, with error bars for `interval` and a dotted line at `mark`, all in percent.
+    Empty if `percent` is None."""
     if percent is None:
         return Markup()
     label, inside, style = f"{percent:.1f}%", element("i"), f"--at:{percent:.2f}%"
@@ -68,22 +67,22 @@ def share_bar(percent: float | None, interval: tuple[float, float] | None = None
 
 
 def badge(text: str, tone: str = "") -> Markup:
-    """A word in a coloured pill. tone: good, bad, warn, accent or nothing."""
+    """A word in a colored pill. tone: good, bad, warn, accent or ""."""
     return element("span", text, class_=f"badge {tone}".strip())
 
 
 def definitions(pairs: Iterable[tuple[str, str, str]], class_: str) -> Markup:
-    """(term, text, class) as a list of terms."""
+    """A definition list of (term, text, class)."""
     items = (element("div", join(element("dt", t), element("dd", text)), class_=tone) for t, text, tone in pairs)
     return element("dl", join(*items), class_=class_)
 
 
 def filters(groups: Iterable[tuple[str, str, Sequence[tuple[str, str, int]], int]]) -> Markup:
-    """Rows of buttons; one of each row is pressed, and the page shows the articles that all of them let through.
+    """Rows of radio buttons; the page shows the articles that match the chosen button of every row.
 
-    groups: (name, legend, choices, count of all articles). choices: (class, label, count); the button shows the
-    articles of that class. Names and classes must be identifiers, the labels may be anything. Choices without articles,
-    and rows that would leave no choice, are left out.
+    groups: (name, legend, choices, number of all articles). choices: (class, label, count); the button shows the
+    articles of that class. Names and classes must be identifiers; labels are free text. Choices without articles and
+    rows without a real choice are omitted.
     """
     rows, rules = [], []
     for name, legend, choices, count in groups:
@@ -97,7 +96,7 @@ def filters(groups: Iterable[tuple[str, str, Sequence[tuple[str, str, int]], int
         rows.append(element("fieldset", join(element("legend", legend), *buttons, separator=Markup(" "))))
     if not rows:
         return Markup()
-    # The page runs nothing: its style sheet hides what is not chosen.
+    # No script: style rules hide the articles that do not match.
     return join(element("style", Markup("\n".join(rules))), element("div", join(*rows), class_="filters"))
 
 

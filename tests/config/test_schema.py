@@ -1,4 +1,4 @@
-"""config.py: one default for each value, and no wrong value gets through."""
+"""Defaults of a config, and validation of its keys, types and values."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ from llava_jax.errors import ConfigError
 
 
 def small():
-    """The least that a config must say."""
+    """A minimal valid config."""
     c = config.defaults()
     c.run = ("first",)
     c.stages.first = config.stage(steps=3, learning_rates=(("projector/.*", 1e-3), (".*", None)))
@@ -29,7 +29,7 @@ def small():
 
 
 def changed(path: str, value):
-    """`small()` with one value set, in the way that a file would; new keys included."""
+    """`small()` with one value set as a config file would set it; the key may be new."""
     c = small()
     *groups, key = path.split(".")
     values = c
@@ -137,7 +137,7 @@ RANGES = [
     (("model.remat", "all"), "all' is not one of full, save_context, .*, none"),
     (("model.attention", "flash"), "flash' is not one of auto, xla, splash, cudnn"),
     (("stages.first.steps", -1), "steps=-1 must be at least 0"),
-    (("stages.first.steps", 0), "steps must be set: scenes never end"),
+    (("stages.first.steps", 0), "steps must be set: scenes are endless"),
     (("stages.first.epochs", 0), "epochs=0 must be at least 1"),
     (("stages.first.batch", 0), "batch=0 must be at least 1"),
     (("stages.first.accumulation", 0), "accumulation=0 must be at least 1"),
@@ -151,7 +151,7 @@ RANGES = [
     (("stages.first.learning_rates", ((".*", float("nan")),)), "rate nan"),
     (("stages.first.learning_rates", ((".*", float("inf")),)), "rate inf"),
     (("stages.first.data.source", "scene"), "scene' is not one of files, scenes; did you mean `scenes`"),
-    (("stages.first.data.source", "files"), "data.path must be set .* or data.mixture"),
+    (("stages.first.data.source", "files"), "data.path .* or data.mixture must be set"),
     (("stages.first.data.mixture", (("a.json", "images", 0.0),)), "the weight of 'a.json' must be positive, not 0.0"),
     (("stages.first.data.mixture", (("a.json", "images", float("nan")),)), "must be positive, not nan"),
     (("stages.first.data.mixture", (("a.json", 1.0),)), r"mixture\[0\] must have 3 items, not 2"),
@@ -196,7 +196,7 @@ def test_row_lengths_exclude_packing_and_are_multiples_of_loss_chunks():
     c.stages.first.data.source, c.stages.first.data.path, c.stages.first.data.image_folder = "files", "a", "b"
     from_config_dict(c)
     c.stages.first.data.packing = "pack"
-    with pytest.raises(ConfigError, match="lengths is for rows of one sample; packed rows are all data.length long"):
+    with pytest.raises(ConfigError, match="data.lengths needs packing=none: packed rows all have data.length tokens"):
         from_config_dict(c)
     c.stages.first.data.packing, c.stages.first.data.lengths, c.stages.first.loss_chunks = "none", (514,), 4
     with pytest.raises(ConfigError, match="data.lengths=514 is not a multiple of loss_chunks=4"):
@@ -216,7 +216,9 @@ def test_a_mixture_allows_packing_but_no_length_buckets():
     c.stages.first.data.source, c.stages.first.data.mixture = "files", (("a.json", "images", 1.0),)
     from_config_dict(c)
     c.stages.first.data.packing, c.stages.first.data.lengths = "none", (512,)
-    with pytest.raises(ConfigError, match="lengths does not go with a mixture, which never ends; packing=pack does"):
+    with pytest.raises(
+        ConfigError, match="data.lengths does not support a mixture, which is endless; use packing=pack"
+    ):
         from_config_dict(c)
 
 
@@ -259,19 +261,19 @@ BF16, F32 = dict(dtype="bfloat16", llm="tiny"), dict(dtype="float32", llm="tiny"
         ("auto", "cuda", BF16, "cudnn"),
         ("auto", "rocm", BF16, "xla"),
         ("auto", "cpu", BF16, "xla"),
-        ("auto", "tpu", F32, "xla"),  # the kernels' products are bfloat16's
+        ("auto", "tpu", F32, "xla"),  # the kernels compute in bfloat16
         ("auto", "cuda", F32, "xla"),
         ("auto", "cuda", BF16 | dict(llm="wide heads"), "xla"),
         ("auto", "tpu", BF16 | dict(llm="wide heads"), "splash"),
         ("xla", "tpu", BF16, "xla"),
         ("splash", "tpu", BF16, "splash"),
         ("cudnn", "cuda", BF16, "cudnn"),
-        ("splash", None, BF16, "xla"),  # a model trained on a TPU, opened on a laptop
+        ("splash", None, BF16, "xla"),  # a model trained on a TPU, loaded on a laptop
         ("splash", "cpu", BF16, "attention='splash' does not run on cpu; use auto or xla"),
         ("splash", "cuda", BF16, "does not run on cuda"),
         ("cudnn", "rocm", BF16, "does not run on rocm"),
         ("splash", "tpu", F32, "computes in bfloat16, not in model.dtype='float32'"),
-        ("cudnn", "cuda", BF16 | dict(llm="wide heads"), "head sizes up to 128 .* not the 256 of wide heads"),
+        ("cudnn", "cuda", BF16 | dict(llm="wide heads"), "head size up to 128 .* not the 256 of wide heads"),
     ],
 )
 def test_attention_kernel_depends_on_platform_dtype_and_head_size(requested, platform, model, expected, monkeypatch):
@@ -287,8 +289,8 @@ def test_attention_kernel_depends_on_platform_dtype_and_head_size(requested, pla
 
 def test_every_value_is_listed_with_its_origin():
     c = small()
-    c.seed = 7  # by the file
-    c.log_every = 10  # by the file, and the default all the same
+    c.seed = 7  # set by the file
+    c.log_every = 10  # set by the file, to the default
     c.stages.first.batch = 32
     overrides = {"stages.first.steps": 3, "load": {"llm": "x"}}
     lines = describe_values(from_config_dict(c), overrides, "my.py")

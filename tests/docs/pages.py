@@ -1,4 +1,4 @@
-"""README, docs/ and launch/README.md as data: pages, code blocks, commands, links and the names in them."""
+"""Parses README, docs/ and launch/README.md: code blocks, commands, links, inline code."""
 
 import re
 import shlex
@@ -29,7 +29,7 @@ def blocks(text: str) -> list[Block]:
 
 
 def prose(text: str) -> str:
-    """The text without its blocks of code."""
+    """The text without code blocks."""
     return _INDENTED.sub("", _FENCE.sub("", text))
 
 
@@ -38,7 +38,7 @@ def inline_code(text: str) -> list[str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Every shell command in blocks and inline code as its words, continued lines joined and comments left out."""
+    """Every shell command of code blocks and inline code as a list of words, without comments."""
     shell = [block.code for block in blocks(text) if block.language == "bash"]
     indented = [re.sub("^    ", "", block, flags=re.M) for block in _INDENTED.findall(_FENCE.sub("", text))]
     lines = "\n".join(shell + indented).replace("\\\n", " ").splitlines()
@@ -47,12 +47,12 @@ def commands(text: str) -> list[list[str]]:
 
 
 def _split(line: str) -> list[list[str]]:
-    """The commands of a line, each as its words: `a | b`, `a && b` and `a; b` are two."""
+    """The commands of a line as lists of words: `a | b`, `a && b` and `a; b` are two commands."""
     try:
         lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
         lexer.whitespace_split, lexer.commenters = True, "#"
         tokens = list(lexer)
-    except ValueError:  # inline code that is no shell
+    except ValueError:  # inline code that is not shell
         return []
     parts: list[list[str]] = [[]]
     for token in tokens:
@@ -64,12 +64,12 @@ def _split(line: str) -> list[list[str]]:
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors that GitHub gives the headings of a page."""
+    """GitHub's anchors of the headings of a page."""
     titles = re.findall(r"^#+ (.+)$", _FENCE.sub("", text), re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
 def links(text: str) -> list[str]:
-    """Targets of links and images that are not on the net."""
+    """Targets of links and images, except URLs."""
     targets = re.findall(r"\]\(([^)\s]+)\)", _FENCE.sub("", text))
     return [target for target in targets if not re.match(r"[a-z]+:", target)]

@@ -1,4 +1,4 @@
-"""The documentation: its flags, settings, paths, links and error texts exist, and its pages are short."""
+"""Flags, settings, paths, links and error messages in the documentation exist, and its pages are short."""
 
 import ast
 import contextlib
@@ -25,7 +25,7 @@ ids = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_
 
 @functools.cache
 def flags_of(*verb: str) -> frozenset[str]:
-    """The flags in `--help` of a verb, with dashes; empty where there is no such verb."""
+    """The flags in `--help` of a verb, with dashes; empty for an unknown verb."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
@@ -40,7 +40,7 @@ def flags_in(text: str) -> frozenset[str]:
 
 
 def verb_of(tokens: list[str]) -> tuple[str, ...]:
-    """("eval", "scienceqa", "score") of what follows `python -m llava_jax`: as many as there are verbs."""
+    """("eval", "scienceqa", "score") from the arguments of `python -m llava_jax`."""
     verb, inner = (), VERBS
     for word in tokens:
         if not isinstance(inner, dict) or word not in inner:
@@ -51,7 +51,7 @@ def verb_of(tokens: list[str]) -> tuple[str, ...]:
 
 
 def leaves(verbs: dict, before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """All verbs without the groups."""
+    """All verbs, without groups."""
     verb_paths = []
     for name, verb in verbs.items():
         verb_paths += leaves(verb[1], (*before, name)) if isinstance(verb, tuple) else [(*before, name)]
@@ -59,7 +59,7 @@ def leaves(verbs: dict, before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 
 def flags_of_program(command: list[str]) -> frozenset[str] | None:
-    """The flags of the program of ours that a command runs; None for another program's command."""
+    """The flags of our program that a command runs; None if it runs another program."""
     if command[:3] == ["python", "-m", "llava_jax"]:
         verb = verb_of(command[3:])
         assert verb, f"no such verb: {' '.join(command)}"
@@ -90,7 +90,7 @@ def test_flags_of_each_command_exist(page):
             assert not unknown, f"{' '.join(command)}: {sorted(unknown)}"
 
 
-# Programs of others whose flags the pages name.
+# Flags of other programs.
 FOREIGN = {"--gpus-per-task", "--time"}
 
 
@@ -124,7 +124,7 @@ PLACEHOLDERS = {"NAME", "name", "a.b"}
 
 @functools.cache
 def settings() -> frozenset[str]:
-    """Every path and group of a config, those of a stage as they are called within it."""
+    """Every setting and group of a config; those of a stage without `stages.NAME`."""
     paths = {*config.flatten(config.Config()), *config.flatten(config.Stage()), "stages", "config"}
     return frozenset(".".join(path.split(".")[:n]) for path in paths for n in (1, 2, 3))
 
@@ -184,7 +184,7 @@ def test_modules_named_in_the_text_exist(page):
 
 
 def resolve(parts: list[str]) -> list:
-    """[the deepest module file, the names that are left]."""
+    """[the deepest module file, *remaining names]."""
     path = ROOT
     for i, part in enumerate(parts):
         if (path / part).is_dir():
@@ -197,7 +197,7 @@ def resolve(parts: list[str]) -> list:
 
 
 def names_in(path: Path) -> set[str]:
-    """What a module defines or imports; `load` is imported on demand."""
+    """Names that a module defines or imports; `llava_jax.load` is imported lazily."""
     names = {"load"} if path == PACKAGE / "__init__.py" else set()
     for node in ast.parse(read(path)).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -232,12 +232,12 @@ def test_every_page_is_linked_from_the_readme():
     assert set(PAGES) - {README} <= linked
 
 
-# --- error texts
+# --- error messages
 
 
 @functools.cache
 def messages() -> str:
-    """All strings of the package, with `...` for what is filled in."""
+    """All strings of the package; formatted values are `...`."""
     texts = []
     for path in sorted([*PACKAGE.rglob("*.py")]):
         tree = ast.parse(read(path))
@@ -268,7 +268,7 @@ def pattern_of(text: str) -> str:
     return ".{0,60}?".join(re.escape(part.strip()) for part in text.split("...") if part.strip())
 
 
-# --- the tests see what they look for
+# --- tests of the checks
 
 
 def test_prose_omits_code():

@@ -1,4 +1,4 @@
-"""The examples of README and docs/architecture.md run as they are."""
+"""The examples of README and docs/architecture.md run unchanged."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from tests.docs.pages import README, ROOT, blocks, read
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """A folder that looks like a checkout and can be written to."""
+    """A writable folder that looks like a checkout."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("llava_jax", "configs", "docs", "launch"):
         (folder / name).symlink_to(ROOT / name)

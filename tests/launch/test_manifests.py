@@ -1,4 +1,4 @@
-"""The files below launch/ that others read: Kubernetes, SkyPilot, Slurm, Docker."""
+"""The manifests of launch/: Kubernetes, SkyPilot, Slurm, Docker."""
 
 import json
 import math
@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBSET = yaml.safe_load((ROOT / "launch/gke/jobset.yaml").read_text())
-SBATCH = {  # the options used, and what each may have: https://slurm.schedmd.com/sbatch.html
+SBATCH = {  # the options used, and a pattern of their values: https://slurm.schedmd.com/sbatch.html
     "job-name": r"[\w-]+",
     "nodes": r"\d+(-\d+)?",
     "ntasks-per-node": r"\d+",
@@ -40,14 +40,14 @@ def test_jobset_matches_the_schema():
     (container,) = pod["containers"]
     chips = math.prod(map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")))
     vms = chips // container["resources"]["limits"]["google.com/tpu"]
-    assert job["parallelism"] == job["completions"] == vms, "a pod for each VM of the slice"
+    assert job["parallelism"] == job["completions"] == vms, "one pod per VM of the slice"
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule["onExitCodes"]["containerName"] == container["name"]
-    assert set(rule["onExitCodes"]["values"]) == {1, 2, 3}, "the program's own; 134 and 143 are to be started anew"
+    assert set(rule["onExitCodes"]["values"]) == {1, 2, 3}, "the program's errors; 134 and 143 restart"
     mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert mounted.keys() == {volume["name"] for volume in pod["volumes"]}
     (workdir,) = [argument.partition("=")[2] for argument in container["args"] if argument.startswith("--workdir=")]
-    assert any(workdir.startswith(f"{path}/") for path in mounted.values()), "else it is gone with the pod"
+    assert any(workdir.startswith(f"{path}/") for path in mounted.values()), "otherwise it is lost with the pod"
 
 
 @pytest.mark.parametrize("broken", ["kind", "misspelt", "restartPolicy", "tpu"])
@@ -71,9 +71,9 @@ def test_skypilot_task_matches_the_schema_and_runs(device, tmp_path):
     task = yaml.safe_load((ROOT / f"launch/skypilot/{device}.yaml").read_text())
     validate("skypilot.schema.json", task)
     used = set(re.findall(r"\$\{?([A-Z]+)\b", json.dumps(task["file_mounts"]) + task["run"])) - {"SKYPILOT"}
-    assert used == set(task["envs"]), "what jobs.sh gives"
+    assert used == set(task["envs"]), "the variables that jobs.sh sets"
 
-    # What `run` makes of it, on a machine and on two.
+    # The command of `run`, on one machine and on two.
     (tmp_path / "llava-venv/bin").mkdir(parents=True)
     python = tmp_path / "llava-venv/bin/python"
     python.write_text("#!/bin/bash\nprintf '%s\\n' \"$@\"\n")
@@ -87,21 +87,21 @@ def test_skypilot_task_matches_the_schema_and_runs(device, tmp_path):
         done = subprocess.run(
             ["bash", "-c", task["run"]], cwd=ROOT, env=base | environment, capture_output=True, text=True, check=True
         )
-        expected = expected if device == "gpu" else []  # on TPU JAX finds the others
+        expected = expected if device == "gpu" else []  # on TPU JAX finds the other processes
         assert done.stdout.splitlines() == ["-u", "-m", "llava_jax.main", *expected, *flags]
 
 
 def test_sbatch_options_are_valid():
     text = (ROOT / "launch/slurm/train.sbatch").read_text()
-    header, _, body = text.partition("\nset -")  # sbatch stops looking at the first command
+    header, _, body = text.partition("\nset -")  # sbatch reads options up to the first command
     assert "#SBATCH" not in body and text.startswith("#!/")
     assert all(line.startswith("#") or not line for line in header.splitlines())
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", header, re.M))
     assert len(options) == header.count("\n#SBATCH") and options.keys() <= SBATCH.keys()
     for name, value in options.items():
         assert re.fullmatch(SBATCH[name], value), f"--{name}={value}"
-    assert options["ntasks-per-node"] == options["gpus-per-node"], "a task for each GPU, as JAX takes them"
-    assert options["signal"].startswith("TERM@"), "to the tasks, not to the shell (B:)"
+    assert options["ntasks-per-node"] == options["gpus-per-node"], "one task per GPU, as JAX assigns them"
+    assert options["signal"].startswith("TERM@"), "sent to the tasks, not to the shell (B:)"
 
 
 def test_dockerfile_copies_existing_files():

@@ -1,5 +1,4 @@
-"""The scripts below launch/: what they would do (golden), what they refuse, and what they do with commands that are not
-the real ones. No cloud is asked."""
+"""The launch scripts: dry runs against golden files, refused flags, and runs with fake commands. No cloud is contacted."""
 
 import os
 import re
@@ -15,7 +14,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.txt"))
-LIBRARY = ("launch/common.sh", *(f"launch/env/{device}.sh" for device in ("tpu", "gpu", "cpu")))  # sourced, not called
+LIBRARY = (
+    "launch/common.sh",
+    *(f"launch/env/{device}.sh" for device in ("tpu", "gpu", "cpu")),
+)  # sourced, not executed
 SCRIPTS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "launch").rglob("*") if p.suffix in (".sh", ".sbatch"))
 COMMANDS = [s for s in SCRIPTS if s not in (*LIBRARY, "launch/tpu_vm/worker.sh", "launch/slurm/train.sbatch")]
 REAL = (
@@ -34,7 +36,7 @@ NASTY = [
 
 @pytest.fixture
 def fakes(tmp_path):
-    """A folder of commands that write down how they were called, and then do what $FAKE, a piece of bash, says."""
+    """A folder of fake commands that record their arguments and then run the bash code in $FAKE."""
     folder = tmp_path / "fakes"
     folder.mkdir()
     for name in REAL:
@@ -46,7 +48,7 @@ def fakes(tmp_path):
 
 
 def calls(fakes: Path) -> list[list[str]]:
-    """The words of each call so far; none is told twice."""
+    """Returns the arguments of each call since the last time."""
     file = fakes.parent / "calls"
     text = file.read_text() if file.exists() else ""
     file.unlink(missing_ok=True)
@@ -63,7 +65,7 @@ def bash(command: str, fakes: Path, fake: str = "exit 0", **more) -> subprocess.
 
 
 def called(command: str) -> str:
-    """`A=B launch/x.sh ...` -> the same by bash itself: how the kernel names a script differs from system to system."""
+    """Calls the script in a command through bash, because the kernel's $0 of a script differs between systems."""
     return re.sub(r"(^| )launch/", r"\1bash launch/", command, count=1)
 
 
@@ -74,10 +76,10 @@ def test_dry_run_prints_commands_and_runs_none(file, fakes):
         done = bash(called(command), fakes)
         assert (done.returncode, done.stderr) == (0, ""), command
         outputs.append(f"$ {command}\n{done.stdout}")
-    assert calls(fakes) == [], "something real was called"
+    assert calls(fakes) == [], "a dry run called a command"
     if os.environ.get("UPDATE_GOLDEN"):
         file.write_text("".join(outputs))
-    assert "".join(outputs) == file.read_text(), f"read {file}; UPDATE_GOLDEN=1 writes what is printed now"
+    assert "".join(outputs) == file.read_text(), f"read {file}; UPDATE_GOLDEN=1 updates it"
 
 
 def test_every_script_is_in_a_golden_file():
@@ -120,26 +122,26 @@ WRONG = {
     "launch/tpu_vm/create.sh --zone": "--zone needs a value",
     "launch/tpu_vm/create.sh stage2": "unexpected argument 'stage2'",
     f"{TPU} --mount=/share": "--mount=/share is neither",
-    f"{TPU} --mount=gs://b/c": "a whole bucket is mounted",
-    f"{TPU} --mount=h:/s -- --config='a;;b'": "';;' cannot be part",
+    f"{TPU} --mount=gs://b/c": "only a whole bucket can be mounted",
+    f"{TPU} --mount=h:/s -- --config='a;;b'": "a value cannot contain ';;'",
     f"{TPU.replace('v5p', 'v9')} --mount=h:/s": "--runtime=... is required for --type=v9-8",
-    "launch/tpu_vm/keep.sh --name=n --zone=z --every=soon": "--every=soon is no number",
-    "launch/tpu_vm/run.sh --name=n --zone=z": "what is to run?",
-    "launch/tpu_vm/logs.sh --name=n --zone=z --lines=all": "--lines=all is no number",
+    "launch/tpu_vm/keep.sh --name=n --zone=z --every=soon": "--every=soon is not a number of seconds",
+    "launch/tpu_vm/run.sh --name=n --zone=z": "no command;",
+    "launch/tpu_vm/logs.sh --name=n --zone=z --lines=all": "--lines=all is not a number",
     "launch/tpu_vm/logs.sh --name=n --zone=z --worker='0;ls'": "--worker=0;ls is neither",
-    "launch/gke/xpk.sh": "create, list or delete?",
-    "launch/gke/xpk.sh make": "create, list or delete?",
+    "launch/gke/xpk.sh": "expected create, list or delete",
+    "launch/gke/xpk.sh make": "expected create, list or delete",
     "launch/gke/xpk.sh delete --cluster=c --zone=z": "--name=... is required",
     "launch/gke/xpk.sh create --cluster=c --zone=z --name=n --type=t --image=i": "--storage=... is required",
     "launch/gke/build.sh --image=i --extra=cpu": "--extra=cpu is neither",
-    "launch/slurm/submit.sh": "what is to run?",
-    "launch/slurm/submit.sh --nodes=0 -- --config=c": "--nodes=0 is no number",
-    "launch/slurm/submit.sh --stop=all": "--stop=all is no number",
+    "launch/slurm/submit.sh": "no command;",
+    "launch/slurm/submit.sh --nodes=0 -- --config=c": "--nodes=0 is not a number",
+    "launch/slurm/submit.sh --stop=all": "--stop=all is not a job number",
     "launch/skypilot/jobs.sh launch --on=cpu --bucket=b -- --config=c": "--on=cpu is neither",
-    "launch/skypilot/jobs.sh launch --on=tpu --bucket=b --nodes=2 -- --config=c": "--nodes=2: a number, and of GPU",
-    "launch/local/run_multiprocess.sh": "how many processes?",
-    "launch/local/run_multiprocess.sh 0": "how many processes?",
-    "launch/local/eight_devices.sh": "what is to run?",
+    "launch/skypilot/jobs.sh launch --on=tpu --bucket=b --nodes=2 -- --config=c": "--nodes=2 must be a number",
+    "launch/local/run_multiprocess.sh": "number of processes is missing",
+    "launch/local/run_multiprocess.sh 0": "number of processes is missing",
+    "launch/local/eight_devices.sh": "no command;",
 }
 
 
@@ -157,13 +159,13 @@ def value(call: list[str], flag: str) -> str:
 
 
 def shell_words(text: str, fakes: Path) -> list[str]:
-    """What a shell makes of a text."""
+    """Splits a text into words as a shell does."""
     return bash('eval "set -- $TEXT"; printf \'%s\\0\' "$@"', fakes, TEXT=text).stdout.split("\0")[:-1]
 
 
 @pytest.mark.parametrize("pasted", [False, True])
 def test_flags_reach_the_program_unchanged(pasted, fakes):
-    """Through each script, and through each line that --dry-run prints when it is pasted."""
+    """Also when the lines that --dry-run prints are pasted into a shell."""
     tail = "-- " + " ".join(map(shlex.quote, NASTY))
 
     def call(command: str) -> list[str]:
@@ -212,7 +214,7 @@ def test_keep_recreates_a_preempted_spot_slice(fakes):
 
 @pytest.fixture
 def vm(fakes):
-    """The script of a TPU VM, with its folders below a temporary one."""
+    """The script of a TPU VM, with its paths below a temporary folder."""
     folder = fakes.parent / "vm"
     text = (ROOT / "launch/tpu_vm/worker.sh").read_text()
     for path in ("/opt/llava", "/mnt/llava", "/var/log", "/sys/kernel", "/usr/share/keyrings"):
@@ -237,7 +239,7 @@ ON_VM = """
 
 
 def test_vm_installs_once_and_resumes_after_restart_unless_stopped(vm, fakes):
-    def steps_of(*arguments: str) -> list[str]:
+    def actions(*arguments: str) -> list[str]:
         done = bash(shlex.join(["bash", f"{vm}/worker.sh", *arguments]), fakes, ON_VM)
         assert done.returncode == 0, done.stderr
         commands = [" ".join(call) for call in calls(fakes)]
@@ -247,20 +249,20 @@ def test_vm_installs_once_and_resumes_after_restart_unless_stopped(vm, fakes):
     def restart() -> None:
         (fakes.parent / "home.active").unlink(missing_ok=True)
 
-    assert steps_of() == ["mount", "install"], "no training command yet"
-    assert steps_of("run", *NASTY) == ["start"]
+    assert actions() == ["mount", "install"], "no training command yet"
+    assert actions("run", *NASTY) == ["start"]
     start = (vm / "opt/llava/start.sh").read_text()
     assert shell_words(start.replace("&&", "and"), fakes)[-len(NASTY) :] == NASTY
-    assert steps_of("run", "--config=other.py") == [], "it is under way"
+    assert actions("run", "--config=other.py") == [], "training is already running"
     restart()
-    assert steps_of() == ["mount", "start"]
+    assert actions() == ["mount", "start"]
     assert (vm / "opt/llava/start.sh").read_text() == start
-    assert steps_of("stop") == ["stop"] and steps_of("stop") == []
-    assert steps_of() == ["mount"], "stopped is stopped"
-    assert steps_of("run") == ["start"]
+    assert actions("stop") == ["stop"] and actions("stop") == []
+    assert actions() == ["mount"], "a stopped run does not restart"
+    assert actions("run") == ["start"]
     assert (vm / "opt/llava/start.sh").read_text() == start
     restart()
-    assert steps_of("setup") == ["mount", "install"]
+    assert actions("setup") == ["mount", "install"]
 
 
 def test_slurm_job_waits_for_the_save_and_is_requeued(fakes):
@@ -312,7 +314,7 @@ def test_run_multiprocess_forwards_sigterm_and_returns_first_failure(fakes):
     while len(list(fakes.parent.glob("began-*"))) < 2 and time.monotonic() < end:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 7, "the processes' own code, not that of the interrupted `wait`"
+    assert process.wait(20) == 7, "the exit code of the processes, not of the interrupted `wait`"
     for i, call in enumerate(sorted(calls(fakes)[1:])):
         cluster = ["--coordinator=localhost:4711", "--processes=2", f"--process={i}"]
         assert call == ["setsid", "python", "-m", "llava_jax.main", "--config=a b", *cluster]
@@ -321,7 +323,7 @@ def test_run_multiprocess_forwards_sigterm_and_returns_first_failure(fakes):
 
 
 def test_xla_accepts_the_environment_scripts(tmp_path):
-    """A flag that this jaxlib does not know ends the process."""
+    """jaxlib exits on an unknown XLA flag."""
     home = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     command = f"{shlex.quote(sys.executable)} -c 'import jax; print(jax.devices())'"
     text = "; ".join(f"source launch/env/{device}.sh" for device in ("tpu", "gpu", "cpu"))
@@ -336,4 +338,4 @@ def test_xla_accepts_the_environment_scripts(tmp_path):
         "cpu",
     ]
     cache = tmp_path / ".cache/llava_jax/compiled"
-    assert cache.stat().st_mode & 0o77 == 0, "who can write there can run code"
+    assert cache.stat().st_mode & 0o77 == 0, "whoever can write there can run code"

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic file writes."""
 
 import os
 
@@ -16,7 +16,7 @@ def test_write_creates_folders_and_replaces_the_file(tmp_path):
 
 
 def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
-    """As root, /dev/null could be replaced."""
+    """Otherwise root would replace /dev/null."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -31,7 +31,7 @@ def test_old_content_survives_a_failed_write(tmp_path):
     with pytest.raises(DataError, match="a lone surrogate follows 'so far '"):
         write_whole(out, "so far \ud83d")
     assert out.read_text() == "before"
-    with pytest.raises(ConfigError, match="x.json/y: cannot be written .*Name another place"):
+    with pytest.raises(ConfigError, match="x.json/y: cannot be written .*Choose another path"):
         write_whole(out / "y", "after")
 
 
