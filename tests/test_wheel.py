@@ -41,7 +41,7 @@ print(llava_jax.__file__)
 def installed(tmp_path_factory) -> Path:
     """A folder into which pip installed the wheel."""
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # a build writes into its source folder, and reuses leftovers of earlier builds
+    source = folder / "source"  # a build writes there, and reuses leftovers of earlier builds
     shutil.copytree(ROOT / "llava_jax", source / "llava_jax", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source)
@@ -59,7 +59,7 @@ def run(command: list[str], folder: Path, **environment: str) -> str:
 
 
 def run_installed(program: str, arguments: list[str], site: Path, folder: Path, **environment: str) -> list[str]:
-    """The lines that a Python program prints, with the installed package; its last line is the location of the package."""
+    """Runs a Python program with the installed package, whose location it prints last. Returns the other lines."""
     command = [sys.executable, "-c", program, *arguments]
     *lines, location = run(command, folder, PYTHONPATH=str(site), **environment).splitlines()
     assert Path(location).is_relative_to(site)

@@ -1,4 +1,4 @@
-"""The launch scripts: dry runs against golden files, refused flags, and runs with fake commands. No cloud is contacted."""
+"""The launch scripts: dry runs against golden files, refused flags, and runs with fake commands instead of clouds."""
 
 import os
 import re
