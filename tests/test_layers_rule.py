@@ -22,8 +22,6 @@ RANKS = {
     "main": 8, "__main__": 8,
 }  # fmt: skip
 NO_JAX = ("config", "text", "images", "data", "output", "llm_client")
-# Until the splits and the new pieces are in place: (module, what it still imports against the ranks).
-TEMPORARY: set[tuple[str, str]] = set()
 # Names that may be defined in several modules, and why; at most 8.
 SEVERAL_MEANINGS = {
     "main": "the usual name of the function that a program starts with",
@@ -77,8 +75,7 @@ def loaded_with(module: str, trees: dict[str, ast.AST]) -> set[str]:
 
 
 def test_imports_follow_the_ranks_and_library_rules():
-    allowed = {f"{module} (rank {RANKS[room(module)]}) imports {other}" for module, other in TEMPORARY}
-    assert [fault for fault in faults(modules()) if fault.rsplit(" (rank", 1)[0] not in allowed] == []
+    assert faults(modules()) == []
 
 
 def test_no_circular_imports():

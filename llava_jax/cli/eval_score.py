@@ -53,19 +53,21 @@ def score(
     """
     from llava_jax.evaluation.scienceqa import report
     from llava_jax.evaluation.scienceqa import score as scoring
+    from llava_jax.evaluation.scienceqa.files import read_answers
     from llava_jax.evaluation.scienceqa.page import scores_page
     from llava_jax.images.files import ImageFolder, open_images
 
     grading = dict(parser=parser, unparsed=unparsed, seed=seed)
-    problem_list = scoring.read_problems(problems, split)
-    scores = scoring.score_split(problem_list, *_grade_file(answers, problem_list, split, problems, grading))
+    answer_texts, problem_list = read_answers(answers), scoring.read_problems(problems, split)
+    graded = _grade(answers, answer_texts, problem_list, split, problems, grading)
+    scores = scoring.score_split(problem_list, answer_texts, graded)
     comparison = None
     if against is not None:
-        _, graded_against = _grade_file(against, problem_list, split, problems, grading)
+        graded_against = _grade(against, read_answers(against), problem_list, split, problems, grading)
         comparison = scoring.compare_answers(scores.graded, graded_against)
     images = open_images(image_folder, problems) if image_folder else ImageFolder(problems / "images")
     lines = report.summary_lines(scores, split, **grading)
-    shares, topics, graded = scores.shares, scores.topics, scores.graded
+    shares, topics = scores.shares, scores.topics
     if json_file is not None:
         record = {"answers": str(answers), "problems": str(problems), "split": split, **grading}
         record |= report.scores_json(scores)
@@ -167,13 +169,11 @@ SCIENCEQA = {  # of `python -m llava_jax eval scienceqa`
 }
 
 
-def _grade_file(file: Path, problem_list: list, split: str, problems: Path, grading: dict):
-    """(the answers of a file, the graded answer to each problem). Raises ConfigError if it answers no problem."""
-    from llava_jax.evaluation.scienceqa.files import read_answers
+def _grade(file: Path, answers, problem_list: list, split: str, problems: Path, grading: dict) -> list:
+    """The graded answer to each problem. Raises ConfigError if `file` answers no problem."""
     from llava_jax.evaluation.scienceqa.score import grade
 
-    answers = read_answers(file)
     graded = grade(problem_list, answers, **grading)
     if all(item.status == "missing" for item in graded):
         raise ConfigError(f"{file}: no answer to a problem of split {split!r} of {problems}")
-    return answers, graded
+    return graded
