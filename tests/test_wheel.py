@@ -20,7 +20,7 @@ from llava_jax.main import main as train
 for command in sys.argv[1:]:
     with contextlib.redirect_stdout(io.StringIO()) as output:
         try:
-            code = train(["llava_jax", "--help"]) if command == "train" else verb([*command.split(), "--help"])
+            code = train(["llava_jax", "--help"]) if command == "llava_jax.main" else verb([*command.split(), "--help"])
         except SystemExit as e:
             code = e.code or 0
     print(command, code, len(output.getvalue().splitlines()) > 3, "jax" in sys.modules, sep=";")
@@ -80,7 +80,7 @@ def test_every_file_is_in_the_wheel(installed):
 
 
 def test_every_help_runs_without_jax(installed, tmp_path):
-    verbs = ["train", *bench_script("import_times").VERBS]
+    verbs = ["llava_jax.main", *bench_script("import_times").VERBS]
     lines = run_installed(HELPS, verbs, installed, tmp_path)
     assert lines == [f"{verb};0;True;False" for verb in verbs]
 

@@ -17,13 +17,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = (
-    "chat", "ckpt", "convert", "plan",
+    "train", "chat", "checkpoints", "ckpt", "convert", "plan",
     "data check", "data show", "data stats", "data build", "data captions", "data scienceqa",
     "eval scienceqa predict", "eval scienceqa score", "eval scienceqa ensemble", "eval scienceqa ask",
     "eval scienceqa judge",
 )  # fmt: skip
 COMMANDS = {
-    "train": ["-m", "llava_jax.main", "--help"],
+    "llava_jax.main": ["-m", "llava_jax.main", "--help"],
     "(the list of verbs)": ["-m", "llava_jax", "--help"],
     **{verb: ["-m", "llava_jax", *verb.split(), "--help"] for verb in VERBS},
 }
