@@ -93,7 +93,7 @@ def captions(
         if missing:
             raise DataError(
                 f"{pairs}: {len(missing)} of {len(rows)} images are not in {images}; the first: {missing[0]!r}. "
-                "Bring them, or remove their lines."
+                "Add them, or remove their lines."
             )
     _write_rows(out, [caption_row(image, caption, seed) for image, caption in rows])
     return 0

@@ -299,7 +299,7 @@ def test_errors_are_one_line_and_exit_2(call, workspace, tmp_path, tmp_path_fact
         (["--max-new-tokens", "0"], "max_new_tokens=0 is out of range"),
         (["--template", "v1"], "no conversation template is called 'v1'"),
         (["--prompt-format", "QCM-AL"], "Write QCM-AL_original"),
-        (["--split", "dev"], "no split is called 'dev'"),
+        (["--split", "dev"], "there is no split 'dev'"),
         (["--image-folder", str(tmp_path / "gone")], "image folder of"),
         (["--out", str(there / "file" / "a")], "cannot be written"),
         (["--out", str(there / "pipe")], "pipe: cannot be written (not a file)"),

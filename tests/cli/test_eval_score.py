@@ -225,7 +225,7 @@ def test_errors_are_one_line_and_exit_2(folder, answers, tmp_path, capsys):
         ([*SCORE, str(tmp_path / "torn.jsonl"), *problems], "torn.jsonl: line 1 is broken JSON"),
         ([*SCORE, nothing, *problems], "no answer to a problem of split 'test'"),
         ([*SCORE, answers, *problems, "--against", nothing], "none.jsonl: no answer to a problem of split 'test'"),
-        ([*SCORE, answers, *problems, "--split", "dev"], "no split is called 'dev'"),
+        ([*SCORE, answers, *problems, "--split", "dev"], "there is no split 'dev'"),
         ([*SCORE, answers, *problems, "--parser", "results"], "has no indices (results); try --parser strict"),
         ([*SCORE, answers, "--problems", str(tmp_path)], "problems.json: cannot be read"),
         ([*SCORE, answers, *problems, "--image-folder", str(tmp_path / "gone")], "image folder of"),

@@ -174,7 +174,7 @@ def test_changes_accumulate_until_the_step_fits(monkeypatch):
     moment, parts = (f"--config.{change}" for change in lacking)
     assert result.fits and result.changes == (moment, parts)
     assert result.tried == (f"{moment}: lacks 1.00 GiB", f"{parts}: fits")
-    assert "lacks 3.00 GiB a chip" in log_lines[0]
+    assert "lacks 3.00 GiB per chip" in log_lines[0]
 
 
 def test_tries_limits_the_number_of_changes(monkeypatch):

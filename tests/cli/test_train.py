@@ -272,10 +272,10 @@ def outside(folder):
 
 FAULTS = [
     (no_file, ["train.json", "cannot be read"]),
-    (no_folder, ["images", "not found"]),
+    (no_folder, ["images", "does not exist"]),
     (no_image, ["bus-1", "bus.jpg", "no such file"]),
     (truncated_image, ["bus-1", "bus.jpg", "damaged or truncated"]),
-    (no_rows, ["train.json", "without samples"]),
+    (no_rows, ["train.json", "no samples"]),
     (no_bytes, ["train.json", "empty"]),
     (no_array, ["train.json", "not a JSON array"]),
     (json_lines, ["train.json", "not a JSON array"]),
@@ -302,7 +302,7 @@ def test_data_error_in_a_later_row_leaves_the_loader_threads(folder, capsys):
     rows = [ROW, *({**ROW, "id": f"late-{i}", "image": "late.jpg"} for i in range(7))]
     (folder / "train.json").write_text(json.dumps(rows))
     code, out, err = run(capsys, "--config=small.py", "--config.stages.one.data.bad=error")
-    assert code == 1 and err.startswith("error: sample 'late-") and str(late) in err and "cut off" in err
+    assert code == 1 and err.startswith("error: sample 'late-") and str(late) in err and "truncated" in err
     assert "sample bus-1" in out  # the first sample was read and logged
 
 
