@@ -46,7 +46,7 @@ class DistributedConfig:
         if missing:
             raise ConfigError(
                 f"{' and '.join(missing)} missing: several processes each need --coordinator=HOST:PORT --processes=N "
-                "--process=I; none of the three where JAX recognises the cluster; --processes=1 for one alone"
+                "--process=I; none of the three where JAX recognizes the cluster; --processes=1 for one alone"
             )
         if self.count < 1 or not 0 <= self.index < self.count:
             raise ConfigError(

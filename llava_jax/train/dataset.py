@@ -135,9 +135,8 @@ def _group_rows(
     sizes = measure(rows, data.threads, data.workers)
     _check_readable(rows, sizes, parts)
     seconds, unreadable = time.perf_counter() - started, int((sizes[:, 0] == 0).sum())
-    message = f"{name}: measured {len(sizes):,} samples in {seconds:.1f} s" + (
-        f", {unreadable} cannot be read" if unreadable else ""
-    )
+    message = f"{name}: measured {len(sizes):,} samples in {seconds:.1f} s"
+    message += f", {unreadable} cannot be read" if unreadable else ""
     # Source by source, so that the rows of a source do not depend on the others.
     ends = np.cumsum([count for _, count, _ in parts])[:-1]
     sizes = np.concatenate([fill_unknown_sizes(part) for part in np.split(sizes, ends)])

@@ -1,4 +1,4 @@
-"""Answers questions with a model that is split over several processes, and prints the answers as JSON:
+"""Answers questions with a model that is sharded over several processes, and prints the answers as JSON:
 
 python answering_process.py COORDINATOR COUNT INDEX
 """
@@ -24,7 +24,7 @@ STAGE = Stage(batch=2, data=Data(template="plain", max_images=1), eval=Eval(max_
 
 
 def main(coordinator: str, count: int, index: int) -> list[str]:
-    """Three questions in batches of two rows, so that the last batch holds a row of padding."""
+    """Three questions in batches of two rows, so that the last batch has a padding row."""
     if count > 1:
         jax.distributed.initialize(coordinator, count, index, cluster_detection_method="deactivate")
     with jax.set_mesh(mesh := make_mesh(1, count, 1)):

@@ -435,7 +435,7 @@ def test_last_stage_is_validated_before_the_first_starts(tmp_path, changes, mess
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("file, reason", [("file/llm.safetensors", "is not a folder"), ("", "it is a folder")])
+@pytest.mark.parametrize("file, reason", [("file/llm.safetensors", "is not a writable folder"), ("", "it is a folder")])
 def test_unwritable_weights_file_fails_before_the_first_step(tmp_path, file, reason):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=f"weights file {tmp_path / file} .for `llm`. cannot be written: .*{reason}"):
