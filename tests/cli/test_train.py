@@ -325,7 +325,7 @@ def test_missing_tokenizer_is_named(folder, capsys):
         (["--config.stages.one.data.template=vicuna"], "did you mean"),
         (["--config.stages.one.data.length=4"], "leaves no room for text beside 1 images of 4 patches"),
         (["--config.stages.one.eval.questions=3"], "eval.questions needs data.source=scenes"),
-        (["--config.stages.one.data.path="], "data.path must be set"),
+        (["--config.stages.one.data.path="], "or data.mixture must be set, not both"),
         (["--config.mesh.data=3"], "does not cover 8 devices"),
         (["--config.stages.one.batch=4"], "do not split over"),
         (["--config.model.projector=mlp"], "mlp"),

@@ -19,7 +19,12 @@ from tests.fixtures.once import make_once
 from tests.train.test_bad_samples import CONFIG, packed_config
 
 bench = bench_script("check_processes")
-check_resume, apart, texts, WITHIN = bench.check_resume, bench.apart, bench.texts, bench.WITHIN
+check_resume, relative_differences, texts, WITHIN = (
+    bench.check_resume,
+    bench.relative_differences,
+    bench.texts,
+    bench.WITHIN,
+)
 RECORDED = (str(Path(__file__).parent / "recorded_main.py"),)
 # Accumulation, because a compiler may move the sum over processes out of its loop, possibly wrongly.
 SHORT = ("--config.run=('packed',)", "--config.stages.packed.data.workers=0", "--config.stages.packed.accumulation=2")
@@ -145,7 +150,7 @@ def test_failed_process_is_named_and_resume_equals_undisturbed_run(folder, monke
     """All faults happen in one workdir, one after another."""
     alone = start(folder, "undisturbed", 2, monkeypatch)
     assert [run.wait() for run in alone] == [0, 0], texts(alone)
-    deviations = apart(folder / "undisturbed", folder / "reference")
+    deviations = relative_differences(folder / "undisturbed", folder / "reference")
     assert max(deviations.values()) <= WITHIN, deviations
 
     # Reading an image hangs. It is not in the first row, which is logged before.
