@@ -41,7 +41,7 @@ def convert(
     model = load(src, dtype=dtype, **source.options())
     expected = unrounded or (trace(model) if verify else None)
     model.save(dst, to)
-    log(f"{dst}: written for {to}, {len(model.params)} parameters")
+    log(f"{dst}: written for {to}, {len(model.params)} tensors")
     if not verify:
         return 0
     needs_tower = to == "llava" and not model.source_info.tower_is_inside
