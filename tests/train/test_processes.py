@@ -28,7 +28,7 @@ check_resume, relative_differences, texts, WITHIN = (
 RECORDED = (str(Path(__file__).parent / "recorded_main.py"),)
 # Accumulation, because a compiler may move the sum over processes out of its loop, possibly wrongly.
 SHORT = ("--config.run=('packed',)", "--config.stages.packed.data.workers=0", "--config.stages.packed.accumulation=2")
-LOST_AFTER = 20  # seconds
+LOST_AFTER = 40  # seconds; a busy machine needs them to name the lost process before JAX aborts the run
 LOST = f"--lost_after={LOST_AFTER}"
 started = []
 
@@ -84,20 +84,13 @@ def steps_saved(workdir: Path) -> list[int]:
     return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
 
 
-def end_of_survivor(run: "check_resume.Run", lost: int, started_at: float) -> str:
-    """Waits until `run` ends in time because process `lost` of 2 is gone, and has named it. Returns "noticed" if its
-    computation failed, so that it exits with 1; "aborted" if the computation hangs: then the watchdog names the lost
-    process, and JAX, which names it too, ends `run` after LOST_AFTER."""
-    code, text = run.wait(), run.text()
+def check_survivor(run: "check_resume.Run", lost: int, started_at: float, reason: str) -> None:
+    """Waits until `run` ends in time with exit code 1 because process `lost` of 2 is gone. Its last line names it."""
+    assert run.wait() == 1, run.text()
     assert time.monotonic() - started_at < 2 * LOST_AFTER + 5
-    named = rf"process {lost} of 2 has written no heartbeat for \d+ s"
-    if code == 1:
-        assert re.search(rf"^error: process {1 - lost} of 2: {named}[^\n]*\Z", text, re.M), text
-        return "noticed"
-    assert code == -signal.SIGABRT, text
-    assert re.search(rf"^WARNING: no step for \d+ s: {named}", text, re.M), text
-    assert re.search(rf"unhealthy .*:\n{lost}$", text, re.M), text
-    return "aborted"
+    last = run.text().splitlines()[-1]
+    named = f"error: process {1 - lost} of 2: process {lost} of 2 has written no heartbeat for"
+    assert re.match(rf"{named} \d+ s{reason}", last), last
 
 
 def step_in(text: str) -> int:
@@ -174,8 +167,7 @@ def test_failed_process_is_named_and_resume_equals_undisturbed_run(folder, monke
     assert runs[0].wait_for(check_resume.step_is_read("packed", 4)), texts(runs)
     started_at = time.monotonic()
     runs[1].kill()
-    endings = [end_of_survivor(runs[0], 1, started_at)]
-    assert re.search(r"no heartbeat for \d+ s, last seen \w+", runs[0].text()), texts(runs)
+    check_survivor(runs[0], 1, started_at, ", last seen")
 
     # Process 0, which hosts JAX's service, is killed. JAX's message calls it the "leader".
     runs = start(folder, "troubled", 2, monkeypatch, LOST, run="-c")
@@ -194,9 +186,7 @@ def test_failed_process_is_named_and_resume_equals_undisturbed_run(folder, monke
     assert runs[1].wait() == 1, texts(runs)
     assert runs[1].text().splitlines()[-1] == "error: process 1 of 2: planted" and "Traceback" not in runs[1].text()
     started_at = time.monotonic()
-    endings.append(end_of_survivor(runs[0], 1, started_at))
-    assert re.search("process 1 of 2 has written no heartbeat for .*; ended: planted", runs[0].text()), texts(runs)
-    assert "noticed" in endings, "at least one survivor does not hang"
+    check_survivor(runs[0], 1, started_at, "; ended: planted")
 
     monkeypatch.delenv("FAILS")
     runs = start(folder, "troubled", 2, monkeypatch, run="-e")
