@@ -95,6 +95,8 @@ def load_tokenizer(path: str | Path, legacy: bool | None = None) -> Tokenizer:
         config.setdefault("added_tokens_decoder", {}).setdefault(str(id), {"content": name, "special": True})
     try:
         content = file.read_bytes()
+        if not content.strip():
+            raise DataError("is empty, not a SentencePiece model or tokenizer.json; is the download complete?")
         if content.lstrip()[:1] == b"{":
             spec = json.loads(content)
             named = {} if config.get("eos_token") else dict(zip(ROLES, TRAINED_SPECIALS, strict=True))

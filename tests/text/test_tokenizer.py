@@ -199,7 +199,11 @@ def no_eos(folder):
     ("damage", "file", "message"),
     [
         (lambda folder: (folder / "tokenizer.json").unlink(), "", "no tokenizer found"),
-        (lambda folder: (folder / "tokenizer.json").write_bytes(b""), "tokenizer.json", "not a SentencePiece model"),
+        (
+            lambda folder: (folder / "tokenizer.json").write_bytes(b""),
+            "tokenizer.json",
+            "is empty, not a SentencePiece model",
+        ),
         (lambda folder: (folder / "tokenizer.json").write_bytes(bytes(range(64))), "tokenizer.json", ""),
         (lambda folder: (folder / "tokenizer.json").write_text('{"model": '), "tokenizer.json", "not a readable"),
         (lambda folder: write(folder, "tokenizer.json", {"model": {"type": "Unigram"}}), "tokenizer.json", "Unigram"),

@@ -78,6 +78,8 @@ def read_pickled(path: Path, allowed: bool) -> TorchFiles:
     sources = weight_files(path, INDEX, "pytorch_model*.bin")
     if not sources:
         raise DataError(f"{path} holds no weights: neither .safetensors nor pytorch_model.bin")
+    if not allowed and not sources[0].stat().st_size:
+        raise DataError(f"{sources[0]} is empty; is the download complete?")
     if not allowed:
         raise DataError(
             f"{sources[0]} is a pickle, a program that runs when it is loaded; convert it to safetensors, or, if you "

@@ -108,6 +108,12 @@ def test_pickle_without_named_tensors_raises(tmp_path, copies, contents, message
         read_pickled(tmp_path / "weights.bin", True)
 
 
+def test_empty_file_is_named_and_not_called_a_pickle(tmp_path):
+    (tmp_path / "weights.gguf").touch()
+    with pytest.raises(DataError, match="weights.gguf is empty; is the download complete"):
+        open_weights(tmp_path / "weights.gguf", False)
+
+
 def test_truncated_file_raises_naming_it(tmp_path, copies):
     torch.save({"a": torch.ones(1000)}, tmp_path / "whole.bin")
     (tmp_path / "short.bin").write_bytes((tmp_path / "whole.bin").read_bytes()[:-200])
