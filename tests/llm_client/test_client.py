@@ -222,59 +222,6 @@ def test_retry_after_is_respected_within_bounds(tmp_path, monkeypatch, retry_aft
         assert wait <= second.at - first.at < wait + 3  # + 3: for a busy machine
 
 
-def test_max_cost_stops_within_one_request(tmp_path):
-    """100 input tokens at $1 and 10 output tokens at $100 per million: $0.0011. Worst case (18, 50): $0.005018."""
-    prices = dict(input_price=1.0, output_price=100.0, max_tokens=50, concurrency=4)
-    with FakeServer(echo) as server:
-        with pytest.raises(
-            Unfinished, match=r"--max-cost \$0.02: \$0.0154 are spent.* with a larger --max-cost to resume; 14 of"
-        ):
-            run(server, tmp_path / "c", requests(40), **prices, max_cost=0.02)
-        assert len(server.calls) == 14  # 14 * 0.0011 + 0.005018 > 0.02 >= 13 * 0.0011 + 0.005018
-        with pytest.raises(Unfinished, match="14 of 40 replies are in"):  # cached replies count as spent
-            run(server, tmp_path / "c", requests(40), **prices, max_cost=0.02)
-        assert len(server.calls) == 14
-        result = run(server, tmp_path / "c", requests(40), **prices, max_cost=0.1)
-        assert result.spent == pytest.approx(40 * 0.0011) and result.lost == 0
-        assert len(server.calls) == 40 and set(server.times.values()) == {1}
-
-
-def test_worst_case_cost_is_reserved_for_requests_in_flight(tmp_path):
-    """Otherwise four would be sent before the first reply."""
-
-    def behave(call):
-        time.sleep(0.05)
-        call.reply("so", usage={"prompt_tokens": 18, "completion_tokens": 50})  # the worst case
-
-    with FakeServer(behave) as server, pytest.raises(Unfinished):
-        run(
-            server, tmp_path / "c", requests(9), input_price=1.0, output_price=100.0, max_tokens=50, max_cost=0.0101,
-            concurrency=4,
-        )  # fmt: skip
-    assert len(server.calls) == 2
-
-
-@pytest.mark.parametrize("fault, tries", [("cut inside", 2), ("broken JSON", 2), ("429", 5), ("500", 5)])
-def test_failed_tries_that_may_be_charged_count(tmp_path, fault, tries):
-    settings = dict(input_price=1.0, output_price=100.0, max_tokens=50, max_cost=0.0101)
-    with FakeServer(TRANSIENT[fault]) as server:
-        if tries == 2:
-            with pytest.raises(Unfinished, match=r"\$0.0100 are spent"):
-                run(server, tmp_path / "c", requests(1), **settings)
-        else:
-            assert run(server, tmp_path / "c", requests(1), **settings).lost == 0
-        assert len(server.calls) == tries
-
-
-def test_reply_without_usage_costs_the_worst_case(tmp_path):
-    for usage in (None, {}, {"prompt_tokens": "many", "completion_tokens": -1}):
-        with FakeServer(lambda call, usage=usage: call.reply("so", usage=usage)) as server:
-            result = run(
-                server, tmp_path / f"c{usage}", requests(1), input_price=1.0, output_price=100.0, max_tokens=50
-            )
-            assert result.spent == pytest.approx(0.005018) and result.replies["0"].input_tokens is None
-
-
 def test_run_stops_after_ten_failures_in_a_row(tmp_path):
     with FakeServer(lambda call: call.fail(500)) as server:
         with pytest.raises(Unfinished, match="10 requests in a row failed, the last: 500; 0 of 99 replies"):
