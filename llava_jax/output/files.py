@@ -2,13 +2,15 @@
 
 import contextlib
 import datetime
-import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from llava_jax.errors import ConfigError, DataError
+from llava_jax.output.file_kind import wrong_kind
+from llava_jax.output.json_text import parse_json
 
 
 @contextlib.contextmanager
@@ -76,14 +78,27 @@ def date_of(path: Path) -> str:
     return datetime.datetime.fromtimestamp(changed, datetime.UTC).date().isoformat()
 
 
+def local_path(path: str | Path, name: str) -> Path:
+    """Returns `path` as a Path. `name`: the flag or setting it comes from. Raises ConfigError for a URL or a bucket, of
+    which Path would silently make a folder called `gs:` or `https:`."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise ConfigError(
+            f"{name}: {path} is a URL, and only local files are read and written. Download it, or mount the bucket as "
+            "a folder (docs/multi_host.md) and pass that"
+        )
+    return Path(path)
+
+
 def read_object(file: Path, purpose: str) -> dict:
     """Reads a JSON object from a file; `purpose` says in errors what the file defines. Raises DataError if the file is
-    missing, is not valid JSON or holds no object."""
+    missing, is not valid JSON (see `parse_json`) or holds no object."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{file} does not exist: it defines {purpose}") from None
     except (ValueError, OSError) as e:
+        if kind := wrong_kind(file):
+            raise DataError(f"{file} {kind}") from None
         raise DataError(f"{file} cannot be read: {e}") from None
     if not isinstance(content, dict):
         raise DataError(f"{file} holds no object")
