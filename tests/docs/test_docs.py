@@ -256,7 +256,8 @@ FROM_JAX |= {"the leader task was preempted/died"}
 
 
 def test_troubleshooting_quotes_messages_of_the_code():
-    headings = re.findall(r"^### (.+)$", read(ROOT / "docs" / "troubleshooting.md"), re.M)
+    pages = sorted((ROOT / "docs").glob("troubleshooting*.md"))
+    headings = [heading for page in pages for heading in re.findall(r"^### (.+)$", read(page), re.M)]
     texts = [text for heading in headings for text in re.findall("`([^`]+)`", heading)]
     assert len(texts) > 40
     missing = [t for t in texts if t not in FROM_JAX and not re.search(pattern_of(t), messages())]
