@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llava_jax.checkpoint.gguf_files.file import GgufFile, is_gguf
 from llava_jax.checkpoint.gguf_files.tokenizer import read_tokenizer
+from llava_jax.output.files import local_path
 from llava_jax.text.tokenizer import Tokenizer, load_tokenizer
 from llava_jax.text.tokenizer_json import json_text, tokenizer_config, tokenizer_spec
 
@@ -39,8 +40,8 @@ def copy_tokenizer(folder: Path, tokenizer: Tokenizer, source: Path | None, max_
 
 
 def tokenizer_location(name: str) -> Path:
-    """Returns the folder of the built-in tokenizer for `tiny`, else `name` as a path."""
-    return TINY_TOKENIZER if name == "tiny" else Path(name)
+    """Returns the folder of the built-in tokenizer for `tiny`, else `name` as a path. Raises ConfigError for a URL."""
+    return TINY_TOKENIZER if name == "tiny" else local_path(name, "tokenizer")
 
 
 def open_tokenizer(name: str) -> Tokenizer:

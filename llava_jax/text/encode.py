@@ -4,6 +4,7 @@ Legend: T = tokens of one row before, L = after images are expanded. ids: int32[
 is trained on (the loss does the shift).
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from llava_jax.text.templates import Segment, find_template, render, stop_string
 from llava_jax.text.tokenizer import Tokenizer
 
 IMAGE_ENDS = "<im_start>", "<im_end>"
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 def tokenize(
@@ -71,16 +73,33 @@ def encode_segments(
     # SentencePiece puts a space before the start of a text: the start of the row, of a piece after an image (LLaVA
     # encodes those one by one) and, in legacy tokenizers, of what follows a special token.
     starts_text = True
-    for text, is_target, kind in segments:
+    for text, is_target, kind in _strip_beside_specials(tokenizer, template, segments):
         if kind == "image":
             new, starts_text = [IMAGE_TOKEN_ID], True
         elif kind == "special":
             new, starts_text = [_special_id(tokenizer, template, text)], tokenizer.legacy
         else:
-            new, starts_text = tokenizer.encode(text, dummy_prefix=starts_text), False
+            new, starts_text = tokenizer.encode(text, dummy_prefix=starts_text), starts_text and not text
         ids += new
         mask += [is_target] * len(new)
     return np.array(ids, np.int32), np.array(mask, bool)
+
+
+def _strip_beside_specials(tokenizer: Tokenizer, template: str, segments: Sequence[Segment]) -> list[Segment]:
+    """The segments without the white space that special tokens with lstrip or rstrip remove, like Phi-3's."""
+    kept = list(segments)
+    for i, (text, _, kind) in enumerate(segments if tokenizer.strips else ()):
+        if kind != "special":
+            continue
+        flags = tokenizer.strips.get(_special_id(tokenizer, template, text), (False, False))
+        for strip, indices in zip((str.rstrip, str.lstrip), (range(i)[::-1], range(i + 1, len(kept))), strict=True):
+            if not flags[strip is str.lstrip]:
+                continue
+            for j in itertools.takewhile(lambda j: kept[j].kind == "text", indices):
+                kept[j] = kept[j]._replace(text=strip(kept[j].text, WHITE_SPACE))
+                if kept[j].text:
+                    break
+    return kept
 
 
 def _special_id(tokenizer: Tokenizer, template: str, name: str) -> int:

@@ -9,17 +9,24 @@ from llava_jax.errors import DataError
 SPACE = "▁"  # how SentencePiece writes a space inside a piece
 
 
-def added_token(id: int, name: str, special: bool = True) -> dict[str, Any]:
-    """An entry of `added_tokens` in a tokenizer.json."""
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": id, "content": name, "special": special, **flags}
+def added_token(id: int, content: str, special: bool = True, **flags: Any) -> dict[str, Any]:
+    """An entry of `added_tokens` in a tokenizer.json. flags: those that are set."""
+    names = "single_word", "lstrip", "rstrip", "normalized"
+    return {"id": id, "content": content, "special": special, **{name: bool(flags.get(name)) for name in names}}
 
 
 def read_sentencepiece(content: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     """Reads a model file, a protobuf message `ModelProto`: (tokenizer.json as a dict, role -> name of a special token).
 
-    Raises DataError (or IndexError, KeyError, ... for garbage) for a file that is no BPE model without normalisation.
+    Raises DataError for a file that is no BPE model without normalisation.
     """
+    try:
+        return _read(content)
+    except (LookupError, ValueError, TypeError, struct.error) as error:  # what garbage makes of a parser
+        raise DataError("neither a tokenizer.json nor a SentencePiece model, or damaged") from error
+
+
+def _read(content: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     pieces: list[tuple[str, float, int]] = []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}
@@ -29,10 +36,19 @@ def read_sentencepiece(content: bytes) -> tuple[dict[str, Any], dict[str, str]]:
             pieces.append((piece[1].decode(), struct.unpack("<f", piece.get(2, bytes(4)))[0], piece.get(3, 1)))
         elif field in (2, 3):
             (trainer if field == 2 else normalizer).update(_protobuf(value))
-    if not pieces or trainer.get(3) != 2:
-        raise DataError("not a SentencePiece model of type BPE")
-    if normalizer.get(2) or normalizer.get(4, 1) or not normalizer.get(5, 1):
-        raise DataError("a SentencePiece model that normalises text, which LLaMA's does not; unsupported")
+    if not pieces:
+        raise DataError("not a SentencePiece model: it holds no pieces")
+    if (kind := trainer.get(3, 1)) != 2:
+        kind = {1: "Unigram", 3: "word", 4: "character"}.get(kind, kind)
+        raise DataError(f"a SentencePiece model of type {kind}; only BPE tokenizers are supported")
+    settings = {
+        "precompiled_charsmap": normalizer.get(2),
+        "remove_extra_whitespaces": normalizer.get(4, 1),
+        "escape_whitespaces=false": not normalizer.get(5, 1),
+        "treat_whitespace_as_suffix": trainer.get(24),
+    }
+    if names := [name for name, value in settings.items() if value]:
+        raise DataError(f"a SentencePiece model with {', '.join(names)}, which LLaMA's does not have; unsupported")
 
     fields = {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}  # role: number, default
     roles = {role: trainer.get(field, default) for role, (field, default) in fields.items()}
@@ -72,6 +88,7 @@ def sentencepiece_spec(
             {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
             {"type": "ByteFallback"},
             {"type": "Fuse"},
+            *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if dummy_prefix else []),
         ]},
         "model": {
             "type": "BPE",

@@ -1,12 +1,13 @@
 """Tokenizers: SentencePiece models, Hugging Face folders and our own, behind one class.
 
 Two rules differ from the libraries. Text never becomes a special token, whatever a user types: `</s>` in text is `</`,
-`s`, `>`. And the space that SentencePiece puts before a text (the dummy prefix) is added only on request, because text
-arrives in segments. Code from a tokenizer's folder is never run.
+`s`, `>`. And the space that many tokenizers put before a text (the dummy prefix) is added only on request, because text
+arrives in segments. All else equals the fast tokenizers of transformers. Code from a tokenizer's folder is never run.
 
 Every source is converted to the form of a tokenizer.json (`spec` below), and `build_tokenizer` makes it a `Tokenizer`.
 """
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,11 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from llava_jax.errors import ConfigError, DataError
+from llava_jax.output.file_kind import wrong_kind
+from llava_jax.output.files import local_path, read_object
+from llava_jax.output.json_text import parse_json
 from llava_jax.text.sentencepiece import added_token, read_sentencepiece
+from llava_jax.text.spec import apply_class_flags, boolean, check_spec, class_name, set_scheme, without_prefix
 
 ROLES = ("unk", "bos", "eos", "pad")
 TRAINED_SPECIALS = ("<unk>", "<s>", "</s>", "<pad>")
@@ -29,7 +34,7 @@ TRAINED_SPECIALS = ("<unk>", "<s>", "</s>", "<pad>")
 class Tokenizer:
     """A tokenizer with what the rest of the project needs. Picklable, for data workers."""
 
-    backend: tokenizers.Tokenizer = field(repr=False)  # its repr is the whole vocabulary
+    backend: tokenizers.Tokenizer = field(repr=False)  # of text inside a row; its repr is the whole vocabulary
     special: Mapping[str, int]  # name -> id of every special token
     bos_id: int | None
     eos_id: int
@@ -37,16 +42,28 @@ class Tokenizer:
     unk_id: int | None
     vocab_size: int  # largest id + 1
     add_bos: bool  # a sequence begins with bos_id
-    dummy_prefix: bool  # a text begins with a space (SentencePiece)
-    legacy: bool  # so does text after a special token (LLaMA, Vicuna before v1.5)
+    starting: tokenizers.Tokenizer | None = field(repr=False)  # of a text's start; None: it adds no dummy prefix
+    legacy: bool  # text after a special token has the dummy prefix too (LLaMA, Vicuna before v1.5)
+    strips: Mapping[int, tuple[bool, bool]]  # special ids that remove the white space (before, after) them
     chat_template: str = field(default="", repr=False)  # Jinja text from tokenizer_config.json or a GGUF
 
     def __post_init__(self):
-        self.backend.encode_special_tokens = True  # i.e. as ordinary text
+        for backend in filter(None, (self.backend, self.starting)):
+            backend.encode_special_tokens = True  # i.e. as ordinary text
 
     def __setstate__(self, state: dict[str, Any]):
         self.__dict__.update(state)
         self.__post_init__()  # a pickled backend loses the switch, and text would become special ids
+
+    @functools.cached_property
+    def _added_ids(self) -> frozenset[int]:
+        """The added tokens that text may become."""
+        return frozenset(id for id, token in self.backend.get_added_tokens_decoder().items() if not token.special)
+
+    @property
+    def dummy_prefix(self) -> bool:
+        """Whether a text begins with a space: SentencePiece, and byte-level ones with add_prefix_space."""
+        return self.starting is not None
 
     def encode(self, text: str, dummy_prefix: bool = False) -> list[int]:
         """Ids of ordinary text, without BOS and special ids. Empty text has no ids.
@@ -59,9 +76,14 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise DataError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from error
-        if dummy_prefix and self.dummy_prefix and text:
-            text = " " + text
-        return self.backend.encode(text, add_special_tokens=False).ids
+        if dummy_prefix and self.starting:
+            return self.starting.encode(text, add_special_tokens=False).ids
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        if self.starting and self.legacy and not self._added_ids.isdisjoint(encoding.ids):
+            # What follows an added token is the start of a text, as after a special one.
+            first = next(i for i, id in enumerate(encoding.ids) if id in self._added_ids)
+            return encoding.ids[: first + 1] + self.encode(text[encoding.offsets[first][1] :], dummy_prefix=True)
+        return encoding.ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of ids. Every space is kept, also a dummy prefix: strip the text before showing it.
@@ -83,57 +105,62 @@ def load_tokenizer(path: str | Path, legacy: bool | None = None) -> Tokenizer:
     """Loads a SentencePiece model, a tokenizer.json, or a folder that holds either; the content decides which it is.
 
     If a folder has both, tokenizer.json is read. tokenizer_config.json and special_tokens_map.json beside the file name
-    the special tokens. legacy: overrides what the files say about text after special tokens. Files that say nothing are
-    legacy, as in transformers: LLaMA-1 and Vicuna before v1.5 are, Vicuna v1.5 is not.
+    the special tokens. legacy: overrides what the files say about text after special tokens. SentencePiece models that
+    say nothing are legacy: LLaMA-1 and Vicuna before v1.5 are, Vicuna v1.5 is not.
 
-    Raises DataError, naming the file, for a file that is missing, damaged, of an unsupported kind (not BPE) or without
-    an end-of-sequence token.
+    Raises DataError, naming the file, for a file that is missing, damaged, of an unsupported kind (not BPE), with a
+    setting that cannot be followed, or without an end-of-sequence token. Raises ConfigError for a URL.
     """
-    file = _tokenizer_file(Path(path))
+    file = _tokenizer_file(local_path(path, "tokenizer"))
     config = _read_json(file.parent / "special_tokens_map.json") | _read_json(file.parent / "tokenizer_config.json")
     for name, id in _read_json(file.parent / "added_tokens.json").items():
         config.setdefault("added_tokens_decoder", {}).setdefault(str(id), {"content": name, "special": True})
+    if kind := wrong_kind(file):
+        raise DataError(f"{file} {kind}")
     try:
         content = file.read_bytes()
-        if not content.strip():
-            raise DataError("is empty, not a SentencePiece model or tokenizer.json; is the download complete?")
-        if content.lstrip()[:1] == b"{":
-            spec = json.loads(content)
+        if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
+            spec = check_spec(parse_json(content))
             named = {} if config.get("eos_token") else dict(zip(ROLES, TRAINED_SPECIALS, strict=True))
         else:
             spec, named = read_sentencepiece(content)
-            config.setdefault("add_bos_token", True)
+            given = {key: value for key, value in config.items() if value is not None}
+            config = {"add_bos_token": True, **given, "tokenizer_class": "LlamaTokenizer"}
         return build_tokenizer(spec, config, named, legacy)
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise DataError(f"{file}: not a readable tokenizer ({type(error).__name__}: {error})") from error
+        raise DataError(f"{file}: not a readable tokenizer ({error}). Is it complete?") from error
 
 
 def _tokenizer_file(path: Path) -> Path:
+    if not path.exists():
+        raise DataError(
+            f"{path}: there is no such file or folder. A tokenizer is not downloaded: pass where its files are, or get "
+            "them with `hf download NAME --local-dir FOLDER`"
+        )
     candidates = [path / "tokenizer.json", path / "tokenizer.model"] if path.is_dir() else [path]
     for file in candidates:
         if file.is_file():
             return file
+    hint = ""
+    if (path / "merges.txt").is_file():
+        hint = ". It has vocab.json and merges.txt, an older form: transformers' AutoTokenizer writes tokenizer.json"
     raise DataError(
-        f"{path}: no tokenizer found; pass a SentencePiece model, a tokenizer.json, a GGUF or a folder with one"
+        f"{path}: no tokenizer found (tokenizer.json or tokenizer.model); pass a SentencePiece model, a "
+        f"tokenizer.json, a GGUF or a folder with one{hint}"
     )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+    return read_object(path, "the special tokens") if path.is_file() else {}
 
 
-def _token_text(token: str | Mapping[str, Any]) -> str:
-    return token if isinstance(token, str) else token["content"]
+def _token_text(token: Any) -> str:
+    text = token.get("content") if isinstance(token, Mapping) else token
+    if not isinstance(text, str):
+        raise DataError(f"a token is {str(token)[:60]!r}, not a text or an object with its content")
+    return text
 
 
 def build_tokenizer(
@@ -146,40 +173,31 @@ def build_tokenizer(
     """
     named = {**named, **{role: _token_text(config[f"{role}_token"]) for role in ROLES if config.get(f"{role}_token")}}
     config = {key: value for key, value in config.items() if value is not None}
-    model = spec["model"]
-    if "merges" not in model:
-        raise DataError(f"a {model.get('type')} model; only BPE tokenizers are supported")
-    added = {token["id"]: token for token in spec.get("added_tokens") or ()}
-    for id, token in config.get("added_tokens_decoder", {}).items():
-        added.setdefault(int(id), added_token(int(id), _token_text(token), token.get("special", True)))
-    for name in named.values():
-        if name in model["vocab"]:
-            id = model["vocab"][name]
-            added.setdefault(id, added_token(id, name))
-    additional = {_token_text(token) for token in config.get("additional_special_tokens") or ()}
-    for token in added.values():
-        reserved = re.fullmatch(r"<\|.*\|>|<image>", token["content"])
-        token["special"] = bool(token["special"] or reserved or token["content"] in {*named.values(), *additional})
+    added = _added_tokens(spec, config, named)
     special = {token["content"]: id for id, token in added.items() if token["special"]}
     if named.get("eos") not in special:
         raise DataError("has no end-of-sequence token; name it as eos_token in tokenizer_config.json beside the file")
-
     # A merge into a special token would let text become it: `<` + `s>` in some converted LLaMA files.
+    model = spec["model"]
     forbidden = set(special) | {f"<0x{byte:02X}>" for byte in range(256)} & set(model["vocab"])
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
     model["merges"] = [pair for pair in pairs if "".join(pair) not in forbidden]
-    model["ignore_merges"] = bool(model.get("ignore_merges")) and not forbidden & set(model["vocab"])
-    schemes: list[str] = []
-    for part in ("normalizer", "pre_tokenizer", "decoder"):
-        spec[part] = _without_prefix(spec.get(part), schemes)
+    apply_class_flags(spec, config)
     spec |= {"added_tokens": [added[id] for id in sorted(added)], "truncation": None, "padding": None}
+    plain, schemes = without_prefix(spec)
 
-    backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
-    for name, id in special.items():
+    backend = tokenizers.Tokenizer.from_str(json.dumps(plain))
+    for id, name in ((token["id"], token["content"]) for token in plain["added_tokens"]):
         if backend.token_to_id(name) != id:
-            raise DataError(f"the special token {name!r} should have id {id}, but is {backend.token_to_id(name)}")
+            raise DataError(f"the added token {name!r} should have id {id}, but is {backend.token_to_id(name)}")
+    if model.get("ignore_merges") and forbidden & set(model["vocab"]):
+        _check_text_stays_ordinary(backend, forbidden)
     ids = {role: special.get(named.get(role)) for role in ROLES}
-    begins_with_bos = backend.encode("a").ids[:1] == [ids["bos"]]
+    if legacy is None:
+        # transformers' own generic class follows the file. Ours is written as PreTrainedTokenizerFast, with the flag.
+        flag = None if class_name(config) == "TokenizersBackend" else boolean(config, "legacy")
+        legacy = "first" not in schemes if flag is None else flag
+    set_scheme(spec, "always" if legacy else "first")
     return Tokenizer(
         backend=backend,
         special=special,
@@ -188,35 +206,66 @@ def build_tokenizer(
         pad_id=next(ids[role] for role in ("pad", "unk", "eos") if ids[role] is not None),
         unk_id=ids["unk"],
         vocab_size=max(backend.get_vocab().values()) + 1,
-        add_bos=ids["bos"] is not None and bool(config.get("add_bos_token", begins_with_bos)),
-        dummy_prefix=bool(schemes),
-        legacy=bool(config.get("legacy", "first" not in schemes)) if legacy is None else legacy,
+        add_bos=_adds_bos(backend, ids, config),
+        starting=tokenizers.Tokenizer.from_str(json.dumps(spec)) if schemes else None,
+        legacy=legacy,
+        strips={id: flags for id in special.values() if any(flags := (added[id]["lstrip"], added[id]["rstrip"]))},
         chat_template=str(config.get("chat_template", "")),
     )
 
 
-def _without_prefix(node: dict[str, Any] | None, schemes: list[str]) -> dict[str, Any] | None:
-    """A part of a spec without what adds or removes the dummy prefix; appends to `schemes` when it would be added."""
-    if node is None:
-        return None
-    for key in ("normalizers", "pretokenizers", "decoders"):
-        if key in node:
-            children = [_without_prefix(child, schemes) for child in node[key]]
-            return {**node, key: [child for child in children if child is not None]}
-    match node:
-        case {"type": "Prepend"}:
-            schemes.append("always")
-            return None
-        case {"type": "Metaspace"}:
-            scheme = node.pop("prepend_scheme", "always" if node.get("add_prefix_space", True) else "never")
-            schemes += [scheme] * (scheme != "never")
-            node.pop("add_prefix_space", None)
-            return {**node, "prepend_scheme": "never"}
-        case {"type": "ByteLevel", "add_prefix_space": True}:
-            return {**node, "add_prefix_space": False}
-        case {"type": "Strip", "content": " "}:
-            return None
-    return node
+def _added_tokens(spec: dict[str, Any], config: Mapping[str, Any], named: Mapping[str, str]) -> dict[int, dict]:
+    """The added tokens of both files by id. As in transformers, the flags in tokenizer_config.json win."""
+    vocab = spec["model"]["vocab"]
+    added = {token["id"]: added_token(**token) for token in spec.get("added_tokens") or ()}
+    for key, token in config.get("added_tokens_decoder", {}).items():
+        id, text = int(key), _token_text(token)
+        before = added.get(id, added_token(id, text))
+        if before["content"] != text:
+            raise DataError(
+                f"token {id} is {before['content']!r} here and {text!r} in tokenizer_config.json; is that file of "
+                "another model?"
+            )
+        flags = dict(token) if isinstance(token, Mapping) else {}
+        flags["special"] = before["special"] if id in added else flags.get("special", True)
+        added[id] = added_token(**{**before, **flags})
+    for name in named.values():
+        if name in vocab:
+            added.setdefault(vocab[name], added_token(vocab[name], name))
+    listed = config.get("additional_special_tokens") or config.get("extra_special_tokens") or ()
+    additional = {_token_text(token) for token in (listed.values() if isinstance(listed, Mapping) else listed)}
+    for token in added.values():
+        reserved = re.fullmatch(r"<\|.*\|>|<image>", token["content"])
+        token["special"] = bool(token["special"] or reserved or token["content"] in {*named.values(), *additional})
+    return added
+
+
+def _check_text_stays_ordinary(backend: tokenizers.Tokenizer, forbidden: Iterable[str]) -> None:
+    """Raises DataError if a whole word that needs no merges (ignore_merges) becomes one of the forbidden tokens."""
+    backend.encode_special_tokens = True
+    ids = {backend.token_to_id(name) for name in forbidden}
+    for name in forbidden:
+        if not ids.isdisjoint(backend.encode(f"{name} {name}", add_special_tokens=False).ids):
+            raise DataError(f"model.ignore_merges lets the text {name!r} become that token, which is not supported")
+
+
+def _adds_bos(backend: tokenizers.Tokenizer, ids: Mapping[str, int | None], config: Mapping[str, Any]) -> bool:
+    """Whether a sequence begins with BOS: as the post-processor says, or for LLaMA's class as the flag says."""
+    encoding = backend.encode("a")
+    adds = encoding.special_tokens_mask[:1] == [1] and encoding.ids[0] == ids["bos"]
+    extra = [id for id, is_extra in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if is_extra][adds:]
+    if extra not in ([], [ids["eos"]]) or (extra and encoding.special_tokens_mask[0] and not adds):
+        names = [backend.id_to_token(id) for id in [*[ids["bos"]] * adds, *extra]]
+        raise DataError(f"the post_processor adds {names} to a text; only one beginning and end of sequence can be")
+    flag = boolean(config, "add_bos_token")
+    if flag is None or ids["bos"] is None:
+        return adds
+    if flag != adds and class_name(config) != "LlamaTokenizer":
+        raise DataError(
+            f"tokenizer_config.json has add_bos_token={str(flag).lower()}, but the post_processor of tokenizer.json "
+            f"{'adds' if adds else 'does not add'} it, which is what transformers follows. Make them agree"
+        )
+    return flag
 
 
 def train_tokenizer(

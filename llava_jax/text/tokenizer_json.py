@@ -3,7 +3,8 @@
 import json
 
 from llava_jax.errors import DataError
-from llava_jax.text.sentencepiece import SPACE, added_token
+from llava_jax.text.sentencepiece import added_token
+from llava_jax.text.spec import set_scheme
 from llava_jax.text.templates import IMAGE_MARKER
 from llava_jax.text.tokenizer import Tokenizer
 
@@ -15,19 +16,15 @@ def json_text(content: dict) -> str:
 def tokenizer_spec(tokenizer: Tokenizer, image_token_id: int | None = None) -> dict:
     """Its tokenizer.json, with what `build_tokenizer` removed put back: the space before a text, BOS before a sequence.
     image_token_id: adds `<image>` with this id; raises DataError if the id is that of another token."""
-    spec = json.loads(tokenizer.backend.to_str())
+    spec = json.loads((tokenizer.starting or tokenizer.backend).to_str())
+    # Also after `<image>`, as in `encode_segments`. That adds none after `</s>` in tokenizers that are not legacy, for
+    # which there is no scheme: in transformers, later rounds of a chat then begin with one extra space.
+    set_scheme(spec, "always")
     added = {token["id"]: token["content"] for token in spec["added_tokens"]}
     if added.get(image_token_id, IMAGE_MARKER) != IMAGE_MARKER or image_token_id in spec["model"]["vocab"].values():
         raise DataError(f"the tokenizer has {tokenizer.backend.id_to_token(image_token_id)!r} where <image> should be")
     if image_token_id is not None and image_token_id not in added:
         spec["added_tokens"].append(added_token(image_token_id, IMAGE_MARKER))
-    if tokenizer.dummy_prefix:
-        # Also after `<image>`, as in `encode_segments`. That adds none after `</s>` in tokenizers that are not legacy,
-        # which no normalizer can express: later rounds of a chat then begin with one extra space.
-        first = {"type": "Prepend", "prepend": SPACE}
-        spec["normalizer"] = _sequence("normalizers", first, spec["normalizer"])
-        strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}  # strips every piece; after Fuse there is one
-        spec["decoder"] = _sequence("decoders", spec["decoder"], {"type": "Fuse"}, strip)
     if tokenizer.add_bos:
         name = next(name for name, id in tokenizer.special.items() if id == tokenizer.bos_id)
         sequence = [{"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
@@ -36,12 +33,6 @@ def tokenizer_spec(tokenizer: Tokenizer, image_token_id: int | None = None) -> d
             special_tokens={name: {"id": name, "ids": [tokenizer.bos_id], "tokens": [name]}},
         )  # fmt: skip
     return spec
-
-
-def _sequence(key: str, *parts: dict | None) -> dict:
-    """Parts of a tokenizer.json joined to one Sequence."""
-    flat = [step for part in parts if part for step in (part[key] if part["type"] == "Sequence" else [part])]
-    return {"type": "Sequence", key: flat}
 
 
 def tokenizer_config(tokenizer: Tokenizer, max_length: int) -> dict:

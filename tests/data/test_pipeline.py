@@ -257,7 +257,7 @@ def test_evaluation_keeps_the_order_and_fills_the_last_batch():
 class Letters:
     """A tokenizer with one id per character."""
 
-    pad_id, bos_id, eos_id, add_bos, legacy, special = 0, 1, 2, True, True, {}
+    pad_id, bos_id, eos_id, add_bos, legacy, special, strips = 0, 1, 2, True, True, {}, {}
 
     def encode(self, text: str, dummy_prefix: bool) -> list[int]:
         return [ord(c) for c in text]

@@ -17,7 +17,7 @@ from llava_jax.images.preprocess import preprocess
 class Letters:
     """A tokenizer with one id per character."""
 
-    pad_id, bos_id, eos_id, add_bos, legacy, special = 0, 1, 2, True, True, {}
+    pad_id, bos_id, eos_id, add_bos, legacy, special, strips = 0, 1, 2, True, True, {}, {}
 
     def encode(self, text: str, dummy_prefix: bool) -> list[int]:
         return [ord(c) for c in text]
