@@ -37,12 +37,14 @@ def check(
     """
     from llava_jax.data.inspection.check import Duplicates, Limits, check_rows
     from llava_jax.data.inspection.check_report import Report
+    from llava_jax.images.metadata import EXIF_RULES
 
     dataset.check()
     source = open_data(dataset.data, dataset.image_folder)
     limits = Limits(_open_tokenizer(tokenizer, dataset)[1] if tokenizer else None, dataset.length, max_images)
     settings = {"tokenizer": tokenizer or "none (lengths not checked)", "template": dataset.template}
     settings |= {"length": dataset.length, "image size": dataset.image_size, "patch size": dataset.patch_size}
+    settings |= {"EXIF orientation": dataset.exif}
     report, duplicates = Report(str(dataset.data), settings), Duplicates()
     _make_writable(report_folder)
     check_range = partial(check_rows, source=source, limits=limits)
@@ -54,6 +56,8 @@ def check(
     write_whole(report_folder / "report.html", report.to_html(source, {"data of": date_of(dataset.data)}))
     if report.findings:
         _print_table(report.summary())
+    if turned := sum(report.counts().get("EXIF-rotated", {}).values()):
+        log(f"{turned:,} images have an EXIF orientation: {EXIF_RULES[dataset.exif]}")
     log(report.total())
     log(f"{report_folder / 'report.json'} has every finding; report.html shows them")
     return 1 if report.errors else 0
@@ -93,7 +97,7 @@ def show(
     make_row = partial(
         build_row, tokenizer=opened, template=dataset.template, length=dataset.length, overlong="truncate",
         max_images=max(1, dataset.length // dataset.features), features=dataset.features, image_size=dataset.image_size,
-        aspect=dataset.aspect,
+        aspect=dataset.aspect, exif=dataset.exif,
     )  # fmt: skip
     _make_writable(page.parent)
     title, facts = f"samples of {dataset.data}", _header_facts(tokenizer, dataset)
@@ -174,6 +178,7 @@ def _header_facts(tokenizer: str, dataset: DatasetFlags) -> dict[str, str]:
     """The header of a page: settings by name, and the date of the data."""
     facts = {"tokenizer": tokenizer, "template": dataset.template, "length": f"{dataset.length:,}"}
     facts |= {"image size": str(dataset.image_size), "patch size": str(dataset.patch_size), "aspect": dataset.aspect}
+    facts |= {"EXIF orientation": dataset.exif}
     return facts | {"data of": date_of(dataset.data)}
 
 

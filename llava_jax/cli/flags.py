@@ -106,6 +106,8 @@ class DatasetFlags:
     """Side of a patch of the vision tower, in pixels."""
     aspect: Literal["crop", "pad"] = "crop"
     """How images become square: crop (CLIP's processor) or pad (LLaVA v1.5)."""
+    exif: Literal["ignore", "apply"] = "ignore"
+    """Whether images are turned by their EXIF orientation: data.exif of the config."""
 
     @property
     def features(self) -> int:

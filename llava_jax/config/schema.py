@@ -70,6 +70,7 @@ class Data:
     scenes: str = "caption"  # scenes: caption | study | tell | instruct
     template: str = "vicuna_v1"
     aspect: str = "crop"  # crop (CLIP's processor) | pad (LLaVA v1.5)
+    exif: str = "ignore"  # an image's EXIF orientation: ignore (as the original's training) | apply (turn the image)
     length: int = 2048  # tokens per row, image patches included
     max_images: int = 1  # image slots per row; 0 for text-only data
     overlong: str = "truncate"  # truncate | error

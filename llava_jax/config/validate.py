@@ -44,6 +44,7 @@ def check_config(config: Config) -> None:
         check_choice(s.data.source, ("files", "scenes"), f"{prefix}.data.source")
         check_choice(s.data.scenes, ("caption", "study", "tell", "instruct"), f"{prefix}.data.scenes")
         check_choice(s.data.aspect, ("crop", "pad"), f"{prefix}.data.aspect")
+        check_choice(s.data.exif, ("ignore", "apply"), f"{prefix}.data.exif")
         check_choice(s.data.overlong, ("truncate", "error"), f"{prefix}.data.overlong")
         check_choice(s.data.packing, ("none", "pack"), f"{prefix}.data.packing")
         check_choice(s.data.bad, ("error", "replace"), f"{prefix}.data.bad")

@@ -42,6 +42,7 @@ class RowFormat:
     image_size: int  # H
     aspect: str
     overlong: str
+    exif: str = "ignore"  # ignore | apply, see `load_image`
 
     def tokens(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
         """Returns (ids int32[n], mask bool[n]), n <= T, without opening images. DataError names the sample."""
@@ -75,7 +76,7 @@ class RowFormat:
         try:
             for slot, image in enumerate(example.images[: len(images)]):
                 name = str(image) if isinstance(image, Path) else f"image {slot}"
-                images[slot] = preprocess(load_image(image, name), self.image_size, self.aspect)
+                images[slot] = preprocess(load_image(image, name, self.exif), self.image_size, self.aspect)
         except DataError as fault:
             raise DataError(f"sample {example.id!r}: {fault}", fault.kind) from fault
         return EncodedExample(ids, mask, images)
@@ -142,17 +143,18 @@ class Rows:
         return [self._example_id(i) or "?" for i in self._members(index)]
 
     def readable(self, count: int) -> list[Example]:
-        """Returns the first `count` examples, skipping those that would be replaced."""
+        """Returns the first `count` examples, skipping those that would be replaced. Their images are decoded, and
+        turned as in the rows, so that whoever shows them or answers questions sees what the model is trained on."""
         examples: list[Example] = []
         for index in range(len(self.source)):
             if len(examples) == count:
                 break
             try:
-                kept_images = len(self._segment(index).images)
                 example = self.source[index]
-                for image in example.images[kept_images:]:  # truncated in the row, but part of the example
-                    load_image(image, str(image))
-                examples.append(example)
+                self.format.segment(example)
+                # Also those truncated in the row, as they are part of the example.
+                images = tuple(load_image(image, example.id, self.format.exif) for image in example.images)
+                examples.append(dataclasses.replace(example, images=images))
             except DataError:
                 if not self.replace:
                     raise

@@ -4,54 +4,68 @@ Image files are not trusted. Only a few formats are read, size limits are checke
 every image is decoded in full (a truncated JPEG has a valid header).
 """
 
+import contextlib
 import io
 import math
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from llava_jax.errors import ConfigError, DataError
+from llava_jax.images.faults import FORMATS, MAX_PIXELS, image_fault
+from llava_jax.images.metadata import TURNS, orientation, without_metadata
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_SIDE = 8192
 MAX_ASPECT = 200
-MAX_PIXELS = 33_000_000
+LARGE_FILE = 128 << 20  # bytes; no allowed image needs more without much metadata
 ASPECTS = ("crop", "pad")
 PAD_COLOR = (122, 116, 104)  # floor(255 * CLIP's mean)
 STRIP_ROWS = 64  # rows of the padded canvas held in memory at a time
 
-_REPAIR_HINT = "Replace the file, or remove the sample that names it."
+T = TypeVar("T")
 
 
-def load_image(source: Path | str | bytes | Image.Image, name: str) -> Image.Image:
+def load_image(source: Path | str | bytes | Image.Image, name: str, exif: str = "apply") -> Image.Image:
     """Opens, checks and fully decodes an image (a path, file contents or a PIL image) -> PIL image in mode RGB.
 
+    exif: "apply" turns the image by its EXIF orientation, as people and transformers' pipelines see it; "ignore" keeps
+    it as stored, as the original does in training. The result has no metadata, so it is never turned twice.
+
     Colours are converted by `convert("RGB")`, as in the original: alpha is dropped (not blended), palettes and CMYK are
-    converted. Only 16-bit grey differs: PIL would clip it to white, so the high byte is kept, as PIL does for 16-bit
-    RGB. EXIF orientation is NOT applied, as in the original's training. Of an animation, the first frame is used.
+    converted, colour profiles are ignored. Only 16-bit grey differs: PIL would clip it to white, so the high byte is
+    kept, as PIL does for 16-bit RGB. Of an animation, the first frame is used.
 
     Raises DataError, starting with `name`, for a missing or unreadable file, a format other than `FORMATS`, a side
     above 8,192, an aspect ratio above 200, more than 33 million pixels, or pixels that do not decode.
     """
-    try:
-        if isinstance(source, Image.Image):
-            return _decode(source, name)
-        with Image.open(image_file(source, name), formats=FORMATS) as image:
-            return _decode(image, name)
-    except DataError:
-        raise
-    except Image.DecompressionBombError:
-        raise DataError(f"{name}: more than {MAX_PIXELS:,} pixels. Scale the image down.", "extreme size") from None
-    except UnidentifiedImageError:
-        # PIL's message contains the memory address of the file object.
-        formats = ", ".join(FORMATS)
-        raise DataError(f"{name}: not in a supported image format ({formats}). {_REPAIR_HINT}", "wrong type") from None
-    except Exception as fault:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
-        error_name = type(fault).__name__
-        message = f"{name}: the image cannot be read ({error_name}); is it damaged or truncated? {_REPAIR_HINT}"
-        raise DataError(message, "damaged") from None
+    return read_image(source, name, lambda image: _decode(image, name, exif))
+
+
+def read_image(source: Path | str | bytes | Image.Image, name: str, read: Callable[[Image.Image], T]) -> T:
+    """Opens an image without decoding it and returns `read(image)`.
+
+    If that fails, `read` is called again with a copy of the file without metadata (see `without_metadata`): limits and
+    faults of colour profiles, texts or EXIF data are no faults of the pixels. Raises DataError, starting with `name`.
+    """
+    if isinstance(source, Image.Image):
+        with _faults_named(name, io.BytesIO()):
+            return read(source)
+    with _opened(source, name) as file:
+        if file.seek(0, io.SEEK_END) <= LARGE_FILE:
+            try:
+                return _read(file, read)
+            except DataError:
+                raise
+            except Exception:  # perhaps of the metadata; a fault of the pixels is raised again below
+                pass
+        copy, info = without_metadata(file) or (file, {})
+        with _faults_named(name, copy):
+            return _read(copy, read, info)
 
 
 def preprocess(image: Image.Image, size: int, aspect: str) -> np.ndarray:
@@ -138,16 +152,37 @@ def _resized_span(first: int, count: int, size: int, long: int) -> _Span:
     return _Span(start, stop, start * long // size, stop * long // size)
 
 
-def image_file(source: Path | str | bytes, name: str) -> Path | io.BytesIO:
-    """Returns what PIL can open. Raises DataError, starting with `name`, if there is no such regular file."""
+@contextlib.contextmanager
+def _opened(source: Path | str | bytes, name: str) -> Iterator[BinaryIO]:
+    """Yields the file. Raises DataError if there is no such regular file; a named pipe would block forever."""
     if isinstance(source, bytes):
-        return io.BytesIO(source)
-    if not Path(source).is_file():  # a named pipe would block forever
+        yield io.BytesIO(source)
+        return
+    if not os.path.isfile(source):
         raise DataError(f"{name}: no such file. Check the image folder, or remove the sample that names it.", "missing")
-    return Path(source)
+    with _faults_named(name, io.BytesIO()), open(source, "rb") as file:
+        yield file
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+@contextlib.contextmanager
+def _faults_named(name: str, file: BinaryIO) -> Iterator[None]:
+    """Replaces what opening or decoding `file` raises by the DataError that `image_fault` returns."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as fault:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
+        raise image_fault(fault, name, file) from None
+
+
+def _read(file: BinaryIO, read: Callable[[Image.Image], T], info: Mapping = MappingProxyType({})) -> T:
+    file.seek(0)
+    with Image.open(file, formats=FORMATS) as image:
+        image.info.update(info)
+        return read(image)
+
+
+def _decode(image: Image.Image, name: str, exif: str) -> Image.Image:
     short, long = sorted(image.size)
     if short < 1 or long > MAX_SIDE or long > MAX_ASPECT * short or short * long > MAX_PIXELS:
         raise DataError(
@@ -156,6 +191,9 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
             "extreme size",
         )
     image.load()
+    turn = TURNS.get(orientation(image)) if exif == "apply" else None
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    image = image.convert("RGB")  # a copy
+    image.info.clear()
+    return image if turn is None else image.transpose(turn)

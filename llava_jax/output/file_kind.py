@@ -14,9 +14,13 @@ def wrong_kind(path: Path) -> str | None:
     its first bytes belong to a frequent mistake; else None. Reads 1 KiB. None as well if it cannot be read."""
     try:
         with path.open("rb") as file:
-            start = file.read(1024)
+            return wrong_content(file.read(1024))
     except OSError:
         return None
+
+
+def wrong_content(start: bytes) -> str | None:
+    """Returns the same clause for the first bytes of a file, at most 1 KiB."""
     if not start:
         return "is empty. Download it again"
     if start.startswith(b"version https://git-lfs"):

@@ -49,7 +49,7 @@ def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision:
     find_template(d.template)
     check_row_length(name, d, vision)
     row_format = RowFormat(
-        tokenizer, d.template, d.length, d.max_images, vision.features, vision.image_size, d.aspect, d.overlong
+        tokenizer, d.template, d.length, d.max_images, vision.features, vision.image_size, d.aspect, d.overlong, d.exif
     )
 
     def rows_of(source) -> Rows:

@@ -135,7 +135,7 @@ def answer(evaluator: Evaluator, examples: list[Example], blank: bool) -> list[s
 
 def _pixels(example: Example, evaluator: Evaluator, blank: bool) -> list[np.ndarray]:
     """The images of an example, uint8[H, W, 3] each."""
-    size, aspect = evaluator.model.config.image_size, evaluator.stage.data.aspect
+    size, aspect, exif = evaluator.model.config.image_size, evaluator.stage.data.aspect, evaluator.stage.data.exif
     if blank:
         return [np.broadcast_to(BLANK, (size, size, 3))] * len(example.images)
-    return [preprocess(load_image(image, example.id), size, aspect) for image in example.images]
+    return [preprocess(load_image(image, example.id, exif), size, aspect) for image in example.images]

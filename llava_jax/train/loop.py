@@ -16,6 +16,7 @@ from llava_jax.checkpoint.native.store import CheckpointStore
 from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, DataError, UserError
+from llava_jax.images.metadata import EXIF_RULES
 from llava_jax.models.llava import Llava
 from llava_jax.output.console import log
 from llava_jax.runtime.accelerators import platform_of
@@ -177,6 +178,8 @@ def _log_setup(run: Run, setup: StageSetup) -> None:
         run.log("  " + line)
     run.log(f"  optimizer state: {state_bytes(setup.layout.abstract.opt_state):,} bytes")
     run.log(f"  attention: {run.model.config.attention}")
+    if setup.stage.data.source == "files" and setup.stage.data.max_images:
+        run.log(f"  EXIF orientation of images: {EXIF_RULES[setup.stage.data.exif]}")
     run.log(f"sample {', '.join(setup.data.train.names(0))}, supervised text in [[ ]]:")
     run.log(summary.render_sample(setup.data.train.row(0).arrays, run.tokenizer))
 

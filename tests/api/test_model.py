@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoProcessor, LlamaForCausalLM, LlavaForConditionalGeneration
+from transformers.image_utils import load_image as load_theirs
 
 import llava_jax
 from llava_jax.checkpoint.huggingface.export import save_hf
@@ -15,6 +16,7 @@ from llava_jax.checkpoint.llava.export import save_original
 from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER, open_tokenizer
 from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.errors import DataError
+from llava_jax.images.preprocess import preprocess
 from llava_jax.inference.engine import GenerationConfig, Prompt, generate
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import nested
@@ -233,3 +235,14 @@ def test_answer_stops_at_the_template_separator(ours):
         model = dataclasses.replace(ours, template=template)
         answer = model.chat(messages, max_new_tokens=30, stop=[" "])
         assert [*model.settings().stop_strings] == stops and " " not in answer.strip()
+
+
+def test_phone_photo_is_turned_as_by_transformers_pipelines(ours, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8))
+    photo.save(tmp_path / "phone.png", exif=exif)
+    expected = preprocess(load_theirs(str(tmp_path / "phone.png")), ours.config.image_size, ours.aspect)
+    for image in (tmp_path / "phone.png", str(tmp_path / "phone.png"), Image.open(tmp_path / "phone.png")):
+        prompt = ours._prompt([{"role": "user", "content": "what ?"}], [image])
+        np.testing.assert_array_equal(prompt.images[0], expected)

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from llava_jax.__main__ import main
 from llava_jax.images.preprocess import preprocess
 from tests.fixtures.faulty_dataset import plant, turns
 from tests.fixtures.images import encoded, noise
+from tests.fixtures.odd_images import exif, text
 from tests.output.test_html_page import Page
 
 TINY = ["--tokenizer", "tiny", "--image-size", "56", "--length", "200"]
@@ -117,6 +119,31 @@ def test_show_displays_pixels_and_text_of_a_row(clean, tmp_path, capsys):
     assert re.search(r"\d+ tokens in a row of 200, \d+ of them supervised; images: 1", shown.text)
     capsys.readouterr()
     assert main([*command, "--id", "r9"]) == 2 and "no readable sample has the id 'r9'" in capsys.readouterr().err
+
+
+def test_exif_rule_is_reported_once_and_shown(clean, tmp_path, capsys):
+    for i in (1, 2):
+        photo = encoded(noise(64, 60, i), "PNG", exif=b"Exif\0\0" + exif(8))
+        (tmp_path / "images" / f"{i}.png").write_bytes(photo)
+    stored = noise(64, 60, 1)
+    rules = {"ignore": stored, "apply": stored.transpose(Image.Transpose.ROTATE_90)}
+    for rule, message in (("ignore", "ignored, as in the original (data.exif=apply turns"), ("apply", "applied")):
+        command = ["data", "check", *clean, *TINY, "--report-folder", str(tmp_path / "r"), "--workers", "0"]
+        assert main([*command, "--exif", rule]) == 0
+        assert capsys.readouterr().out.count(f"2 images have an EXIF orientation: {message}") == 1
+        main(["data", "show", *clean, *TINY, "--id", "r1", "--page", str(tmp_path / "p.html"), "--exif", rule])
+        (shown,) = Page((tmp_path / "p.html").read_text()).pictures
+        np.testing.assert_array_equal(np.asarray(shown), preprocess(rules[rule], 56, "crop"))
+        capsys.readouterr()
+
+
+def test_check_reads_images_with_metadata_that_pillow_refuses(clean, tmp_path, capsys):
+    photo = encoded(noise(64, 60, 1), "PNG")
+    (tmp_path / "images" / "1.png").write_bytes(photo[:33] + text(5 << 20) + photo[33:])
+    command = ["data", "check", *clean, *TINY, "--report-folder", str(tmp_path / "r"), "--workers", "0"]
+    assert main(command) == 0 and "nothing found" in capsys.readouterr().out
+    assert main(["data", "stats", *clean, *TINY, "--workers", "0"]) in (0, None)
+    assert "0 of 5 images cannot be read" in capsys.readouterr().out
 
 
 def test_show_samples_by_seed_and_displays_truncation_and_faults(clean, tmp_path):

@@ -274,7 +274,7 @@ FAULTS = [
     (no_file, ["train.json", "cannot be read"]),
     (no_folder, ["images", "does not exist"]),
     (no_image, ["bus-1", "bus.jpg", "no such file"]),
-    (truncated_image, ["bus-1", "bus.jpg", "damaged or truncated"]),
+    (truncated_image, ["bus-1", "bus.jpg", "the image cannot be read"]),
     (no_rows, ["train.json", "no samples"]),
     (no_bytes, ["train.json", "empty"]),
     (no_array, ["train.json", "not a JSON array"]),

@@ -290,7 +290,7 @@ def test_row_errors_name_the_sample_and_the_file(tmp_path):
     (tmp_path / "half.jpg").write_bytes(b"\xff\xd8\xff")
     faults = {
         "sample '42': 3 images, but a row holds 2": shown(*[Image.new("RGB", (4, 4))] * 3, text="<image>" * 3),
-        "sample '42': .*half.jpg: not in a supported image format": shown(tmp_path / "half.jpg"),
+        "sample '42': .*half.jpg: the image cannot be read": shown(tmp_path / "half.jpg"),
         "sample '42': .*none.jpg: no such file": shown(tmp_path / "none.jpg"),
         "sample '42': image 0: 900x4 pixels": shown(Image.new("RGB", (900, 4))),
         "sample '42': the human turns hold 1 <image>": shown(),

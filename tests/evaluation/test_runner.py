@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from llava_jax.api.model import LlavaModel
 from llava_jax.data.sources.scienceqa import ScienceQA
@@ -13,6 +14,9 @@ from llava_jax.evaluation.fingerprint import prompts_fingerprint, weights_finger
 from llava_jax.evaluation.questions import PredictOptions, TaskQuestion, build_questions
 from llava_jax.evaluation.runner import answer_batches, longest_first
 from llava_jax.evaluation.scienceqa.task import ScienceQATask
+from llava_jax.images.preprocess import preprocess
+from tests.fixtures.images import encoded, noise
+from tests.fixtures.odd_images import exif
 from tests.fixtures.scienceqa import write_folder
 
 
@@ -63,6 +67,20 @@ def test_damaged_image_is_named(model, tmp_path):
     rows = longest_first(model, questions_of(source))
     with pytest.raises(DataError, match="problem 1: image test/1/image.png"):
         list(answer_batches(model, rows, source.images, model.settings(), 1))
+
+
+def test_phone_photo_is_turned_as_people_see_it(model, tmp_path):
+    write_folder(tmp_path, {"1": {"image": "image.png"}})
+    (tmp_path / "images" / "test" / "1").mkdir(parents=True)
+    photo = encoded(noise(50, 30), "PNG", exif=b"Exif\0\0" + exif(6))
+    (tmp_path / "images" / "test" / "1" / "image.png").write_bytes(photo)
+    prompts = []
+    source = ScienceQA(tmp_path, "test")
+    rows = longest_first(model, questions_of(source))
+    generate = lambda model, questions, batch, settings: prompts.extend(batch) or ["A"] * len(batch)  # noqa: E731
+    list(answer_batches(model, rows, source.images, model.settings(), 1, 0, generate))
+    upright = noise(50, 30).transpose(Image.Transpose.ROTATE_270)
+    np.testing.assert_array_equal(prompts[0].images[0], preprocess(upright, model.config.image_size, model.aspect))
 
 
 def test_fingerprints_change_with_weights_and_prompts(model, folder):

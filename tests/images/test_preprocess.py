@@ -14,6 +14,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.images import preprocess as images
 from llava_jax.images.preprocess import PAD_COLOR, load_image, preprocess
+from tests.fixtures.odd_images import REFUSED
 
 SHAPES = [(640, 480), (480, 640), (224, 224), (225, 224), (100, 37), (37, 100), (1, 1), (1, 7), (500, 333), (3, 401)]
 
@@ -144,13 +145,6 @@ def test_16_bit_grey_is_scaled_not_clipped():
     np.testing.assert_array_equal(loaded, np.asarray(load_image(same_in_rgb, "rgb")))
 
 
-def test_exif_orientation_is_not_applied():
-    image = Image.new("RGB", (20, 10))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert load_image(encoded(image, "JPEG", exif=exif), "turned").size == (20, 10)
-
-
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_first_frame_of_an_animation_is_used(kind):
     red, blue = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 255))
@@ -198,31 +192,20 @@ def test_limits_come_from_the_header(width, height, allowed, monkeypatch):
 @pytest.mark.parametrize("kind", images.FORMATS)
 def test_truncated_file_is_refused(kind):
     data = encoded(noise(64, 64), kind)
-    with pytest.raises(DataError, match=r"^half\.jpg: .*cannot be read .*truncated\? Replace the file"):
+    with pytest.raises(DataError, match=r"^half\.jpg: .*cannot be read: the file is truncated"):
         load_image(data[: len(data) // 2], "half.jpg")
-
-
-REFUSED = {
-    "empty": b"",
-    "html": b"<html><body>404 Not Found</body></html>",
-    "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
-    "tiff": encoded(Image.new("RGB", (4, 4)), "TIFF"),
-    "psd": b"8BPS\0\1" + b"\0" * 30,
-    "ppm": b"P6 2 2 255 " + b"\0" * 12,
-    "pdf": b"%PDF-1.7\n%%EOF",
-}
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_other_formats_are_refused(kind):
-    with pytest.raises(DataError, match="a.jpg: not in a supported image format"):
-        load_image(REFUSED[kind], "a.jpg")
 
 
 def test_error_messages_contain_no_memory_address():
     jpeg = encoded(noise(64, 64), "JPEG")
-    for data in [*REFUSED.values(), jpeg[:60], jpeg[:900], png(2, 2), png(9000, 1), jpeg[:300] + b"\xff" * 300]:
+    for data in [
+        *(data for data, _, _ in REFUSED.values()),
+        jpeg[:60],
+        jpeg[:900],
+        png(2, 2),
+        png(9000, 1),
+        jpeg[:300] + b"\xff" * 300,
+    ]:
         with pytest.raises(DataError) as caught:
             load_image(data, "a.jpg")
         assert not re.search(r"0x[0-9a-f]{6}", str(caught.value))

@@ -40,10 +40,10 @@ def write_down(self, step, replaced):
     record(self, step, replaced)
 
 
-def read(source, name):
+def read(source, name, exif):
     if os.environ.get("HANGS") == os.path.basename(name):
         time.sleep(10_000)
-    return load_image(source, name)
+    return load_image(source, name, exif)
 
 
 Batches.__next__, steps.global_batch = remember, pause

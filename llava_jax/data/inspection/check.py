@@ -17,7 +17,8 @@ from PIL import Image
 
 from llava_jax.data.inspection.lenient_row import read_leniently
 from llava_jax.errors import DataError
-from llava_jax.images.preprocess import FORMATS, image_file, load_image
+from llava_jax.images.metadata import orientation
+from llava_jax.images.preprocess import load_image, read_image
 from llava_jax.text.encode import fit
 
 # An error stops a run, or teaches something wrong. After a warning a run continues, as the original does.
@@ -42,14 +43,13 @@ WARNINGS = {
     "animated": "several frames, of which the first is used",
     "CMYK": "converted to RGB",
     "16-bit": "only the high bytes are used",
-    "EXIF-rotated": "the orientation is not applied, as in the original",
+    "EXIF-rotated": "training turns such images only with data.exif=apply, the original never",
     "duplicate id": "the id of an earlier row with other images, or none",
     "duplicate sample": "the conversation and images of an earlier row",
     "duplicate image": "the bytes of an image with another name",
 }
 KINDS = ERRORS | WARNINGS
 TINY = 14  # pixels of the shorter side
-ORIENTATION = 0x0112  # EXIF's tag
 
 Encode = Callable[[tuple, int], tuple[np.ndarray, np.ndarray]]  # see text.encode.encode_row
 
@@ -132,12 +132,11 @@ def _check_image(image: Path | bytes, name: str) -> tuple[list[tuple[str, str]],
     try:
         load_image(image, name)
     except DataError as fault:
-        size = len(image) if isinstance(image, bytes) else image.stat().st_size if image.is_file() else None
-        return [("damaged", f"{name}: the file is empty (0 bytes).") if size == 0 else (fault.kind, str(fault))], None
+        return [(fault.kind, str(fault))], None
     with io.BytesIO(image) if isinstance(image, bytes) else open(image, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").digest()
-    with Image.open(image_file(image, name), formats=FORMATS) as file:
-        return [(kind, f"{name}: {message}") for kind, message in _image_warnings(file)], digest
+    notes = read_image(image, name, lambda opened: list(_image_warnings(opened)))
+    return [(kind, f"{name}: {message}") for kind, message in notes], digest
 
 
 def _image_warnings(image: Image.Image) -> Iterator[tuple[str, str]]:
@@ -148,13 +147,12 @@ def _image_warnings(image: Image.Image) -> Iterator[tuple[str, str]]:
         yield "CMYK", "four colour channels, for print"
     if image.mode.startswith("I") or any(";16" in str(tile.args) for tile in image.tile):
         yield "16-bit", "16 bits a channel"
-    # Damaged later frames or EXIF data, which no run reads, raise exceptions of any kind.
+    # Damaged later frames, which no run reads, raise exceptions of any kind.
     with contextlib.suppress(Exception):
         if getattr(image, "is_animated", False):
             yield "animated", "more than one frame"
-    with contextlib.suppress(Exception):
-        if (orientation := image.getexif().get(ORIENTATION, 1)) in range(2, 9):
-            yield "EXIF-rotated", f"EXIF orientation {orientation}"
+    if (turn := orientation(image)) > 1:
+        yield "EXIF-rotated", f"EXIF orientation {turn}"
 
 
 class Duplicates:

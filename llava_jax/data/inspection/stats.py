@@ -5,13 +5,12 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from llava_jax.data.inspection.check import Encode
 from llava_jax.data.inspection.lenient_row import read_leniently
 from llava_jax.data.packing import efficiency, pack
 from llava_jax.errors import DataError
-from llava_jax.images.preprocess import FORMATS, image_file
+from llava_jax.images.preprocess import read_image
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)  # columns of the table
 
@@ -45,8 +44,8 @@ def _measure(source, row: int, encode: Encode) -> Measured | None:
     sizes = []
     for name, file in lenient.images.items():
         # `data check` reports damaged or refused images.
-        with contextlib.suppress(Exception), Image.open(image_file(file, name), formats=FORMATS) as image:
-            sizes.append(image.size)
+        with contextlib.suppress(DataError):
+            sizes.append(read_image(file, name, lambda image: image.size))
     return Measured(len(ids), int(mask.sum()), lenient.image_count, tuple(sizes))
 
 
