@@ -159,6 +159,4 @@ def _input_lines() -> Iterator[str]:
 
 def _open_image(file: Path) -> Image.Image:
     """Raises DataError."""
-    if not os.path.isfile(file):  # Path.is_file raises for names too long and for unreadable folders
-        raise DataError(f"{file}: no such image file")
     return load_image(file, str(file))

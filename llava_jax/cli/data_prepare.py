@@ -1,6 +1,7 @@
 """python -m llava_jax data build SRC... OUT | data captions PAIRS OUT | data scienceqa FOLDER OUT"""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -145,7 +146,7 @@ def _has_image(images, name: str) -> bool:
         image = images.find(name, name)
     except DataError:
         return False
-    return isinstance(image, bytes) or image.is_file()
+    return isinstance(image, bytes) or os.path.isfile(image)  # Path.is_file raises for a name that is too long
 
 
 def _file_identity(path: Path) -> dict:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 from typing import Literal
 
 from llava_jax.errors import ConfigError, DataError
@@ -73,4 +74,4 @@ def _has_image(images: ImageStore, name: str, where: str) -> bool:
         if fault.kind != "missing":
             raise
         return False
-    return isinstance(image, bytes) or image.is_file()
+    return isinstance(image, bytes) or os.path.isfile(image)  # Path.is_file raises for a name that is too long

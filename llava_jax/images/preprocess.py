@@ -19,9 +19,11 @@ from PIL import Image
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.images.faults import FORMATS, MAX_PIXELS, image_fault
 from llava_jax.images.metadata import TURNS, orientation, without_metadata
+from llava_jax.images.names import missing_file
 
 MAX_SIDE = 8192
 MAX_ASPECT = 200
+MAX_NAME = 300  # characters in a message; a `data:` URI is no path
 LARGE_FILE = 128 << 20  # bytes; no allowed image needs more without much metadata
 ASPECTS = ("crop", "pad")
 PAD_COLOR = (122, 116, 104)  # floor(255 * CLIP's mean)
@@ -159,7 +161,8 @@ def _opened(source: Path | str | bytes, name: str) -> Iterator[BinaryIO]:
         yield io.BytesIO(source)
         return
     if not os.path.isfile(source):
-        raise DataError(f"{name}: no such file. Check the image folder, or remove the sample that names it.", "missing")
+        name, missing = name if len(name) < MAX_NAME else f"{name[:MAX_NAME]}...", missing_file(source)
+        raise DataError(f"{name}: {missing} Check the image folder, or remove the sample that names it.", "missing")
     with _faults_named(name, io.BytesIO()), open(source, "rb") as file:
         yield file
 

@@ -121,7 +121,7 @@ def test_bad_image_is_one_line_and_the_conversation_continues(tmp_path, capsys):
     assert model.calls == [(["hello"], 0)]
     out, err = capsys.readouterr()
     assert out == "a\n" and len(err.splitlines()) == 5
-    assert "none.png: no such image file" in err and "bad.png" in err
+    assert "none.png: no such file" in err and "bad.png" in err
 
 
 def test_clear_restores_the_images_of_the_command_line():
@@ -189,7 +189,7 @@ def test_every_flag_reaches_load_or_chat(stub, picture, capsys):
 
 def test_bad_flags_are_reported_before_loading(stub, tmp_path):
     for flags, fault, kind in (
-        (["--image", str(tmp_path / "none.png")], "none.png: no such image file", DataError),
+        (["--image", str(tmp_path / "none.png")], "none.png: no such file", DataError),
         (["--template", "vicuna"], "'vicuna'", ConfigError),
         (["--temperature=-1"], "temperature", ConfigError),
     ):
@@ -233,7 +233,7 @@ def test_stdout_contains_only_the_answers(folder, picture):
     messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "is there a circle ?"}]
     second = model.chat(messages, [picture], max_new_tokens=4)
     assert [line.strip() for line in done.stdout.splitlines()] == [first, second]
-    assert "none.png: no such image file" in done.stderr and "Traceback" not in done.stderr
+    assert "none.png: no such file" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_missing_model_path_is_one_line_and_exits_2(tmp_path):

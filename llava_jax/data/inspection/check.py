@@ -44,6 +44,7 @@ WARNINGS = {
     "CMYK": "converted to RGB",
     "16-bit": "only the high bytes are used",
     "EXIF-rotated": "training turns such images only with data.exif=apply, the original never",
+    "name form": "the file's name has another form (Unicode, or how an archive writes it); the file is used",
     "duplicate id": "the id of an earlier row with other images, or none",
     "duplicate sample": "the conversation and images of an earlier row",
     "duplicate image": "the bytes of an image with another name",

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import os
 from pathlib import Path
 
 from llava_jax.data.sources.llava_row import image_names, parse_row
@@ -52,7 +53,11 @@ def read_leniently(source, index: int) -> LenientRow:
         except DataError as fault:
             faults.append((fault.kind, str(fault)))
         else:
-            images[str(image) if isinstance(image, Path) else f"{source.images.path}: {name}"] = image
+            file = str(image) if isinstance(image, Path) else f"{source.images.path}: {name}"
+            images[file] = image
+            if not source.images.has(name) and (isinstance(image, bytes) or os.path.isfile(image)):
+                message = f"{where}: there is no image {name!r}, but one in another form of this name, which is used"
+                faults.append(("name form", f"{message}: {file}"))
     return LenientRow(row_id, where, turns, len(names), images, faults)
 
 

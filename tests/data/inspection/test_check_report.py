@@ -18,6 +18,7 @@ def test_the_report_shows_every_finding_and_the_pictures_that_open(tmp_path):
         "two",
         "half an emoji",
         "a copy",
+        "another form",
     }
     has_picture |= {file for kind in ("animated", "CMYK", "16-bit", "EXIF-rotated", "tiny") for file in IMAGES[kind]}
     has_picture |= {"two markers", "a system", "no answer", "text turns", "no turns", "good 1"}
