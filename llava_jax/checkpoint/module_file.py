@@ -13,12 +13,15 @@ from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from llava_jax.checkpoint.architecture_json import architecture_from_json, architecture_to_json
 from llava_jax.checkpoint.gguf_files.file import is_gguf
 from llava_jax.checkpoint.open_checkpoint import open_parameters
 from llava_jax.checkpoint.tokenizer import BUILT_IN
 from llava_jax.checkpoint.torch_tensors.safetensors_reader import FLOATS
+from llava_jax.config.architectures import ModelConfig
 from llava_jax.errors import DataError
 from llava_jax.output.files import atomic_path
+from llava_jax.output.json_text import parse_json
 
 
 def resolve(path: str) -> Path:
@@ -53,6 +56,23 @@ def load_module(path: str, module: str, like: dict[str, jax.ShapeDtypeStruct]) -
         raise DataError(f"weights file {file} (for `{module}`) cannot be read: {e}") from None
 
 
+def module_architecture(file: Path, module: str) -> ModelConfig | None:
+    """Returns the architecture of the model that `save_module` wrote a module of, None for a file that records none, as
+    earlier versions wrote. Raises DataError if the file cannot be read or holds another module."""
+    try:
+        with safe_open(file, framework="np") as tensors:
+            stored = parse_json((tensors.metadata() or {}).get("about", "{}").encode())
+    except (SafetensorError, OSError) as e:
+        raise DataError(f"weights file {file} (for `{module}`) cannot be read: {e}") from None
+    except ValueError:  # a note of another program
+        return None
+    if not isinstance(stored, dict) or not isinstance(architecture := stored.get("architecture"), dict):
+        return None
+    if stored.get("module") != module:
+        raise DataError(f"{file} holds the weights of `{stored.get('module')}`, not of `{module}`")
+    return architecture_from_json(architecture, str(file))
+
+
 def _read(tensors, name: str, spec: jax.ShapeDtypeStruct, file: Path) -> jax.Array:
     view = tensors.get_slice(name)
     if tuple(view.get_shape()) != spec.shape:
@@ -71,8 +91,8 @@ def check_writable(path: str, module: str) -> None:
         raise DataError(f"weights file {file} (for `{module}`) cannot be written: {reason}")
 
 
-def save_module(path: str, module: str, params: dict[str, jax.Array], dtype: str, note: dict[str, str]) -> Path:
-    """Writes the parameters below `module/` in `dtype`, atomically, with `note` in the file's metadata.
+def save_module(path: str, module: str, params: dict[str, jax.Array], dtype: str, model: ModelConfig) -> Path:
+    """Writes the parameters below `module/` in `dtype`, atomically, with the architecture of `model` in its metadata.
 
     Every process must call it: sharded tensors are gathered one at a time, and process 0 writes.
     Raises DataError if it cannot write; an existing file is then kept.
@@ -89,7 +109,8 @@ def save_module(path: str, module: str, params: dict[str, jax.Array], dtype: str
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(file) as partial:
             # One entry: safetensors writes several in arbitrary order, and equal runs must give equal files.
-            save_file(tensors, partial, metadata={"about": json.dumps({"module": module} | note, sort_keys=True)})
+            description = {"module": module, "architecture": architecture_to_json(model)}
+            save_file(tensors, partial, metadata={"about": json.dumps(description, sort_keys=True)})
     except (SafetensorError, OSError) as e:
         raise DataError(f"weights file {file} (for `{module}`) cannot be written: {e}") from None
     return file

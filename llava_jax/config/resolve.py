@@ -3,20 +3,33 @@
 import dataclasses
 
 from llava_jax.config import architectures
+from llava_jax.config.architectures import LlamaConfig, VisionConfig
 from llava_jax.config.build import check_choice, look_up
 from llava_jax.config.schema import Model
 from llava_jax.errors import ConfigError
 
 KERNELS = {"tpu": "splash", "cuda": "cudnn"}  # by platform, see models/attention.py; other platforms use `xla`
+FOLDER = "folder"  # as model.vision or model.llm: the architecture is that of the files in load.vision or load.llm
 
 
-def model_config(model: Model, platform: str | None = None) -> architectures.ModelConfig:
+def named_tower(model: Model, module: str) -> VisionConfig | LlamaConfig | None:
+    """Returns the architecture that `model.vision` or `model.llm` names, None for `folder`. Raises ConfigError for an
+    unknown name."""
+    name, table = getattr(model, module), architectures.VISION if module == "vision" else architectures.LLM
+    return look_up(table | {FOLDER: None}, name, f"model.{module}")
+
+
+def model_config(
+    model: Model, platform: str | None = None, vision: VisionConfig | None = None, llm: LlamaConfig | None = None
+) -> architectures.ModelConfig:
     """Resolves the names of `model` to shapes, and the attention kernel for `platform` (tpu | cuda | rocm | cpu; None
-    outside training, which gives `xla`). Raises ConfigError for an unknown name, and for a requested kernel that does
-    not support this model or platform."""
-    vision = look_up(architectures.VISION, model.vision, "model.vision")
+    outside training, which gives `xla`). vision, llm: used instead of the named ones, see `checkpoint.architecture`.
+    Raises ConfigError for an unknown name, and for a requested kernel that does not support this model or platform."""
+    vision, llm = vision or named_tower(model, "vision"), llm or named_tower(model, "llm")
+    if vision is None or llm is None:
+        module = "llm" if vision else "vision"
+        raise ConfigError(f"model.{module}={FOLDER!r} needs the files in load.{module}, which are not read here")
     vision = dataclasses.replace(vision, select_layer=model.select_layer, select_feature=model.select_feature)
-    llm = look_up(architectures.LLM, model.llm, "model.llm")
     if not 0 <= vision.blocks_used <= vision.layers:
         raise ConfigError(f"model.select_layer={model.select_layer} does not exist in a ViT of {vision.layers} blocks")
     return architectures.ModelConfig(

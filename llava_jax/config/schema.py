@@ -10,7 +10,8 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The named towers (`architectures.VISION`, `architectures.LLM`) and how they compute."""
+    """The towers (`architectures.VISION`, `architectures.LLM`) and how they compute. The name `folder` is the
+    architecture of the files in `load.vision` or `load.llm`."""
 
     vision: str = "clip_l14_224"
     llm: str = "vicuna_7b_v1.3"

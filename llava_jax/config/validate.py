@@ -5,7 +5,7 @@ import re
 
 from llava_jax.config import architectures
 from llava_jax.config.build import check_choice, flatten, suggestion, within_stage
-from llava_jax.config.resolve import model_config
+from llava_jax.config.resolve import FOLDER, model_config, named_tower
 from llava_jax.config.schema import Config, Stage
 from llava_jax.errors import ConfigError
 
@@ -27,7 +27,14 @@ def check_config(config: Config) -> None:
             raise ConfigError(
                 f"config.run names {name!r}, which is not in config.stages{suggestion(name, config.stages)}"
             )
-    model_config(config.model)
+    for module in ("vision", "llm"):
+        if named_tower(config.model, module) is None and not getattr(config.load, module):
+            raise ConfigError(
+                f"config.model.{module}={FOLDER!r} is the architecture of the files in config.load.{module}, which is "
+                f"not set; set it, or name an architecture"
+            )
+    if FOLDER not in (config.model.vision, config.model.llm):
+        model_config(config.model)
     check_choice(config.model.dtype, ("float32", "bfloat16"), "config.model.dtype")
     check_choice(config.model.feature_dtype, ("float32", "bfloat16"), "config.model.feature_dtype")
     check_choice(config.model.remat, tuple(architectures.REMAT), "config.model.remat")

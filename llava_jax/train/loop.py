@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from llava_jax import config as settings
+from llava_jax.checkpoint.architecture import resolve_model
 from llava_jax.checkpoint.native.store import CheckpointStore
 from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.config.schema import Config
@@ -93,7 +93,7 @@ def _train(
     check_processes(mesh)
 
     # --- model
-    model_config = settings.model_config(config.model, platform_of(mesh))
+    model_config = resolve_model(config, platform_of(mesh), log=log_line)
     tokenizer = open_tokenizer(config.tokenizer)
     if tokenizer.vocab_size > model_config.llm.vocab_size:
         raise ConfigError(
@@ -123,7 +123,7 @@ def _train(
                 start, state = start_stage(run, setup, state, resumed), None  # frees the state of the stage before
                 state = run_stage(run, setup, start)
                 store.wait()
-                for line in export(config, setup.stage, state):
+                for line in export(model_config, setup.stage, state):
                     log_line(line)
 
     # --- summary

@@ -135,12 +135,11 @@ def next_state(model_config: ModelConfig, setup: StageSetup, state: TrainState) 
     return init_stage_state(params, state.rng, setup.layout.abstract, setup.layout.tx)
 
 
-def export(config: Config, stage: Stage, state: TrainState) -> list[str]:
+def export(model_config: ModelConfig, stage: Stage, state: TrainState) -> list[str]:
     """Writes the modules that the stage's `save` names; returns one message for each."""
     lines = []
     for module in MODULES:
         if file := getattr(stage.save, module):
-            metadata = {"architecture": getattr(config.model, module), "select_layer": config.model.select_layer}
-            path = save_module(file, module, all_params(state), "float32", metadata)
+            path = save_module(file, module, all_params(state), "float32", model_config)
             lines.append(f"{module}: weights written to {path}")
     return lines

@@ -1,3 +1,5 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -7,9 +9,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from llava_jax.checkpoint.module_file import BUILT_IN, load_module, resolve, save_module
+from llava_jax.checkpoint.architecture_json import architecture_to_json
+from llava_jax.checkpoint.module_file import BUILT_IN, load_module, module_architecture, resolve, save_module
 from llava_jax.errors import DataError
 from llava_jax.runtime.mesh import make_mesh
+from tests.fixtures.tiny_models import EVEN
 
 SPECS = {
     "llm/embed/embedding": ((16, 8), PartitionSpec("tensor", "fsdp")),
@@ -35,7 +39,7 @@ def params(dtype="float32") -> dict[str, jax.Array]:
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 @pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
 def test_saved_module_loads_bit_equal_and_sharded(tmp_path, stored, wanted):
-    file = save_module(str(tmp_path / "new" / "llm.safetensors"), "llm", params(), stored, {"architecture": "tiny"})
+    file = save_module(str(tmp_path / "new" / "llm.safetensors"), "llm", params(), stored, EVEN)
     loaded = load_module(str(file), "llm", like(wanted))
     assert loaded.keys() == SPECS.keys()
     for path, x in loaded.items():
@@ -47,13 +51,12 @@ def test_saved_module_loads_bit_equal_and_sharded(tmp_path, stored, wanted):
 
 
 def test_equal_weights_make_equal_files(tmp_path):
-    note = {"architecture": "tiny", "select_layer": "-2"}
-    files = [save_module(str(tmp_path / f"{i}.safetensors"), "llm", params(), "float32", note) for i in range(8)]
+    files = [save_module(str(tmp_path / f"{i}.safetensors"), "llm", params(), "float32", EVEN) for i in range(8)]
     assert len({file.read_bytes() for file in files}) == 1
 
 
 def test_each_device_reads_only_its_slice(tmp_path, monkeypatch):
-    file = save_module(str(tmp_path / "llm.safetensors"), "llm", params(), "float32", {})
+    file = save_module(str(tmp_path / "llm.safetensors"), "llm", params(), "float32", EVEN)
     reads = []
     make = jax.make_array_from_callback
 
@@ -66,10 +69,12 @@ def test_each_device_reads_only_its_slice(tmp_path, monkeypatch):
 
 
 def test_file_has_parameter_names_and_metadata(tmp_path):
-    file = save_module(str(tmp_path / "llm.safetensors"), "llm", params(), "float32", {"architecture": "tiny"})
+    file = save_module(str(tmp_path / "llm.safetensors"), "llm", params(), "float32", EVEN)
     with safe_open(file, "np") as tensors:
         assert set(tensors.keys()) == {"embed/embedding", "layers/q/kernel", "norm/scale"}
-        assert tensors.metadata() == {"about": '{"architecture": "tiny", "module": "llm"}'}
+        metadata = json.loads(tensors.metadata()["about"])
+    assert metadata == {"module": "llm", "architecture": architecture_to_json(EVEN)}
+    assert module_architecture(file, "llm") == EVEN
 
 
 def write(path, tensors) -> str:
@@ -122,11 +127,11 @@ def test_unwritable_folder_raises_naming_the_file(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "llm.safetensors", "/proc/none/llm.safetensors"):
         with pytest.raises(DataError, match=r"llm.safetensors .*`llm`"):
-            save_module(str(path), "llm", params(), "float32", {})
+            save_module(str(path), "llm", params(), "float32", EVEN)
 
 
 def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
-    file = save_module(str(tmp_path / "llm.safetensors"), "llm", params(), "float32", {})
+    file = save_module(str(tmp_path / "llm.safetensors"), "llm", params(), "float32", EVEN)
     before = file.read_bytes()
 
     def full(tensors, file, **kwargs):
@@ -135,7 +140,7 @@ def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("llava_jax.checkpoint.module_file.save_file", full)
     with pytest.raises(DataError, match=r"llm.safetensors.*No space left"):
-        save_module(str(file), "llm", params(), "bfloat16", {})
+        save_module(str(file), "llm", params(), "bfloat16", EVEN)
     assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
 
 
