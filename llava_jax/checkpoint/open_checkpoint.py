@@ -99,8 +99,16 @@ def check_option(value: str | None, allowed: tuple, name: str) -> None:
 
 
 def _open_workdir(workdir: WorkdirModel, tokenizer_path: str | None) -> Checkpoint:
-    tokenizer_path = tokenizer_path or workdir.tokenizer
-    tokenizer, info = open_tokenizer(tokenizer_path), SourceInfo(tokenizer_location(tokenizer_path))
+    name = tokenizer_path or workdir.tokenizer
+    try:
+        tokenizer, info = open_tokenizer(name), SourceInfo(tokenizer_location(name))
+    except DataError as e:
+        if tokenizer_path or workdir.has_tokenizer:
+            raise
+        raise DataError(
+            f"{workdir.path} holds no tokenizer: an older version wrote it. Its config.json names {name}, relative to "
+            f"where the run was started, and that does not open here ({e}). Start there, or pass --tokenizer"
+        ) from None
     w = workdir
     return _build_checkpoint(w, tokenizer, w.template, w.aspect, w.image_token_id, w.wraps_images, info)
 

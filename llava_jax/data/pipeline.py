@@ -135,11 +135,12 @@ class Batches:
         """Resumes after batch `state["step"]`. Raises ConfigError for the state of another run."""
         keys = [*self._run, *(key for key in state if key not in self._run and key != "step")]
         differing = [key for key in keys if state.get(key) != self._run.get(key)]
-        changed = [f"{key} was {state.get(key)}, is {self._run.get(key)}" for key in differing]
+        digests = dict.fromkeys(("packing", "buckets"), " (a digest of the samples' lengths: their texts, or settings)")
+        changed = [f"{key} was {state.get(key)}, is {self._run.get(key)}{digests.get(key, '')}" for key in differing]
         if changed:
             raise ConfigError(
                 f"cannot resume the data at step {state.get('step')}: {'; '.join(changed)}. "
-                "Restore these settings, or start a new run from the weights."
+                "Restore them, or start a new run from the weights."
             )
         self.close()
         self._step = state["step"]

@@ -12,8 +12,8 @@ from pathlib import Path
 import jax
 
 from llava_jax.checkpoint.architecture import resolve_model
+from llava_jax.checkpoint.native.run_inputs import has_checkpoint, open_run_tokenizer, own_architecture
 from llava_jax.checkpoint.native.store import CheckpointStore
-from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, DataError, UserError
 from llava_jax.images.metadata import EXIF_RULES
@@ -93,8 +93,9 @@ def _train(
     check_processes(mesh)
 
     # --- model
-    model_config = resolve_model(config, platform_of(mesh), log=log_line)
-    tokenizer = open_tokenizer(config.tokenizer)
+    recorded = own_architecture(folder) if has_checkpoint(folder) else None
+    model_config = resolve_model(config, platform_of(mesh), recorded, log_line)
+    tokenizer = open_run_tokenizer(folder, config.tokenizer, log_line)
     if tokenizer.vocab_size > model_config.llm.vocab_size:
         raise ConfigError(
             f"tokenizer {config.tokenizer} has {tokenizer.vocab_size} tokens, model.llm={config.model.llm} embeds only "
@@ -106,11 +107,14 @@ def _train(
 
     # --- workdir
     store = CheckpointStore(folder / "checkpoints", config.checkpoint.keep)
-    resumed = workdir.find_resumable(store, config, log_line)
-    workdir.write_run_files(folder, config, argv, mesh)
+    config = workdir.with_templates(config, setups)
+    records = workdir.stage_records(config, tokenizer, setups)
+    resumed = workdir.find_resumable(store, folder, setups, records, log_line)
+    workdir.write_run_files(folder, config, argv, mesh, tokenizer, model_config)
     writer = MetricsWriter(folder, resumed.is_past if resumed else lambda record: False)
     stop = StopRequest(is_single_process=jax.process_count() == 1)
-    run = Run(config, folder, Llava(model_config), tokenizer, store, writer, log_line, watchdog, stop, evaluations)
+    model = Llava(model_config)
+    run = Run(config, records, folder, model, tokenizer, store, writer, log_line, watchdog, stop, evaluations)
 
     # --- stages
     state = None
@@ -211,7 +215,7 @@ def _save(stage: StageRun, state: TrainState, step: int, is_evaluated: bool) -> 
     run, setup = stage.run, stage.setup
     run.watchdog.begin("saving", slow=True)
     run.writer.flush()  # on disk before the checkpoint that refers to them
-    record = workdir.checkpoint_record(run.config, setup.index, setup.name, is_evaluated, stage.guard.record())
+    record = run.records[setup.index] | {"evaluated": is_evaluated, "guard": stage.guard.record()}
     data_state = data_state_of(setup.data, stage.batches) | {"replaced": stage.bad.count}
     run.store.save(setup.start_step + step, state, data_state, record)
 

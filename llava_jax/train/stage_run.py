@@ -8,7 +8,6 @@ from llava_jax.checkpoint.native.store import CheckpointStore
 from llava_jax.config.schema import Config
 from llava_jax.data.pipeline import FILLER, Batches
 from llava_jax.data.rows import Rows
-from llava_jax.errors import ConfigError
 from llava_jax.models.llava import Llava
 from llava_jax.runtime.verdict import SampleNames
 from llava_jax.runtime.watchdog import Watchdog
@@ -22,14 +21,16 @@ from llava_jax.train.stages import StageSetup, first_state, next_state
 from llava_jax.train.state import TrainState
 from llava_jax.train.step_guard import StepGuard
 from llava_jax.train.stop_request import StopRequest
-from llava_jax.train.workdir import Resumed
+from llava_jax.train.workdir import Resumed, check_stage_length
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The objects of all stages. log: prints a line, on process 0 only."""
+    """The objects of all stages. records: what the checkpoints of each stage record. log: prints a line, on process 0
+    only."""
 
     config: Config
+    records: list[dict]
     folder: Path
     model: Llava
     tokenizer: Tokenizer
@@ -70,7 +71,7 @@ def start_stage(run: Run, setup: StageSetup, state: TrainState | None, resumed: 
     config = run.config
     if resumed and setup.index == resumed.index:
         state, data_state = run.store.restore(resumed.step, setup.layout.abstract)
-        _check_stage_length(setup, int(state.step), resumed.step)
+        check_stage_length(setup, int(state.step), resumed.step)
         run.log(f"resuming {run.folder} after step {int(state.step)} of {setup.name}")
         return StageStart(state, data_state, resumed.evaluated, StepGuard(config.guard, resumed.guard))
     if state is None:
@@ -78,14 +79,6 @@ def start_stage(run: Run, setup: StageSetup, state: TrainState | None, resumed: 
     else:
         state = next_state(run.model.config, setup, state)
     return StageStart(state, None, False, StepGuard(config.guard))
-
-
-def _check_stage_length(setup: StageSetup, step: int, global_step: int) -> None:
-    if setup.start_step + step != global_step or step > setup.data.steps:
-        raise ConfigError(
-            f"checkpoint {global_step} is step {step} of stage {setup.name}, which now has {setup.data.steps} steps "
-            f"from {setup.start_step} on; restore the stages' lengths, or choose another --workdir"
-        )
 
 
 def open_stage_run(run: Run, setup: StageSetup, start: StageStart) -> StageRun:

@@ -18,6 +18,7 @@ from llava_jax.checkpoint.huggingface.export import save_hf
 from llava_jax.checkpoint.llava import export as original_export
 from llava_jax.checkpoint.llava.export import save_original
 from llava_jax.checkpoint.native.store import CheckpointStore
+from llava_jax.checkpoint.open_checkpoint import open_checkpoint
 from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER, open_tokenizer
 from llava_jax.checkpoint.torch_tensors import safetensors_writer
 from llava_jax.config import Config, Data, Model, Stage, architectures
@@ -162,6 +163,17 @@ def test_load_falls_back_from_a_damaged_newest_checkpoint(tmp_path, monkeypatch,
     (folder / "checkpoints" / "5" / "run" / "metadata").unlink()
     with pytest.raises(DataError, match="no checkpoint in .* is intact"):
         llava_jax.load(folder)
+
+
+def test_workdir_without_tokenizer_names_the_remedy(tmp_path, monkeypatch):
+    folder = run(tmp_path / "run", monkeypatch)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer": "tok"}))
+    with pytest.raises(DataError, match="run holds no tokenizer: .* names tok, relative to where .* pass --tokenizer"):
+        open_checkpoint(folder)
+    with pytest.raises(DataError, match="^missing"):
+        open_checkpoint(folder, tokenizer="missing")
+    assert open_checkpoint(folder, tokenizer="tiny").tokenizer.vocab_size == 500
 
 
 def test_workdir_loads_newest_checkpoint_template_and_sharding(tmp_path, monkeypatch):

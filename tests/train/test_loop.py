@@ -178,9 +178,9 @@ def run_copy(reference, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(model__projector="mlp2x_gelu"), "model.projector='linear', the config says 'mlp2x_gelu'"),
-        (dict(model__select_layer=-1), "model.select_layer=-2, the config says -1"),
-        (dict(run=("two",)), r"stages \['one', 'two'\], the config runs \['two'\]"),
+        (dict(model__projector="mlp2x_gelu"), "model.projector was 'linear', is 'mlp2x_gelu'"),
+        (dict(model__select_layer=-1), "model.select_layer was -2, is -1"),
+        (dict(run=("two",)), r"stages \('one', 'two'\), run is \('two',\)"),
     ],
     ids=str,
 )
@@ -196,7 +196,7 @@ def test_workdir_of_another_model_is_refused_and_unchanged(run_copy, changes, me
     [
         (dict(stages__one__steps=5), "checkpoint 8 is step 4 of stage two, which now has 4 steps from 5 on"),
         (dict(stages__two__steps=3), "checkpoint 8 is step 4 of stage two, which now has 3 steps from 4 on"),
-        (dict(stages__two__batch=16), "batch_size was 8, is 16"),
+        (dict(stages__two__batch=16), "stages.two.batch was 8, is 16"),
         (dict(seed=1), "seed was 0, is 1"),
     ],
     ids=str,

@@ -14,6 +14,7 @@ import pytest
 import llava_jax
 from llava_jax import config
 from llava_jax.__main__ import main
+from llava_jax.checkpoint.native.run_inputs import own_architecture
 from llava_jax.checkpoint.native.store import CheckpointStore
 from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.config import architectures
@@ -71,9 +72,15 @@ def test_every_array_restores_bit_equal(run_config, workdir):
     assert data["step"] == 2 and data["replaced"] == 0
 
 
-def test_resume_gives_the_losses_of_the_old_code(run_config, workdir):
-    before = metrics(workdir)
+def test_resume_gives_the_losses_of_the_old_code(run_config, workdir, monkeypatch):
+    before, lines = metrics(workdir), []
+    monkeypatch.setattr(loop, "log", lines.append)
     loop.train(run_config, workdir, ["test"])
+    assert [line for line in lines if "older version" in line or "changed" in line] == [
+        "the checkpoint is of an older version, so samples and tokenizer cannot be compared with it"
+    ]
+    assert own_architecture(workdir).llm == architectures.LLM["old_micro"]
+    assert open_tokenizer(str(workdir / "tokenizer")).vocab_size == open_tokenizer("tiny").vocab_size
     records = metrics(workdir)
     assert records[: len(before)] == before and len(before) < len(EXPECTED["metrics"])
     for record, expected in zip(records, EXPECTED["metrics"], strict=True):

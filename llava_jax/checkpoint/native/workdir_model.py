@@ -1,7 +1,8 @@
 """Opens native folders as models: workdirs of runs, and folders that `save_workdir_model` writes.
 
-Both have a config.json and checkpoints/<step>/. A run's config.json names its architectures and its tokenizer; that of
-a saved model contains the architecture's sizes, and the tokenizer's files are in the folder.
+Both have a config.json, checkpoints/<step>/ and tokenizer/. A run's architecture is in architecture.json, and its
+template and image settings are in the record of each checkpoint; a saved model has all of these in config.json. In runs
+of older versions, the names in config.json are all there is.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
+from llava_jax.checkpoint.native.run_inputs import CHECKPOINTS, TOKENIZER, own_architecture, own_tokenizer
 from llava_jax.checkpoint.native.store import CheckpointStore
 from llava_jax.checkpoint.new_folder import check_new, new_folder
 from llava_jax.checkpoint.tokenizer import copy_tokenizer
@@ -23,12 +25,11 @@ from llava_jax.output.console import log
 from llava_jax.output.files import read_object
 from llava_jax.text.tokenizer import Tokenizer
 
-CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"
-
 
 @dataclasses.dataclass(frozen=True)
 class WorkdirModel:
-    """An opened model. `tokenizer`: see `open_tokenizer`. `image_token_id`: None if the folder does not record it."""
+    """An opened model. `tokenizer`: see `open_tokenizer`; `has_tokenizer`: whether it is in the folder.
+    `image_token_id`: None if the folder does not record it."""
 
     path: Path
     step: int
@@ -38,6 +39,7 @@ class WorkdirModel:
     aspect: str
     image_token_id: int | None
     wraps_images: bool
+    has_tokenizer: bool = True
 
     def model(self, dtype: str) -> ModelConfig:
         """Returns the config of the whole model that computes in `dtype`."""
@@ -95,7 +97,7 @@ def open_workdir_model(path: Path) -> WorkdirModel:
         step = checkpoint.step
         if step is None:
             raise DataError(f"{path / CHECKPOINTS} holds no complete checkpoint")
-        stage = store.read_run(step).get("stage")
+        record = store.read_run(step)
     finally:
         store.close()
     try:
@@ -106,9 +108,21 @@ def open_workdir_model(path: Path) -> WorkdirModel:
             return WorkdirModel(
                 path, step, config, str(path / TOKENIZER), template, aspect, image_token_id, wraps_images
             )
-        run = build_dataclass(Config, values, "config")
-        data = run.stages[stage].data
-        return WorkdirModel(path, step, model_config(run.model), run.tokenizer, data.template, data.aspect, None, False)
+        # Not that of config.json: a run that resumed with other settings may not have saved a checkpoint with them yet.
+        run = build_dataclass(Config, record.get("config", values), "config")
+        data = run.stages[record["stage"]].data
+        config, tokenizer = own_architecture(path) or model_config(run.model), own_tokenizer(path)
+        return WorkdirModel(
+            path,
+            step,
+            config,
+            str(tokenizer or run.tokenizer),
+            data.template,
+            data.aspect,
+            None,
+            False,
+            bool(tokenizer),
+        )
     except (KeyError, TypeError, ConfigError) as e:
         raise DataError(f"{file} is not a config of a run or model of this version: {e}") from None
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llava_jax.data.example import id_hash
+from llava_jax.data.packing import digest
 from llava_jax.errors import ConfigError, DataError
 
 MAX_HASHED = 100_000_000  # ids; a split of more by hash would take hours
@@ -25,6 +26,9 @@ class Subset:
 
     def __getitem__(self, index: int):
         return self.source[int(self.indices[index])]
+
+    def id_hashes(self) -> np.ndarray:
+        return id_hashes(self.source)[np.asarray(self.indices)]
 
 
 class Concatenated:
@@ -75,6 +79,20 @@ def train_eval_split(source, fraction: float, minimum: int) -> tuple[Subset, Sub
             "Hold out fewer or bring more data."
         )
     return Subset(source, np.flatnonzero(~held_out)), Subset(source, np.flatnonzero(held_out))
+
+
+def ids_of_sources(names: Sequence[str], source) -> dict[str, tuple[int, str]]:
+    """Returns name -> (examples, a short digest of their ids in order) of each source that is concatenated in `source`,
+    or of `source` itself. The digest is "" where every example would be read for it, or none has an id of its own."""
+    sources = source.sources if isinstance(source, Concatenated) else (source,)
+    return {name: (len(part), _ids_digest(part)) for name, part in zip(names, sources, strict=True)}
+
+
+def _ids_digest(source) -> str:
+    whole = source.source if isinstance(source, Subset) else source
+    if not hasattr(whole, "id_hashes") or len(source) > MAX_HASHED:
+        return ""
+    return digest(id_hashes(source))
 
 
 def id_hashes(source) -> np.ndarray:
