@@ -20,6 +20,7 @@ setup(
         "flax>=0.12,<0.14",
         "grain>=0.2.12",
         "jax>=0.10,<0.13",
+        "jinja2>=3.1.6",  # renders models' chat templates; earlier sandboxes have known escapes
         "ml_collections>=1.0",
         "numpy>=2.0",
         "optax>=0.2.6,<0.4",

@@ -28,18 +28,20 @@ def load(
     folder that `save` wrote, or a language model alone as a folder or a GGUF file. dtype: float32 | bfloat16 | float16
     of the weights; None: as stored. Computes in bfloat16 if all weights are bfloat16, else in float32. tower, base,
     allow_pickle: see `open_parameters`. tokenizer: a file or folder that replaces the model's, or that it lacks.
-    template: None: the run's own, chatml if the model's chat template is ChatML, else vicuna_v1. aspect: crop | pad;
-    None: as in the model's own files. mesh: None: shards the weights over all devices. Raises DataError or ConfigError
-    that names what is missing or does not match.
+    template: None: the run's own, or the one that renders as the model's chat template does, else vicuna_v1 (with a
+    warning if the model has another). aspect: crop | pad; None: as in the model's own files. mesh: None: shards the
+    weights over all devices. Raises DataError or ConfigError that names what is missing or does not match.
     """
     mesh = mesh or make_mesh(1, -1, 1)
     check_option(dtype, (None, *DTYPES), "dtype")
     check_option(aspect, (None, "crop", "pad"), "aspect")
     find_template(template or "vicuna_v1")
-    checkpoint = open_checkpoint(path, tower=tower, base=base, tokenizer=tokenizer, allow_pickle=allow_pickle)
+    checkpoint = open_checkpoint(
+        path, tower=tower, base=base, tokenizer=tokenizer, template=template, allow_pickle=allow_pickle
+    )
     params, config = _read(checkpoint, dtype, mesh)
     return LlavaModel(
-        config, params, mesh, checkpoint.tokenizer, template or checkpoint.template, aspect or checkpoint.aspect,
+        config, params, mesh, checkpoint.tokenizer, checkpoint.template, aspect or checkpoint.aspect,
         checkpoint.image_token_id, checkpoint.source_info, checkpoint.wraps_images,
     )  # fmt: skip
 

@@ -33,7 +33,7 @@ from llava_jax.text.templates import IMAGE_MARKER
 from llava_jax.text.token_row import Batch
 from llava_jax.text.tokenizer import Tokenizer
 
-ROLES = {"user": "human", "assistant": "gpt"}
+ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
 FORMATS = ("hf", "llava", "orbax")
 
 
@@ -91,8 +91,9 @@ class LlavaModel:
         """Answers OpenAI-style messages. Returns the text, or with `stream` an iterator of text pieces.
 
         A message is {"role": "user" | "assistant", "content": text or a list of {"type": "text", "text": ...} and
-        {"type": "image"}}. The k-th image part refers to the k-th of `images` (PIL images or paths, never URLs).
-        Without image parts, all images precede the first question. Raises DataError for invalid messages or images.
+        {"type": "image"}}; the first may have the role "system", whose text replaces the template's system text. The
+        k-th image part refers to the k-th of `images` (PIL images or paths, never URLs). Without image parts, all
+        images precede the first question. Raises DataError for invalid messages or images.
         """
         prompt = self._prompt(messages, images)
         settings = self.settings(
@@ -136,7 +137,7 @@ class LlavaModel:
         elif format == "llava":
             save_original(
                 path, self.params, c, tokenizer, source.tokenizer, dtype, self.aspect, source.original,
-                source.original_tower, source.tower_is_inside, self.wraps_images,
+                source.original_tower, source.tower_is_inside, self.wraps_images, self.template,
             )  # fmt: skip
         else:
             params = {p: x.astype(dtype) for p, x in self.params.items()} if dtype else self.params
@@ -161,9 +162,9 @@ class LlavaModel:
         turns = [_parse_message(i, message) for i, message in enumerate(messages)]
         if not turns or turns[-1][0] != "human":
             raise DataError("the last message must have the role 'user'")
-        if images and not any(IMAGE_MARKER in text for _, text in turns):
-            role, text = turns[0]
-            turns[0] = (role, f"{IMAGE_MARKER}\n" * len(images) + text)
+        if images and not any(IMAGE_MARKER in text for role, text in turns if role == "human"):
+            first = next(i for i, (role, _) in enumerate(turns) if role == "human")
+            turns[first] = ("human", f"{IMAGE_MARKER}\n" * len(images) + turns[first][1])
         if images and not self.config.vision:
             raise DataError("this is a language model alone: it accepts no images")
         ids = encode_prompt(
@@ -217,7 +218,7 @@ def _parse_message(number: int, message: dict) -> tuple[str, str]:
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise DataError(
-            f"message {number} has the role {role!r}, not user or assistant (the template sets the system text)"
+            f"message {number} has the role {role!r}, not user or assistant, or system for the first message"
         )
     if isinstance(content, str):
         return ROLES[role], content

@@ -11,16 +11,23 @@ and reads no weights.
 import dataclasses
 from pathlib import Path
 
+from llava_jax.checkpoint.chat_templates import (
+    chosen_template,
+    read_chat_template,
+    read_settings,
+    recognise_chat_template,
+    stop_ids_of,
+    warn,
+)
 from llava_jax.checkpoint.external import ExternalCheckpoint, folder_of, open_external
 from llava_jax.checkpoint.gguf_files.file import GgufFile
 from llava_jax.checkpoint.gguf_files.tokenizer import read_tokenizer
-from llava_jax.checkpoint.huggingface.processor import WRAPPED
 from llava_jax.checkpoint.native.workdir_model import WorkdirModel, is_workdir_model, open_workdir_model
 from llava_jax.checkpoint.tokenizer import open_tokenizer, tokenizer_location
 from llava_jax.config.architectures import ModelConfig
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.output.files import read_object
-from llava_jax.text.templates import IMAGE_MARKER
+from llava_jax.text.chat_template import Recognition
+from llava_jax.text.templates import DEFAULT_TEMPLATE, IMAGE_MARKER
 from llava_jax.text.tokenizer import Tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -58,21 +65,22 @@ class Checkpoint:
 
 def open_checkpoint(
     path: str | Path, *, tower: str | Path | None = None, base: str | Path | None = None,
-    tokenizer: str | Path | None = None, allow_pickle: bool = False,
+    tokenizer: str | Path | None = None, template: str | None = None, allow_pickle: bool = False,
 ) -> Checkpoint:  # fmt: skip
     """Opens a whole LLaVA or a language model alone, with its tokenizer.
 
     tower, base, allow_pickle: see `open_parameters`. tokenizer: a file or folder that replaces the model's own; `tiny`
-    is built in. Raises DataError or ConfigError that names what is missing, broken or does not match.
+    is built in. template: replaces the model's own, see `chat_templates`. Raises DataError or ConfigError that names
+    what is missing, broken or does not match.
     """
     parameters = open_parameters(path, tower=tower, base=base, allow_pickle=allow_pickle)
     parameters.model("float32")  # a missing module is reported before a missing tokenizer
     tokenizer_path = str(tokenizer) if tokenizer else None
     if isinstance(parameters, WorkdirModel):
-        return _open_workdir(parameters, tokenizer_path)
+        return _open_workdir(parameters, tokenizer_path, template)
     if parameters.gguf:
-        return _open_gguf(parameters, parameters.gguf, tokenizer_path)
-    return _open_folder(parameters, tokenizer_path, base and Path(base))
+        return _open_gguf(parameters, parameters.gguf, tokenizer_path, template)
+    return _open_folder(parameters, tokenizer_path, template, base and Path(base))
 
 
 def open_parameters(
@@ -98,10 +106,10 @@ def check_option(value: str | None, allowed: tuple, name: str) -> None:
         raise ConfigError(f"{name}={value!r} is not one of {', '.join(x for x in allowed if x)}")
 
 
-def _open_workdir(workdir: WorkdirModel, tokenizer_path: str | None) -> Checkpoint:
-    name = tokenizer_path or workdir.tokenizer
+def _open_workdir(workdir: WorkdirModel, tokenizer_path: str | None, template: str | None) -> Checkpoint:
+    name, w = tokenizer_path or workdir.tokenizer, workdir
     try:
-        tokenizer, info = open_tokenizer(name), SourceInfo(tokenizer_location(name))
+        tokenizer, location = open_tokenizer(name), tokenizer_location(name)
     except DataError as e:
         if tokenizer_path or workdir.has_tokenizer:
             raise
@@ -109,56 +117,63 @@ def _open_workdir(workdir: WorkdirModel, tokenizer_path: str | None) -> Checkpoi
             f"{workdir.path} holds no tokenizer: an older version wrote it. Its config.json names {name}, relative to "
             f"where the run was started, and that does not open here ({e}). Start there, or pass --tokenizer"
         ) from None
-    w = workdir
-    return _build_checkpoint(w, tokenizer, w.template, w.aspect, w.image_token_id, w.wraps_images, info)
+    tokenizer = dataclasses.replace(tokenizer, end_ids=stop_ids_of(location, w.config.llm.vocab_size))
+    info = SourceInfo(location)
+    return _build_checkpoint(w, tokenizer, template or w.template, w.aspect, w.image_token_id, w.wraps_images, info)
 
 
-def _open_gguf(source: ExternalCheckpoint, file: GgufFile, tokenizer_path: str | None) -> Checkpoint:
+def _open_gguf(
+    source: ExternalCheckpoint, file: GgufFile, tokenizer_path: str | None, template: str | None
+) -> Checkpoint:
     tokenizer = open_tokenizer(tokenizer_path) if tokenizer_path else read_tokenizer(file)
-    template, wraps_images = _read_chat_template(file.chat_template or "")
+    recognition = recognise_chat_template(file.chat_template, tokenizer)
+    name, tokenizer, wraps_images = _apply(recognition, source, source.path, tokenizer, template)
     info = SourceInfo(tokenizer_location(tokenizer_path or str(file.path)))
-    return _build_checkpoint(source, tokenizer, template, "crop", None, wraps_images, info)
+    return _build_checkpoint(source, tokenizer, name, "crop", None, wraps_images, info)
 
 
-def _open_folder(source: ExternalCheckpoint, tokenizer_path: str | None, base: Path | None) -> Checkpoint:
+def _open_folder(
+    source: ExternalCheckpoint, tokenizer_path: str | None, template: str | None, base: Path | None
+) -> Checkpoint:
     aspect, image_token_id = _image_settings(source)
     folder = folder_of(source.path)
     if base and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         folder = folder_of(base)  # a LoRA folder or a projector may have no tokenizer of its own
     tokenizer = open_tokenizer(tokenizer_path or str(folder))
-    template, wraps_images = _read_chat_template(_chat_templates(folder, None if tokenizer_path else tokenizer))
+    recognition = read_chat_template(folder, tokenizer, is_own=not tokenizer_path)
+    name, tokenizer, wraps_images = _apply(recognition, source, folder, tokenizer, template)
+    tokenizer = dataclasses.replace(tokenizer, end_ids=stop_ids_of(folder, source.llm.vocab_size))
     wraps_images = wraps_images or source.config_json.get("mm_use_im_start_end") is True
     info = _source_info(source, tokenizer_location(tokenizer_path or str(folder)))
-    return _build_checkpoint(source, tokenizer, template, aspect, image_token_id, wraps_images, info)
+    return _build_checkpoint(source, tokenizer, name, aspect, image_token_id, wraps_images, info)
+
+
+def _apply(
+    recognition: Recognition | None, source: ExternalCheckpoint, path: Path, tokenizer: Tokenizer, template: str | None
+) -> tuple[str, Tokenizer, bool]:
+    """Returns (conversation template, tokenizer that begins as the chat template does, whether images are wrapped).
+    path: where the chat template is. Warns unless the template is given or known; a whole LLaVA without a chat template
+    has the original's."""
+    if recognition is None:
+        if not template and not source.vision:
+            warn(
+                f"note: {path} has no chat template; {DEFAULT_TEMPLATE} is used. Choose another with --template "
+                "(template=)"
+            )
+        return template or DEFAULT_TEMPLATE, tokenizer, False
+    if recognition.begins_with_bos and not tokenizer.add_bos:
+        tokenizer = dataclasses.replace(tokenizer, add_bos=True)
+    name = template or chosen_template(recognition, path, "--template (template=)")
+    return name, tokenizer, recognition.wraps_images
 
 
 def _image_settings(source: ExternalCheckpoint) -> tuple[str, int | None]:
     """Returns (aspect, image token id) from the folder's own config.json and preprocessor_config.json."""
     folder = folder_of(source.path)
     has_config = (folder / "config.json").exists()  # a LoRA folder has none; `config_json` is then that of its base
-    settings = (source.config_json if has_config else {}) | _read_settings(folder / "preprocessor_config.json")
+    settings = (source.config_json if has_config else {}) | read_settings(folder / "preprocessor_config.json")
     pads = settings.get("image_aspect_ratio") == "pad" or settings.get("do_pad") is True
     return "pad" if pads else "crop", settings.get("image_token_index", settings.get("image_token_id"))
-
-
-def _chat_templates(folder: Path, tokenizer: Tokenizer | None) -> str:
-    """Returns a folder's chat templates (Jinja), concatenated. tokenizer: the folder's own if it has been read."""
-    file = folder / "chat_template.jinja"
-    jinja = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    if tokenizer is None:
-        jinja += str(_read_settings(folder / "tokenizer_config.json").get("chat_template"))
-    else:
-        jinja += tokenizer.chat_template
-    return jinja + str(_read_settings(folder / "chat_template.json").get("chat_template"))
-
-
-def _read_settings(file: Path) -> dict:
-    return read_object(file, "how the model was trained") if file.exists() else {}
-
-
-def _read_chat_template(text: str) -> tuple[str, bool]:
-    """Returns (name of the conversation template, whether images are wrapped), detected in a Jinja chat template."""
-    return "chatml" if "<|im_start|>" in text else "vicuna_v1", WRAPPED in text
 
 
 def _source_info(source: ExternalCheckpoint, tokenizer: Path) -> SourceInfo:

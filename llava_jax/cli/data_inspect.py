@@ -1,6 +1,7 @@
 """python -m llava_jax data check|show|stats: looks at a data set before training. The other verbs: data_prepare."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -41,8 +42,9 @@ def check(
 
     dataset.check()
     source = open_data(dataset.data, dataset.image_folder)
-    limits = Limits(_open_tokenizer(tokenizer, dataset)[1] if tokenizer else None, dataset.length, max_images)
-    settings = {"tokenizer": tokenizer or "none (lengths not checked)", "template": dataset.template}
+    dataset, _, encode = _open_tokenizer(tokenizer, dataset) if tokenizer else (dataset, None, None)
+    limits = Limits(encode, dataset.length, max_images)
+    settings = {"tokenizer": tokenizer or "none (lengths not checked)", "template": dataset.template or "none"}
     settings |= {"length": dataset.length, "image size": dataset.image_size, "patch size": dataset.patch_size}
     settings |= {"EXIF orientation": dataset.exif}
     report, duplicates = Report(str(dataset.data), settings), Duplicates()
@@ -87,7 +89,7 @@ def show(
 
     dataset.check()
     source = open_data(dataset.data, dataset.image_folder)
-    opened, encode = _open_tokenizer(tokenizer, dataset)
+    dataset, opened, encode = _open_tokenizer(tokenizer, dataset)
     if id:
         indices = _find_ids(source, id)
     else:
@@ -131,7 +133,7 @@ def stats(
         check_matplotlib()
         _make_writable(page.parent)
     source = open_data(dataset.data, dataset.image_folder)
-    _, encode = _open_tokenizer(tokenizer, dataset)
+    dataset, _, encode = _open_tokenizer(tokenizer, dataset)
     indices = np.arange(len(source))
     if 0 < count < len(source):
         indices = np.sort(np.random.default_rng(0).choice(len(source), count, replace=False))
@@ -165,13 +167,19 @@ def open_data(data: Path, image_folder: Path | None):
 
 
 def _open_tokenizer(tokenizer: str, dataset: DatasetFlags):
-    """(the tokenizer, a function of a conversation to its ids). Raises ConfigError if they do not match."""
-    from llava_jax.checkpoint.tokenizer import open_tokenizer  # imports jax, because it also reads GGUF
+    """(dataset with a template, the tokenizer, a function of a conversation to its ids). Without a template, it is that
+    of the tokenizer's chat template. Raises ConfigError if they do not match."""
+    from llava_jax.checkpoint.chat_templates import chosen_template, model_chat_template
+    from llava_jax.checkpoint.tokenizer import open_tokenizer, tokenizer_location  # imports jax: it also reads GGUF
 
-    opened = open_tokenizer(tokenizer)
+    opened, path = open_tokenizer(tokenizer), tokenizer_location(tokenizer)
+    if not dataset.template:
+        template = chosen_template(model_chat_template(path, opened), path, "--template")
+        dataset = dataclasses.replace(dataset, template=template)
+        log(f"template {template}")
     encode = partial(encode_row, tokenizer=opened, template=dataset.template, features=dataset.features)
     encode((("human", ""), ("gpt", "")), 0)
-    return opened, encode
+    return dataset, opened, encode
 
 
 def _header_facts(tokenizer: str, dataset: DatasetFlags) -> dict[str, str]:

@@ -25,8 +25,8 @@ CPUS = os.cpu_count() or 1
 Workers = Annotated[int, tyro.conf.arg(help="Worker processes; 0: work in this process.")]
 # Long texts are constants, because tyro keeps the line breaks of a docstring.
 TEMPLATE_HELP = (
-    "The conversation template. Default: that of the training run; else chatml if the model's chat template is chatml; "
-    "else vicuna_v1. The original's ScienceQA models need llava_v1, its v0 models llava_v0."
+    "The conversation template. Default: that of the training run; else the one that renders as the model's own chat "
+    "template does; else vicuna_v1. The original's ScienceQA models need llava_v1, its v0 models llava_v0."
 )
 DATA_HELP = (
     "LLaVA's JSON, a folder of `data build` or TFDS, Parquet, or the ScienceQA folder (problems.json, pid_splits.json, "
@@ -96,8 +96,8 @@ class DatasetFlags:
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help=DATA_HELP)]
     image_folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE_FOLDER]")] = None
     """The folder or zip archive of the images. Data that contains its images needs none."""
-    template: str = "vicuna_v1"
-    """The conversation template."""
+    template: str = ""
+    """The conversation template. Default: that of the tokenizer's chat template, else vicuna_v1."""
     length: int = 2048
     """Tokens of a row, image tokens included."""
     image_size: int = 224
@@ -116,7 +116,7 @@ class DatasetFlags:
 
     def check(self) -> None:
         """Raises ConfigError for an unknown template and for numbers out of range."""
-        find_template(self.template)
+        find_template(self.template or "vicuna_v1")
         if min(self.length, self.patch_size) < 1 or self.image_size < self.patch_size:
             raise ConfigError(
                 f"--length {self.length} and --patch-size {self.patch_size} must be at least 1, "

@@ -69,7 +69,7 @@ class Data:
     split: str = ""  # ScienceQA: train, val, test, or another name in pid_splits.json
     prompt_format: str = ""  # ScienceQA: see data/sources/scienceqa.py; empty: QCM-LEA
     scenes: str = "caption"  # scenes: caption | study | tell | instruct
-    template: str = "vicuna_v1"
+    template: str = ""  # empty: what the chat template of load.llm is, else vicuna_v1 (see text/template_table.py)
     aspect: str = "crop"  # crop (CLIP's processor) | pad (LLaVA v1.5)
     exif: str = "ignore"  # an image's EXIF orientation: ignore (as the original's training) | apply (turn the image)
     length: int = 2048  # tokens per row, image patches included

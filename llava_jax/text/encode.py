@@ -45,10 +45,11 @@ def tokenize_prompt(tokenizer: Tokenizer, template: str, turns: Sequence[tuple[s
 
 
 def stop_ids(tokenizer: Tokenizer, template: str) -> tuple[int, ...]:
-    """Token ids that end an answer: the end of sequence and, in `chatml`, `<|im_end|>`. Raises as `tokenize`."""
+    """Token ids that end an answer: the end of sequence, the template's (`<|im_end|>` in `chatml`), and the others that
+    generation_config.json lists. Raises as `tokenize`."""
     tail = find_template(template).train.tail
     specials = [_special_id(tokenizer, template, segment.text) for segment in tail if segment.kind == "special"]
-    return tuple(dict.fromkeys([tokenizer.eos_id, *specials]))
+    return tuple(dict.fromkeys([tokenizer.eos_id, *specials, *tokenizer.end_ids]))
 
 
 def stop_strings(template: str) -> tuple[str, ...]:

@@ -45,7 +45,8 @@ class Tokenizer:
     starting: tokenizers.Tokenizer | None = field(repr=False)  # of a text's start; None: it adds no dummy prefix
     legacy: bool  # text after a special token has the dummy prefix too (LLaMA, Vicuna before v1.5)
     strips: Mapping[int, tuple[bool, bool]]  # special ids that remove the white space (before, after) them
-    chat_template: str = field(default="", repr=False)  # Jinja text from tokenizer_config.json or a GGUF
+    chat_template: Any = field(default="", repr=False)  # as in tokenizer_config.json or a GGUF: Jinja text, or a list
+    end_ids: tuple[int, ...] = ()  # ids that end an answer besides eos_id, of generation_config.json
 
     def __post_init__(self):
         for backend in filter(None, (self.backend, self.starting)):
@@ -210,7 +211,7 @@ def build_tokenizer(
         starting=tokenizers.Tokenizer.from_str(json.dumps(spec)) if schemes else None,
         legacy=legacy,
         strips={id: flags for id in special.values() if any(flags := (added[id]["lstrip"], added[id]["rstrip"]))},
-        chat_template=str(config.get("chat_template", "")),
+        chat_template=config.get("chat_template", ""),
     )
 
 

@@ -115,7 +115,7 @@ def answer(evaluator: Evaluator, examples: list[Example], blank: bool) -> list[s
     encode = partial(encode_prompt, tokenizer=tokenizer, template=stage.data.template, features=config.features)
     encoded = []
     for number, e in enumerate(examples):
-        ids = encode(e.turns[:1], len(e.images))
+        ids = encode(e.opening, len(e.images))
         if len(ids) < config.llm.max_positions:
             encoded.append((number, ids))
     longest = max((len(ids) for _, ids in encoded), default=1)

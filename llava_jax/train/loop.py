@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from llava_jax.checkpoint.architecture import resolve_model
+from llava_jax.checkpoint.chat_templates import with_templates
 from llava_jax.checkpoint.native.run_inputs import has_checkpoint, open_run_tokenizer, own_architecture
 from llava_jax.checkpoint.native.store import CheckpointStore
 from llava_jax.config.schema import Config
@@ -93,8 +94,9 @@ def _train(
     check_processes(mesh)
 
     # --- model
-    recorded = own_architecture(folder) if has_checkpoint(folder) else None
-    model_config = resolve_model(config, platform_of(mesh), recorded, log_line)
+    resumes = has_checkpoint(folder)
+    architecture = own_architecture(folder) if resumes else None
+    model_config = resolve_model(config, platform_of(mesh), architecture, log_line)
     tokenizer = open_run_tokenizer(folder, config.tokenizer, log_line)
     if tokenizer.vocab_size > model_config.llm.vocab_size:
         raise ConfigError(
@@ -103,11 +105,12 @@ def _train(
         )
 
     # --- data
+    recorded = workdir.read_json(folder / "config.json") if resumes else {}
+    config = with_templates(config, recorded, tokenizer, log_line, is_main=jax.process_index() == 0)
     setups = make_stage_setups(config, model_config, mesh, tokenizer)
 
     # --- workdir
     store = CheckpointStore(folder / "checkpoints", config.checkpoint.keep)
-    config = workdir.with_templates(config, setups)
     records = workdir.stage_records(config, tokenizer, setups)
     resumed = workdir.find_resumable(store, folder, setups, records, log_line)
     workdir.write_run_files(folder, config, argv, mesh, tokenizer, model_config)

@@ -18,7 +18,7 @@ def accuracy(evaluator: Evaluator, exam: list[Example]) -> dict[str, dict[str, f
     for mode in ("image", "blank"):
         texts = answer(evaluator, exam, blank=mode == "blank")
         for e, text in zip(exam, texts, strict=True):
-            right[e.kind][mode].append(conclusion(text) == conclusion(e.turns[1][1]))
+            right[e.kind][mode].append(conclusion(text) == conclusion(e.first_answer))
     table = {
         kind: {mode: 100 * float(np.mean(marks)) for mode, marks in modes.items()}
         | {"chance": 100 / QUESTION_KINDS[kind]}

@@ -55,15 +55,6 @@ def write_run_files(
         raise DataError(f"workdir {workdir} cannot be written ({e.strerror or e}); choose another --workdir") from None
 
 
-def with_templates(config: Config, setups: list[StageSetup]) -> Config:
-    """`config` with the template that each stage uses in place of an unset one."""
-    stages = dict(config.stages)
-    for s in setups:
-        data = dataclasses.replace(s.stage.data, template=s.data.train.format.template)
-        stages[s.name] = dataclasses.replace(s.stage, data=data)
-    return dataclasses.replace(config, stages=stages)
-
-
 def stage_records(config: Config, tokenizer: Tokenizer, setups: list[StageSetup]) -> list[dict]:
     """What the checkpoints of each stage record of the run; see `compare_settings`."""
     run = {"config": as_json(dataclasses.asdict(config)), "tokenizer": tokenizer_digest(tokenizer)}

@@ -12,6 +12,7 @@ from transformers.image_utils import load_image as load_theirs
 
 import llava_jax
 from llava_jax.checkpoint.huggingface.export import save_hf
+from llava_jax.checkpoint.huggingface.processor import chat_template
 from llava_jax.checkpoint.llava.export import save_original
 from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER, open_tokenizer
 from llava_jax.config.architectures import IMAGE_TOKEN_ID
@@ -20,7 +21,7 @@ from llava_jax.images.preprocess import preprocess
 from llava_jax.inference.engine import GenerationConfig, Prompt, generate
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import nested
-from llava_jax.text.templates import TEMPLATES
+from llava_jax.text.template_table import TEMPLATES
 from llava_jax.text.tokenizer import train_tokenizer
 from tests.fixtures.hf_models import hf_llama, hf_llava
 from tests.fixtures.tiny_models import random_params, uneven
@@ -99,6 +100,17 @@ def test_chat_equals_generate_on_processor_ids(ours, folder):
     assert "".join(pieces).strip() == expected and len(pieces) > 1
 
 
+def test_system_message_gives_the_ids_of_the_processor(ours, folder):
+    processor, picture = AutoProcessor.from_pretrained(folder), Image.new("RGB", (50, 40))
+    system = {"role": "system", "content": "be brief"}
+    parts = [{"type": "image"}, {"type": "text", "text": "what color is the cross ?"}]
+    messages = [system, {"role": "user", "content": parts}]
+    ids = processor(text=processor.apply_chat_template(messages), images=[picture])["input_ids"][0]
+    for content in (parts, "what color is the cross ?"):
+        tokens = ours._prompt([system, {"role": "user", "content": content}], [picture]).tokens
+        assert np.where(tokens == IMAGE_TOKEN_ID, ours.image_token_id, tokens).tolist() == ids
+
+
 def test_chat_accepts_image_paths_and_samples_answers(ours, tmp_path):
     picture = Image.new("RGB", (50, 40), (200, 30, 30))
     picture.save(tmp_path / "p.png")
@@ -157,7 +169,8 @@ def test_invalid_inputs_raise_with_the_reason(ours, inputs, tmp_path):
     picture = Image.new("RGB", (50, 40))
     for messages, images, message in (
         ([], (), "the last message must have the role 'user'"),
-        ([{"role": "system", "content": "be brief"}], (), "message 0 has the role 'system'"),
+        ([{"role": "tool", "content": "be brief"}], (), "message 0 has the role 'tool'"),
+        ([{"role": "system", "content": "be brief"}], (), "the last message must have the role 'user'"),
         ([{"role": "user", "content": [{"type": "video"}]}], (), "message 0 has a part that is neither text nor image"),
         ([{"role": "user", "content": [{"type": "image"}]}], (), "1 <image> marker.s., but the sample has 0 image"),
         ([{"role": "user", "content": [{"type": "image"}]}], (picture, picture), "1 <image> marker.s."),
@@ -219,7 +232,7 @@ def test_chatml_chat_template_selects_the_chatml_template(llm_folder, tmp_path, 
     assert llava_jax.load(llm_folder, dtype="float32").template == "vicuna_v1"
     for source in llm_folder.iterdir():
         (tmp_path / source.name).write_bytes(source.read_bytes())
-    template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] }}{% endfor %}"
+    template = chat_template("chatml")
     tokenizer_config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     text = template if file.endswith("jinja") else json.dumps(tokenizer_config | {"chat_template": template})
     (tmp_path / file).write_text(text)

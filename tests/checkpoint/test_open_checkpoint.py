@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import llava_jax
 from llava_jax.checkpoint.huggingface.export import save_hf
+from llava_jax.checkpoint.huggingface.processor import chat_template
 from llava_jax.checkpoint.llava.export import save_original
 from llava_jax.checkpoint.module_file import load_module
 from llava_jax.checkpoint.native.workdir_model import save_workdir_model
@@ -58,7 +59,7 @@ def chatml_gguf(file):
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [1] * 45 + [3] * 3, "tokenizer.ggml.merges": ["w o"],
         "tokenizer.ggml.bos_token_id": 45, "tokenizer.ggml.eos_token_id": 47,
-        "tokenizer.chat_template": "{{ '<|im_start|>' }}",
+        "tokenizer.chat_template": chat_template("chatml"),
     }  # fmt: skip
     return write(file, tokenizer=tokenizer)
 
@@ -133,7 +134,7 @@ def test_projector_uses_tokenizer_and_template_of_its_base(tmp_path):
     for file in TINY_TOKENIZER.iterdir():
         (tmp_path / "base" / file.name).write_bytes(file.read_bytes())
     tokenizer_config = json.loads((TINY_TOKENIZER / "tokenizer_config.json").read_text()) | {
-        "chat_template": "<|im_start|>"
+        "chat_template": chat_template("chatml")
     }
     (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     tower = tmp_path / "clip"

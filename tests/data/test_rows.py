@@ -51,6 +51,27 @@ def test_packed_row_of_a_small_example():
     np.testing.assert_array_equal(row.images[1], preprocess(picture(8), 4, "pad"))
 
 
+SYSTEM = (("system", "Be brief."), ("human", "What?"), ("gpt", "xyz"))
+
+
+def test_system_text_of_a_sample_is_rendered_and_untrained():
+    chat = dataclasses.replace(FORMAT, template="vicuna_v1", length=400)
+    ids, mask = chat.tokens(Example("a", SYSTEM, ()))
+    assert bytes(ids[1:-1].tolist()).decode() == "Be brief. USER: What? ASSISTANT: xyz"
+    assert mask.tolist() == [False] * (len(ids) - 5) + [True] * 5
+
+
+def test_system_text_without_a_slot_names_sample_and_template():
+    with pytest.raises(DataError, match="sample 'a': template 'plain' has no system text"):
+        FORMAT.tokens(Example("a", SYSTEM, ()))
+
+
+def test_first_question_and_answer_follow_the_system_text():
+    for turns in (SYSTEM, SYSTEM[1:]):
+        sample = Example("a", turns, ())
+        assert (sample.opening, sample.first_answer) == (turns[:-1], "xyz")
+
+
 def test_truncated_image_leaves_its_slot_to_the_next_sample():
     chat = dataclasses.replace(FORMAT, template="vicuna_v1", length=400)
     turns = (("human", "<image>"), ("gpt", "xyz"), ("human", "<image>"), ("gpt", "w"))

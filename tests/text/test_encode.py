@@ -1,5 +1,7 @@
 """Ids and target masks equal those of the original implementation and supervise only the answers."""
 
+import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.text.encode import IMAGE_TOKEN_ID, expand_images, fit, stop_ids, tokenize, tokenize_prompt
-from llava_jax.text.templates import TEMPLATES
+from llava_jax.text.template_table import TEMPLATES
 from llava_jax.text.tokenizer import load_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +24,11 @@ needs_llama = pytest.mark.skipif(
 TWO_ROUNDS = [("human", "<image>\nWhat is it?"), ("gpt", "A red bus."), ("human", "Where?"), ("gpt", "On a street.")]
 TEXT_ONLY = [("human", "What is it?"), *TWO_ROUNDS[1:]]
 CHATML = ("<|im_start|>", "<|im_end|>")
+# In id order of the test tokenizers: the special tokens of all templates.
+SPECIALS = (
+    *CHATML, "<|im_sep|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>",
+    "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>",
+)  # fmt: skip
 F, T = False, True
 
 
@@ -33,14 +40,14 @@ def llama():
 @pytest.fixture(scope="module")
 def byte_level(tmp_path_factory):
     texts = ["A chat between a curious user and an assistant. USER: What is it? ASSISTANT: A red bus.\n"] * 50
-    return train_tokenizer(texts, 400, tmp_path_factory.mktemp("byte_level"), extra_specials=CHATML)
+    return train_tokenizer(texts, 400, tmp_path_factory.mktemp("byte_level"), extra_specials=SPECIALS)
 
 
 @pytest.fixture(scope="module")
 def llama_chatml(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama_chatml")
     shutil.copy(LLAMA, folder / "tokenizer.model")
-    (folder / "added_tokens.json").write_text('{"<|im_start|>": 32000, "<|im_end|>": 32001}')
+    (folder / "added_tokens.json").write_text(json.dumps({name: 32000 + i for i, name in enumerate(SPECIALS)}))
     return load_tokenizer(folder)
 
 
@@ -92,6 +99,19 @@ def test_llava_llama_2_ids_match_the_original(llama):
     assert " 518 29914 25580 29962 319 2654 " in " ".join(map(str, ids))
 
 
+@needs_llama
+@pytest.mark.parametrize(("template", "space", "stop"), [("mistral_v1", "", "2"), ("llama_2_chat", " ", "29871 2 1")])
+def test_public_template_ids_equal_the_fast_tokenizer(template, space, stop):
+    """Of transformers, for the published string: `]` and the answer, or the space before it, never merge."""
+    turns = [("human", "What is it?"), ("gpt", "A bus."), ("human", "Where?"), ("gpt", "Here.")]
+    first, second = ("29909 3593 29889", "10605 29889") if not space else ("319 3593 29889", "2266 29889")
+    expected = f"1 518 25580 29962 1724 338 372 29973 518 29914 25580 29962 {first} {stop} "
+    expected += f"518 25580 29962 6804 29973 518 29914 25580 29962 {second} {stop}"
+    ids, mask = tokenize(load_tokenizer(LLAMA, legacy=True), template, turns, images=0)
+    assert ids.tolist() == parse_ids(expected.removesuffix(" 1"))
+    assert ids[mask].tolist() == parse_ids(f"{first} {stop} {second} {stop}".replace(" 1 ", " ").removesuffix(" 1"))
+
+
 V0_ASK = "[ 12968 29901 {} 1724 338 372 29973 13 ] 2277 29937 4007 22137 29901 319 2654 3593 29889 13 2277 29937 "
 V0_REST = (
     "[ 12968 29901 6804 29973 13 ] 2277 29937 4007 22137 29901 1551 263 11952 29889 13 2277 29937 29871"
@@ -133,6 +153,16 @@ SUPERVISED = {
     "mistral_instruct": (" ", " </s>", ""),
     "chatml": ("", "<|im_end|>", ""),
 }
+PUBLIC = {  # likewise; these are checked with fewer conversations
+    "llama_2_chat": (" ", " </s>", ""),
+    "mistral_v1": ("", "</s>", ""),
+    "mistral_v3": (" ", "</s>", ""),
+    "mistral_v7": (" ", "</s>", ""),
+    **dict.fromkeys(("chatml_bare", "qwen_2_5", "smollm_2", "phi_4"), ("", "<|im_end|>", "")),
+    **dict.fromkeys(("llama_3", "llama_3_1"), ("", "<|eot_id|>", "")),
+    "gemma": ("", "<end_of_turn>", ""),
+    "phi_3": ("", "<|end|>", ""),
+}
 SPECIAL_STRINGS = [
     *("</s>", "<s>", "<unk>", "<pad>", "<image>", "<|im_end|>", "<|im_start|>", " ASSISTANT: ", "USER:", "###", "### "),
     *("[/INST]", " [/INST] ", "[INST]", "<0x0A>", "\n", "\n\n", " ", "  ", "\t", "A red bus.", "漢字", "🚌", "e\u0301"),
@@ -144,15 +174,18 @@ texts = st.lists(st.sampled_from(SPECIAL_STRINGS) | st.text(surrogates_and_sp_sp
 conversations = st.lists(st.tuples(texts, texts), min_size=1, max_size=3)
 
 
-def check_supervision(tokenizer, template, rounds):
-    """decode(ids[mask]) is every answer with what the template puts around it; no text becomes a special id."""
-    turns = [turn for ask, answer in rounds for turn in (("human", ask), ("gpt", answer))]
+def check_supervision(tokenizer, template, rounds, system=()):
+    """decode(ids[mask]) is every answer with what the template puts around it; no text becomes a special id.
+    system: the texts of no or one system turn."""
+    turns = [("system", text) for text in system]
+    turns += [turn for ask, answer in rounds for turn in (("human", ask), ("gpt", answer))]
     images = sum(ask.count("<image>") for ask, _ in rounds)
     ids, mask = tokenize(tokenizer, template, turns, images)
-    before, after, end = SUPERVISED[template]
+    before, after, end = (SUPERVISED | PUBLIC)[template]
     if template == "plain" and tokenizer.dummy_prefix:
         before = " "  # the answer begins a text, and SentencePiece puts a space before it
-    expected = "".join(before + answer + after for _, answer in rounds) + end
+    answers = [answer.strip() if TEMPLATES[template].strips else answer for _, answer in rounds]
+    expected = "".join(before + answer + after for answer in answers) + end
     assert tokenizer.decode(ids[mask], skip_special=False) == expected
     assert (ids == IMAGE_TOKEN_ID).sum() == images and not mask[ids == IMAGE_TOKEN_ID].any()
 
@@ -160,9 +193,10 @@ def check_supervision(tokenizer, template, rounds):
     specials = list(tokenizer.special.values())
     empty_ids = tokenize(tokenizer, template, empty, images)[0]
     assert ids[np.isin(ids, specials)].tolist() == empty_ids[np.isin(empty_ids, specials)].tolist()
-    if template != "llava_v0":
+    moves = template == "mistral_v3" and system and len(rounds) > 1  # its system text is in the last question
+    if template != "llava_v0" and not moves:
         first_answer = np.flatnonzero(mask)[0]
-        prompt = tokenize_prompt(tokenizer, template, turns[:1], rounds[0][0].count("<image>"))
+        prompt = tokenize_prompt(tokenizer, template, turns[: len(system) + 1], rounds[0][0].count("<image>"))
         assert prompt.tolist() == ids[:first_answer].tolist()
 
 
@@ -173,14 +207,28 @@ def test_target_mask_covers_exactly_the_answers(kind, request):
     @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(conversations)
     def every_template(rounds):
-        for template in TEMPLATES:
+        for template in SUPERVISED:
             check_supervision(tokenizer, template, rounds[:1] if template == "plain" else rounds)
 
     every_template()
 
 
+def test_mask_covers_answers_in_every_template_with_system_texts(byte_level):
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(conversations, texts)
+    def every_template(rounds, system):
+        for template in PUBLIC:
+            check_supervision(byte_level, template, rounds)
+        for template, entry in TEMPLATES.items():
+            if entry.has_system:
+                check_supervision(byte_level, template, rounds, [system])
+
+    every_template()
+    assert SUPERVISED.keys() | PUBLIC.keys() == TEMPLATES.keys()
+
+
 @needs_llama
-@pytest.mark.parametrize("template", [name for name in TEMPLATES if name not in ("llava_v0", "plain", "chatml")])
+@pytest.mark.parametrize("template", [name for name in SUPERVISED if name not in ("llava_v0", "plain", "chatml")])
 @pytest.mark.parametrize("legacy", [True, False])
 def test_later_round_prompt_matches_training_ids(template, legacy):
     tokenizer = load_tokenizer(LLAMA, legacy)
@@ -213,6 +261,8 @@ def test_stop_ids_of_templates(byte_level):
     assert stop_ids(byte_level, "vicuna_v1") == (byte_level.eos_id,)
     assert stop_ids(byte_level, "llava_v0") == (byte_level.eos_id,)
     assert stop_ids(byte_level, "chatml") == (byte_level.eos_id, byte_level.special["<|im_end|>"])
+    assert stop_ids(byte_level, "llama_3") == (byte_level.eos_id, byte_level.special["<|eot_id|>"])
+    assert stop_ids(dataclasses.replace(byte_level, end_ids=(2, 7)), "vicuna_v1") == (byte_level.eos_id, 7)
 
 
 def test_expand_images_repeats_the_placeholder():

@@ -5,8 +5,9 @@ import hashlib
 import pytest
 
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.text import templates
-from llava_jax.text.templates import TEMPLATES, Segment, render, stop_string
+from llava_jax.text import template_table
+from llava_jax.text.template_table import TEMPLATES, Segment
+from llava_jax.text.templates import render, stop_string
 
 TWO_ROUNDS = [("human", "<image>\nWhat is it?"), ("gpt", "A red bus."), ("human", "Where?"), ("gpt", "On a street.")]
 
@@ -35,13 +36,13 @@ def targets(segments):
     ],
 )
 def test_system_prompts_match_the_published_texts(name, length, sha256):
-    system = getattr(templates, name)
+    system = getattr(template_table, name)
     assert len(system) == length
     assert hashlib.sha256(system.encode()).hexdigest()[:16] == sha256
 
 
 S0, S1, SL, SV = (
-    getattr(templates, f"SYSTEM_{name}") for name in ("HUMAN", "USER", "LLAMA_2", "VISION")
+    getattr(template_table, f"SYSTEM_{name}") for name in ("HUMAN", "USER", "LLAMA_2", "VISION")
 )  # fmt: skip
 V1 = "USER: <image>\nWhat is it? ASSISTANT: A red bus.</s>USER: Where? ASSISTANT: On a street.</s>"
 LLAMA_2 = "<image>\nWhat is it? [/INST] A red bus. </s><s>[INST] Where? [/INST] On a street. </s>"
@@ -126,7 +127,7 @@ def test_chatml_matches_public_chat_templates():
         "{% endfor %}{% if open %}{{ '<|im_start|>assistant\n' }}{% endif %}",
         keep_trailing_newline=True,
     )
-    system = {"role": "system", "content": templates.SYSTEM_CHATML}
+    system = {"role": "system", "content": template_table.SYSTEM_CHATML}
     roles = {"human": "user", "gpt": "assistant"}
     messages = [{"role": roles[role], "content": content} for role, content in TWO_ROUNDS]
     assert text(render("chatml", TWO_ROUNDS)) == template.render(messages=[system, *messages])
@@ -174,10 +175,10 @@ def test_empty_answer_still_supervises_its_stop():
 
 
 def test_stop_strings_of_templates():
-    assert {name: stop_string(name) for name in TEMPLATES} == {
-        **dict.fromkeys(("vicuna_v1", "llava_v1", "llama_2", "llava_llama_2", "mistral_instruct"), "</s>"),
-        **{"llava_v0": "###", "plain": "\n", "chatml": "<|im_end|>"},
-    }
+    ends = {"llava_v0": "###", "plain": "\n", "gemma": "<end_of_turn>", "phi_3": "<|end|>"}
+    ends |= dict.fromkeys(("llama_3", "llama_3_1"), "<|eot_id|>")
+    ends |= dict.fromkeys(("chatml", "chatml_bare", "qwen_2_5", "smollm_2", "phi_4"), "<|im_end|>")
+    assert {name: stop_string(name) for name in TEMPLATES} == dict.fromkeys(TEMPLATES, "</s>") | ends
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,11 @@ def test_stop_strings_of_templates():
         ([("gpt", "Hi.")], "turn 0 is from 'gpt', not 'human'"),
         ([("human", "a"), ("human", "b")], "turn 1 is from 'human', not 'gpt'"),
         ([("human", "a")], "the last turn is from 'human'"),
-        ([("system", "a"), ("gpt", "b")], "turn 0 has the unknown role 'system'"),
+        ([("tool", "a"), ("gpt", "b")], "turn 0 has the unknown role 'tool'"),
+        ([("system", "a"), ("gpt", "b")], "turn 1 is from 'gpt', not 'human'"),
+        ([("system", "a")], "empty"),
+        ([("human", "a"), ("system", "b")], "turn 1 is from 'system', not 'gpt'"),
+        ([("system", None), ("human", "a"), ("gpt", "b")], "turn 0 holds NoneType"),
         ([("human", "a"), ("gpt", None)], "turn 1 holds NoneType"),
     ],
 )

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import jax
 
+from llava_jax.checkpoint.chat_templates import CHAT_TEMPLATE
 from llava_jax.checkpoint.huggingface.config import TOWERS, hf_text, hf_tower
+from llava_jax.checkpoint.huggingface.processor import chat_template
 from llava_jax.checkpoint.new_folder import check_new, new_folder
 from llava_jax.checkpoint.tokenizer import copy_tokenizer
 from llava_jax.checkpoint.torch_tensors.dialects import DIALECTS, torch_mappings
 from llava_jax.checkpoint.torch_tensors.safetensors_writer import SHARD_BYTES, files_dtype, torch_tensors, write_tensors
 from llava_jax.config.architectures import ModelConfig, projector_depth
+from llava_jax.text.chat_template import bos_and_eos
+from llava_jax.text.templates import DEFAULT_TEMPLATE, find_template
 from llava_jax.text.tokenizer import Tokenizer
 
 ORIGINAL = next(dialect for dialect in DIALECTS if dialect.name == "original")
@@ -25,13 +29,15 @@ ORIGINAL = next(dialect for dialect in DIALECTS if dialect.name == "original")
 def save_original(
     folder: Path, params: dict[str, jax.Array], config: ModelConfig, tokenizer: Tokenizer, tokenizer_path: Path | None,
     dtype: str | None, aspect: str = "crop", known: dict | None = None, tower: str | None = None,
-    tower_is_inside: bool = True, wraps_images: bool = False, shard_bytes: int = SHARD_BYTES,
+    tower_is_inside: bool = True, wraps_images: bool = False, template: str = DEFAULT_TEMPLATE,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:  # fmt: skip
     """Writes a whole model into a new folder.
 
     params, dtype: see `save_hf`. tokenizer_path: the tokenizer's files to copy; None: they are generated.
     known: config.json of the original that the model was read from; keys that do not contradict the model are kept.
-    tower: prefix of its tensor names, None: the default. tower_is_inside: False omits it. wraps_images: as in training.
+    tower: prefix of its tensor names, None: the default. tower_is_inside: False omits it. wraps_images, template: as in
+    training. The original chooses its template by the model's name; ours is written as a chat template, for `load`.
 
     Every process must call it; process 0 writes. One tensor is gathered at a time. The folder appears when it is
     complete. Raises DataError if it exists or cannot be written.
@@ -48,6 +54,10 @@ def save_original(
         if jax.process_index() == 0:
             copy_tokenizer(partial, tokenizer, tokenizer_path, config.llm.max_positions)
             (partial / "config.json").write_text(json.dumps(config_json, indent=2), encoding="utf-8")
+            has_own = tokenizer.chat_template or (partial / CHAT_TEMPLATE).exists()
+            if (template != DEFAULT_TEMPLATE or has_own) and not find_template(template).text_is_dropped:
+                jinja = chat_template(template, wraps_images, *bos_and_eos(tokenizer))
+                (partial / CHAT_TEMPLATE).write_text(jinja, encoding="utf-8")
 
 
 def to_original(

@@ -23,6 +23,7 @@ from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.output.console import log
 from llava_jax.output.files import read_object
+from llava_jax.text.templates import DEFAULT_TEMPLATE
 from llava_jax.text.tokenizer import Tokenizer
 
 
@@ -111,18 +112,9 @@ def open_workdir_model(path: Path) -> WorkdirModel:
         # Not that of config.json: a run that resumed with other settings may not have saved a checkpoint with them yet.
         run = build_dataclass(Config, record.get("config", values), "config")
         data = run.stages[record["stage"]].data
-        config, tokenizer = own_architecture(path) or model_config(run.model), own_tokenizer(path)
-        return WorkdirModel(
-            path,
-            step,
-            config,
-            str(tokenizer or run.tokenizer),
-            data.template,
-            data.aspect,
-            None,
-            False,
-            bool(tokenizer),
-        )
+        config, own = own_architecture(path) or model_config(run.model), own_tokenizer(path)
+        tokenizer, template = str(own or run.tokenizer), data.template or DEFAULT_TEMPLATE
+        return WorkdirModel(path, step, config, tokenizer, template, data.aspect, None, False, has_tokenizer=bool(own))
     except (KeyError, TypeError, ConfigError) as e:
         raise DataError(f"{file} is not a config of a run or model of this version: {e}") from None
 

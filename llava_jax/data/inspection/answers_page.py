@@ -31,7 +31,7 @@ def format_answers(examples: list[Example], answers: list[str]) -> list[str]:
     """Returns question, reference and answer of each example as lines of text."""
     lines = []
     for e, text in zip(examples, answers, strict=False):
-        lines += [f"  {e.id}: {_question(e)}", f"    reference: {e.turns[1][1]}", f"    answer:    {text}"]
+        lines += [f"  {e.id}: {_question(e)}", f"    reference: {e.first_answer}", f"    answer:    {text}"]
     return lines
 
 
@@ -52,7 +52,7 @@ def write_answers(
     folder.mkdir(parents=True, exist_ok=True)
     records, cards = [], []
     for i, (e, text) in enumerate(zip(examples, answers, strict=True)):
-        question, reference = _question(e), e.turns[1][1]
+        question, reference = _question(e), e.first_answer
         images = [load_image(image, e.id) for image in e.images]
         names = [f"{i}-{k}.png" for k in range(len(images))]
         for image, name in zip(images, names, strict=True):
@@ -228,4 +228,4 @@ def _picture(image: Image.Image, alt: str) -> Markup:
 
 
 def _question(example: Example) -> str:
-    return example.turns[0][1].replace("<image>", "").strip()
+    return example.opening[-1][1].replace("<image>", "").strip()

@@ -2,9 +2,10 @@ r"""One sample of LLaVA's training data: {"id", "image", "conversations": [{"fro
 
 - `image` (or `images`) is a path or a list of paths; a row without it is text only.
 - Other keys are ignored. A numeric id is converted to text.
+- A first "system" turn is kept: it replaces the template's system text. It is never trained on.
 - A leading "gpt" turn is dropped, as in the original; then turns alternate, human first and gpt last.
 - With one image, all markers of a turn become one at its front, as in the original: `"<image>\n" + text`. With several
-  images, markers keep their positions. In an answer, `<image>` is ordinary text.
+  images, markers keep their positions. In an answer or system text, `<image>` is ordinary.
 - The number of markers must equal the number of images. The original silently trains on text only (`image` without
   `<image>`), or shifts the images of the rest of the batch (two turns with `<image>`).
 """
@@ -55,16 +56,19 @@ def _turns(row: dict, where: str) -> list[tuple[str, str]]:
         except UnicodeEncodeError:  # a lone surrogate, which no tokenizer accepts
             message = f"{where}: conversations[{i}] has a lone surrogate (such as \\ud83d). Repair it."
             raise DataError(message, "broken row") from None
-        if turn.get("from") not in ROLES:
-            message = f'{where}: conversations[{i}]: "from" is {turn.get("from")!r}, not "human" or "gpt".'
+        if turn.get("from") not in ROLES and (i or turn.get("from") != "system"):
+            allowed = '"human" or "gpt"' if i else '"human", "gpt" or "system"'
+            message = f'{where}: conversations[{i}]: "from" is {turn.get("from")!r}, not {allowed}.'
             raise DataError(message, "role order")
         turns.append((turn["from"], turn["value"]))
+    system = turns[:1] if turns and turns[0][0] == "system" else []
+    turns = turns[len(system) :]
     if turns and turns[0][0] == "gpt":
         turns = turns[1:]
     if not turns or len(turns) % 2 or any(role != ROLES[i % 2] for i, (role, _) in enumerate(turns)):
         message = f"{where}: conversations must alternate human, gpt, ..., end with gpt and not be empty."
         raise DataError(message, "role order")
-    return turns
+    return system + turns
 
 
 def _normalize_markers(turns: list[tuple[str, str]], images: int, where: str) -> tuple[tuple[str, str], ...]:

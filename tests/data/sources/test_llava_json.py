@@ -116,7 +116,17 @@ def test_file_faults_name_the_file(folder, fault):
     assert str(folder / "train.json") in str(caught.value)
 
 
+def test_system_turn_is_kept_with_its_markers(folder):
+    system = {"from": "system", "value": "Write <image>."}
+    source = opened(folder, [row(conversations=[system, *turns("What? <image>", "b")])])
+    assert source[0].turns == (("system", "Write <image>."), ("human", "<image>\nWhat?"), ("gpt", "b"))
+    source = opened(folder, [row(conversations=[system, {"from": "gpt", "value": "Hi."}, *turns("<image>", "b")])])
+    assert [role for role, _ in source[0].turns] == ["system", "human", "gpt"]
+
+
 ROW_FAULTS = {
+    "two system turns": (row(conversations=[{"from": "system", "value": "x"}] * 2), 'not "human" or "gpt"'),
+    "only a system turn": (row(conversations=[{"from": "system", "value": "x"}]), "must alternate .* not be empty"),
     "not an object": (3, "expected an object, found int"),
     "no id": (row(id=...), '"id" must be a string'),
     "id true": (row(id=True), '"id" must be a string'),
@@ -125,7 +135,7 @@ ROW_FAULTS = {
     "turn is text": (row(conversations=["hi"]), r"conversations\[0\] needs the keys"),
     "no value": (row(conversations=[{"from": "human"}]), r"conversations\[0\] needs the keys"),
     "value null": (row(conversations=[{"from": "human", "value": None}]), r"conversations\[0\] needs the keys"),
-    "unknown role": (row(conversations=[{"from": "system", "value": "x"}]), "\"from\" is 'system'"),
+    "unknown role": (row(conversations=[{"from": "tool", "value": "x"}]), '"from" is \'tool\', not .* or "system"'),
     "human twice": (row(conversations=[*turns("<image>"), *turns("b", "c")]), "must alternate"),
     "no answer": (row(conversations=turns("<image>")), "end with gpt"),
     "lone surrogate": (row(conversations=turns("<image>", "\ud83d")), r"conversations\[1\] has a lone surrogate"),
