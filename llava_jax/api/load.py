@@ -6,10 +6,11 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from llava_jax.api.arguments import brief_repr, check_path, dtype_name
 from llava_jax.api.model import LlavaModel
 from llava_jax.checkpoint.open_checkpoint import DTYPES, Checkpoint, check_option, open_checkpoint
 from llava_jax.config.architectures import ModelConfig
-from llava_jax.errors import renamed_keywords
+from llava_jax.errors import ConfigError, renamed_keywords
 from llava_jax.models.params import Params, abstract_model
 from llava_jax.runtime.mesh import make_mesh
 from llava_jax.runtime.sharding import param_sharding
@@ -32,9 +33,17 @@ def load(
     warning if the model has another). aspect: crop | pad; None: as in the model's own files. mesh: None: shards the
     weights over all devices. Raises DataError or ConfigError that names what is missing or does not match.
     """
+    for value, name in ((path, "path"), (tower, "tower"), (base, "base"), (tokenizer, "tokenizer")):
+        if value is not None or name == "path":
+            check_path(value, name)
+    dtype = dtype_name(dtype)
+    if not isinstance(mesh, Mesh | None):
+        raise ConfigError(f"mesh={brief_repr(mesh)} is not a jax.sharding.Mesh")
     mesh = mesh or make_mesh(1, -1, 1)
     check_option(dtype, (None, *DTYPES), "dtype")
     check_option(aspect, (None, "crop", "pad"), "aspect")
+    if not isinstance(template, str | None):
+        raise ConfigError(f"template={brief_repr(template)} is not the name of a template")
     find_template(template or "vicuna_v1")
     checkpoint = open_checkpoint(
         path, tower=tower, base=base, tokenizer=tokenizer, template=template, allow_pickle=allow_pickle

@@ -14,8 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from PIL import Image
 
+from llava_jax.api.arguments import check_path, dtype_name, pixel_array, sampling_options, token_arrays
+from llava_jax.api.messages import Source, parse_messages
 from llava_jax.checkpoint.huggingface.export import save_hf
 from llava_jax.checkpoint.llava.export import save_original
 from llava_jax.checkpoint.native.workdir_model import save_workdir_model
@@ -29,11 +30,9 @@ from llava_jax.models.llava import Llava
 from llava_jax.models.params import Params, nested
 from llava_jax.runtime.sharding import logical_rules
 from llava_jax.text.encode import encode_prompt, expand_image_tokens, stop_ids
-from llava_jax.text.templates import IMAGE_MARKER
 from llava_jax.text.token_row import Batch
 from llava_jax.text.tokenizer import Tokenizer
 
-ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
 FORMATS = ("hf", "llava", "orbax")
 
 
@@ -72,10 +71,10 @@ class LlavaModel:
     ) -> np.ndarray:  # fmt: skip
         """Generates ids int32[B, n], padded to the longest answer with the pad token. Inputs: see `logits`."""
         prompts, _ = self._prompts(input_ids, pixel_values, attention_mask)
-        settings = GenerationConfig(
-            stop_ids(self.tokenizer, self.template), max_new_tokens=max_new_tokens, temperature=temperature,
-            top_p=top_p, top_k=top_k, seed=seed,
-        )  # fmt: skip
+        _, numbers = sampling_options(
+            (), False, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+        )
+        settings = GenerationConfig(stop_ids(self.tokenizer, self.template), **numbers)
         answers = generate(Llava(self.config), self._decode_params, prompts, settings, mesh=self.mesh)
         new_ids = np.full((len(answers), max(len(a.ids) for a in answers)), self.tokenizer.pad_id, np.int32)
         for row, answer in zip(new_ids, answers, strict=True):
@@ -84,21 +83,22 @@ class LlavaModel:
 
     @renamed_keywords(is_streamed="stream")
     def chat(
-        self, messages: Sequence[dict], images: Sequence[Image.Image | str | Path] = (), *, stream: bool = False,
+        self, messages: Sequence[dict] | dict | str, images: Sequence[Source] | Source = (), *, stream: bool = False,
         max_new_tokens: int = 512, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0,
-        stop: Sequence[str] = (), seed: int = 0,
+        stop: Sequence[str] | str = (), seed: int = 0,
     ) -> str | Iterator[str]:  # fmt: skip
         """Answers OpenAI-style messages. Returns the text, or with `stream` an iterator of text pieces.
 
-        A message is {"role": "user" | "assistant", "content": text or a list of {"type": "text", "text": ...} and
-        {"type": "image"}}; the first may have the role "system", whose text replaces the template's system text. The
-        k-th image part refers to the k-th of `images` (PIL images or paths, never URLs). Without image parts, all
-        images precede the first question. Raises DataError for invalid messages or images.
+        A message is {"role": "user" | "assistant", "content": text or parts}; the first may have the role "system",
+        whose text replaces the template's system text. Parts and images are those of `parse_messages`, never URLs.
+        Without image parts, all images precede the first question. Raises DataError for invalid messages or images,
+        ConfigError for another invalid argument.
         """
-        prompt = self._prompt(messages, images)
-        settings = self.settings(
-            *stop, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+        stops, numbers = sampling_options(
+            stop, stream, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
         )
+        settings = self.settings(*stops, **numbers)
+        prompt = self._prompt(messages, images)
         if stream:
             return self._stream_text(prompt, settings)
         return self.answers([prompt], settings)[0].text.strip()
@@ -126,6 +126,8 @@ class LlavaModel:
         if not self.config.vision:
             raise DataError("a language model alone cannot be saved; use it in a run with --config.load.llm=FOLDER")
         check_option(format, FORMATS, "format")
+        check_path(path, "path")
+        dtype = dtype_name(dtype)
         check_option(dtype, (None, *DTYPES), "dtype")
         path, c, source, tokenizer = Path(path), self.config, self.source_info, self.tokenizer
         if format == "hf":
@@ -158,35 +160,29 @@ class LlavaModel:
                 is_first = False
                 yield text
 
-    def _prompt(self, messages: Sequence[dict], images: Sequence) -> Prompt:
-        turns = [_parse_message(i, message) for i, message in enumerate(messages)]
-        if not turns or turns[-1][0] != "human":
-            raise DataError("the last message must have the role 'user'")
-        if images and not any(IMAGE_MARKER in text for role, text in turns if role == "human"):
-            first = next(i for i, (role, _) in enumerate(turns) if role == "human")
-            turns[first] = ("human", f"{IMAGE_MARKER}\n" * len(images) + turns[first][1])
-        if images and not self.config.vision:
+    def _prompt(self, messages: Sequence[dict] | dict | str, images: Sequence[Source] | Source = ()) -> Prompt:
+        turns, sources = parse_messages(messages, images)
+        if sources and not self.config.vision:
             raise DataError("this is a language model alone: it accepts no images")
         ids = encode_prompt(
-            turns, len(images), tokenizer=self.tokenizer, template=self.template, features=self.config.features,
+            turns, len(sources), tokenizer=self.tokenizer, template=self.template, features=self.config.features,
             wraps_images=self.wraps_images,
         )  # fmt: skip
-        pixels = [
-            preprocess(load_image(image, _image_name(i, image)), self.config.image_size, self.aspect)
-            for i, image in enumerate(images)
-        ]
+        pixels = [preprocess(load_image(source, name), self.config.image_size, self.aspect) for source, name in sources]
         return Prompt(ids, pixels)
 
     def _prompts(self, input_ids, pixel_values, attention_mask) -> tuple[list[Prompt], np.ndarray]:
         """Returns (one prompt per row of the inputs of `logits`, bool[B, T]: which positions are not padding)."""
-        ids = np.asarray(input_ids)
-        if ids.ndim != 2:
-            raise DataError(f"input_ids has shape {ids.shape}; it must be [rows, tokens]")
-        is_token = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask) > 0
-        tokens = np.where((ids == self.image_token_id) & is_token, IMAGE_TOKEN_ID, ids).astype(np.int32)
+        image_ids = {self.image_token_id, IMAGE_TOKEN_ID}
+        ids, is_token = token_arrays(input_ids, attention_mask, self.config.llm.vocab_size, image_ids)
+        is_image = np.isin(ids, list(image_ids)) & is_token
+        tokens = np.where(is_image, IMAGE_TOKEN_ID, ids).astype(np.int32)
         features, size = self.config.features, self.config.image_size
-        counts = (tokens == IMAGE_TOKEN_ID).sum(axis=1)
-        image_count = 0 if pixel_values is None else len(pixel_values)
+        counts = is_image.sum(axis=1)
+        pixels = np.zeros((0, size, size, 3), np.float32)
+        if pixel_values is not None and features:
+            pixels = pixel_array(pixel_values, size)
+        image_count = len(pixels) if features or pixel_values is None else 1
         if (image_count or counts.any()) and not features:
             raise DataError("this is a language model alone: it accepts no images")
         if (counts % max(features, 1)).any() or counts.sum() != image_count * features:
@@ -194,11 +190,6 @@ class LlavaModel:
                 f"{image_count} image(s) of {features} features, but {counts.tolist()} image tokens in the rows of "
                 f"input_ids; every image needs one token ({self.image_token_id}) per feature"
             )
-        pixels = np.zeros((0, size, size, 3), np.float32)
-        if image_count:
-            pixels = np.asarray(pixel_values, np.float32).transpose(0, 2, 3, 1)
-            if pixels.shape[1:] != (size, size, 3):
-                raise DataError(f"pixel_values has images of shape {pixels.shape[1:3]}, the tower needs {(size, size)}")
         images = np.split(pixels, np.cumsum(counts // max(features, 1))[:-1])
         rows = enumerate(zip(tokens, is_token, images, strict=True))
         return [Prompt(row[mask], images, i) for i, (row, mask, images) in rows], is_token
@@ -208,27 +199,3 @@ class LlavaModel:
 def _logits(model: Llava, params: dict, batch: Batch):
     with logical_rules():
         return model.apply({"params": params}, batch.tokens, batch.images, batch.positions, batch.segment_ids)
-
-
-def _image_name(number: int, image: Image.Image | str | Path) -> str:
-    return f"image {number + 1}" if isinstance(image, Image.Image) else str(image)
-
-
-def _parse_message(number: int, message: dict) -> tuple[str, str]:
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise DataError(
-            f"message {number} has the role {role!r}, not user or assistant, or system for the first message"
-        )
-    if isinstance(content, str):
-        return ROLES[role], content
-    text = ""
-    for part in content if isinstance(content, list | tuple) else [content]:
-        match part:
-            case {"type": "image"}:
-                text += f"{IMAGE_MARKER}\n"
-            case {"type": "text", "text": str(text_part)}:
-                text += text_part
-            case _:
-                raise DataError(f"message {number} has a part that is neither text nor image: {str(part)[:80]}")
-    return ROLES[role], text
