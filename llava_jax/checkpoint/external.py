@@ -14,10 +14,15 @@ import numpy as np
 
 from llava_jax.checkpoint.gguf_files.config import architecture
 from llava_jax.checkpoint.gguf_files.file import GgufFile, is_gguf
-from llava_jax.checkpoint.huggingface import config as hf_config
+from llava_jax.checkpoint.huggingface.config import hf_llava, read_hf_config
+from llava_jax.checkpoint.huggingface.fields import group as settings_group
+from llava_jax.checkpoint.huggingface.text_config import language_model
+from llava_jax.checkpoint.huggingface.vision_config import vision_tower
 from llava_jax.checkpoint.llava.config import read_original
+from llava_jax.checkpoint.llava.tower import inner_tower
 from llava_jax.checkpoint.torch_tensors.dialects import (
     PATCHES,
+    TEXT_TOWER,
     check_tensors,
     find_dialect,
     load_parameters,
@@ -32,8 +37,14 @@ from llava_jax.checkpoint.torch_tensors.overlays import (
     with_lora,
 )
 from llava_jax.checkpoint.torch_tensors.pickle_reader import find_weights, open_weights
+from llava_jax.checkpoint.torch_tensors.quantized import refuse_quantized
+from llava_jax.checkpoint.torch_tensors.redundant import check_buffers, same_tensor
 from llava_jax.config.architectures import LlamaConfig, ModelConfig, VisionConfig, projector_depth
 from llava_jax.errors import ConfigError, DataError, renamed_keywords
+from llava_jax.output.console import log
+from llava_jax.output.files import local_path
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +117,7 @@ class ExternalCheckpoint:
         """Reads the parameters of `like` (path -> shape, dtype, sharding), of some modules or of all.
 
         Raises DataError, before reading, unless the parameters and the tensors of these modules match in names and
-        shapes; the message names those that do not.
+        shapes; the message names those that do not. Raises it too for a buffer that differs from what we compute.
         """
         modules = {path.split("/")[0] for path in like}
         if missing := modules - set(self.modules):
@@ -118,6 +129,7 @@ class ExternalCheckpoint:
             unused = [re.escape(mapping.name).replace(r"\{\}", r"\d+") for mapping in unread]
             shapes = {path: spec.shape for path, spec in specs.items()}
             check_tensors(group.files, group.mappings, shapes, tied, (*group.unused, *unused))
+            check_buffers(group.files, self.llm)
         return {
             path: x
             for group, specs in groups
@@ -146,30 +158,66 @@ def open_external(
             path, "gguf", {}, None, architecture(files), None, (TensorGroup(("llm",), files, mappings),)
         )
     files = _open_tensors(path, base, allow_pickle)
-    dialect, folder = find_dialect(files), folder_of(path)
+    folder = folder_of(path)
     if base and not (folder / "config.json").exists():
         folder = folder_of(base)  # PEFT writes no config.json
-    config, where = hf_config.read_hf_config(folder), str(folder / "config.json")
+    config, where = read_hf_config(folder), str(folder / "config.json")
+    refuse_quantized(files, config, where, described=not base)
+    dialect = find_dialect(files)
     if tower and dialect.name != "original":
         raise ConfigError(f"{path} needs no separate tower; leave it out")
     if dialect.name == "clip":
-        vision = hf_config.vision_tower(config.get("vision_config", config), where, -2, "patch")
-        group = TensorGroup(("vision",), files, torch_mappings(dialect, files, 0))
+        vision, group = _tower(config, where, files, -2, "patch")
         return ExternalCheckpoint(path, dialect.name, config, vision, None, None, (group,))
     if dialect.name == "llm":
-        llm = hf_config.language_model(config, where)
-        group = TensorGroup(("llm",), files, torch_mappings(dialect, files, 0))
-        return ExternalCheckpoint(path, dialect.name, config, None, llm, None, (group,))
+        llm = language_model(config, where)
+        opened = TensorGroup(("llm",), files, torch_mappings(dialect, files, 0))
+        return _with_head(ExternalCheckpoint(path, dialect.name, config, None, llm, None, (opened,)))
     if dialect.name == "original":
+        if tower:
+            _check_exists(tower)
         tower_files = open_weights(tower, allow_pickle) if tower else None
-        return _open_original(path, files, config, where, tower_files)
-    vision, llm, act = hf_config.hf_llava(config, where)
+        return _with_head(_open_original(path, files, config, where, tower_files))
+    vision, llm, act = hf_llava(config, where)
     mappings = torch_mappings(dialect, files, depth=2)
-    projector, unused = "mlp2x_gelu", ()
+    projector, unused = f"mlp2x_{act}", ()
     if act == "linear":
         projector, unused = "linear", _identity_layer_names(files, mappings)
     group = TensorGroup(("vision", "projector", "llm"), files, mappings, unused)
-    return ExternalCheckpoint(path, dialect.name, config, vision, llm, projector, (group,))
+    return _with_head(ExternalCheckpoint(path, dialect.name, config, vision, llm, projector, (group,)))
+
+
+def _tower(config: dict, where: str, files: TensorReader, layer: int, feature: str) -> tuple[VisionConfig, TensorGroup]:
+    """Returns the architecture and the tensors of a CLIP's vision tower. `config`: of the tower or of a whole CLIP."""
+    dialect = find_dialect(files)
+    if dialect.name != "clip":
+        raise DataError(f"{files.path} holds no CLIP tower")
+    vision = vision_tower(settings_group(config, "vision_config", where) or config, where, layer, feature)
+    return vision, TensorGroup(("vision",), files, torch_mappings(dialect, files, 0), (TEXT_TOWER,))
+
+
+def _with_head(checkpoint: ExternalCheckpoint) -> ExternalCheckpoint:
+    """Returns the checkpoint with the head that its files have, whatever `tie_word_embeddings` says.
+
+    As in transformers 5 (`tie_weights`): a head that differs from the embedding is used, and of two tied tensors one
+    may be missing. Reads both if they are there, to compare them.
+    """
+    group = next(group for group in checkpoint.groups if "llm" in group.modules)
+    table, head = (group.mappings[path] for path in ("llm/embed/embedding", "llm/head/kernel"))
+    if not checkpoint.llm.tied_head or head.name not in group.files:
+        return checkpoint
+    if table.name not in group.files:
+        mappings = group.mappings | {"llm/embed/embedding": dataclasses.replace(table, name=head.name)}
+        groups = [dataclasses.replace(g, mappings=mappings) if g is group else g for g in checkpoint.groups]
+        return dataclasses.replace(checkpoint, groups=tuple(groups))
+    if same_tensor(group.files, table.name, head.name):
+        return checkpoint
+    log(
+        f"{checkpoint.path}: config.json has tie_word_embeddings, but {head.name} differs from {table.name}: both are "
+        "used, as in transformers",
+        to_stderr=True,
+    )
+    return dataclasses.replace(checkpoint, llm=dataclasses.replace(checkpoint.llm, tied_head=False))
 
 
 def folder_of(path: Path) -> Path:
@@ -179,8 +227,8 @@ def folder_of(path: Path) -> Path:
 
 def _open_tensors(path: Path, base: Path | None, allow_pickle: bool) -> TensorReader:
     """Opens the tensors of `path`, merged with those of `base` if it is given."""
-    if not path.exists():
-        raise DataError(f"{path} does not exist")
+    for folder in (path, base or path):
+        _check_exists(folder)
     adapter, projector_file = find_weights(path, "adapter_model"), find_weights(path, "mm_projector")
     if base is None:
         if adapter:
@@ -196,6 +244,18 @@ def _open_tensors(path: Path, base: Path | None, allow_pickle: bool) -> TensorRe
         return with_lora(files, open_weights(adapter, allow_pickle), read_lora_config(path))
     overlay = open_weights(projector_file or path, allow_pickle)
     return with_extra(files, overlay) if _is_projector(overlay) else with_delta(files, overlay)
+
+
+def _check_exists(path: Path) -> None:
+    local_path(path, "model")
+    if path.exists():
+        return
+    remedy = ""
+    if HUB_ID.fullmatch(str(path)) and not path.parent.exists():
+        remedy = (
+            f". If it is a model of the Hugging Face hub, download it first: hf download {path} --local-dir {path.name}"
+        )
+    raise DataError(f"{path} does not exist{remedy}")
 
 
 def _is_projector(files: TensorReader) -> bool:
@@ -224,29 +284,15 @@ def _open_original(
     name, llm, projector, layer, feature = read_original(config, where)
     mappings = torch_mappings(dialect, files, projector_depth(projector))
     has_tower = any(prefix + PATCHES in files for prefix in dialect.vision)
+    vision, groups = None, (TensorGroup(("projector", "llm"), files, mappings),)
     if tower:
-        if has_tower:
-            raise ConfigError(f"{path} already holds its tower; leave out {tower.path}")
-        clip = find_dialect(tower)
-        if clip.name != "clip":
-            raise DataError(f"{tower.path} holds no CLIP tower")
-        tower_config = hf_config.read_hf_config(folder_of(tower.path))
-        tower_config = tower_config.get("vision_config", tower_config)
-        vision = hf_config.vision_tower(tower_config, str(tower.path), layer, feature)
-        groups = (
-            TensorGroup(("vision",), tower, torch_mappings(clip, tower, 0)),
-            TensorGroup(("projector", "llm"), files, mappings),
-        )
-        return ExternalCheckpoint(path, dialect.name, config, vision, llm, projector, groups)
-    if not has_tower:
-        return ExternalCheckpoint(
-            path, dialect.name, config, None, llm, projector, (TensorGroup(("projector", "llm"), files, mappings),)
-        )
-    group = TensorGroup(("vision", "projector", "llm"), files, mappings)
-    if "vision_config" in config:  # written by `save_original` for a tower without a published name
-        vision = hf_config.vision_tower(config["vision_config"], where, layer, feature)
-    elif name in hf_config.TOWERS:
-        vision = dataclasses.replace(hf_config.TOWERS[name], select_layer=layer, select_feature=feature)
-    else:
-        raise DataError(f"{where}: mm_vision_tower={name!r} is not one of {', '.join(hf_config.TOWERS)}")
-    return ExternalCheckpoint(path, dialect.name, config, vision, llm, projector, (group,))
+        folder = folder_of(tower.path)
+        tower_config = read_hf_config(folder)
+        refuse_quantized(tower, tower_config, str(folder / "config.json"))
+        vision, group = _tower(tower_config, str(folder / "config.json"), tower, layer, feature)
+        groups = (group, *groups)
+    elif has_tower:
+        vision = inner_tower(config, where, files, mappings, name, layer, feature)
+    if has_tower:  # then `tower` only describes it: the tower may have been trained
+        groups = (TensorGroup(("vision", "projector", "llm"), files, mappings),)
+    return ExternalCheckpoint(path, dialect.name, config, vision, llm, projector, groups)

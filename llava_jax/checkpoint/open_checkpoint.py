@@ -14,7 +14,6 @@ from pathlib import Path
 from llava_jax.checkpoint.chat_templates import (
     chosen_template,
     read_chat_template,
-    read_settings,
     recognise_chat_template,
     stop_ids_of,
     warn,
@@ -22,6 +21,8 @@ from llava_jax.checkpoint.chat_templates import (
 from llava_jax.checkpoint.external import ExternalCheckpoint, folder_of, open_external
 from llava_jax.checkpoint.gguf_files.file import GgufFile
 from llava_jax.checkpoint.gguf_files.tokenizer import read_tokenizer
+from llava_jax.checkpoint.huggingface.image_settings import image_settings
+from llava_jax.checkpoint.llava.config import wraps_images as original_wraps_images
 from llava_jax.checkpoint.native.workdir_model import WorkdirModel, is_workdir_model, open_workdir_model
 from llava_jax.checkpoint.tokenizer import open_tokenizer, tokenizer_location
 from llava_jax.config.architectures import ModelConfig
@@ -143,7 +144,7 @@ def _open_folder(
     recognition = read_chat_template(folder, tokenizer, is_own=not tokenizer_path)
     name, tokenizer, wraps_images = _apply(recognition, source, folder, tokenizer, template)
     tokenizer = dataclasses.replace(tokenizer, end_ids=stop_ids_of(folder, source.llm.vocab_size))
-    wraps_images = wraps_images or source.config_json.get("mm_use_im_start_end") is True
+    wraps_images = wraps_images or original_wraps_images(source.config_json, str(folder / "config.json"))
     info = _source_info(source, tokenizer_location(tokenizer_path or str(folder)))
     return _build_checkpoint(source, tokenizer, name, aspect, image_token_id, wraps_images, info)
 
@@ -168,12 +169,11 @@ def _apply(
 
 
 def _image_settings(source: ExternalCheckpoint) -> tuple[str, int | None]:
-    """Returns (aspect, image token id) from the folder's own config.json and preprocessor_config.json."""
+    """Returns (aspect, image token id) from the folder's own files."""
     folder = folder_of(source.path)
     has_config = (folder / "config.json").exists()  # a LoRA folder has none; `config_json` is then that of its base
-    settings = (source.config_json if has_config else {}) | read_settings(folder / "preprocessor_config.json")
-    pads = settings.get("image_aspect_ratio") == "pad" or settings.get("do_pad") is True
-    return "pad" if pads else "crop", settings.get("image_token_index", settings.get("image_token_id"))
+    config = source.config_json if has_config else {}
+    return image_settings(folder, config, str(folder / "config.json"), source.vision)
 
 
 def _source_info(source: ExternalCheckpoint, tokenizer: Path) -> SourceInfo:

@@ -6,6 +6,7 @@ A default of the parameter changes those of its flags, e.g. `= SamplingFlags(max
 be keyword-only: tyro makes all fields of a positional-only parameter positional.
 """
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +51,16 @@ class SourceFlags:
     allow_pickle: bool = False
     """Also loads .bin files, in a separate process. A pickle can run any code: allow only files that you trust."""
 
+    verbose: bool = False
+    """Also reports the weights files that are not read."""
+
+    def __post_init__(self):
+        if self.verbose:
+            logging.getLogger("llava_jax").setLevel(logging.INFO)
+
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `llava_jax.load`."""
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name != "verbose"}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class VisionConfig:
     layers: int
     heads: int
     mlp_width: int
-    activation: str  # quick_gelu | gelu
+    activation: str  # quick_gelu | gelu | gelu_tanh | silu
     norm_eps: float
     select_layer: int
     select_feature: str  # patch (CLS dropped) | cls_patch
@@ -50,19 +50,23 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Rotary position scaling. `linear` divides positions by `factor`; `llama3` scales only low frequencies and uses
-    the other three fields."""
+    """Rotary position scaling, see models/rope.py. A kind uses `factor` and the fields that name it."""
 
-    kind: str  # linear | llama3
+    kind: str  # linear | llama3 | dynamic | yarn
     factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_positions: int = 8192
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    original_max_positions: int = 8192  # llama3, dynamic, yarn
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    truncate: bool = True  # yarn: the bounds of its ramp are whole channels
+    attention_factor: float = 1.0  # yarn
 
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """A LLaMA-family decoder."""
+    """A LLaMA-family decoder. The fields with defaults are younger than the others: native folders written before lack
+    them, and mean these values."""
 
     vocab_size: int
     width: int
@@ -77,6 +81,9 @@ class LlamaConfig:
     qkv_bias: bool
     tied_head: bool
     max_positions: int
+    o_bias: bool = False  # on the attention's output projection
+    mlp_bias: bool = False
+    activation: str = "silu"  # silu | gelu | gelu_tanh | quick_gelu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +93,7 @@ class ModelConfig:
 
     vision: VisionConfig | None
     llm: LlamaConfig
-    projector: str | None  # linear | mlpNx_gelu
+    projector: str | None  # linear | mlpNx_ and an activation, such as mlp2x_gelu
     dtype: str  # float32 | bfloat16: dtype of matrix products and activations
     feature_dtype: str  # float32 | bfloat16: compute dtype of the vision tower
     remat: str  # a name in REMAT
@@ -182,7 +189,7 @@ LLM = {
 
 def projector_depth(name: str) -> int:
     """Number of linear layers of a projector: `linear` -> 1, `mlp2x_gelu` -> 2. Raises ConfigError for other names."""
-    match = re.fullmatch(r"mlp(\d+)x_gelu", name)
+    match = re.fullmatch(r"mlp(\d+)x_(gelu|gelu_tanh|quick_gelu|silu)", name)
     depth = 1 if name == "linear" else int(match[1]) if match else 0
     if depth < 1:
         raise ConfigError(f"projector {name!r} is unknown; use linear or mlpNx_gelu, such as mlp2x_gelu")

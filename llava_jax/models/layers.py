@@ -5,6 +5,7 @@ Axis letters, in einsum strings and in shapes:
     E head size   F MLP width   V vocabulary   L layers   C channels of a pixel or feature
 """
 
+import functools
 import math
 
 import jax
@@ -89,14 +90,19 @@ class LayerNorm(nn.Module):
         return (y * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
-def quick_gelu(x: jax.Array) -> jax.Array:
-    """x * sigmoid(1.702 x), CLIP's activation."""
-    return x * jax.nn.sigmoid(1.702 * x)
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),  # with erf
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # CLIP's
+}
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact form, with erf; the projector's activation."""
-    return jax.nn.gelu(x, approximate=False)
+def activation(name: str):
+    """Returns a function of ACTIVATIONS. Raises ConfigError for an unknown name."""
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"activation {name!r} is unknown; use {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
 
 
 def scan_layers(block: type[nn.Module], config: ModelConfig, length: int, in_axes=()) -> type[nn.Module]:

@@ -4,11 +4,11 @@ from flax import linen as nn
 from jax import random
 
 from llava_jax.config.architectures import ModelConfig, projector_depth
-from llava_jax.models.layers import Linear, gelu
+from llava_jax.models.layers import Linear, activation
 
 
 class Projector(nn.Module):
-    """Linear, then (depth - 1) times GELU and Linear: [B, T, C] -> dtype[B, T, D].
+    """Linear, then (depth - 1) times an activation and Linear: [B, T, C] -> dtype[B, T, D].
 
     Weights and biases start from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as in the original.
     """
@@ -21,9 +21,10 @@ class Projector(nn.Module):
         fan_in, width, depth = c.vision.width, c.llm.width, projector_depth(c.projector)
         # Axes alternate as in a tensor-parallel MLP; two layers of one width could not both be named `embed`.
         into, out_of = "vision_embed", "embed" if depth == 1 else "mlp"
+        act = activation(c.projector.partition("x_")[2] or "gelu")
         for i in range(1, depth + 1):
             if i > 1:
-                x, fan_in, into, out_of = gelu(x), width, "mlp", "embed"
+                x, fan_in, into, out_of = act(x), width, "mlp", "embed"
             init = _uniform(fan_in**-0.5)
             layer = Linear(
                 "btc,cd->btd", (fan_in, width), (into, out_of), c.dtype, bias=1, init=init,

@@ -13,12 +13,13 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
     """Radians per position of each pair of channels: float32[E / 2], decreasing from 1 (arXiv 2104.09864).
 
     `linear` scaling divides all of them by `factor`. `llama3` keeps waves shorter than original / high_freq_factor,
-    divides those longer than original / low_freq_factor by `factor`, and interpolates between (Llama 3.1). Raises
-    ConfigError for any other kind.
+    divides those longer than original / low_freq_factor by `factor`, and interpolates between (Llama 3.1). `yarn` does
+    the same along the channels, between those that turn beta_fast and beta_slow times in the original context (arXiv
+    2309.00071). `dynamic` equals none up to the original context, see `rope_rotation`. Raises ConfigError for others.
     """
     e, scaling = config.head_size, config.rope_scaling
     frequencies = 1.0 / config.rope_base ** (np.arange(0, e, 2, dtype=np.float32) / e)
-    if scaling is None:
+    if scaling is None or scaling.kind == "dynamic":
         return frequencies.astype(np.float32)
     if scaling.kind == "linear":
         return (frequencies / scaling.factor).astype(np.float32)
@@ -27,12 +28,33 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
         waves_in_context = scaling.original_max_positions * frequencies / (2 * np.pi)
         keep = np.clip((waves_in_context - low) / (high - low), 0.0, 1.0)
         return (frequencies * (keep + (1 - keep) / scaling.factor)).astype(np.float32)
-    raise ConfigError(f"rope_scaling kind {scaling.kind!r} is unknown; use linear, llama3 or None")
+    if scaling.kind == "yarn":
+        turns = np.array([scaling.beta_fast, scaling.beta_slow])
+        channel = np.log(scaling.original_max_positions / (turns * 2 * np.pi)) * e / (2 * np.log(config.rope_base))
+        if scaling.truncate:
+            channel = np.floor(channel[0]), np.ceil(channel[1])
+        low, high = max(channel[0], 0), min(channel[1], e - 1)
+        divided = np.clip((np.arange(e // 2) - low) / (high - low or 0.001), 0.0, 1.0)
+        return (frequencies * (1 - divided + divided / scaling.factor)).astype(np.float32)
+    raise ConfigError(f"rope_scaling kind {scaling.kind!r} is unknown; use linear, dynamic, yarn, llama3 or None")
 
 
 def rope_rotation(config: LlamaConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """positions int32[B, T] -> sine and cosine of each pair's angle, float32[B, T, 1, E / 2] each."""
-    angles = positions[:, :, None, None].astype(jnp.float32) * rope_frequencies(config)
+    """positions int32[B, T] -> sine and cosine of each pair's angle, float32[B, T, 1, E / 2] each.
+
+    With `dynamic` scaling the base grows with the length of a row, its largest position + 1, beyond the original
+    context. A decoded token counts as the end of its row; keys in the cache keep the rotation of their time.
+    (transformers does both, but for the longest row of a batch.) `yarn` scales sine and cosine by attention_factor.
+    """
+    frequencies, scaling = rope_frequencies(config), config.rope_scaling
+    if scaling and scaling.kind == "dynamic":
+        length = jnp.maximum(positions.max(axis=1) + 1, scaling.original_max_positions)[:, None, None, None]
+        growth = scaling.factor * length / scaling.original_max_positions - (scaling.factor - 1)
+        e = config.head_size
+        frequencies = frequencies * growth ** (-np.arange(0, e, 2, dtype=np.float32) / (e - 2))
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    if scaling and scaling.attention_factor != 1.0:
+        return scaling.attention_factor * jnp.sin(angles), scaling.attention_factor * jnp.cos(angles)
     return jnp.sin(angles), jnp.cos(angles)
 
 

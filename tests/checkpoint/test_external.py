@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
 from llava_jax.checkpoint.external import open_external
-from llava_jax.checkpoint.huggingface import config as hf_config
+from llava_jax.checkpoint.huggingface.config import to_hf
+from llava_jax.checkpoint.huggingface.vision_config import TOWERS
 from llava_jax.checkpoint.module_file import load_module
 from llava_jax.config import Optimizer
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, RopeScaling
@@ -52,7 +53,7 @@ def write_original(folder, model, config, with_tower: bool, **changes) -> None:
             tensors[new + name.removeprefix(old)] = value.contiguous()
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
-    config_json = hf_config.to_hf(config.vision, config.llm, "linear", 0, "float32")["text_config"] | dict(
+    config_json = to_hf(config.vision, config.llm, "linear", 0, "float32")["text_config"] | dict(
         model_type="llava_llama", mm_vision_tower=TOWER, mm_projector_type=config.projector,
         mm_vision_select_layer=config.vision.select_layer, mm_vision_select_feature=config.vision.select_feature,
     )  # fmt: skip
@@ -123,7 +124,7 @@ def test_original_folder_loads_with_inner_or_separate_tower(tmp_path, monkeypatc
     model = hf_llava(CONFIG, IMAGE)
     expected = transformers_logits(model, CONFIG)
     write_original(tmp_path / "with", model, CONFIG, with_tower=True)
-    monkeypatch.setitem(hf_config.TOWERS, TOWER, CONFIG.vision)
+    monkeypatch.setitem(TOWERS, TOWER, CONFIG.vision)
     source = open_external(tmp_path / "with")
     assert np.abs(our_logits(source.model("float32"), source.load(like(CONFIG))) - expected).max() <= 1e-4
 
@@ -135,8 +136,46 @@ def test_original_folder_loads_with_inner_or_separate_tower(tmp_path, monkeypatc
     assert np.abs(our_logits(source.model("float32"), source.load(like(CONFIG))) - expected).max() <= 1e-4
     with pytest.raises(DataError, match="without is not a whole LLaVA: it has no vision; pass the folder of its CLIP"):
         open_external(tmp_path / "without").model("float32")
-    with pytest.raises(ConfigError, match="already holds its tower; leave out .*clip"):
-        open_external(tmp_path / "with", tower=tmp_path / "clip")
+
+
+NAMES = ["/data/models/clip-vit-large-patch14", "C:\\models\\clip-vit-large-patch14", "./clip-vit-large-patch14/"]
+NAMES.append("/root/.cache/huggingface/hub/models--openai--clip-vit-large-patch14/snapshots/32bd642")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_path_of_a_published_tower_names_it_if_shapes_fit(tmp_path, monkeypatch, name):
+    write_original(tmp_path / "it", hf_llava(CONFIG, IMAGE), CONFIG, with_tower=True, mm_vision_tower=name)
+    with pytest.raises(DataError, match="mm_vision_tower=.*: other shapes than a published tower .*width 32, 3 blocks"):
+        open_external(tmp_path / "it")
+    monkeypatch.setitem(TOWERS, TOWER, CONFIG.vision)
+    assert open_external(tmp_path / "it").vision == CONFIG.vision
+
+
+def test_shapes_of_clip_336_suffice_and_are_reported(tmp_path, monkeypatch, capsys):
+    """Only one published tower has them; those of the tower for 224 pixels have twins."""
+    write_original(tmp_path / "it", hf_llava(CONFIG, IMAGE), CONFIG, with_tower=True, mm_vision_tower="/data/mine")
+    monkeypatch.setitem(TOWERS, TOWER, CONFIG.vision)
+    with pytest.raises(DataError, match="'/data/mine': not the name of a published tower"):
+        open_external(tmp_path / "it")
+    monkeypatch.setitem(TOWERS, TOWER + "-336", CONFIG.vision)
+    assert open_external(tmp_path / "it").vision == CONFIG.vision
+    assert "mm_vision_tower='/data/mine' is not known; its shapes are those of openai" in capsys.readouterr().err
+
+
+def test_separate_tower_describes_the_one_inside(tmp_path):
+    """Its config.json is used; the weights are those inside, which may have been trained."""
+    config = uneven(vision=dict(activation="gelu", norm_eps=1e-3))
+    write_original(tmp_path / "it", hf_llava(config, IMAGE), config, with_tower=True, mm_vision_tower="/data/mine")
+    perturbed(hf_clip(config.vision), 1.0).save_pretrained(tmp_path / "clip")
+    source = open_external(tmp_path / "it", tower=tmp_path / "clip")
+    assert source.vision == config.vision and source.tower_prefix == "model.vision_tower.vision_tower.vision_model."
+    inside = load_file(tmp_path / "it" / "model.safetensors")
+    name = "model.vision_tower.vision_tower.vision_model.embeddings.class_embedding"
+    np.testing.assert_array_equal(source.load(like(config))["vision/cls/embedding"], inside[name])
+    hf_clip(uneven(vision=dict(mlp_width=56)).vision).save_pretrained(tmp_path / "other")
+    source = open_external(tmp_path / "it", tower=tmp_path / "other")
+    with pytest.raises(DataError, match=r"mlp.fc..weight has shape .*48.*, the config expects .*56"):
+        source.load(like(source.model("float32")))
 
 
 def test_lone_tower_and_lone_language_model_open(tmp_path):
@@ -175,15 +214,23 @@ def test_linear_projector_requires_an_identity_second_layer(tmp_path):
         (dict(model_type="llava_mpt"), "model_type 'llava_mpt' is not one of llava_llama"),
         (dict(mm_projector_type="identity"), "mm_projector_type='identity' is not supported"),
         (dict(mm_patch_merge_type="spatial_unpad"), "mm_patch_merge_type='spatial_unpad': images in tiles"),
+        (dict(image_aspect_ratio="anyres"), "image_aspect_ratio='anyres': images in tiles"),
+        (dict(s2=True), "s2=True is not supported"),
+        (dict(mm_vision_select_layer=[-2, -5]), "mm_vision_select_layer=.*several layers"),
+        (dict(mm_vision_select_layer=9), "feature layer 9 is not one of the 4 hidden states"),
+        (dict(mm_projector_type=7), "mm_projector_type=7 is not a text"),
         (dict(mm_vision_select_feature="cls"), "mm_vision_select_feature='cls' is not one of patch, cls_patch"),
-        (dict(mm_vision_tower="/home/me/clip"), "mm_vision_tower='/home/me/clip' is not one of openai"),
+        (
+            dict(mm_vision_tower="/home/me/clip"),
+            "mm_vision_tower='/home/me/clip': not the name of a published tower .*width 32, 3 blocks.*--tower",
+        ),
         (dict(mm_projector_type="mlp3x_gelu"), "missing model.mm_projector.4"),
         (dict(num_hidden_layers=2), "unexpected model.layers.2"),
         (dict(vocab_size=65), "has shape .64, 40., the config expects .65, 40."),
     ],
 )
 def test_mismatched_original_config_raises_naming_the_key(tmp_path, monkeypatch, changes, message):
-    monkeypatch.setitem(hf_config.TOWERS, TOWER, CONFIG.vision)
+    monkeypatch.setitem(TOWERS, TOWER, CONFIG.vision)
     write_original(tmp_path / "it", hf_llava(CONFIG, IMAGE), CONFIG, with_tower=True, **changes)
     with pytest.raises(DataError, match=message):
         source = open_external(tmp_path / "it")
@@ -260,7 +307,7 @@ def test_lone_projector_opens_with_base_and_tower(tmp_path):
 
 
 def test_delta_weights_are_added_to_their_base(tmp_path, monkeypatch):
-    monkeypatch.setitem(hf_config.TOWERS, TOWER, CONFIG.vision)
+    monkeypatch.setitem(TOWERS, TOWER, CONFIG.vision)
     base = hf_llava(CONFIG, IMAGE)
     target = perturbed(base, 0.05)
     write_llm(tmp_path / "llama", base)

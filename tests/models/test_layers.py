@@ -111,8 +111,8 @@ def test_unknown_dtype_raises():
 
 def test_activations_match_torch():
     x = normal(100) * 3
-    np.testing.assert_allclose(layers.gelu(x), torch_gelu(torch.tensor(x)), atol=1e-6)
-    np.testing.assert_allclose(layers.quick_gelu(x), ACT2FN["quick_gelu"](torch.tensor(x)), atol=1e-6)
+    np.testing.assert_allclose(layers.ACTIVATIONS["gelu"](x), torch_gelu(torch.tensor(x)), atol=1e-6)
+    np.testing.assert_allclose(layers.ACTIVATIONS["quick_gelu"](x), ACT2FN["quick_gelu"](torch.tensor(x)), atol=1e-6)
 
 
 def test_norms_match_torch_and_compute_in_float32():
@@ -134,7 +134,7 @@ def test_norms_match_torch_and_compute_in_float32():
 @pytest.mark.parametrize(
     "scaling",
     [None, RopeScaling("linear", 4.0), RopeScaling("llama3", 8.0, 1.0, 4.0, original_max_positions=64)],
-    ids=["plain", "linear", "llama3"],
+    ids=["plain", "linear", "llama3"],  # dynamic and yarn: tests/checkpoint/huggingface/test_every_field.py
 )
 def test_rope_matches_hugging_face(scaling):
     config = dataclasses.replace(UNEVEN.llm, head_size=16, width=64, rope_scaling=scaling)
@@ -178,8 +178,8 @@ def test_weight_gradients_are_bfloat16_on_tpu_float32_on_cpu():
 
 
 def test_unknown_rope_scaling_raises():
-    with pytest.raises(ConfigError, match="yarn"):
-        rope.rope_frequencies(dataclasses.replace(UNEVEN.llm, rope_scaling=RopeScaling("yarn", 2.0)))
+    with pytest.raises(ConfigError, match="longrope"):
+        rope.rope_frequencies(dataclasses.replace(UNEVEN.llm, rope_scaling=RopeScaling("longrope", 2.0)))
 
 
 def test_attention_mask_is_causal_within_segments():

@@ -109,6 +109,23 @@ def test_cached_decoding_matches_a_full_pass(params, unroll):
     np.testing.assert_array_equal(cache.segment_ids, [[1] * T + [0] * 3] * B)
 
 
+def test_dynamic_scaling_in_a_cache_equals_transformers():
+    """Beyond the original context each token has the rotation of its length, and keys keep that of their time."""
+    config = uneven(llm=dict(rope_scaling=RopeScaling("dynamic", 3.0, original_max_positions=4), max_positions=12))
+    model, params = create(config)
+    parts, past = [(0, 3), (3, 4), (4, 5), (5, 6), (6, 7)], None
+    cache = KVCache.empty(config.llm, 1, T, "float32")
+    for start, stop in parts:
+        with torch.no_grad():
+            out = model(torch.tensor(TOKENS[:1, start:stop]).long(), cache=past, use_cache=True)
+        past = out.cache
+        tokens, positions, ones = (x[:1, start:stop] for x in (TOKENS, POSITIONS, ONES))
+        ours, cache = logits(config, params, tokens, positions, ones, cache)
+        np.testing.assert_allclose(ours, out.logits.numpy(), atol=1e-4)
+    full = logits(config, params, TOKENS[:1, :7], POSITIONS[:1, :7], ONES[:1, :7])
+    assert np.abs(full[:, -1] - ours[:, 0]).max() > 1e-3, "a full pass rotates all keys by the final length"
+
+
 def test_rows_of_unequal_length_decode_together(params):
     """Prompts of 2 and 5 tokens, right padded to 5; each row then continues at its own position, in the same slot."""
     lengths, steps = np.array([2, 5]), 4

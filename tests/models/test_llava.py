@@ -70,7 +70,9 @@ def test_surplus_placeholders_are_zero_and_rows_stay_separate(count):
     assert not reads[0, :, 1].any() and not reads[1, :, 0].any()
 
 
-@pytest.mark.parametrize("name, depth", [("linear", 1), ("mlp1x_gelu", 1), ("mlp2x_gelu", 2), ("mlp3x_gelu", 3)])
+@pytest.mark.parametrize(
+    "name, depth", [("linear", 1), ("mlp1x_gelu", 1), ("mlp2x_gelu", 2), ("mlp3x_gelu", 3)]
+)  # others: test_every_field
 def test_projector_matches_torch(name, depth):
     config = uneven(projector=name)
     torch.manual_seed(0)

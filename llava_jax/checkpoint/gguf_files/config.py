@@ -3,7 +3,7 @@
 import numpy as np
 
 from llava_jax.checkpoint.gguf_files.file import ROPE_FACTORS, SUPPORTED_KEYS, GgufFile
-from llava_jax.checkpoint.huggingface.config import language_model
+from llava_jax.checkpoint.huggingface.text_config import language_model
 from llava_jax.config.architectures import LlamaConfig, RopeScaling
 from llava_jax.errors import DataError
 
@@ -51,6 +51,8 @@ def _rope_scaling(file: GgufFile, config: dict) -> dict | None:
     factor = float(file.value(f"{file.arch}.rope.scaling.factor", float, 0.0))
     factor = factor or float(file.value(f"{file.arch}.rope.scale_linear", float, 0.0))
     kind = file.value(f"{file.arch}.rope.scaling.type", str, "linear" if factor not in (0.0, 1.0) else "none")
+    if kind not in ("none", "linear"):
+        raise DataError(f"{file.path}: {file.arch}.rope.scaling.type={kind!r} is not supported, only none and linear")
     stored = file.rope_factors
     if stored is None:
         return None if kind == "none" else {"rope_type": kind, "factor": factor or 1.0}

@@ -12,13 +12,16 @@ from pathlib import Path
 import jax
 
 from llava_jax.checkpoint.chat_templates import CHAT_TEMPLATE
-from llava_jax.checkpoint.huggingface.config import TOWERS, hf_text, hf_tower
+from llava_jax.checkpoint.huggingface.config import projector_activation
 from llava_jax.checkpoint.huggingface.processor import chat_template
+from llava_jax.checkpoint.huggingface.text_config import hf_text
+from llava_jax.checkpoint.huggingface.vision_config import TOWERS, hf_tower
 from llava_jax.checkpoint.new_folder import check_new, new_folder
 from llava_jax.checkpoint.tokenizer import copy_tokenizer
 from llava_jax.checkpoint.torch_tensors.dialects import DIALECTS, torch_mappings
 from llava_jax.checkpoint.torch_tensors.safetensors_writer import SHARD_BYTES, files_dtype, torch_tensors, write_tensors
 from llava_jax.config.architectures import ModelConfig, projector_depth
+from llava_jax.errors import DataError
 from llava_jax.text.chat_template import bos_and_eos
 from llava_jax.text.templates import DEFAULT_TEMPLATE, find_template
 from llava_jax.text.tokenizer import Tokenizer
@@ -66,9 +69,13 @@ def to_original(
     """Returns the original's config.json; reading it gives the same architectures.
 
     `mm_use_im_start_end` and `mm_use_im_patch_token` are always written: the original reads their absence as true.
+    Raises DataError for a projector that the original lacks.
     """
     vision, llm = config.vision, config.llm
-    kind = ("llava_qwen", "LlavaQwenForCausalLM") if llm.qkv_bias else ("llava_llama", "LlavaLlamaForCausalLM")
+    if projector_activation(config.projector) not in ("gelu", "linear"):
+        raise DataError(f"the original's projectors have GELUs; {config.projector} cannot be written for it")
+    is_qwen2 = llm.qkv_bias and not llm.o_bias
+    kind = ("llava_qwen", "LlavaQwenForCausalLM") if is_qwen2 else ("llava_llama", "LlavaLlamaForCausalLM")
     selection = dict(select_layer=vision.select_layer, select_feature=vision.select_feature)
     name = next((name for name, c in TOWERS.items() if dataclasses.replace(c, **selection) == vision), None)
     scaling = llm.rope_scaling
@@ -83,8 +90,8 @@ def to_original(
         mm_projector_type=config.projector,
         mm_vision_select_layer=vision.select_layer, mm_vision_select_feature=vision.select_feature,
     )  # fmt: skip
-    if scaling and scaling.kind == "linear":  # the key of the transformers version that LLaVA uses
-        required["rope_scaling"] = dict(type="linear", factor=scaling.factor)
+    if scaling and scaling.kind in ("linear", "dynamic"):  # the key of the transformers version that LLaVA uses
+        required["rope_scaling"] = dict(type=scaling.kind, factor=scaling.factor)
     if llm.head_size * llm.heads != llm.width:
         required["head_dim"] = llm.head_size
     if aspect == "pad" or known.get("image_aspect_ratio") == "pad":
@@ -93,5 +100,6 @@ def to_original(
         required["unfreeze_mm_vision_tower"] = True  # else the original builds the tower after loading weights
         if known.get("mm_vision_tower", name) not in TOWERS:
             required["vision_config"] = hf_tower(vision)
-    stale = ("rope_parameters", "dtype", "sliding_window", "use_sliding_window", "vision_config")
+    stale = ("rope_parameters", "dtype", "sliding_window", "use_sliding_window", "vision_config", "attention_bias",
+             "mlp_bias", "layer_types", "original_max_position_embeddings")  # fmt: skip
     return defaults | {key: value for key, value in known.items() if key not in stale} | required

@@ -57,9 +57,11 @@ DIALECTS = (
     Dialect("llm", None, None, "model.", "lm_head."),
 )  # fmt: skip
 PATCHES = "embeddings.patch_embedding.weight"
-# Old files contain these buffers, which are derived from the config. CLIP's text tower is not part of a LLaVA.
-IGNORED = r".*\.rotary_emb\.inv_freq|.*\.position_ids"
-IGNORED_IN_CLIP = r"text_model\..*|logit_scale|(visual|text)_projection\.weight"
+# Old files contain these buffers, which are derived from the config: `redundant.check_buffers` compares them.
+FREQUENCIES, POSITIONS = r".*\.rotary_emb\.inv_freq", r"(?!text_model\.)(.*\.)?position_ids"
+IGNORED = f"{FREQUENCIES}|{POSITIONS}"
+# A whole CLIP has a text tower too, which is not part of a LLaVA.
+TEXT_TOWER = r"text_model\..*|logit_scale|(visual|text)_projection\.weight"
 
 
 def find_dialect(files: TorchFiles) -> Dialect:
@@ -69,7 +71,7 @@ def find_dialect(files: TorchFiles) -> Dialect:
         if dialect.projector and any(name.startswith(dialect.projector) for name in names):
             return dialect
     clip, llm = DIALECTS[-2:]
-    if "model.embed_tokens.weight" in files:
+    if "model.embed_tokens.weight" in files or "model.norm.weight" in files:
         return llm
     if any(prefix + PATCHES in files for prefix in clip.vision):
         return clip
@@ -109,8 +111,8 @@ def check_tensors(
 ) -> None:  # fmt: skip
     """Checks that every parameter of `shapes` has its tensors with matching shapes, and that no tensor is left over.
 
-    tied: the head is ignored if present, because it repeats the embedding, as in transformers. unused: regexes of
-    tensor names that need no parameter. Raises DataError that names the tensors.
+    tied: the head may be present, because it repeats the embedding. unused: regexes of tensor names that need no
+    parameter. The caller has compared these tensors, see `redundant`. Raises DataError that names the tensors.
     """
     expected: dict[str, tuple[int, ...]] = {}
     for path, shape in shapes.items():
@@ -118,8 +120,8 @@ def check_tensors(
         tensor_shape = torch_shape(mapping.groups, shape[1:] if mapping.stacked else shape)
         expected |= dict.fromkeys(tensor_names(mapping, shape), tensor_shape)
     head = [re.escape(mappings["llm/head/kernel"].name)] if tied and "llm/head/kernel" in mappings else []
-    ignored = "|".join([IGNORED, IGNORED_IN_CLIP, *head, *unused])
-    stored = {name for name in files.names() if not re.fullmatch(ignored, name)}
+    ignored = "|".join([IGNORED, *head, *unused])
+    stored = {name for name in files.names() if name in expected or not re.fullmatch(ignored, name)}
     missing, extra = sorted(expected.keys() - stored), sorted(stored - expected.keys())
     if missing or extra:
         raise DataError(f"{files.path} does not fit its config: missing {_some(missing)}, unexpected {_some(extra)}")

@@ -67,11 +67,11 @@ LLAMA = (
     *_kernel_and_bias("layers/q", "model.layers.{}.self_attn.q_proj", HEADS_IN, HEADS_BIAS),
     *_kernel_and_bias("layers/k", "model.layers.{}.self_attn.k_proj", HEADS_IN, HEADS_BIAS),
     *_kernel_and_bias("layers/v", "model.layers.{}.self_attn.v_proj", HEADS_IN, HEADS_BIAS),
-    TensorMapping("layers/o/kernel", "model.layers.{}.self_attn.o_proj.weight", HEADS_OUT),
+    *_kernel_and_bias("layers/o", "model.layers.{}.self_attn.o_proj", HEADS_OUT),
     TensorMapping("layers/mlp_norm/scale", "model.layers.{}.post_attention_layernorm.weight", VECTOR),
-    TensorMapping("layers/gate/kernel", "model.layers.{}.mlp.gate_proj.weight", LINEAR),
-    TensorMapping("layers/up/kernel", "model.layers.{}.mlp.up_proj.weight", LINEAR),
-    TensorMapping("layers/down/kernel", "model.layers.{}.mlp.down_proj.weight", LINEAR),
+    *_kernel_and_bias("layers/gate", "model.layers.{}.mlp.gate_proj", LINEAR),
+    *_kernel_and_bias("layers/up", "model.layers.{}.mlp.up_proj", LINEAR),
+    *_kernel_and_bias("layers/down", "model.layers.{}.mlp.down_proj", LINEAR),
 )
 
 

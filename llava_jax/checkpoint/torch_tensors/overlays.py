@@ -19,6 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
+from llava_jax.checkpoint.huggingface.fields import count, flag, number
 from llava_jax.checkpoint.torch_tensors.dialects import DIALECTS, IGNORED
 from llava_jax.errors import DataError
 from llava_jax.output.files import read_object
@@ -42,6 +43,7 @@ VARIANTS = (
     "use_dora", "use_qalora", "use_bdlora", "lora_bias", "rank_pattern", "alpha_pattern", "layer_replication",
     "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "arrow_config", "kasa_config",
 )  # fmt: skip
+FLAGS = ("use_dora", "use_qalora", "use_bdlora", "lora_bias")
 
 
 class TensorReader(Protocol):
@@ -155,11 +157,18 @@ def with_delta(base: TensorReader, delta: TensorReader) -> OverlaidTensors:
     the original's `apply_delta`, which adds in float16.
 
     An embedding or head of the delta may have more rows (added tokens): the base is added to the first ones. Projector
-    and tower are copied. Raises DataError for other tensors that only one of the two has, and for different shapes.
+    and tower are copied. Buffers (see `redundant`) of a delta are zero, as the original's `make_delta` leaves them, or
+    stay in the result, to be compared. Raises DataError for other tensors that only one of the two has, and for
+    different shapes.
 
     >>> # base [32000, D], delta [32003, D]: row 31999 is base + delta, row 32000 is delta's
     """
-    names = {name: name for name in delta.names() if not re.fullmatch(IGNORED, name)}
+    zero = [
+        name
+        for name in delta.names()
+        if re.fullmatch(IGNORED, name) and not delta.read(name, (ALL,) * len(delta.shape(name))).any()
+    ]
+    names = {name: name for name in delta.names() if name not in zero}
     changed = _added_tensors(base, delta, names)
     for name in base.names():
         if name not in names and not re.fullmatch(IGNORED, name):
@@ -176,7 +185,7 @@ def _added_tensors(base: TensorReader, added: TensorReader, names: dict[str, str
         shape = added.shape(stored)
         if name in tensors:
             raise DataError(f"{added.path}: tensor {stored} duplicates {name}")
-        if name not in base and not NEW_MODULES.fullmatch(name):
+        if name not in base and not NEW_MODULES.fullmatch(name) and not re.fullmatch(IGNORED, name):
             raise DataError(
                 f"{added.path}: tensor {stored} belongs neither to the base {base.path} nor to a projector or tower"
             )
@@ -195,19 +204,19 @@ def _read_lora_scaling(config: dict, where: str) -> tuple[int, float, bool]:
         raise DataError(f"{where} is {config.get('peft_type')!r} in adapter_config.json; only LORA can be merged")
     if config.get("bias", "none") != "none":
         raise DataError(f"{where} has trained biases (bias={config['bias']!r}), which PEFT cannot merge without loss")
+    name = f"{where}: adapter_config.json: "
     for key in VARIANTS:
-        if config.get(key):
+        if config.get(key) and (key not in FLAGS or flag(config[key], name + key)):
             raise DataError(f"{where} is not plain LoRA: {key}={config[key]!r} in adapter_config.json; merge it first")
     init = config.get("init_lora_weights", True)
-    if init not in (True, False, "gaussian", "orthogonal"):
+    if str(init).lower() not in ("true", "false", "gaussian", "orthogonal"):
         raise DataError(
             f"{where} used init_lora_weights={init!r}, which also changes the base; save it with PEFT's "
             f"path_initial_model_for_weight_conversion first"
         )
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise DataError(f"{where}: r={rank!r} and lora_alpha={alpha!r} of adapter_config.json are not valid")
-    return rank, alpha / (rank**0.5 if config.get("use_rslora") else rank), bool(config.get("fan_in_fan_out"))
+    rank, alpha = count(config.get("r"), name + "r"), number(config.get("lora_alpha"), name + "lora_alpha")
+    rslora, transposed = (flag(config.get(key) or False, name + key) for key in ("use_rslora", "fan_in_fan_out"))
+    return rank, alpha / (rank**0.5 if rslora else rank), transposed
 
 
 def _stored_name(base: TensorReader, name: str) -> str:

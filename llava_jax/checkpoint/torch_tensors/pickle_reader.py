@@ -12,10 +12,15 @@ import tempfile
 import weakref
 from pathlib import Path
 
-from llava_jax.checkpoint.torch_tensors.safetensors_reader import TorchFiles, weight_files
+from llava_jax.checkpoint.torch_tensors.safetensors_reader import INDEX as SAFE_INDEX
+from llava_jax.checkpoint.torch_tensors.safetensors_reader import WEIGHTS as SAFE_WEIGHTS
+from llava_jax.checkpoint.torch_tensors.safetensors_reader import TorchFiles
+from llava_jax.checkpoint.torch_tensors.weight_files import weight_files
 from llava_jax.errors import ConfigError, DataError
+from llava_jax.output.file_kind import wrong_kind
 
-INDEX = "pytorch_model.bin.index.json"
+WEIGHTS, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+SUFFIXES = (".bin", ".pt", ".pth")
 NO_TORCH = 3  # exit status of the subprocess
 # The program of the subprocess; arguments: source .bin, target .safetensors. Before torch 2.10, weights_only could run
 # code (CVE-2025-32434, CVE-2026-24747). Tensors are written one at a time from the memory-mapped file.
@@ -59,11 +64,18 @@ def find_weights(folder: Path, stem: str) -> Path | None:
 
 
 def open_weights(path: Path, allowed: bool) -> TorchFiles:
-    """Opens the tensors of a file or folder: safetensors if there are any, else `.bin` files, see `read_pickled`. path:
-    a weights file, or a folder with model.safetensors or pytorch_model.bin, or with shards and their index."""
-    if path.suffix == ".safetensors" or path.is_dir() and any(path.glob("*.safetensors")):
+    """Opens the tensors of a weights file, or of a folder: its safetensors if there are any, else its `.bin` files, see
+    `read_pickled`. Beside pytorch_model.bin, only model.safetensors or its index count: others are no whole model."""
+    if path.suffix == ".safetensors" or path.is_dir() and _holds_safetensors(path):
         return TorchFiles(path)
     return read_pickled(path, allowed)
+
+
+def _holds_safetensors(folder: Path) -> bool:
+    if any((folder / name).exists() for name in (SAFE_WEIGHTS, SAFE_INDEX)):
+        return True
+    has_pickles = (folder / WEIGHTS).exists() or (folder / INDEX).exists()
+    return not has_pickles and any(folder.glob("*.safetensors"))
 
 
 def read_pickled(path: Path, allowed: bool) -> TorchFiles:
@@ -75,11 +87,14 @@ def read_pickled(path: Path, allowed: bool) -> TorchFiles:
     allowed: whether the user permits it; else raises DataError that says why and what to do. Raises ConfigError
     without torch >= 2.10, and DataError for files that are missing, broken, or hold anything but named tensors.
     """
-    sources = weight_files(path, INDEX, "pytorch_model*.bin")
+    sources = weight_files(path, WEIGHTS, "pytorch_model*.bin")
     if not sources:
         raise DataError(f"{path} holds no weights: neither .safetensors nor pytorch_model.bin")
-    if not allowed and not sources[0].stat().st_size:
-        raise DataError(f"{sources[0]} is empty; is the download complete?")
+    for source in sources:
+        if kind := wrong_kind(source):
+            raise DataError(f"{source} {kind}")
+        if source.suffix not in SUFFIXES:
+            raise DataError(f"{source} is no weights file: neither .safetensors, {', '.join(SUFFIXES)} nor a GGUF")
     if not allowed:
         raise DataError(
             f"{sources[0]} is a pickle, a program that runs when it is loaded; convert it to safetensors, or, if you "
@@ -89,11 +104,10 @@ def read_pickled(path: Path, allowed: bool) -> TorchFiles:
     try:
         for source in sources:
             _copy(source, folder / f"{source.stem}.safetensors")
-        files = TorchFiles(folder)
+        files = TorchFiles(path, sorted(folder.iterdir()))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    files.path = path
     weakref.finalize(files, shutil.rmtree, folder, ignore_errors=True)
     return files
 

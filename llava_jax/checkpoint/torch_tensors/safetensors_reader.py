@@ -13,11 +13,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from llava_jax.checkpoint.torch_tensors.transpose import aligned_empty
+from llava_jax.checkpoint.torch_tensors.weight_files import weight_files
 from llava_jax.errors import DataError
+from llava_jax.output.file_kind import wrong_kind
 
-INDEX = "model.safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +33,18 @@ class _TensorLocation:
 
 
 class TorchFiles:
-    """A TensorReader of a folder or of one `.safetensors` file. No file stays open.
+    """A TensorReader of a folder (see `weight_files`) or of one `.safetensors` file. No file stays open. files: reads
+    these instead; `path` then only names them in messages.
 
-    Raises DataError for a folder without weights, an index that does not match its files, a broken file, and a tensor
-    in two files. safetensors itself checks the header size and that offsets lie inside the file.
+    Raises DataError for a folder without weights, an index that does not match its files, a broken file or one of
+    another kind, and a tensor in two files. safetensors itself checks the header size and that offsets lie inside the
+    file.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, files: list[Path] | None = None):
         self.path = path
         self._locations: dict[str, _TensorLocation] = {}
-        files = weight_files(path, INDEX, "*.safetensors")
+        files = files or weight_files(path, WEIGHTS, "*.safetensors")
         if not files:
             raise DataError(f"{path} holds no .safetensors weights")
         for file in files:
@@ -59,11 +63,12 @@ class TorchFiles:
         return self._locations[name].shape
 
     def dtype(self, name: str) -> str:
-        return FLOATS.get(self._locations[name].dtype, "float32")  # `read` raises for others
+        code = self._locations[name].dtype
+        return FLOATS.get(code, code)
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """Returns the part `index` of a tensor, in its stored dtype. Raises DataError if that is not a float dtype, or
-        the file is missing or has become shorter."""
+        """Returns the part `index` of a tensor, in its stored dtype. Raises DataError if that is neither a float dtype
+        nor int64 (of position ids), or the file is missing or has become shorter."""
         location = self._locations[name]
         if location.dtype not in DTYPES:
             raise DataError(f"{location.file}: tensor {name} holds {location.dtype}, not one of {', '.join(FLOATS)}")
@@ -92,6 +97,8 @@ def _tensor_locations(file: Path) -> dict[str, _TensorLocation]:
     except FileNotFoundError:
         raise DataError(f"weights file {file} does not exist") from None
     except (SafetensorError, OSError) as e:
+        if kind := wrong_kind(file):
+            raise DataError(f"{file} {kind}") from None
         raise DataError(f"weights file {file} is broken or not a safetensors file: {e}") from None
     starts = {name: 8 + size + header[name]["data_offsets"][0] for name in views}
     return {name: _TensorLocation(file, *types[name], start) for name, start in starts.items()}
@@ -107,21 +114,3 @@ def _fill(target: np.ndarray, file: Path, start: int) -> None:
             if not count:
                 raise OSError("the file is shorter than it was when it was opened")
             remaining = remaining[count:]
-
-
-def weight_files(path: Path, index_name: str, pattern: str) -> list[Path]:
-    """Returns the files of a checkpoint: `path` itself if it is a file, else those in the folder's index, else all that
-    match `pattern`, perhaps none. Raises DataError for a broken index, and for one that names files elsewhere."""
-    if path.is_file():
-        return [path]
-    index = path / index_name
-    if not index.exists():
-        return sorted(path.glob(pattern))
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
-        raise DataError(f"{index} is not an index of weights files: {e!r}") from None
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not (path / name).is_file():
-            raise DataError(f"{index} names {name!r}, which is not a file in its folder")
-    return [path / name for name in sorted(names)]

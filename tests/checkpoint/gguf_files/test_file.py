@@ -178,7 +178,7 @@ BIAS = {"model.layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)}
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(extra={"llama.rope.scaling.type": "yarn"}), "rotary scaling 'yarn' is not one of"),
+        (dict(extra={"llama.rope.scaling.type": "yarn"}), "llama.rope.scaling.type='yarn' is not supported"),
         (dict(extra={"llama.rope.dimension_count": 8}), "llama.rope.dimension_count=8 is not the head size 16"),
         (dict(extra={"llama.attention.value_length": 8}), "llama.attention.value_length=8 is not the head size 16"),
         (dict(extra={"llama.expert_count": 8}), "llama.expert_count=8 is not supported"),
@@ -192,7 +192,7 @@ BIAS = {"model.layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)}
         (dict(extra={"split.count": 3}), "split.count=3: join the files"),
         (dict(without=["llama.context_length"]), "metadata key llama.context_length is missing"),
         (dict(without=["llama.attention.layer_norm_rms_epsilon"]), "layer_norm_rms_epsilon is missing"),
-        (dict(tensors=BIAS), "attention_bias=True is not supported"),
+        (dict(extra={"llama.rope.freq_base": float("nan")}), "rope_theta=nan is not a number"),
         (dict(tensors={"rope_freqs.weight": np.full(8, 2, np.float32)}), "rope_freqs.weight is not the RoPE scaling"),
         (dict(tensors={"blk.0.ffn_gate_inp.weight": np.zeros((4, 64), np.float32)}), "ffn_gate_inp.weight .* is not"),
     ],

@@ -37,7 +37,8 @@ def test_parameters_and_torch_tensors_map_one_to_one(projector, depth, llm):
     shapes = shapes_of(projector, llm)
     assert shapes.keys() <= mappings.keys()
     unused = mappings.keys() - shapes.keys()
-    assert unused <= {f"llm/layers/{x}/bias" for x in "qkv"} | {"llm/head/kernel"}, "parameters of some models only"
+    biases = {f"llm/layers/{x}/bias" for x in ("q", "k", "v", "o", "gate", "up", "down")}
+    assert unused <= biases | {"llm/head/kernel"}, "parameters of some models only"
     tensors = [(path.split("/")[0], n) for path, shape in shapes.items() for n in tensor_names(mappings[path], shape)]
     assert len(set(tensors)) == len(tensors)
 

@@ -62,10 +62,16 @@ def assert_same(left, right):
 # LoRA
 
 
-@pytest.mark.parametrize("changes, scale", [({}, 4 / 2), ({"r": 1}, 4 / 1), ({"use_rslora": True}, 4 / 2**0.5)])
+@pytest.mark.parametrize(
+    "changes, scale",
+    [
+        ({}, 4 / 2), ({"r": 1}, 4 / 1), ({"use_rslora": True}, 4 / 2**0.5), ({"r": "2", "lora_alpha": [4.0]}, 4 / 2),
+        ({"use_rslora": "false", "use_dora": "false", "init_lora_weights": "true"}, 4 / 2), ({"bias": "none"}, 4 / 2),
+    ],
+)  # fmt: skip
 def test_lora_adds_scale_times_b_times_a(tmp_path, changes, scale):
     config = LORA | changes
-    tensors, adapter = base_tensors(), lora_tensors(config["r"])
+    tensors, adapter = base_tensors(), lora_tensors(int(config["r"]))
     merged = with_lora(reader(tmp_path, "base", tensors), reader(tmp_path, "adapter", adapter), config)
     for name in (Q.format(0), V.format(1)):
         module = f"base_model.model.{name.removesuffix('.weight')}"
@@ -176,7 +182,10 @@ def test_unmatched_adapter_tensor_raises_naming_it(tmp_path, change, message):
         ({"alpha_pattern": {"q_proj": 8}}, "not plain LoRA: alpha_pattern="),
         ({"bias": "lora_only"}, r"trained biases \(bias='lora_only'\)"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4', which also changes the base"),
-        ({"r": None}, "r=None and lora_alpha=4"),
+        ({"r": None}, "adapter_config.json: r=None is not a number"),
+        ({"lora_alpha": "NaN"}, "adapter_config.json: lora_alpha='NaN' is not a number"),
+        ({"use_rslora": "maybe"}, "adapter_config.json: use_rslora='maybe' is not true or false"),
+        ({"use_dora": "true"}, "not plain LoRA: use_dora='true'"),
         ({"r": 3}, "of rank 3 do not fit"),
     ],
 )
