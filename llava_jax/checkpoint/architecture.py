@@ -7,17 +7,22 @@ features are in the files' config. A run that computed with others would train o
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 
-from llava_jax.checkpoint.external import ExternalCheckpoint
+import numpy as np
+
+from llava_jax.checkpoint.architecture_json import MODULES
+from llava_jax.checkpoint.external import ExternalCheckpoint, folder_of
 from llava_jax.checkpoint.gguf_files.file import is_gguf
 from llava_jax.checkpoint.module_file import module_architecture, resolve
+from llava_jax.checkpoint.native.workdir_model import WorkdirModel
 from llava_jax.checkpoint.open_checkpoint import open_parameters
-from llava_jax.config.architectures import LlamaConfig, ModelConfig, VisionConfig
+from llava_jax.config.architectures import MEAN, STD, LlamaConfig, ModelConfig, VisionConfig
 from llava_jax.config.build import flatten
 from llava_jax.config.resolve import FOLDER, model_config, named_tower
-from llava_jax.config.schema import Config
+from llava_jax.config.schema import Config, Weights
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.output.files import local_path
+from llava_jax.output.files import local_path, read_object
 
 FEATURES = ("select_layer", "select_feature")  # settings of `model` even with `folder`: a lone tower names none
 # A larger table is padding (llava-hf has 32,064 rows for 32,000 tokens): every row is kept, and those beyond the
@@ -55,7 +60,8 @@ def resolve_model(
     """
     if recorded:
         return model_config(config.model, platform, recorded.vision, recorded.llm)
-    loaded = {module: _read(config, module) for module in ("vision", "llm", "projector")}
+    opened: dict[Path, ExternalCheckpoint | WorkdirModel] = {}  # opening a workdir verifies its hashes
+    loaded = {module: _read(config, module, opened) for module in MODULES}
     vision, llm = (_tower(config, module, loaded[module], log) for module in ("vision", "llm"))
     for module in ("vision", "projector"):
         _check_features(config, loaded[module])
@@ -69,7 +75,17 @@ def resolve_model(
     return model_config(config.model, platform, vision, llm)
 
 
-def _read(config: Config, module: str) -> LoadedModule | None:
+def planned_model(config: Config, platform: str) -> ModelConfig:
+    """Returns `resolve_model(...)` for a run whose files may be missing: only those of a tower named `folder` are read.
+    Raises ConfigError and DataError as `resolve_model` does."""
+    needed = {
+        module: path if getattr(config.model, module, None) == FOLDER else ""
+        for module, path in dataclasses.asdict(config.load).items()
+    }
+    return resolve_model(dataclasses.replace(config, load=Weights(**needed)), platform)
+
+
+def _read(config: Config, module: str, opened: dict) -> LoadedModule | None:
     """Returns what the files in `load.<module>` record, None without files or in a module file that records nothing."""
     path, setting = getattr(config.load, module), f"load.{module}"
     if not path:
@@ -84,7 +100,9 @@ def _read(config: Config, module: str) -> LoadedModule | None:
                 f"{name} was saved without its architecture; set model.{module} to the name that it was trained with"
             )
         return source and LoadedModule(name, source.vision, source.llm, source.projector, _features(source.vision))
-    source = open_parameters(file)
+    source = opened[file] = opened.get(file) or open_parameters(file)
+    if module == "vision":
+        _check_normalization(name, folder_of(file))
     if isinstance(source, ExternalCheckpoint):
         loaded = LoadedModule(name, source.vision, source.llm, source.projector, _features_of_folder(source))
     else:
@@ -93,6 +111,27 @@ def _read(config: Config, module: str) -> LoadedModule | None:
     if getattr(loaded, module) is None:
         raise DataError(f"{name} has no {module}")
     return loaded
+
+
+def _check_normalization(name: str, folder: Path) -> None:
+    """Raises ConfigError for an image processor with another mean or deviation than CLIP's, which the model applies."""
+    for file in (folder / "preprocessor_config.json", folder / "processor_config.json"):  # transformers 4 and 5
+        values = read_object(file, "how images are prepared") if file.is_file() else {}
+        values = values.get("image_processor", values)
+        for key, ours in (("image_mean", MEAN), ("image_std", STD)):
+            theirs = values.get(key, ours)
+            if not _is_near(theirs, ours):
+                raise ConfigError(
+                    f"{name}: {file.name} has {key} {theirs}, but images are prepared with {list(ours)}; a tower "
+                    "that needs others cannot be trained"
+                )
+
+
+def _is_near(values, ours: tuple[float, ...]) -> bool:
+    try:
+        return np.shape(values) == np.shape(ours) and np.allclose(np.asarray(values, float), ours, atol=1e-4)
+    except (TypeError, ValueError):
+        return False
 
 
 def _features(vision: VisionConfig | None) -> tuple[int, str] | None:
@@ -166,11 +205,12 @@ def _check_features(config: Config, loaded: LoadedModule | None) -> None:
 
 def _check_lengths(config: Config, llm: LlamaConfig, source: str) -> None:
     """Raises ConfigError for rows beyond the positions, where a sliding window or another scaling would begin."""
-    scaling = llm.rope_scaling
-    # Except for `llama3`, max_positions is the context before scaling.
-    limit = llm.max_positions * (scaling.factor if scaling and scaling.kind != "llama3" else 1)
+    limit, scaling = llm.max_positions, llm.rope_scaling
+    if scaling and scaling.kind != "llama3":  # whose max_positions are those after scaling
+        before = scaling.original_max_positions if scaling.kind == "yarn" else limit
+        limit = max(limit, int(before * scaling.factor))
     for name in config.run:
         if (length := config.stages[name].data.length) > limit:
             raise ConfigError(
-                f"stages.{name}.data.length={length} exceeds the {limit:.0f} positions of {source}; shorten the rows"
+                f"stages.{name}.data.length={length} exceeds the {limit} positions of {source}; shorten the rows"
             )

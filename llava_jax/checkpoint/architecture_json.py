@@ -6,7 +6,7 @@ from llava_jax.config.architectures import ModelConfig
 from llava_jax.config.build import build_dataclass
 from llava_jax.errors import ConfigError, DataError
 
-MODULES = ("vision", "llm", "projector")
+MODULES = ("vision", "projector", "llm")
 # How a model computes is no part of its architecture: every reader chooses it.
 _COMPUTATION = dict(dtype="float32", feature_dtype="float32", remat="none", unroll=False, attention="xla")
 

@@ -2,8 +2,8 @@
 
 Compiles the train step of a config for TPU slices and prints memory per chip, FLOPs, communication and time. If the
 step does not fit, it tries changes that save memory. It needs the compiler (`pip install 'llava_jax[tpu]'`), but no
-TPU, data or weights. A 7B model takes minutes on two cores. Times are estimates from the compiled program; the last
-lines of the output list their assumptions.
+TPU, data or weights; only a tower named `folder` reads the config of its files in `load`. A 7B model takes minutes on
+two cores. Times are estimates from the compiled program; the last lines of the output list their assumptions.
 
   --config=FILE          the config file, and --config.NAME=VALUE, as for `train`
   --topology=NAME,...    TPU slices, e.g. v5e:4x4; --topology=list prints all

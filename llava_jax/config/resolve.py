@@ -13,8 +13,7 @@ FOLDER = "folder"  # as model.vision or model.llm: the architecture is that of t
 
 
 def named_tower(model: Model, module: str) -> VisionConfig | LlamaConfig | None:
-    """Returns the architecture that `model.vision` or `model.llm` names, None for `folder`. Raises ConfigError for an
-    unknown name."""
+    """The architecture that `model.vision` or `model.llm` names, None for `folder`. Raises ConfigError for others."""
     name, table = getattr(model, module), architectures.VISION if module == "vision" else architectures.LLM
     return look_up(table | {FOLDER: None}, name, f"model.{module}")
 

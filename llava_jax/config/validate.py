@@ -29,10 +29,7 @@ def check_config(config: Config) -> None:
             )
     for module in ("vision", "llm"):
         if named_tower(config.model, module) is None and not getattr(config.load, module):
-            raise ConfigError(
-                f"config.model.{module}={FOLDER!r} is the architecture of the files in config.load.{module}, which is "
-                f"not set; set it, or name an architecture"
-            )
+            raise ConfigError(f"config.model.{module}={FOLDER!r} needs files; set config.load.{module}, or a name")
     if FOLDER not in (config.model.vision, config.model.llm):
         model_config(config.model)
     check_choice(config.model.dtype, ("float32", "bfloat16"), "config.model.dtype")

@@ -10,7 +10,9 @@ import jax
 from jax.sharding import Mesh
 
 from llava_jax import config as settings
+from llava_jax.checkpoint.architecture import planned_model
 from llava_jax.config.architectures import REMAT
+from llava_jax.config.resolve import FOLDER
 from llava_jax.config.schema import Config
 from llava_jax.data.pipeline import steps_per_run
 from llava_jax.errors import ConfigError
@@ -210,20 +212,24 @@ def _mesh(config: Config, topology: Topology):
     return make_mesh(m.data, m.fsdp, m.tensor, topologies.devices(topology))
 
 
+def _llm_name(config: Config) -> str:
+    return config.load.llm if config.model.llm == FOLDER else config.model.llm
+
+
 def _layout(config: Config, name: str, topology: Topology, steps: int) -> StageLayout:
-    model_config = settings.model_config(config.model, "tpu")
+    model_config = planned_model(config, "tpu")
     return make_stage_layout(name, config.stages[name], model_config, _mesh(config, topology), steps)
 
 
 def _common_fields(config: Config, name: str, topology: Topology, mesh=None) -> dict:
-    stage, model = config.stages[name], settings.model_config(config.model, "tpu")
+    stage, model = config.stages[name], planned_model(config, "tpu")
     mesh = mesh or _layout(config, name, topology, ASSUMED_STEPS).mesh
     shown_settings = {
         "attention": model.attention, "remat": model.remat, "batch": stage.batch, "accumulation": stage.accumulation,
         "length": stage.data.length, "first_moment": stage.optimizer.first_moment, "loss_chunks": stage.loss_chunks,
     }  # fmt: skip
     return dict(
-        what=name, model=config.model.llm, topology=topology.name, chips=topology.chips,
+        what=name, model=_llm_name(config), topology=topology.name, chips=topology.chips,
         mesh={axis: int(size) for axis, size in mesh.shape.items()}, settings=shown_settings,
     )  # fmt: skip
 
@@ -232,7 +238,7 @@ def compile_stage(config: Config, name: str, topology: Topology, samples: int) -
     """Compiles and estimates a stage as configured. Raises DoesNotFit, and ConfigError for a config that cannot run."""
     stage = config.stages[name]
     steps = stage.steps or _steps_of_samples(stage, samples)
-    model_config = settings.model_config(config.model, "tpu")
+    model_config = planned_model(config, "tpu")
     check_row_length(name, stage.data, model_config.vision)
     layout = _layout(config, name, topology, steps or ASSUMED_STEPS)
     start = time.perf_counter()
@@ -266,13 +272,13 @@ def plan_decode(config: Config, topology: Topology, batch: int, cache: int) -> l
     Raises ConfigError where the mesh does not fit the model or the rows."""
     if batch < 1 or cache < 2:
         raise ConfigError(f"--decode_batch={batch} must be at least 1, --decode_cache={cache} at least 2")
-    model_config, mesh = settings.model_config(config.model, "tpu"), _mesh(config, topology)
+    model_config, mesh = planned_model(config, "tpu"), _mesh(config, topology)
     programs = lower_decode(model_config, mesh, batch, cache - 1, 1)
     sizes = {path: math.prod(x.shape) for path, x in abstract_model(model_config)[0].items()}
     results = []
     for what, lowered, tokens in zip(("prefill", "token"), programs, (batch * (cache - 1), batch), strict=True):
         fields = dict(
-            what=what, model=config.model.llm, topology=topology.name, chips=topology.chips,
+            what=what, model=_llm_name(config), topology=topology.name, chips=topology.chips,
             mesh={axis: int(size) for axis, size in mesh.shape.items()},
             settings={"batch": batch, "cache": cache, "dtype": config.model.dtype}, changes=(), tried=(),
             parameters=sum(sizes.values()), rows=batch, tokens=tokens,

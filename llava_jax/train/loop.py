@@ -24,6 +24,7 @@ from llava_jax.runtime.accelerators import platform_of
 from llava_jax.runtime.distributed import DistributedConfig
 from llava_jax.runtime.mesh import check_processes, make_mesh
 from llava_jax.runtime.watchdog import Watchdog
+from llava_jax.text.templates import IMAGE_MARKER
 from llava_jax.train import step_guard, summary, workdir
 from llava_jax.train.dataset import data_state_of
 from llava_jax.train.evaluate import Evaluator
@@ -98,7 +99,8 @@ def _train(
     architecture = own_architecture(folder) if resumes else None
     model_config = resolve_model(config, platform_of(mesh), architecture, log_line)
     tokenizer = open_run_tokenizer(folder, config.tokenizer, log_line)
-    if tokenizer.vocab_size > model_config.llm.vocab_size:
+    image_id = tokenizer.special.get(IMAGE_MARKER, -1)  # needs no row: features replace it
+    if tokenizer.vocab_size > max(model_config.llm.vocab_size, image_id + 1):
         raise ConfigError(
             f"tokenizer {config.tokenizer} has {tokenizer.vocab_size} tokens, model.llm={config.model.llm} embeds only "
             f"{model_config.llm.vocab_size}; choose the tokenizer that belongs to the language model"

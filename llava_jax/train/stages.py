@@ -10,6 +10,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from llava_jax.checkpoint.architecture_json import MODULES
 from llava_jax.checkpoint.module_file import check_writable, load_module, save_module
 from llava_jax.config.architectures import ModelConfig
 from llava_jax.config.schema import Config, Stage
@@ -22,8 +23,6 @@ from llava_jax.text.tokenizer import Tokenizer
 from llava_jax.train.dataset import StageData, open_stage
 from llava_jax.train.optimizer import learning_rates_per_parameter, make_optimizer
 from llava_jax.train.state import TrainState, abstract_state, all_params, init_params_for, init_stage_state
-
-MODULES = ("vision", "projector", "llm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +139,6 @@ def export(model_config: ModelConfig, stage: Stage, state: TrainState) -> list[s
     lines = []
     for module in MODULES:
         if file := getattr(stage.save, module):
-            path = save_module(file, module, all_params(state), "float32", model_config)
-            lines.append(f"{module}: weights written to {path}")
+            file = save_module(file, module, all_params(state), "float32", model_config)
+            lines.append(f"{module}: weights written to {file}")
     return lines
