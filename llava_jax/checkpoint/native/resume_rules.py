@@ -51,7 +51,7 @@ RULES = dict.fromkeys(_SILENT, Rule("silent")) | {
     "model.select_feature": _MODEL,
     "model.dtype": _ROUNDING,
     "model.feature_dtype": _ROUNDING,
-    "tokenizer": Rule("reported", "the run's own tokenizer is used, which has the same tokens"),
+    "tokenizer": Rule("reported", "its tokens are compared with those of the run"),
     "load.vision": _LOAD,
     "load.projector": _LOAD,
     "load.llm": _LOAD,

@@ -54,7 +54,8 @@ def open_run_tokenizer(folder: Path, name: str, log: Callable[[str], None]) -> T
     if own is None:
         return open_tokenizer(name)
     tokenizer = open_tokenizer(str(own))
-    old_name = read_object(folder / "config.json", "what the run is").get("tokenizer")
+    file = folder / "config.json"
+    old_name = read_object(file, "what the run is").get("tokenizer") if file.exists() else name
     try:
         is_equal = tokenizer_digest(open_tokenizer(name)) == tokenizer_digest(tokenizer)
     except (DataError, ConfigError):  # the run was moved
