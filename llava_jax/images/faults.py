@@ -58,10 +58,12 @@ def image_fault(fault: Exception, name: str, file: io.BufferedIOBase) -> DataErr
         if known is None:
             return _other_format(name, start)
         fault = _fault_of_header(known, file) or fault
-    text = str(fault)
+    text = "unsupported chunk CgBI, of Apple's own PNGs" if start[12:16] == b"CgBI" else str(fault)
     if UNSUPPORTED.search(text):
         text = re.sub(r"\bat 0x[0-9a-f]+|[^ -~]", "", text)[:100]
-        return DataError(f"{cannot}: a kind of {known} that is not supported ({text}). Convert it.", "wrong type")
+        return DataError(
+            f"{cannot}: a kind of {known or 'image'} that is not supported ({text}). Convert it.", "wrong type"
+        )
     if TRUNCATED.search(text) or _ends_early(fault) or _is_cut_webp(start, file):
         return DataError(f"{cannot}: the file is truncated. Download or copy it again. {REPAIR_HINT}", "damaged")
     return DataError(f"{cannot}: its data is damaged. {REPAIR_HINT}", "damaged")
