@@ -84,12 +84,21 @@ def stop_ids_of(folder: Path, vocabulary: int) -> tuple[int, ...]:
     `vocabulary` tokens cannot generate is ignored, with a warning. Raises DataError for a broken file."""
     file = folder / "generation_config.json"
     value = read_settings(file).get("eos_token_id")
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    known = tuple(id for id in ids if type(id) is int and 0 <= id < vocabulary)
-    if len(known) < len(ids):
-        others = [id for id in ids if id not in known]
-        warn(f"warning: {file}: eos_token_id has {others}, not tokens of the model (0 to {vocabulary - 1}); ignored")
-    return known
+    return _tokens_of(value if isinstance(value, list) else [value], vocabulary, f"{file}: eos_token_id")
+
+
+def gguf_stop_ids(file: GgufFile, vocabulary: int) -> tuple[int, ...]:
+    """Returns the ids that end an answer besides the end of sequence: of a turn and of a message, as in llama.cpp."""
+    ids = [file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")]
+    return _tokens_of(ids, vocabulary, f"{file.path}: the end of a turn")
+
+
+def _tokens_of(ids: list, vocabulary: int, where: str) -> tuple[int, ...]:
+    ids = [id for id in ids if id is not None]
+    others = [id for id in ids if type(id) is not int or not 0 <= id < vocabulary]
+    if others:
+        warn(f"warning: {where} has {others}, not tokens of the model (0 to {vocabulary - 1}); ignored")
+    return tuple(id for id in ids if id not in others)
 
 
 def read_settings(file: Path) -> dict:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from llava_jax.checkpoint.chat_templates import (
     chosen_template,
+    gguf_stop_ids,
     read_chat_template,
     recognise_chat_template,
     stop_ids_of,
@@ -129,6 +130,7 @@ def _open_gguf(
     tokenizer = open_tokenizer(tokenizer_path) if tokenizer_path else read_tokenizer(file)
     recognition = recognise_chat_template(file.chat_template, tokenizer)
     name, tokenizer, wraps_images = _apply(recognition, source, source.path, tokenizer, template)
+    tokenizer = dataclasses.replace(tokenizer, end_ids=gguf_stop_ids(file, source.llm.vocab_size))
     info = SourceInfo(tokenizer_location(tokenizer_path or str(file.path)))
     return _build_checkpoint(source, tokenizer, name, "crop", None, wraps_images, info)
 

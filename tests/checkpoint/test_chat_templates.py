@@ -7,12 +7,14 @@ import pytest
 
 from llava_jax.checkpoint.chat_templates import (
     chosen_template,
+    gguf_stop_ids,
     model_chat_template,
     read_chat_template,
     stop_ids_of,
     warn,
     with_templates,
 )
+from llava_jax.checkpoint.gguf_files.file import GgufFile
 from llava_jax.checkpoint.huggingface.processor import chat_template
 from llava_jax.config.schema import Config, Data, Stage, Weights
 from llava_jax.errors import DataError
@@ -96,12 +98,20 @@ def test_eos_ids_of_generation_config(tmp_path, value, ids):
     assert stop_ids_of(tmp_path, 500) == ids
 
 
-@pytest.mark.parametrize(("value", "ids"), [([2, 500], (2,)), (-1, ()), ("2", ()), (True, ()), ([2, None, 3.0], (2,))])
+@pytest.mark.parametrize(("value", "ids"), [([2, 500], (2,)), (-1, ()), ("2", ()), (True, ()), ([2, 3.0], (2,))])
 def test_eos_ids_that_are_no_tokens_are_ignored_with_a_warning(tmp_path, capsys, value, ids):
     warn.cache_clear()
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
     assert stop_ids_of(tmp_path, 500) == ids
     assert "generation_config.json: eos_token_id has [" in capsys.readouterr().err
+
+
+def test_ends_of_turn_and_message_of_a_gguf_end_answers(tmp_path, capsys):
+    warn.cache_clear()
+    ids = {"tokenizer.ggml.eot_token_id": 7, "tokenizer.ggml.eom_token_id": 9}
+    file = GgufFile(write(tmp_path / "a.gguf", tokenizer=ids))
+    assert gguf_stop_ids(file, 500) == (7, 9) and capsys.readouterr().err == ""
+    assert gguf_stop_ids(file, 8) == (7,) and "the end of a turn has [9]" in capsys.readouterr().err
 
 
 def test_broken_generation_config_is_named(tmp_path):

@@ -19,6 +19,7 @@ from llava_jax.checkpoint.native.workdir_model import save_workdir_model
 from llava_jax.checkpoint.open_checkpoint import open_checkpoint, open_parameters
 from llava_jax.checkpoint.tokenizer import TINY_TOKENIZER, open_tokenizer
 from llava_jax.errors import DataError
+from llava_jax.text.encode import stop_ids
 from tests.checkpoint.gguf_files.gguf_files import gguf, write
 from tests.fixtures.hf_models import hf_llama
 from tests.fixtures.tiny_models import random_params, uneven
@@ -150,3 +151,52 @@ def test_projector_uses_tokenizer_and_template_of_its_base(tmp_path):
         assert (checkpoint.template, checkpoint.source_info.tokenizer) == ("chatml", tmp_path / "base")
     other = open_checkpoint(tmp_path / "stage1", tower=tower, base=tmp_path / "base", tokenizer="tiny")
     assert (other.template, other.source_info.tokenizer) == ("chatml", TINY_TOKENIZER)
+
+
+def llm_folder(folder, generation_config=None, jinja=None):
+    """Writes a language model alone whose tokenizer adds no BOS."""
+    hf_llama(CONFIG.llm).save_pretrained(folder)
+    for file in TINY_TOKENIZER.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    spec = json.loads((folder / "tokenizer.json").read_text()) | {"post_processor": None}
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    (folder / "generation_config.json").write_text(json.dumps(generation_config or {}))
+    if jinja:
+        (folder / "chat_template.jinja").write_text(jinja)
+    return folder
+
+
+def test_language_model_takes_template_bos_and_stops_of_its_files(tmp_path, capsys):
+    with_bos = "{{ bos_token }}" + chat_template("mistral_v1")
+    checkpoint = open_checkpoint(llm_folder(tmp_path, {"eos_token_id": [2, 7]}, with_bos))
+    assert (checkpoint.template, stop_ids(checkpoint.tokenizer, "mistral_v1")) == ("mistral_v1", (2, 7))
+    assert checkpoint.tokenizer.add_bos, "the chat template begins with it"
+    (tmp_path / "chat_template.jinja").write_text(chat_template("mistral_v1"))
+    assert not open_checkpoint(tmp_path).tokenizer.add_bos
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_unknown_or_missing_chat_template_is_reported_unless_one_is_given(tmp_path, capsys):
+    llm_folder(tmp_path)
+    capsys.readouterr()
+    assert open_checkpoint(tmp_path, template="chatml").template == "chatml"
+    assert capsys.readouterr().err == ""
+    assert open_checkpoint(tmp_path).template == "vicuna_v1"
+    assert f"note: {tmp_path} has no chat template; vicuna_v1 is used" in capsys.readouterr().err
+    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    assert open_checkpoint(tmp_path, template="chatml").template == "chatml"
+    assert capsys.readouterr().err == ""
+    assert open_checkpoint(tmp_path).template == "vicuna_v1"
+    assert f"warning: the chat template of {tmp_path} is none of this" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("template", ["llama_3_1", "vicuna_v1"])
+def test_template_survives_the_original_format(tmp_path, template):
+    """Also where the tokenizer's folder, whose files are copied, has another chat template."""
+    source = tmp_path / "tokenizer"
+    source.mkdir()
+    for file in TINY_TOKENIZER.iterdir():
+        (source / file.name).write_bytes(file.read_bytes())
+    (source / "chat_template.jinja").write_text(chat_template("chatml"))
+    save_original(tmp_path / "a", PARAMS, CONFIG, TOKENIZER, source, "float32", template=template)
+    assert open_checkpoint(tmp_path / "a").template == template

@@ -120,21 +120,6 @@ def test_plain_without_image_is_raw_text():
     assert render("plain", [("human", "dropped"), ("gpt", "Once.")]) == [Segment("Once.\n", is_target=True)]
 
 
-def test_chatml_matches_public_chat_templates():
-    jinja2 = pytest.importorskip("jinja2")
-    template = jinja2.Template(
-        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}"
-        "{% endfor %}{% if open %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-        keep_trailing_newline=True,
-    )
-    system = {"role": "system", "content": template_table.SYSTEM_CHATML}
-    roles = {"human": "user", "gpt": "assistant"}
-    messages = [{"role": roles[role], "content": content} for role, content in TWO_ROUNDS]
-    assert text(render("chatml", TWO_ROUNDS)) == template.render(messages=[system, *messages])
-    prompt = template.render(messages=[system, *messages[:3]], open=True)
-    assert text(render("chatml", TWO_ROUNDS[:3], open_answer=True)) == prompt
-
-
 def test_docstring_example():
     assert render("mistral_instruct", [("human", "What is it? <image>"), ("gpt", "A bus.")]) == [
         ("[INST] ", False, "text"),

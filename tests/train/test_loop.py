@@ -41,7 +41,7 @@ def settings():
     c.model.remat = "none"
     c.run = ("one", "two")
     c.log_every, c.checkpoint.every, c.hash_frozen = 1, 3, True
-    for name, scenes, template, length in (("one", "caption", "plain", 40), ("two", "instruct", "vicuna_v1", 88)):
+    for name, scenes, template, length in (("one", "caption", "plain", 40), ("two", "instruct", "", 88)):
         s = config.stage(batch=8, steps=4)
         s.learning_rates = (("projector/.*", 1e-2), (".*", None)) if name == "one" else (("llm/.*", 1e-3), (".*", None))
         s.data.source, s.data.threads = "scenes", 2
@@ -127,6 +127,7 @@ def test_metrics_hold_every_step_and_evaluation_in_order(reference):
 def test_workdir_records_config_versions_devices_and_results(reference):
     run_config = json.loads((reference / "config.json").read_text())
     assert run_config["stages"]["two"]["steps"] == 4 and run_config["run"] == ["one", "two"]
+    assert run_config["stages"]["two"]["data"]["template"] == "vicuna_v1"  # not given, so what was used
     metadata = json.loads((reference / "metadata.json").read_text())
     assert metadata["argv"] == ["test"] and metadata["versions"]["jax"] == jax.__version__
     assert metadata["devices"]["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
