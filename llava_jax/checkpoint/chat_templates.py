@@ -13,7 +13,6 @@ from typing import Any
 from llava_jax.checkpoint.external import folder_of
 from llava_jax.checkpoint.gguf_files.file import GgufFile, is_gguf
 from llava_jax.checkpoint.native.workdir_model import is_workdir_model, open_workdir_model
-from llava_jax.checkpoint.tokenizer import tokenizer_location
 from llava_jax.config.schema import Config
 from llava_jax.errors import DataError
 from llava_jax.output.console import log
@@ -114,8 +113,11 @@ def with_templates(
 
     recorded: config.json of the workdir, {} if it is new. is_main: whether this process logs warnings.
     """
-    path = tokenizer_location(config.load.llm)
-    recognition = model_chat_template(path, tokenizer) if config.load.llm and path.exists() else None
+    known = {
+        name: recorded.get("stages", {}).get(name, {}).get("data", {}).get("template", "") for name in config.stages
+    }
+    path, is_read = Path(config.load.llm), bool(config.load.llm) and not all(known.values())
+    recognition = model_chat_template(path, tokenizer) if is_read and path.exists() else None  # a resume needs no files
     own = recognition.template if recognition else ""
     stages = {}
     for name, stage in config.stages.items():
@@ -123,8 +125,7 @@ def with_templates(
         if template and own not in ("", template) and not find_template(template).text_is_dropped:
             log_line(f"{name}: data.template={template} is used; the chat template of load.llm is {own}")
         if not template:
-            template = recorded.get("stages", {}).get(name, {}).get("data", {}).get("template", "")
-            source = "as in the workdir"
+            template, source = known[name], "as in the workdir"
             if not template:
                 template = own or DEFAULT_TEMPLATE
                 source = f"the chat template of {path}" if own else "the default"

@@ -146,6 +146,9 @@ def test_training_reports_a_template_that_differs_from_the_folder(tmp_path):
 def test_training_keeps_the_template_of_its_workdir(tmp_path):
     recorded = {"stages": {"one": {"data": {"template": "llava_v1"}}}}
     assert resolve(put(tmp_path, jinja=LLAMA_3), recorded, one="", two="")[0] == {"one": "llava_v1", "two": "llama_3"}
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "tokenizer_config.json").write_text("{")  # a resume needs nothing of the folder
+    assert resolve(tmp_path, recorded, one="")[0] == {"one": "llava_v1"}
 
 
 def test_training_from_nothing_has_the_default_template(tmp_path, capsys):
