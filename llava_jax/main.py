@@ -1,10 +1,16 @@
 """python -m llava_jax.main --config=FILE ... is `python -m llava_jax train`; see `llava_jax.cli.train`."""
 
-import os
 import sys
 
-from llava_jax.cli.train import main
+from llava_jax.cli.program import run_program
+
+
+def main(argv: list[str]) -> int:
+    """Trains; `argv` begins with the program's name. Returns the exit code."""
+    from llava_jax.cli.train import main as train  # not at the top: Ctrl-C during its imports is handled
+
+    return train(argv)
+
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides the compiler's start-up messages
-    sys.exit(main(sys.argv))
+    run_program(main, sys.argv)

@@ -20,7 +20,8 @@ from PIL import Image
 from llava_jax.cli.flags import Flat, LoadFlags, SamplingFlags
 from llava_jax.errors import ConfigError, DataError, TooLong, UserError, harmless
 from llava_jax.images.preprocess import load_image
-from llava_jax.output.console import log
+from llava_jax.output.console import log, print_output
+from llava_jax.output.interrupts import exit_code_of, raise_interrupt, stop_signals
 from llava_jax.text.templates import find_template
 
 HELP = """\
@@ -39,37 +40,29 @@ def chat(
     image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = (),
     loading: Flat[LoadFlags],
     sampling: Flat[SamplingFlags],
-) -> None:  # raises UserError for bad flags or a bad model, SystemExit(130) for Ctrl-C
+) -> None:  # raises UserError for bad flags or a bad model
     """Chats with a model. Without a terminal, each line of standard input is a question.
 
     Args:
         path: A LLaVA (a Hugging Face or original folder, or a run's workdir), or a language model (a folder or GGUF).
         image: An image for the first question.
     """
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # text that the terminal cannot encode is no error
-    try:
-        find_template(loading.template or "vicuna_v1")
-        images = [_open_image(file) for file in image]
-        from llava_jax.api.load import load
-        from llava_jax.inference.engine import GenerationConfig  # imports jax, which takes seconds
+    find_template(loading.template or "vicuna_v1")
+    images = [_open_image(file) for file in image]
+    from llava_jax.api.load import load
+    from llava_jax.inference.engine import GenerationConfig  # imports jax, which takes seconds
 
-        GenerationConfig((), **sampling.options())  # raises for a value out of range, before loading
-        log_note(f"loading {path}")
-        model = load(path, **loading.options())
-        has_tower = model.config.vision is not None
-        if images and not has_tower:
-            raise ConfigError(f"{path} is a language model alone; leave out --image")
-        is_terminal = sys.stdin.isatty()
-        if is_terminal:
-            log_note(f"template {model.template}; /help lists the commands")
-        answer = partial(model.chat, stream=True, **sampling.options())
-        converse(answer, _input_lines(), images, has_tower=has_tower, is_terminal=is_terminal)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it again at its end
+    GenerationConfig((), **sampling.options())  # raises for a value out of range, before loading
+    log_note(f"loading {path}")
+    model = load(path, **loading.options())
+    has_tower = model.config.vision is not None
+    if images and not has_tower:
+        raise ConfigError(f"{path} is a language model alone; leave out --image")
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        log_note(f"template {model.template}; /help lists the commands")
+    answer = partial(model.chat, stream=True, **sampling.options())
+    converse(answer, _input_lines(), images, has_tower=has_tower, is_terminal=is_terminal)
 
 
 def converse(
@@ -78,8 +71,8 @@ def converse(
     """Answers the questions and commands in `lines` until they end or one is /exit.
 
     The first question, and the first one after /clear, comes with `pictures`. A question without an answer is dropped
-    from the conversation, and its images go to the next one. On a terminal, KeyboardInterrupt stops an answer, and its
-    text so far stays in the conversation; otherwise it propagates.
+    from the conversation, and its images go to the next one. On a terminal, Ctrl-C stops an answer, and its text so far
+    stays in the conversation; otherwise KeyboardInterrupt propagates, as it does for other stop signals.
     """
     messages, images, pending = [], [], list(pictures)
     for line in lines:
@@ -117,11 +110,12 @@ def _write_answer(answer: Answer, messages: list[dict], images: list[Image.Image
     """Prints an answer as it is generated. Returns its text; None if an error or Ctrl-C came before any text."""
     text, message = "", None
     try:
-        for piece in answer(messages, images):
-            text += piece
-            print(harmless(piece) if sys.stdout.isatty() else piece, end="", flush=True)
-    except KeyboardInterrupt:
-        if not is_terminal:
+        with stop_signals(raise_interrupt):  # a context for each answer: Ctrl-C may stop many, one after another
+            for piece in answer(messages, images):
+                text += piece
+                print_output(harmless(piece) if sys.stdout.isatty() else piece)
+    except KeyboardInterrupt as e:
+        if not is_terminal or exit_code_of(e) != 130:
             raise
         message = "stopped"
     except TooLong as e:
@@ -129,14 +123,14 @@ def _write_answer(answer: Answer, messages: list[dict], images: list[Image.Image
     except UserError as e:
         message = e
     if text or message is None:
-        print(flush=True)
+        print_output("\n")
     if message is not None:
         log_note(message)
     return text.rstrip() if text or message is None else None
 
 
 def _input_lines() -> Iterator[str]:
-    """The lines of standard input; on a terminal with a prompt, until Ctrl-D or Ctrl-C."""
+    """The lines of standard input; on a terminal with a prompt, until Ctrl-D. Ctrl-C there raises KeyboardInterrupt."""
     if not sys.stdin.isatty():
         yield from sys.stdin
         return
@@ -151,9 +145,12 @@ def _input_lines() -> Iterator[str]:
             else:
                 print("> ", end="", file=sys.stderr, flush=True)
                 line = input()
-        except (EOFError, KeyboardInterrupt):
-            print(file=sys.stderr)
+        except (EOFError, OSError):  # OSError: the terminal is gone
+            log_note("")
             return
+        except KeyboardInterrupt:
+            log_note("")
+            raise
         yield line
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from llava_jax.config.build import flatten
 from llava_jax.config.config_dict import describe_values, from_config_dict
 from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, UserError
+from llava_jax.output.files import local_path
 
 
 def read_command_line(
@@ -39,7 +41,18 @@ def read_command_line(
     except Exception as e:  # a config file is a program; it may raise anything
         raise ConfigError(_explain(e)) from None
     config = from_config_dict(values)
+    for path, value in flatten(config).items():
+        if not path.endswith("learning_rates"):  # their patterns are no paths
+            _check_paths(f"config.{path}", value)
     return config, flag_values, file, describe_values(config, overrides, file.name)
+
+
+def _check_paths(name: str, value: object) -> None:
+    """Raises ConfigError for a string, also within tuples, that is a URL."""
+    if isinstance(value, str):
+        local_path(value, name)
+    for item in value if isinstance(value, tuple) else ():
+        _check_paths(name, item)
 
 
 def _explain(error: Exception) -> str:

@@ -54,7 +54,7 @@ def build(
         )
     except KeyboardInterrupt:
         log(f"stopped; run the same command again to resume {out}")
-        return 130
+        raise
     except OSError as fault:  # e.g. a full disk
         message = f"{out} cannot be written ({fault.strerror or fault}); free space and run the same command to resume"
         raise DataError(message) from None

@@ -29,14 +29,13 @@ Exit codes: 0 everything fits, 1 something does not fit, 2 bad usage or config.
 """
 
 import os
-from pathlib import Path
 
 from absl import flags
 
 from llava_jax.cli.config_flags import read_command_line
 from llava_jax.errors import ConfigError
 from llava_jax.output.console import log
-from llava_jax.output.files import write_whole
+from llava_jax.output.files import local_path, write_whole
 
 
 def plan(argv: list[str]) -> int:
@@ -80,7 +79,9 @@ def plan(argv: list[str]) -> int:
     for name in stages if args.length else ():
         config = search.changed(config, f"stages.{name}.data.length", args.length)
     slices = [topologies.parse_topology(name) for name in args.topology]
-    file = Path(args.json) if args.json else None
+    file, program_file = (
+        local_path(path, name) if path else None for path, name in ((args.json, "--json"), (args.hlo, "--hlo"))
+    )
     if file:  # fails now if FILE is unusable, not after minutes of compiling
         report.append(file, [])
         report.read_results(file)
@@ -94,8 +95,8 @@ def plan(argv: list[str]) -> int:
         for result in new_results:
             log("\n".join(report.describe_result(result, args.price)) + "\n")
             assumptions = result.assumptions or assumptions
-            if args.hlo and result.program:
-                write_whole(Path(args.hlo), result.program)
+            if program_file and result.program:
+                write_whole(program_file, result.program)
         if file:
             report.append(file, new_results)
         results += new_results

@@ -25,8 +25,11 @@ Examples:
   python -m llava_jax train --config=configs/quickstart.py --workdir=/tmp/short --config.stages.stage1.steps=20
   python -m llava_jax train --config=configs/stage1.py --config.model.llm=vicuna_13b_v1.3 --config.mesh.tensor=2
 
-Exit codes: 0 success, 1 the run failed, 2 bad usage or config, 3 too many steps in a row were skipped, 143 stopped by
-SIGTERM after saving, 134 JAX aborted this process because another one was lost (the last lines name it).
+SIGINT (Ctrl-C), SIGHUP and SIGTERM save a checkpoint and end the run; a second one ends it at once, without saving.
+
+Exit codes: 0 success, 1 the run failed, 2 bad usage or config, 3 too many steps in a row were skipped, 134 JAX aborted
+this process because another one was lost (the last lines name it). After saving: 130 SIGINT, 129 SIGHUP, 143 SIGTERM,
+141 standard output is lost.
 """
 
 import contextlib
@@ -39,6 +42,7 @@ from llava_jax.cli.config_flags import read_command_line
 from llava_jax.config.schema import Config
 from llava_jax.errors import UserError
 from llava_jax.output.console import log
+from llava_jax.output.files import local_path
 from llava_jax.runtime.compilation import compile_cache
 from llava_jax.runtime.distributed import DistributedConfig, join_processes
 
@@ -61,8 +65,9 @@ def read_config(argv: list[str]) -> tuple[Config, Path, list[str], DistributedCo
 
     config, args, file, lines = read_command_line(argv, define)
     processes = DistributedConfig(args.coordinator, args.processes, args.process, args.lost_after, args.stalled_after)
-    workdir, cache_folder = Path(args.workdir or f"workdir/{file.stem}"), args.compile_cache
-    return config, workdir, lines, processes, Path(cache_folder) if cache_folder else None
+    workdir = local_path(args.workdir or f"workdir/{file.stem}", "--workdir")
+    cache_folder = local_path(args.compile_cache, "--compile-cache") if args.compile_cache else None
+    return config, workdir, lines, processes, cache_folder
 
 
 def main(argv: list[str]) -> int:
@@ -92,7 +97,7 @@ def main(argv: list[str]) -> int:
             except Stopped as e:
                 if index == 0:
                     log(e, to_stderr=True)
-                return 143
+                return e.exit_code
         return 0
     except UserError as e:
         log(f"error: {e}", to_stderr=True)

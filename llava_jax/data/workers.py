@@ -16,8 +16,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 from llava_jax.errors import UserError
-
-RUN_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from llava_jax.output.interrupts import ignore_stop_signals, signals_blocked
 
 
 class WorkerRows:
@@ -39,12 +38,8 @@ class WorkerRows:
             arguments = (writer, rows, range(start + worker, len(rows), workers), threads, ahead)
             name = f"data worker {worker + 1} of {workers}"
             process = context.Process(target=_work, args=arguments, name=name, daemon=True)
-            # Blocked until the worker ignores these signals; while it starts, they would end it.
-            old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, RUN_SIGNALS)
-            try:
+            with signals_blocked():
                 process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
             writer.close()  # so that only the worker holds the write end
             self._pipes.append(reader)
             self._processes.append(process)
@@ -96,10 +91,7 @@ def _worker_error(process) -> UserError:
 
 def _work(writer, rows, indices: range, threads: int, ahead: int) -> None:
     """Runs in a worker process: sends (row, None) or (None, exception) for each row."""
-    # Signals to the process group (Ctrl-C, a scheduler's SIGTERM) are for the run, which saves and then ends us.
-    for signum in RUN_SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, RUN_SIGNALS)
+    ignore_stop_signals()
 
     def make(index: int) -> tuple:
         try:

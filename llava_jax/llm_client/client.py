@@ -18,6 +18,7 @@ from pathlib import Path
 from llava_jax.errors import ConfigError, UserError, harmless
 from llava_jax.llm_client.cache import Reply, ReplyCache
 from llava_jax.llm_client.settings import LLMSettings, Messages, deduplicate, estimate_cost
+from llava_jax.output.interrupts import Interrupt, stop_signals
 
 TRIES = 5
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0  # seconds between tries
@@ -55,7 +56,7 @@ def ask_llm(
     number of finished requests and their total.
 
     Raises Unfinished if `settings.max_cost` is reached or the server does not work; ConfigError for an unusable key,
-    model, server or cache; SystemExit(143) for SIGTERM; KeyboardInterrupt.
+    model, server or cache; Interrupt for a stop signal.
     """
     keys, messages = deduplicate(requests, settings)
     with ReplyCache(cache) as reply_cache:
@@ -72,11 +73,8 @@ def ask_llm(
             if pending:
                 asyncio.run(sender.run(pending, on_progress))
         except asyncio.CancelledError:
-            log(f"terminated; {progress()}; run the same command again to resume")
-            raise SystemExit(143) from None
-        except KeyboardInterrupt:
             log(f"stopped; {progress()}; run the same command again to resume")
-            raise
+            raise Interrupt(sender.signalled) from None
         if sender.stop_reason is not None:
             raise type(sender.stop_reason)(f"{sender.stop_reason}; {progress()}")
         replies = {name: cached[key] for name, key in keys.items() if key in cached}
@@ -113,8 +111,9 @@ class _FailedTry(Exception):
 class _Sender:
     """Sends the requests of one run.
 
-    stop_reason: if set, nothing more is sent; requests in flight are awaited, because they are paid for. In US dollars:
-    spent: for replies. lost: maximum for tries without a reply. reserved: maximum for requests in flight.
+    stop_reason: if set, nothing more is sent; requests in flight are awaited, because they are paid for. signalled: the
+    stop signal that cancelled `run`. In US dollars: spent: for replies. lost: maximum for tries without a reply.
+    reserved: maximum for requests in flight.
     """
 
     def __init__(self, settings: LLMSettings, cache: ReplyCache, spent: float):
@@ -122,22 +121,28 @@ class _Sender:
         self.spent, self.lost, self.reserved = spent, 0.0, 0.0
         self.in_flight = self.done = self.failed_in_a_row = 0
         self.failed: dict[str, str] = {}
+        self.signalled: int = signal.SIGTERM
         self.stop_reason: UserError | None = None
         self.stopped, self.try_ended = asyncio.Event(), asyncio.Event()
 
     async def run(self, pending: dict[str, Messages], on_progress: Callable[[int, int], None]) -> None:
         self.openai, self.key = _openai(), read_api_key(self.settings)
-        with contextlib.suppress(ValueError, RuntimeError):  # outside the main thread
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
         # A redirect could send the key to another server. The library's own retries would not be counted.
         self.client = self.openai.AsyncOpenAI(
             api_key=self.key, base_url=self.settings.url, timeout=self.settings.timeout, max_retries=0,
             http_client=self.openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )  # fmt: skip
         queue = iter(pending.items())  # shared by all workers
-        async with self.client, asyncio.TaskGroup() as workers:
-            for _ in range(min(self.settings.concurrency, len(pending))):
-                workers.create_task(self._worker(queue, lambda: on_progress(self.done, len(pending))))
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def stop(signum: int) -> None:  # not an exception: it could arrive in any task
+            self.signalled = signum
+            loop.call_soon_threadsafe(task.cancel)
+
+        with stop_signals(stop):
+            async with self.client, asyncio.TaskGroup() as workers:
+                for _ in range(min(self.settings.concurrency, len(pending))):
+                    workers.create_task(self._worker(queue, lambda: on_progress(self.done, len(pending))))
 
     async def _worker(self, queue: Iterator[tuple[str, Messages]], on_progress: Callable[[], None]) -> None:
         for key, messages in queue:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.output.file_kind import wrong_kind
+from llava_jax.output.interrupts import removed_on_stop
 from llava_jax.output.json_text import parse_json
 
 
@@ -28,11 +29,12 @@ def atomic_path(path: Path, partial: Path | None = None, sync: bool = False) -> 
     """
     partial = partial or path.with_name(f"{path.name}.partial")
     try:
-        yield partial
-        if sync:
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-        partial.replace(path)
+        with removed_on_stop(partial):
+            yield partial
+            if sync:
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+            partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             if partial.is_dir():

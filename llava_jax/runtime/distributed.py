@@ -77,7 +77,7 @@ def join_processes(processes: DistributedConfig, log_error: Callable[[str], None
         if jax.process_count() == 1:
             raise
         this_process = f"process {jax.process_index()} of {jax.process_count()}"
-        if isinstance(e, UserError):
+        if isinstance(e, UserError | KeyboardInterrupt):
             log_error(f"error: {this_process}: {e}")
         else:
             if isinstance(e, jax.errors.JaxRuntimeError):  # perhaps because a process was lost

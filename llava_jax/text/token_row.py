@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     segment_ids: np.ndarray  # int32[B, T]
     images: np.ndarray  # uint8[B, N, H, W, 3], or float for prompts
     replaced: np.ndarray | None = None  # int32[B], samples of each row that were replaced because they were unreadable
-    stop: np.ndarray | None = None  # int32[B], 1 where the process of this row was asked to stop
+    stop: np.ndarray | None = None  # int32[B], the signal that the process of this row got, or 0
 
 
 def token_row(

@@ -35,7 +35,7 @@ class Evaluation:
 
 
 def run_evaluations(evaluations: tuple[Evaluation, ...], context: EvaluationContext) -> dict[str, float] | None:
-    """The values of all evaluations, in their order; None where SIGTERM interrupted one."""
+    """The values of all evaluations, in their order; None where a stop signal interrupted one."""
     values = {}
     try:
         for evaluation in evaluations:

@@ -19,7 +19,7 @@ from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, DataError, UserError
 from llava_jax.images.metadata import EXIF_RULES
 from llava_jax.models.llava import Llava
-from llava_jax.output.console import log
+from llava_jax.output.console import log, log_until_lost
 from llava_jax.runtime.accelerators import platform_of
 from llava_jax.runtime.distributed import DistributedConfig
 from llava_jax.runtime.mesh import check_processes, make_mesh
@@ -37,13 +37,9 @@ from llava_jax.train.state import TrainState, all_params, params_sha256
 from llava_jax.train.step import make_eval_step, make_train_step
 from llava_jax.train.step_log import log_step
 from llava_jax.train.steps import training_steps
-from llava_jax.train.stop_request import StopRequest
+from llava_jax.train.stop_request import Stopped, StopRequest
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # disk, quota or file size exceeded; read-only
-
-
-class Stopped(Exception):
-    """SIGTERM arrived. A checkpoint is saved, from which the same command resumes."""
 
 
 def train(
@@ -56,7 +52,7 @@ def train(
     """Trains all stages of `config` in the workdir `folder`; resumes if it has a checkpoint.
 
     processes: timeouts of the watchdog. evaluations: run in this order at each step that is due for evaluation. Raises
-    Stopped after SIGTERM, Diverged when too many steps in a row were skipped, another UserError for other faults.
+    Stopped after a stop signal, Diverged when too many steps in a row were skipped, another UserError for other faults.
     """
     watchdog = Watchdog(
         folder, processes or DistributedConfig(), jax.process_index(), jax.process_count(), partial(log, to_stderr=True)
@@ -87,7 +83,8 @@ def _train(
     config: Config, folder: Path, argv: list[str], watchdog: Watchdog, evaluations: tuple[Evaluation, ...]
 ) -> None:
     started = time.perf_counter()
-    log_line = log if jax.process_index() == 0 else (lambda text: None)
+    stop = StopRequest(is_single_process=jax.process_count() == 1)
+    log_line = partial(log_until_lost, log, stop.receive) if jax.process_index() == 0 else (lambda text: None)
 
     # All inputs are opened and checked before anything is computed.
     # --- mesh
@@ -117,35 +114,35 @@ def _train(
     resumed = workdir.find_resumable(store, folder, setups, records, log_line)
     workdir.write_run_files(folder, config, argv, mesh, tokenizer, model_config)
     writer = MetricsWriter(folder, resumed.is_past if resumed else lambda record: False)
-    stop = StopRequest(is_single_process=jax.process_count() == 1)
     model = Llava(model_config)
     run = Run(config, records, folder, model, tokenizer, store, writer, log_line, watchdog, stop, evaluations)
 
     # --- stages
     state = None
-    with stop.on_sigterm(), contextlib.closing(store), contextlib.closing(writer):
-        for setup in setups[resumed.index if resumed else 0 :]:
-            log_line(f"\nstage {setup.name}: {setup.data.steps} steps of {setup.stage.batch} rows")
-            watchdog.begin("initializing or restoring the weights", setup.start_step, slow=True)
-            _log_setup(run, setup)
-            with jax.set_mesh(setup.layout.mesh):
-                start, state = start_stage(run, setup, state, resumed), None  # frees the state of the stage before
-                state = run_stage(run, setup, start)
-                store.wait()
-                for line in export(model_config, setup.stage, state):
-                    log_line(line)
+    with stop.on_signals():
+        with contextlib.closing(store), contextlib.closing(writer):
+            for setup in setups[resumed.index if resumed else 0 :]:
+                log_line(f"\nstage {setup.name}: {setup.data.steps} steps of {setup.stage.batch} rows")
+                watchdog.begin("initializing or restoring the weights", setup.start_step, slow=True)
+                _log_setup(run, setup)
+                with jax.set_mesh(setup.layout.mesh):
+                    start, state = start_stage(run, setup, state, resumed), None  # frees the state of the stage before
+                    state = run_stage(run, setup, start)
+                    store.wait()
+                    for line in export(model_config, setup.stage, state):
+                        log_line(line)
 
-    # --- summary
-    for setup in setups:
-        for evaluation in evaluations:
-            for line in evaluation.summary(folder, setup.name):
-                log_line(line)
-    log_line(f"done: {folder} ({time.perf_counter() - started:.0f} s)")
+        # --- summary
+        for setup in setups:
+            for evaluation in evaluations:
+                for line in evaluation.summary(folder, setup.name):
+                    log_line(line)
+        log_line(f"done: {folder} ({time.perf_counter() - started:.0f} s)")
 
 
 def run_stage(run: Run, setup: StageSetup, start: StageStart) -> TrainState:
     """Trains one stage to its end. At each due step it logs the metrics, evaluates and saves, in this order. Raises
-    Stopped after SIGTERM, Diverged when too many steps in a row were skipped."""
+    Stopped after a stop signal, Diverged when too many steps in a row were skipped."""
     stage = open_stage_run(run, setup, start)
     setup, state = stage.setup, start.state
     accumulation, chunks = setup.stage.accumulation, setup.stage.loss_chunks
@@ -173,9 +170,7 @@ def run_stage(run: Run, setup: StageSetup, start: StageStart) -> TrainState:
             _save(stage, state, step, is_evaluated=not lacks_evaluation(step))
         if stopping:
             run.store.wait()
-            raise Stopped(
-                f"stopped by SIGTERM after step {step} of {setup.name}; the same command resumes {run.folder}"
-            )
+            raise run.stop.stopped(step, setup.name, run.folder)
 
     _end_stage(stage, state, frozen_before)
     return state
@@ -194,7 +189,7 @@ def _log_setup(run: Run, setup: StageSetup) -> None:
 
 
 def _evaluate(run: Run, setup: StageSetup, state: TrainState, eval_step, step: int) -> bool:
-    """Runs the evaluations and writes their values. False where SIGTERM interrupted one."""
+    """Runs the evaluations and writes their values. False where a stop signal interrupted one."""
     if setup.data.held_out is None:
         return True
 

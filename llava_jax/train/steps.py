@@ -20,7 +20,7 @@ class StepMetrics:
 
     index: int64[b], this process's rows of the batch. norms: float32[trained parameters], on the devices. replaced:
     number of unreadable samples of the global batch, None where the data does not count them. stop: whether one of
-    several processes got SIGTERM. step_time: seconds since the previous step, None after a pause. data_wait: seconds.
+    several processes got a signal. step_time: seconds since the previous step, None after a pause. data_wait: seconds.
     """
 
     loss: float

@@ -1,17 +1,21 @@
 """`python -m llava_jax VERB`: the list of verbs, their help, and the flags of verbs that read a config."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from llava_jax.__main__ import VERBS, main
+from llava_jax.__main__ import main
+from llava_jax.cli import verbs
 from llava_jax.cli.config_flags import read_command_line
 from llava_jax.cli.plan import define_flags
 from llava_jax.cli.train import main as train_main
 from llava_jax.cli.train import read_config
+from llava_jax.output.console import OutputLost
+from llava_jax.output.interrupts import Interrupt
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"--config={ROOT}/configs/quickstart.py"
@@ -48,7 +52,7 @@ print(json.dumps([results, sorted(slow)]))
 
 
 def test_every_help_takes_under_a_second_without_jax():
-    commands = [[], *verb_commands(VERBS), ["ckpt"]]
+    commands = [[], *verb_commands(verbs.VERBS), ["ckpt"]]
     assert len(commands) >= 20
     done = subprocess.run(
         [sys.executable, "-c", EVERY_HELP, json.dumps(commands)], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -91,16 +95,47 @@ def test_unknown_flag_of_train_or_plan_is_one_line(verb, capsys):
     assert out == "" and err.startswith("error: Unknown command line flag 'topolgy-x'") and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("error, code", [(KeyboardInterrupt(), 130), (BrokenPipeError(), 1)])
-def test_plan_exit_codes_on_interrupt_and_closed_pipe(error, code, monkeypatch):
-    from llava_jax import __main__ as program
-
+@pytest.mark.parametrize(
+    "error, code",
+    [(KeyboardInterrupt(), 130), (Interrupt(signal.SIGHUP), 129), (BrokenPipeError(), 1), (OutputLost("full"), 1)],
+)
+def test_plan_exit_codes_on_interrupt_and_lost_output(error, code, monkeypatch):
     def plan(argv):
         raise error
 
-    monkeypatch.setattr(program, "plan", plan)
-    monkeypatch.setattr(program.os, "dup2", lambda *files: None)  # keeps standard output
+    monkeypatch.setattr(verbs, "plan", plan)
     assert main(["plan"]) == code
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("trian", "there is no 'trian'; did you mean `train`?"),
+        ("data chek x", "`python -m llava_jax data chek`: there is no 'chek'; did you mean `check`?"),
+        ("eval scienceqa pridict --out x", "there is no 'pridict'; did you mean `predict`?"),
+        ("qqq", "there is no 'qqq'; known are train, chat,"),
+        ("", "`python -m llava_jax` needs one of train, chat, convert,"),
+        ("data --length 3", "`python -m llava_jax data` needs one of check, show,"),
+        ("convert a gs://bucket/b --to hf", "dst: gs:/bucket/b is a URL"),
+        ("chat model --image https://host/a.png", "image: https:/host/a.png is a URL"),
+        ("data check s3://bucket/rows.json", "data: s3:/bucket/rows.json is a URL"),
+        ("chat model --tower hf://clip", "tower: hf:/clip is a URL"),
+        ("train --config=CONFIG --workdir=gs://bucket/run", "--workdir: gs://bucket/run is a URL"),
+        ("train --config=CONFIG --compile-cache=gs://b/c", "--compile-cache: gs://b/c is a URL"),
+        ("train --config=CONFIG --config.load.llm=https://h/m", "config.load.llm: https://h/m is a URL"),
+        (
+            "train --config=CONFIG --config.stages.stage1.data.mixture=(('gs://b/a','',1.0),)",
+            "config.stages.stage1.data.mixture: gs://b/a is a URL",
+        ),
+        ("plan --config=CONFIG --topology=v5e:2x2 --json=gs://b/c", "--json: gs://b/c is a URL"),
+    ],
+)
+def test_wrong_verbs_and_urls_are_one_line(command, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([part.replace("CONFIG", f"{ROOT}/configs/quickstart.py") for part in command.split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and message in err and err.count("\n") == 1, err
+    assert list(tmp_path.iterdir()) == []
 
 
 SPELLINGS = [

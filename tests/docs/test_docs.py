@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from llava_jax import config
-from llava_jax.__main__ import VERBS, main
+from llava_jax.__main__ import main
+from llava_jax.cli.verbs import VERBS
 from tests.docs.pages import PAGES, README, ROOT, anchors, commands, inline_code, links, prose, read
 
 PACKAGE = ROOT / "llava_jax"

@@ -136,18 +136,33 @@ def test_workdir_records_config_versions_devices_and_results(reference):
     assert (reference / "samples" / "two-000004" / "answers.html").exists()
 
 
+@pytest.fixture
+def usual_signals():
+    """In the background of a script SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
-    "moment",
-    ["one 1/4", "held out, step 2", "one 4/4", "stage two", "held out, step 0", "two 4/4"],
+    "moment, signum",
+    [
+        ("one 1/4", signal.SIGINT),
+        ("held out, step 2", signal.SIGHUP),
+        ("one 4/4", signal.SIGTERM),
+        ("stage two", signal.SIGINT),
+        ("held out, step 0", signal.SIGTERM),
+        ("two 4/4", signal.SIGHUP),
+    ],
 )
-def test_resume_is_byte_equal_after_sigterm(reference, tmp_path, monkeypatch, moment):
-    """SIGTERM arrives when the run logs `moment`: in a step, in an evaluation, between the stages."""
+def test_resume_is_byte_equal_after_a_stop_signal(reference, usual_signals, tmp_path, monkeypatch, moment, signum):
+    """The signal arrives when the run logs `moment`: in a step, in an evaluation, between the stages."""
 
     def log(text):
         if text.strip().startswith(moment):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signum)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signum)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "log", log)
         with pytest.raises(loop.Stopped, match=f"the same command resumes {tmp_path}") as stopped:
@@ -155,7 +170,9 @@ def test_resume_is_byte_equal_after_sigterm(reference, tmp_path, monkeypatch, mo
     step, stage = re.search(r"after step (\d) of (\w+)", str(stopped.value)).groups()
     newest = int(step) + 4 * (stage == "two")
     assert (tmp_path / "checkpoints" / str(newest)).is_dir(), "no finished step is lost"
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signum) is before
+    assert stopped.value.exit_code == 128 + signum
+    assert str(stopped.value).startswith(f"stopped by {signum.name} after step")
     assert len(records(tmp_path)) < len(records(reference))
 
     train(tmp_path)

@@ -18,6 +18,7 @@ from llava_jax.checkpoint.torch_tensors.safetensors_reader import TorchFiles
 from llava_jax.checkpoint.torch_tensors.weight_files import weight_files
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.output.file_kind import wrong_kind
+from llava_jax.output.interrupts import remove_on_stop
 
 WEIGHTS, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SUFFIXES = (".bin", ".pt", ".pth")
@@ -101,6 +102,7 @@ def read_pickled(path: Path, allowed: bool) -> TorchFiles:
             f"trust its source, pass allow_pickle=True or --allow-pickle (it loads only tensors, in a subprocess)"
         )
     folder = Path(tempfile.mkdtemp(prefix="llava_jax-"))
+    remove_on_stop(folder)  # a process that a signal ends calls no finalizers
     try:
         for source in sources:
             _copy(source, folder / f"{source.stem}.safetensors")
@@ -115,7 +117,7 @@ def read_pickled(path: Path, allowed: bool) -> TorchFiles:
 def _copy(source: Path, target: Path) -> None:
     # -I: no module next to the weights, in the working directory or on PYTHONPATH can shadow torch.
     command = [sys.executable, "-I", "-c", READER, str(source), str(target)]
-    process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace")
     if process.returncode == NO_TORCH:
         raise ConfigError(f"{source} can only be read with torch >= 2.10; install it for {sys.executable}")
     if process.returncode:

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from llava_jax.errors import UserError
+from llava_jax.output.interrupts import ignore_stop_signals, signals_blocked
 
 CHUNK = 32  # rows per task: few enough to show progress, enough to amortise the communication
 
@@ -27,7 +27,9 @@ def map_rows(work: Callable[[range], list], rows: int, workers: int) -> Iterator
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(chunks)), context, _start, (work,)) as pool:
         try:
-            yield from pool.map(_run, chunks)
+            with signals_blocked():  # starts the workers
+                results = pool.map(_run, chunks)
+            yield from results
         except BrokenProcessPool:
             raise UserError("a worker process was killed, probably for lack of memory. Pass fewer --workers.") from None
         finally:
@@ -40,7 +42,7 @@ _work: Callable[[range], list]
 def _start(work: Callable[[range], list]) -> None:
     global _work
     _work = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    ignore_stop_signals()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     warnings.simplefilter("ignore")  # of PIL, about files that are reported anyway
 
