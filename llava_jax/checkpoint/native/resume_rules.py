@@ -141,7 +141,7 @@ def compare_settings(folder: str, old: dict, new: dict) -> list[str]:
     if refused:
         raise ConfigError(
             f"{folder} holds a run that cannot resume: {'; '.join(refused)}. Restore what changed"
-            f"{' with ' + ' '.join(flags) if flags else ''}, or choose another --workdir for a new run, its "
+            f"{' with ' + ' '.join(flags) if flags else ''}, or choose another --workdir for a new run; its "
             f"load.llm, load.vision and load.projector may be {folder}"
         )
     lines = [f"changed since the checkpoint: {change}" for change in reported]
