@@ -1,6 +1,8 @@
 """A model's chat template is recognised by what it renders, and never harms or stops the program."""
 
+import re
 import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -35,18 +37,23 @@ OTHERS = {
     "mistral_nemo": "mistral_v3", "mistral_v0_1_spaced": "", "mixtral_space_after_answer": "mistral_v1", "olmo": "",
     "openchat": "", "phi_2": "", "qwen_3": "chatml_bare", "solar": "", "vicuna_newlines": "vicuna_v1", "zephyr": "",
 }  # fmt: skip
+ENDED = f"its process ended with {-signal.SIGPROF}"  # by the limit of CPU time, which other processes do not change
+# name: (chat template, what ends it)
 HOSTILE = {
-    "endless loop": "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}"
-    "{% endfor %}{% endfor %}",
-    "1 GB of output": "{% for i in range(10000) %}{{ 'a' * 100000 }}{% endfor %}",
-    "a string of 10 GB": "{{ 'a' * 10**10 }}",
-    "a string doubled 60 times": "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}"
-    "{% endfor %}{{ ns.s }}",
-    "a large power": "{{ (9 ** (9 ** 9)) | length }}",
-    "attribute access": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "endless recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "a range of 10**9": "{{ range(10**9) | list }}",
-}
+    "endless loop": (
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}"
+        "{% endfor %}", ENDED,
+    ),
+    "a large power": ("{{ (9 ** (9 ** 9)) | length }}", ENDED),
+    "1 GB of output": ("{% for i in range(10000) %}{{ 'a' * 100000 }}{% endfor %}", "it writes more than 1 MiB"),
+    "a string of 1 GB": ("{{ ('a' * 10**9) | length }}", "MemoryError"),
+    "a string doubled 60 times": (
+        "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}", "Mem|ended",
+    ),
+    "attribute access": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "access to attribute '__class__'"),
+    "endless recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+    "a range of 10**9": ("{{ range(10**9) | list }}", "Range too big"),
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -178,9 +185,10 @@ def test_faulty_chat_template_is_reported(in_process, text):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_chat_template_ends_within_a_second(name):
+    text, end = HOSTILE[name]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = recognise.__wrapped__(HOSTILE[name])
+    result = recognise.__wrapped__(text)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert result.template == "" and result.fault
+    assert result.template == "" and re.search(end, result.fault)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert seconds < 1, f"{seconds:.2f} s of CPU time, which does not depend on other processes"
+    assert seconds < 1, f"{seconds:.2f} s of CPU time"
