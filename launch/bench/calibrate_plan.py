@@ -101,11 +101,11 @@ def main() -> None:
         mesh = make_mesh(1, -1, 1, topologies.devices(topology))
         file = args.hlo / f"{name}.txt" if args.hlo else None
         if file and file.exists():
-            text = file.read_text()
+            text = file.read_text(encoding="utf-8")
         else:
             text = compile_run(run, mesh)
             if file:
-                file.write_text(text)
+                file.write_text(text, encoding="utf-8")
         estimated = estimate(text, topology, [device.coords for device in mesh.devices.flat])
         low, high = estimated.lower / run.seconds, estimated.upper / run.seconds
         fits = "yes" if abs(low - 1) <= ALLOWED or abs(high - 1) <= ALLOWED or low <= 1 <= high else "no"

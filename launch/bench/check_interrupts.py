@@ -141,7 +141,7 @@ def trial(verb: str, name: str, count: int, delay: float, expected: dict, folder
     if verb == "train" and any((folder / "out" / "checkpoints").glob("[0-9]*[0-9]")):
         check = start(["checkpoints", "verify", "out"], None, folder, folder)
         if check.wait(args.patience):
-            return line, f"a checkpoint is damaged: {(folder / 'log').read_text()[-200:]}"
+            return line, f"a checkpoint is damaged: {(folder / 'log').read_text(encoding='utf-8')[-200:]}"
     partial = [p.name for p in folder.glob("out*.partial")]
     if partial and count == 1:
         return line, f"{partial[0]} is left"

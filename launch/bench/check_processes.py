@@ -50,7 +50,9 @@ def texts(runs: list[check_resume.Run]) -> str:
 
 def relative_differences(workdir: Path, reference: Path) -> dict[str, float]:
     """Returns the largest relative difference of each metric of two runs. Raises ValueError if their steps differ."""
-    ours, theirs = ([json.loads(line) for line in (w / "metrics.jsonl").open()] for w in (workdir, reference))
+    ours, theirs = (
+        [json.loads(line) for line in (w / "metrics.jsonl").open(encoding="utf-8")] for w in (workdir, reference)
+    )
     if [(r["step"], r.keys()) for r in ours] != [(r["step"], r.keys()) for r in theirs]:
         raise ValueError(f"{workdir} and {reference} have metrics of different steps")
     differences = {}

@@ -39,7 +39,7 @@ class Run:
         command = [sys.executable, *program, f"--config={config}", f"--workdir={workdir}", *flags]
         self.workdir, self.lines = workdir, []
         self.process = subprocess.Popen(
-            command, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

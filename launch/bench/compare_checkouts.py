@@ -27,7 +27,7 @@ def call(checkout: Path, folder: Path, *arguments: str, allowed: tuple[int, ...]
     folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=folder, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", *arguments], cwd=folder, env=environment, capture_output=True, encoding="utf-8"
     )
     if done.returncode not in allowed:
         sys.exit(f"{checkout}: {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
@@ -122,7 +122,9 @@ def data(sides: dict[Path, Path], root: Path) -> bool:
     first, second = sides.values()
     same = report("data captions", *((side / "chat.json").read_bytes() for side in (first, second)))
     same &= report("data build", digests(first / "shards"), digests(second / "shards"))
-    return same & report("data check", *(json.loads((s / "report/report.json").read_text()) for s in (first, second)))
+    return same & report(
+        "data check", *(json.loads((s / "report/report.json").read_text(encoding="utf-8")) for s in (first, second))
+    )
 
 
 def scienceqa(sides: dict[Path, Path], root: Path) -> bool:
@@ -147,7 +149,7 @@ def plan(sides: dict[Path, Path]) -> bool:
         bf16 = ["--config.model.dtype=bfloat16", "--config.model.feature_dtype=bfloat16"]
         call(checkout, folder, "llava_jax", "plan", config, *bf16, "--topology=v5e:2x2", "--json=plan.json",
              allowed=(0, 1))  # fmt: skip
-        lines = (folder / "plan.json").read_text().splitlines()
+        lines = (folder / "plan.json").read_text(encoding="utf-8").splitlines()
         records.append({f"{n}{path}": x for n, line in enumerate(lines) for path, x in numbers(json.loads(line))})
     return report("plan", *records)
 

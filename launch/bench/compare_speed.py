@@ -83,7 +83,7 @@ def start(checkout: Path, folder: Path, case: list[str]) -> subprocess.Popen:
     command = [sys.executable, __file__, str(checkout), str(folder), "--serve", *case]
     environment = os.environ | {"PYTHONPATH": str(checkout), "TF_CPP_MIN_LOG_LEVEL": "2"}
     environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # as bench_step sets it
-    side = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    side = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
     while (line := side.stdout.readline()) and line.strip() != "ready":
         pass
     if not line:

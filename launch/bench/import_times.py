@@ -32,7 +32,9 @@ IMPORT = "import time, numpy; start = time.perf_counter(); import llava_jax; pri
 
 def python(*arguments: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT))}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=True)
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, encoding="utf-8", check=True
+    )
 
 
 def seconds(arguments: list[str], repeats: int) -> float:

@@ -41,7 +41,7 @@ class Theirs(torch.utils.data.Dataset):
     """Preprocesses a sample as the original does."""
 
     def __init__(self, path: Path, images: Path, tokenizer, aspect: str, size: int):
-        self.rows, self.images, self.aspect = json.loads(path.read_text()), images, aspect
+        self.rows, self.images, self.aspect = json.loads(path.read_text(encoding="utf-8")), images, aspect
         self.bos_id = tokenizer.bos_id
         self.tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend)
         self.processor = transformers.CLIPImageProcessorPil(
@@ -125,10 +125,10 @@ def measure(batches, count: int) -> tuple[float, float]:
 def processor_seconds() -> float:
     """User and system time of this process and its running children."""
     pid_self = os.getpid()
-    children = Path(f"/proc/{pid_self}/task/{pid_self}/children").read_text().split()
+    children = Path(f"/proc/{pid_self}/task/{pid_self}/children").read_text(encoding="utf-8").split()
     ticks = 0
     for pid in (pid_self, *children):
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
 

@@ -87,7 +87,7 @@ def read_through_buffer(files: list[Path]) -> float:
 
 
 def read_in_subprocess(program: str, files: list[Path]) -> float:
-    done = subprocess.run([sys.executable, "-c", program, *files], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program, *files], check=True, capture_output=True, encoding="utf-8")
     return float(done.stdout)
 
 
