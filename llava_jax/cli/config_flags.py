@@ -1,5 +1,6 @@
 """Command lines with a config: --config=FILE --config.NAME=VALUE and the flags of the verb."""
 
+import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,14 @@ from llava_jax.config.config_dict import describe_values, from_config_dict
 from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, UserError
 from llava_jax.output.files import local_path
+
+EXPECTED = {  # part of absl's reason: what the flag takes
+    "literal for int()": "a whole number",
+    "string to float": "a number",
+    "Non-boolean": "true or false",
+    "as tuple": """a tuple in Python's notation, e.g. "('a', 1)"; quote it in a shell""",
+    "as a ConfigDict": "set value by value, e.g. --config.mesh.fsdp=8",
+}
 
 
 def read_command_line(
@@ -73,5 +82,11 @@ def _explain(error: Exception) -> str:
         error = error.args[0]
     if isinstance(error, KeyError):  # str() of it is a repr
         return "no such setting in the config: " + str(error.args[0]).replace("\n", "; ")
+    if "has no attribute 'get_config'" in str(error):
+        return "the config file defines no get_config(); start from one of configs/"
+    for name, value, reason in re.findall(r"^flag --([^=]*)=(.*?): (.*)", str(error).strip(), re.DOTALL):
+        for mark, expected in EXPECTED.items():
+            if mark in reason:
+                return f"--{name}={value} must be {expected}"
     lines = str(error).strip().splitlines()
     return location + " ".join(lines if len(lines) < 3 else [lines[0], lines[-1]])  # without a traceback in the middle

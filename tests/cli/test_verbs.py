@@ -128,9 +128,19 @@ def test_plan_exit_codes_on_interrupt_and_lost_output(error, code, monkeypatch):
             "config.stages.stage1.data.mixture: gs://b/a is a URL",
         ),
         ("plan --config=CONFIG --topology=v5e:2x2 --json=gs://b/c", "--json: gs://b/c is a URL"),
+        (
+            "train --config=CONFIG --config.stages.stage1.batch=1.5",
+            "--config.stages.stage1.batch=1.5 must be a whole number",
+        ),
+        ("train --config=CONFIG --config.guard.spike=a:b", "--config.guard.spike=a:b must be a number"),
+        ("train --config=CONFIG --config.hash_frozen=maybe", "--config.hash_frozen=maybe must be true or false"),
+        ("train --config=CONFIG --config.run=(1,", "--config.run=(1, must be a tuple in Python's notation"),
+        ("train --config=CONFIG --config.mesh=3", "--config.mesh=3 must be set value by value"),
+        ("plan --config=CONFIG --tries=x", "--tries=x must be a whole number"),
+        (f"train --config={ROOT}/tests/fixtures/once.py", "the config file defines no get_config()"),
     ],
 )
-def test_wrong_verbs_and_urls_are_one_line(command, message, tmp_path, monkeypatch, capsys):
+def test_wrong_verbs_values_and_urls_are_one_line(command, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([part.replace("CONFIG", f"{ROOT}/configs/quickstart.py") for part in command.split()]) == 2
     out, err = capsys.readouterr()
