@@ -28,11 +28,11 @@ ListFolder = Callable[[str], Listing]  # of a path with slashes below the root, 
 
 
 def make_listing(names: Iterable[str], folders: Iterable[str]) -> Listing:
-    """Collects the names of files and folders in one folder. Names that are not Unicode are left out."""
+    """Collects the names of files and folders in one folder."""
     by_stem: dict[str, list[str]] = {}
-    for name in sorted(filter(_is_unicode, names)):
+    for name in sorted(names):
         by_stem.setdefault(_stem(name), []).append(name)
-    return Listing(by_stem, sorted(filter(_is_unicode, folders))[:MAX_FOLDERS])
+    return Listing(by_stem, sorted(folders)[:MAX_FOLDERS])
 
 
 def list_folder(root: Path, path: str) -> Listing:
@@ -102,10 +102,6 @@ def _descend(parts: list[str], listing: ListFolder) -> str | None:
             return None
         path = os.path.join(path, part if part in options else options[0])
     return path
-
-
-def _is_unicode(name: str) -> bool:
-    return name.isascii() or not any("\ud800" <= c <= "\udfff" for c in name)
 
 
 def _loose(name: str) -> str:

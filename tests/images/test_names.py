@@ -99,6 +99,7 @@ def test_two_files_of_one_name_are_never_chosen_from(tmp_path):
     for images in (folder_of(tmp_path, stored), archive_of(tmp_path, stored)):
         assert "did you mean" in fault_of(images, "\u212b.png")
         assert images.find(stored[0], "here") in (tmp_path / "images" / stored[0], PNG)
+    fault_of(archive_of(tmp_path, ["./y.png", "\\y.png"]), "y.png")
 
 
 def test_entries_that_programs_write_differently_are_used(tmp_path):
@@ -139,10 +140,10 @@ def test_another_form_does_not_lead_out_of_the_folder(tmp_path):
         images.find("caf\u00e9.png", "here")
 
 
-def test_names_that_are_not_unicode_do_not_reach_messages(tmp_path):
+def test_names_that_are_not_unicode_are_shown_escaped(tmp_path):
     images = folder_of(tmp_path)
-    (tmp_path / "images" / os.fsdecode(b"gone\xff.png")).write_bytes(PNG)
-    fault_of(images, "gone\ufffd.png").encode()
+    (tmp_path / "images" / os.fsdecode(b"gone.\xff")).write_bytes(PNG)
+    assert "did you mean" in fault_of(images, "gone.png") and fault_of(images, "gone.png").encode()
 
 
 URLS = ["http://images.cocodataset.org/1.png", "s3://bucket/1.png", "data:image/png;base64," + "A" * 9999]
