@@ -27,7 +27,7 @@ def build(
     complete. After a stop or kill, run the same command again: it resumes, and the result is byte-equal.
 
     Args:
-        paths: LLaVA's JSON, Parquet, or folders of this command or TFDS, in order. Last: the folder to write.
+        paths: LLaVA's JSON (Lines), Parquet, or folders of this command or TFDS, in order. Last: the folder to write.
         images: The folder or zip archive of the images: one for all SRC, or one for each in their order.
         shard_rows: Samples per shard. Aim for shards of 100 to 500 MB and at least four per host.
         bad: If an image is missing or broken: error fails; skip leaves its sample out and lists it in left_out.jsonl.

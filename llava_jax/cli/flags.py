@@ -30,8 +30,8 @@ TEMPLATE_HELP = (
     "template does; else vicuna_v1. The original's ScienceQA models need llava_v1, its v0 models llava_v0."
 )
 DATA_HELP = (
-    "LLaVA's JSON, a folder of `data build` or TFDS, Parquet, or the ScienceQA folder (problems.json, pid_splits.json, "
-    "images)."
+    "LLaVA's JSON or JSON Lines, a folder of `data build` or TFDS, Parquet, or the ScienceQA folder (problems.json, "
+    "pid_splits.json, images)."
 )
 
 

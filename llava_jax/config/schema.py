@@ -62,7 +62,7 @@ class StepGuardConfig:
 @dataclasses.dataclass(frozen=True)
 class Data:
     source: str = "files"  # files | scenes
-    path: str = ""  # files: LLaVA's JSON, or a folder: `data build` shards, Parquet, TFDS or ScienceQA
+    path: str = ""  # files: LLaVA's JSON (Lines), or a folder: `data build` shards, Parquet, TFDS or ScienceQA
     image_folder: str = ""  # files: the root of the JSON's image paths, or a zip archive
     samples: int = 0  # files: size of the published data set; only `plan` uses it, to count steps
     mixture: tuple[tuple[str, str, float], ...] = ()  # files: (path, image_folder, weight) of several, instead of path

@@ -33,7 +33,9 @@ def wrong_content(start: bytes) -> str | None:
     for magic, name in PACKED.items():
         if start.startswith(magic):
             return f"is compressed ({name}). Unpack it"
-    if start.startswith(UTF_16):
+    if start.startswith(UTF_16) or re.match(
+        rb"(\0[\t\n\r -~]|[\t\n\r -~]\0){4}", start
+    ):  # also without a byte order mark
         return "is text in UTF-16. Save it as UTF-8"
     if re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", start):
         return "is a tiktoken file, as in Meta's own Llama 3 releases. Use tokenizer.json of the Hugging Face release"

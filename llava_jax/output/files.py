@@ -1,7 +1,10 @@
 """Atomic file writes: write to a partial file, then rename."""
 
+import codecs
 import contextlib
 import datetime
+import difflib
+import json
 import os
 import re
 import shutil
@@ -78,6 +81,30 @@ def date_of(path: Path) -> str:
     except OSError:
         return ""
     return datetime.datetime.fromtimestamp(changed, datetime.UTC).date().isoformat()
+
+
+def similar_name(path: Path) -> str:
+    """Returns "; there is NAME", for messages, if `path` is missing and its folder has a file of nearly this name."""
+    try:
+        near = [] if path.exists() else difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
+    except OSError:
+        near = []
+    return f"; there is {near[0]}" if near else ""
+
+
+def read_text(file: Path) -> str:
+    """Reads a text file: UTF-8, or with a byte order mark UTF-16 or UTF-32, as PowerShell's `>` writes. The mark is
+    removed. Raises DataError if it cannot be read or is not text, and ConfigError for a URL."""
+    local_path(file, "a file to read")
+    try:
+        content = file.read_bytes()
+        is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return content.decode(json.detect_encoding(content) if is_utf_16 else "utf-8-sig").removeprefix("\ufeff")
+    except OSError as fault:
+        raise DataError(f"{file}: cannot be read ({fault.strerror}{similar_name(file)}). Check the path.") from None
+    except UnicodeDecodeError as fault:
+        kind = wrong_kind(file) or f"is not UTF-8 text (byte {fault.start}). Save it as UTF-8"
+        raise DataError(f"{file} {kind}") from None
 
 
 def local_path(path: str | Path, name: str) -> Path:

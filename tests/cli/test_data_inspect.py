@@ -74,11 +74,12 @@ def test_shards_folder_and_zip_give_equal_reports(clean, tmp_path, capsys):
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for file in Path(clean[1]).iterdir():
             archive.write(file, file.name)
-    shards = str(tmp_path / "shards")
-    assert main(["data", "build", clean[0], shards, "--images", clean[1]]) == 0
+    shards, rows = str(tmp_path / "shards"), json.loads(Path(clean[0]).read_text())
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["data", "build", str(tmp_path / "rows.jsonl"), shards, "--images", clean[1]]) == 0
     capsys.readouterr()
     table = None
-    for data in (clean, [clean[0], str(tmp_path / "images.zip")], [shards]):
+    for data in (clean, [str(tmp_path / "rows.jsonl"), str(tmp_path / "images.zip")], [shards]):
         assert main(["data", "check", *data, *TINY, "--report-folder", str(tmp_path / "r"), "--workers", "2"]) == 0
         assert "6 rows, 5 images: nothing found" in capsys.readouterr().out
         assert main(["data", "stats", *data, *TINY, "--workers", "2"]) in (0, None)
@@ -90,6 +91,32 @@ def test_shards_folder_and_zip_give_equal_reports(clean, tmp_path, capsys):
         (shown,) = Page(page.read_text()).pictures
         np.testing.assert_array_equal(np.asarray(shown), preprocess(noise(64, 60, 3), 56, "crop"))
         capsys.readouterr()
+
+
+def test_text_needs_no_image_folder_in_any_verb(tmp_path, capsys):
+    rows = [{"id": f"{i}", "conversations": turns("what is two ?", f"a number {i}")} for i in range(3)]
+    for name, text in (("rows.json", json.dumps(rows)), ("rows.jsonl", "\n".join(map(json.dumps, rows)))):
+        data = str(tmp_path / name)
+        Path(data).write_text(text)
+        assert main(["data", "check", data, "--report-folder", str(tmp_path / "r"), "--workers", "0"]) == 0
+        assert main(["data", "show", data, *TINY, "--page", str(tmp_path / "p.html")]) in (0, None)
+        assert main(["data", "stats", data, *TINY, "--workers", "0"]) in (0, None)
+        assert main(["data", "build", data, str(tmp_path / f"{name}.shards")]) == 0
+        printed = capsys.readouterr().out
+        assert all(part in printed for part in ("3 rows, 0 images: nothing found", "3 samples of 3", "3 records"))
+
+
+def test_check_names_broken_lines_and_continues(tmp_path, capsys):
+    good = json.dumps({"id": "1", "conversations": turns("what is two ?", "a number")})
+    lines = [good, '{"id": NaN}', "", good.replace('"1"', '"2"').replace("two", "three"), good[:-9]]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    command = ["data", "check", str(tmp_path / "rows.jsonl"), "--report-folder", str(tmp_path), "--workers", "2"]
+    assert main(command) == 1
+    findings = json.loads((tmp_path / "report.json").read_text())["findings"]
+    assert [(f["kind"], f["row"], re.search("line [0-9]", f["message"])[0]) for f in findings] == [
+        ("broken JSON", 1, "line 2"), ("broken JSON", 3, "line 5"),
+    ]  # fmt: skip
+    assert "4 rows, 0 images: 2 errors" in capsys.readouterr().out
 
 
 def test_check_lists_the_missing_images_of_real_scienceqa(real_data, tmp_path, capsys):
@@ -183,7 +210,10 @@ def test_stats_names_the_missing_plot_package(clean, tmp_path, capsys, monkeypat
 
 WRONG = {
     "no such file": (["nowhere.json", "{images}"], "nowhere.json: cannot be read"),
-    "no image folder": (["{json}"], "train.json: a JSON needs image_folder"),
+    "no image folder": (["{json}"], "row 0 names the image '0.png', so the data needs image_folder"),
+    "URL": (["https://host/rows.json", "{images}"], "is a URL"),
+    "image folder in a bucket": (["{json}", "gs://bucket/images"], "is a URL"),
+    "near miss": (["{json}n", "{images}"], "there is train.json"),
     "a folder of nothing": (["{images}"], "a folder without .array_record or .parquet files"),
     "image folder gone": (["{json}", "nowhere"], "nowhere: the image folder"),
     "template": (["{json}", "{images}", "--template", "vicuna"], "no conversation template is called 'vicuna'"),

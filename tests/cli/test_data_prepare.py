@@ -243,7 +243,7 @@ def test_out_folder_is_locked_by_one_build(data, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [(["a.json"], "at least two paths"), (["a.json", "out", "--shard-rows", "0"], "must be at least 1"),
-     (["a.json", "out"], "a.json: a JSON needs image_folder"),
+     (["a.json", "out"], "a.json: row 0 names the image '0.png', so the data needs image_folder"),
      (["no.json", "out", "--images", "images"], "no.json: cannot be read"),
      (["images", "out"], "images: a folder without .array_record or .parquet"),
      (["a.json", "out", "--images", "x", "--images", "y"], "2 --images for 1 SRC")],

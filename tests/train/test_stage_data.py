@@ -53,11 +53,19 @@ def test_source_type_follows_from_the_files(tmp_path, opened):
     assert isinstance(from_json.train.source, LlavaJson)
     assert isinstance(from_shards.train.source, ArrayRecordSource)
     assert from_json.steps == from_shards.steps == 4 and from_json.held_out is None
-    batches = [training_batches(stage(), data, 5) for data in (from_json, from_shards)]
-    for (batch, info), (other, other_info) in zip(*batches, strict=True):
-        assert all(map(np.array_equal, batch, other)) and np.array_equal(info.index, other_info.index)
-    with pytest.raises(ConfigError, match="a.json: a JSON needs image_folder"):
+    rows = json.loads(path.read_text())
+    (tmp_path / "lines").write_text("\n".join(map(json.dumps, rows)))
+    from_lines = opened(stage(path=str(tmp_path / "lines"), image_folder=str(tmp_path)))
+    batches = [training_batches(stage(), data, 5) for data in (from_json, from_shards, from_lines)]
+    for (batch, info), *others in zip(*batches, strict=True):
+        for other, other_info in others:
+            assert all(map(np.array_equal, batch, other)) and np.array_equal(info.index, other_info.index)
+    with pytest.raises(ConfigError, match="row 0 names the image .*, so the data needs image_folder"):
         opened(stage(path=str(path)))
+    with pytest.raises(ConfigError, match="data: gs:.* is a URL"):
+        opened(stage(path="gs://bucket/a.json", image_folder=str(tmp_path)))
+    with pytest.raises(ConfigError, match="image folder: https:.* is a URL"):
+        opened(stage(path=str(path), image_folder="https://host/images"))
     with pytest.raises(DataError, match="a folder without .array_record or .parquet"):
         opened(stage(path=str(tmp_path)))
 

@@ -23,7 +23,7 @@ from llava_jax.text.encode import fit
 
 # An error stops a run, or teaches something wrong. After a warning a run continues, as the original does.
 ERRORS = {
-    "broken JSON": "not JSON, or truncated; the check continues at the next object that looks like a row",
+    "broken JSON": "not JSON, truncated, or a value that JSON lacks; the check continues at what looks like a row",
     "broken row": "a key is missing or has a wrong value",
     "role order": "turns do not alternate human, gpt, ..., or end with human, or there are none",
     "placeholder mismatch": "the number of <image> in the questions differs from the number of images",

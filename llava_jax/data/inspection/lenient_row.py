@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from llava_jax.data.sources.llava_row import image_names, parse_row
-from llava_jax.errors import DataError
+from llava_jax.errors import DataError, harmless
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ def read_leniently(source, index: int) -> LenientRow:
     except DataError as fault:
         return LenientRow("", f"row {index}", (), 0, {}, [(fault.kind, str(fault))])
     faults, turns, names, images = [], (), [], {}
-    row_id = str(raw.get("id", "")) if isinstance(raw, dict) else ""
+    row_id = harmless(raw.get("id", "")) if isinstance(raw, dict) else ""
     try:
         row_id, turns, names = parse_row(raw, where)
     except DataError as fault:

@@ -23,6 +23,8 @@ def parse_row(row, where: str) -> tuple[str, tuple[tuple[str, str], ...], list[s
     row_id = row.get("id")
     if isinstance(row_id, bool) or not isinstance(row_id, str | int):
         raise DataError(f'{where}: key "id" must be a string. Every sample needs one.', "broken row")
+    if any("\ud800" <= c <= "\udfff" for c in str(row_id)):  # cannot be written to reports
+        raise DataError(f'{where}: key "id" has a lone surrogate (such as \\ud83d). Repair it.', "broken row")
     where = f"{where} (id {str(row_id)!r})"
     images = image_names(row, where)
     return str(row_id), _normalize_markers(_turns(row, where), len(images), where), images

@@ -8,22 +8,24 @@ from llava_jax.data.sources.parquet import ParquetSource, is_parquet
 from llava_jax.data.sources.scienceqa import DEFAULT, ScienceQA, is_scienceqa
 from llava_jax.data.sources.tfds import is_tfds, open_tfds
 from llava_jax.errors import ConfigError, DataError
+from llava_jax.output.files import local_path
 
 
 def open_source(
     path: str | Path, images: str | Path = "", is_strict: bool = True, split: str = "", prompt_format: str = ""
 ):
     """Opens the output of `data build`, a prepared TensorFlow dataset, Parquet (a file or a folder of files), a
-    ScienceQA folder, or else LLaVA's JSON.
+    ScienceQA folder, or else LLaVA's JSON or JSON Lines.
 
     images: the folder or zip archive of the images; ArrayRecord and ScienceQA have their own, Parquet may have.
     is_strict: whether a broken row of a JSON raises now or when it is read.
     split, prompt_format: for ScienceQA only, see `scienceqa`; the default format is QCM-LEA.
 
-    Raises DataError for missing or broken data, ConfigError for a JSON without `images`, ScienceQA without a split, and
-    a split or prompt format for other data.
+    Raises DataError for missing or broken data, ConfigError for URLs, a JSON that names images without `images`,
+    ScienceQA without a split, and a split or prompt format for other data.
     """
-    path = Path(path)
+    path = local_path(path, "the data")
+    images = local_path(images, "the image folder") if images else ""
     if is_scienceqa(path):
         if not split:
             raise ConfigError(
@@ -45,6 +47,4 @@ def open_source(
         )
     if is_parquet(path):
         return ParquetSource(path, images)
-    if not images:
-        raise ConfigError(f"{path}: a JSON needs image_folder as well: the folder or zip archive of its images")
     return LlavaJson(path, images, is_strict)

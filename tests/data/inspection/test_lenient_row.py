@@ -9,7 +9,7 @@ import pytest
 from llava_jax.data.inspection.check import Duplicates, check_rows
 from llava_jax.data.inspection.check_report import Report
 from llava_jax.data.inspection.lenient_row import read_leniently
-from llava_jax.data.sources import json_index
+from llava_jax.data.sources import json_index, json_scan
 from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.data.sources.open_source import open_source
 from llava_jax.data.write_shards import write_shards
@@ -91,8 +91,8 @@ BREAKS = {
 @pytest.mark.parametrize("chunk_bytes", [1, 7, 100, 10_000])
 @pytest.mark.parametrize("name", BREAKS)
 def test_search_resumes_at_any_chunk_boundary(tmp_path, monkeypatch, chunk_bytes, name):
-    monkeypatch.setattr(json_index, "CHUNK_BYTES", chunk_bytes)
-    monkeypatch.setattr(json_index, "MAX_ROW_CHARS", 1000)
+    monkeypatch.setattr(json_scan, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(json_scan, "MAX_ROW_CHARS", 1000)
     rows = [{"id": f"{i}", "conversations": turns(f"what is {i} ?", "é漢🚌")} for i in range(20)]
     text = json.dumps(rows, ensure_ascii=False)
     old, new = BREAKS[name]
@@ -107,7 +107,7 @@ def test_search_resumes_at_any_chunk_boundary(tmp_path, monkeypatch, chunk_bytes
 
 
 def test_file_that_is_not_utf8_raises_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_index, "CHUNK_BYTES", 17)
+    monkeypatch.setattr(json_scan, "CHUNK_BYTES", 17)
     rows = [{"id": f"{i}", "conversations": turns("what ?", "e" if i else "é")} for i in range(3)]
     (tmp_path / "train.json").write_bytes(json.dumps(rows, ensure_ascii=False).encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8"):
@@ -125,5 +125,5 @@ def test_lenient_opening_stores_no_index_but_uses_one(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["train.json"]
     path.write_text(json.dumps(rows[1:]))
     LlavaJson(path, tmp_path)
-    monkeypatch.setattr(json_index, "_scan", None)
+    monkeypatch.setattr(json_index, "scan_rows", None)
     assert not any(read_leniently(LlavaJson(path, tmp_path, is_strict=False), i).faults for i in range(2))

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from llava_jax.data.example import id_hash
-from llava_jax.data.sources import json_index
+from llava_jax.data.sources import json_index, json_scan
 from llava_jax.data.sources.combine import Concatenated, Subset, id_hashes, train_eval_split
 from llava_jax.data.sources.json_index import open_index
 from llava_jax.data.sources.llava_json import LlavaJson
-from llava_jax.errors import DataError
+from llava_jax.errors import ConfigError, DataError
 
 
 def row(i, text="What is it?") -> dict:
@@ -36,27 +36,27 @@ def index_file(path):
 @pytest.fixture
 def scans(monkeypatch):
     """The calls of the function that parses a file."""
-    calls, scan = [], json_index._scan
-    monkeypatch.setattr(json_index, "_scan", lambda *args: calls.append(args) or scan(*args))
+    calls, scan = [], json_index.scan_rows
+    monkeypatch.setattr(json_index, "scan_rows", lambda *args: calls.append(args) or scan(*args))
     return calls
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 7, 50, 1000])
 @pytest.mark.parametrize("layout", [dict(), dict(indent=3), dict(ensure_ascii=False), dict(separators=(",", ":"))])
 def test_rows_are_found_at_any_chunk_boundary(tmp_path, monkeypatch, chunk_bytes, layout):
-    monkeypatch.setattr(json_index, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(json_scan, "CHUNK_BYTES", chunk_bytes)
     rows = [row(i, '"]},[' + "\\" * i) for i in range(9)]
     path = tmp_path / "train.json"
     path.write_text("\ufeff \n" + json.dumps(rows, **({"ensure_ascii": False} | layout)) + "\n\n", encoding="utf-8")
-    index, _ = open_index(path)
+    index = open_index(path).rows
     data = path.read_bytes()
-    assert [json.loads(data[start:end]) for start, end, _ in index.tolist()] == rows
+    assert [json.loads(data[start:end]) for start, end, *_ in index.tolist()] == rows
     assert index[:, 2].tolist() == [id_hash(r["id"]) for r in rows]
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 5, 64, 10_000])
 def test_error_position_does_not_depend_on_chunk_size(tmp_path, monkeypatch, chunk_bytes):
-    monkeypatch.setattr(json_index, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(json_scan, "CHUNK_BYTES", chunk_bytes)
     path = tmp_path / "train.json"
     text = json.dumps([row(0), row(1), row(2)], indent=1, ensure_ascii=False)
     for offset, fault in ((text.index("№2") + 3, "~"), (text.index('"№1'), "]")):
@@ -74,15 +74,65 @@ def test_error_position_does_not_depend_on_chunk_size(tmp_path, monkeypatch, chu
         open_index(path)
 
 
+def as_lines(rows) -> str:
+    return "\r\n\n".join(json.dumps(r, ensure_ascii=False) for r in rows)
+
+
+def test_json_lines_are_indexed_with_their_line_numbers(path, scans):
+    path.write_text("\ufeff\n" + as_lines([row(i) for i in range(40)]), encoding="utf-8", newline="")
+    index, again = open_index(path), open_index(path)
+    assert len(scans) == 1 and np.array_equal(index.rows, again.rows)
+    assert index.rows[:, 2].tolist() == [id_hash(f"№{i}") for i in range(40)]
+    assert index.rows[:, 3].tolist() == [2 + 2 * i for i in range(40)]
+    source = LlavaJson(path)
+    assert source.raw(39) == (row(39), f"{path}: line 80") and source[0].id == "№0"
+
+
+def test_line_that_is_too_long_is_skipped_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_scan, "MAX_ROW_CHARS", 500)
+    path = tmp_path / "train.json"
+    path.write_text("\n".join(json.dumps(row(i, "x" * (1700 if i == 1 else 9))) for i in range(3)))
+    broken = {}
+    assert open_index(path, broken).rows[:, 3].tolist() == [1, 2, 3]
+    assert LlavaJson(path, is_strict=False).raw(2)[0]["id"] == "№2"
+    assert "line 2: more than" in str(broken.pop(1)) and not broken
+
+
+@pytest.mark.parametrize("form", [json.dumps, as_lines])
+@pytest.mark.parametrize("is_strict", [True, False])
+def test_rows_with_images_need_a_folder_at_every_opening(path, form, is_strict):
+    rows = [row(i) for i in range(3)]
+    path.write_text(form(rows), encoding="utf-8")
+    assert len(LlavaJson(path, is_strict=is_strict)) == 3
+    with_image = row(3, "<image>") | {"images": ["a.jpg"]}
+    path.write_text(form([*rows, row(4) | {"image": None}, with_image]), encoding="utf-8")
+    for _ in range(2):  # the second one reads the index
+        with pytest.raises(ConfigError, match="(row 4|line 9) names the image 'a.jpg', so .*image_folder"):
+            LlavaJson(path, is_strict=is_strict)
+    assert len(LlavaJson(path, path.parent, is_strict=is_strict)) == 5
+
+
+@pytest.mark.parametrize("name", ["trian.json", "train.jsonl", "Train.json"])
+def test_missing_file_names_a_similar_one(path, name):
+    with pytest.raises(DataError, match=f"{name}: cannot be read .No such file.*; there is train.json"):
+        open_index(path.with_name(name))
+
+
+def test_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="not a regular file"):
+        open_index(tmp_path / "pipe")
+
+
 def test_unterminated_row_is_read_up_to_the_limit_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_index, "CHUNK_BYTES", 100)
-    monkeypatch.setattr(json_index, "MAX_ROW_CHARS", 1000)
+    monkeypatch.setattr(json_scan, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(json_scan, "MAX_ROW_CHARS", 1000)
     path = tmp_path / "train.json"
     path.write_text('[{"id": "' + "x" * 100_000)
     lengths = []
-    read_more = json_index._TextReader.read_more
+    read_more = json_scan._TextReader.read_more
     monkeypatch.setattr(
-        json_index._TextReader, "read_more", lambda self: lengths.append(len(self.text)) or read_more(self)
+        json_scan._TextReader, "read_more", lambda self: lengths.append(len(self.text)) or read_more(self)
     )
     with pytest.raises(DataError, match="row 0: broken JSON at line 1 column 9: Unterminated string.*a row of more"):
         open_index(path)
@@ -90,8 +140,8 @@ def test_unterminated_row_is_read_up_to_the_limit_only(tmp_path, monkeypatch):
 
 
 def test_the_second_opening_parses_nothing(path, scans):
-    first, _ = open_index(path)
-    second, _ = open_index(path)
+    first = open_index(path).rows
+    second = open_index(path).rows
     assert len(scans) == 1 and index_file(path).exists()
     assert np.array_equal(first, second)
     assert [p.name for p in path.parent.iterdir() if "partial" in p.name] == []
@@ -121,7 +171,7 @@ def test_index_goes_to_the_cache_if_folder_is_read_only(path, scans, tmp_path):
 def test_index_that_cannot_be_stored_is_only_a_warning(path, scans, tmp_path, capsys):
     index_file(path).mkdir()
     (tmp_path / "cache").write_text("a file")
-    assert len(open_index(path)[0]) == 40
+    assert len(open_index(path).rows) == 40
     assert "train.json: its index cannot be stored" in capsys.readouterr().err
 
 
@@ -138,9 +188,9 @@ def flipped(data: bytes, index) -> bytes:
     "damage", [truncated, flipped, lambda *_: b"", lambda *_: b"not a zip", lambda *_: b"\x80\x04N."]
 )
 def test_damaged_index_is_rebuilt(path, scans, damage):
-    good, _ = open_index(path)
+    good = open_index(path).rows
     index_file(path).write_bytes(damage(index_file(path).read_bytes(), good))
-    assert np.array_equal(open_index(path)[0], good)
+    assert np.array_equal(open_index(path).rows, good)
     assert len(scans) == 2
     open_index(path)
     assert len(scans) == 2, "the rebuilt index must be stored"
@@ -149,10 +199,10 @@ def test_damaged_index_is_rebuilt(path, scans, damage):
 def plant(path, change):
     """Stores an index that is undamaged but wrong."""
     with np.load(index_file(path), allow_pickle=False) as archive:
-        stamp, rows = archive["stamp"].copy(), archive["rows"].copy()
-    stamp, rows = change(stamp, rows)
+        arrays = {name: archive[name].copy() for name in archive}
+    arrays["stamp"], arrays["rows"] = change(arrays["stamp"], arrays["rows"])
     with open(index_file(path), "wb") as file:
-        np.savez(file, stamp=stamp, rows=rows)
+        np.savez(file, **arrays)
 
 
 WRONG_INDEXES = {
@@ -163,32 +213,32 @@ WRONG_INDEXES = {
     "flat": lambda stamp, rows: (stamp, rows.ravel()),
     "no rows": lambda stamp, rows: (stamp, rows[:0]),
     "out of order": lambda stamp, rows: (stamp, rows[::-1]),
-    "beyond the file": lambda stamp, rows: (stamp, rows + [10**6, 10**6, 0]),
-    "negative": lambda stamp, rows: (stamp, rows - [10**6, 0, 0]),
-    "no hash": lambda stamp, rows: (stamp, rows - [0, 0, 2**50]),
+    "beyond the file": lambda stamp, rows: (stamp, rows + [10**6, 10**6, 0, 0]),
+    "negative": lambda stamp, rows: (stamp, rows - [10**6, 0, 0, 0]),
+    "no hash": lambda stamp, rows: (stamp, rows - [0, 0, 2**50, 0]),
     "pickled": lambda stamp, rows: (stamp, rows.astype(object)),
 }
 
 
 @pytest.mark.parametrize("name", WRONG_INDEXES)
 def test_implausible_index_is_rebuilt(path, scans, name):
-    good, _ = open_index(path)
+    good = open_index(path).rows
     plant(path, WRONG_INDEXES[name])
-    assert np.array_equal(open_index(path)[0], good)
+    assert np.array_equal(open_index(path).rows, good)
     assert len(scans) == 2
 
 
 def test_a_changed_file_is_indexed_again(path, scans):
     open_index(path)
     path.write_text(json.dumps([row(7)]))
-    assert len(open_index(path)[0]) == 1
+    assert len(open_index(path).rows) == 1
     assert len(scans) == 2
 
 
 @pytest.mark.parametrize(
     "change",
-    [lambda stamp, rows: (stamp, rows + [1, 0, 0]), lambda stamp, rows: (stamp, rows + [0, 0, 1]),
-     lambda stamp, rows: (stamp, np.concatenate([rows[1:, :2], rows[1:, 2:] * 0 + 3], 1))],
+    [lambda stamp, rows: (stamp, rows + [1, 0, 0, 0]), lambda stamp, rows: (stamp, rows + [0, 0, 1, 0]),
+     lambda stamp, rows: (stamp, np.concatenate([rows[1:, :2], rows[1:, 2:] * 0 + [3, 0]], 1))],
 )  # fmt: skip
 def test_plausible_but_wrong_index_never_yields_a_row(path, change):
     open_index(path)
@@ -199,7 +249,7 @@ def test_plausible_but_wrong_index_never_yields_a_row(path, change):
 
 
 def test_a_file_that_grows_while_it_is_read_is_refused(path, monkeypatch):
-    scan = json_index._scan
+    scan = json_index.scan_rows
 
     def slow(file, path, broken):
         rows = scan(file, path, broken)
@@ -207,7 +257,7 @@ def test_a_file_that_grows_while_it_is_read_is_refused(path, monkeypatch):
             more.write(" ")
         return rows
 
-    monkeypatch.setattr(json_index, "_scan", slow)
+    monkeypatch.setattr(json_index, "scan_rows", slow)
     with pytest.raises(DataError, match="changed while it was read"):
         open_index(path)
     assert not index_file(path).exists()

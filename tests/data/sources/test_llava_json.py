@@ -93,18 +93,17 @@ def test_rows_that_the_original_tolerates_are_accepted(folder):
 
 
 FILE_FAULTS = {
-    "empty": (b"", "train.json: empty"),
-    "blank": (b" \n", "train.json: empty"),
+    "empty": (b"", "train.json is empty"),
+    "blank": (b" \n", "train.json: is empty"),
     "no rows": (b"[]", "train.json: the array has no samples"),
     "an object": (b'{"id": 1}', "train.json: not a JSON array"),
-    "json lines": (b'{"id": "1"}\n{"id": "2"}\n', "not a JSON array; .*not JSON Lines"),
     "truncated in a row": (json.dumps([row(), row()]).encode()[:-60], "row 1: broken JSON at line 1 column .*download"),
     "truncated after a row": (json.dumps([row(), row()]).encode()[:-1], "row 1: no comma or ] after it"),
     "truncated after a comma": (json.dumps([row()]).encode()[:-1] + b",", "row 1: broken JSON"),
     "trailing comma": (json.dumps([row()]).encode()[:-1] + b",]", "row 1: broken JSON"),
     "two arrays": (json.dumps([row()]).encode() * 2, "text after the end of the array"),
     "latin-1": ('["é"]'.encode("latin-1"), "not UTF-8 text .byte 2"),
-    "deep": (b"[" * 100_000, "row 0: nested too deeply"),
+    "deep": (b"[" * 100_000, "row 0: broken JSON, .*: it is nested too deeply"),
 }
 
 
