@@ -10,7 +10,7 @@ import tyro
 
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.output.console import log
-from llava_jax.output.files import write_whole
+from llava_jax.output.files import local_path, write_whole
 
 
 def build(
@@ -38,6 +38,7 @@ def build(
     if shard_rows < 1 or threads < 1:
         raise ConfigError("--shard-rows and --threads must be at least 1")
     *sources, out = paths
+    local_path(out, "OUT")
     if len(images) not in (0, 1, len(sources)):
         raise ConfigError(f"{len(images)} --images for {len(sources)} SRC; give one, or one for each")
     from llava_jax.data.sources.combine import Concatenated

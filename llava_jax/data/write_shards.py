@@ -23,6 +23,7 @@ from llava_jax.data.sources.array_record import FORMAT, IDS, MANIFEST, encode_re
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.images.preprocess import load_image
 from llava_jax.output.files import atomic_path, write_atomically
+from llava_jax.output.json_text import parse_json
 
 LEFT_OUT = "left_out.jsonl"
 BUILD_PLAN = "building.json"  # the plan of an unfinished build; locked while a process builds
@@ -100,9 +101,10 @@ def _locked_folder(out: Path, plan: dict) -> Iterator[None]:
 
 def _parse_json(text: str) -> dict | None:
     try:
-        return json.loads(text)
+        value = parse_json(text)
     except ValueError:
         return None
+    return value if isinstance(value, dict) else None
 
 
 def _read_complete_shard(file: Path) -> dict | None:
@@ -111,7 +113,7 @@ def _read_complete_shard(file: Path) -> dict | None:
     if not (file.exists() and shard_json.exists()):
         return None
     shard = _parse_json(shard_json.read_text(encoding="utf-8"))
-    return shard if shard and _sha256(file) == shard["sha256"] else None
+    return shard if shard and _sha256(file) == shard.get("sha256") else None
 
 
 def _write(source, file: Path, rows: range, skip_bad: bool, pool: ThreadPoolExecutor, window: int) -> dict:

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.output.files import write_whole
+from llava_jax.output.file_kind import wrong_kind
+from llava_jax.output.files import read_object, read_text, write_whole
+from llava_jax.output.json_text import parse_json
 
 
 class AnswersFile:
@@ -31,8 +33,8 @@ class AnswersFile:
         if not self._lines:
             return
         try:
-            recorded = json.loads(self._settings.read_bytes())
-        except (OSError, ValueError):
+            recorded = read_object(self._settings, "how the lines were made")
+        except DataError:
             raise ConfigError(
                 f"{self.path}: has {len(self._lines):,} lines, but no valid {self._settings.name} beside it that "
                 "records how they were made. Choose another file."
@@ -51,7 +53,7 @@ class AnswersFile:
         for number, line in enumerate(self._lines):
             expected = ids[number] if number < len(ids) else None
             try:
-                question_id = json.loads(line)["question_id"]
+                question_id = parse_json(line)["question_id"]
             except (ValueError, TypeError, KeyError):
                 question_id = None
             if expected is None or question_id != expected:
@@ -104,17 +106,7 @@ def open_answers_file(path: Path) -> Iterator[AnswersFile]:
 
 def read_texts(path: Path) -> dict[str, str]:
     """The texts of an answers file by question id, in its order. Raises DataError that names file and line."""
-    return answers_by_id(path, parse_json_lines(path, read_answers_text(path)))[0]
-
-
-def read_answers_text(path: Path) -> str:
-    """Reads a file. Raises DataError if it cannot be read or is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as fault:
-        raise DataError(f"{path}: cannot be read ({fault.strerror}).") from None
-    except UnicodeDecodeError as fault:
-        raise DataError(f"{path}: not UTF-8 ({fault}). Is this an answers file?") from None
+    return answers_by_id(path, parse_json_lines(path, read_text(path)))[0]
 
 
 def parse_json_lines(path: Path, text: str) -> list[tuple[str, object]]:
@@ -123,9 +115,11 @@ def parse_json_lines(path: Path, text: str) -> list[tuple[str, object]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                records.append((f"{path}: line {number}", json.loads(line)))
-            except (ValueError, RecursionError):
-                message = f"{path}: line {number} is broken JSON. Was it cut off? Remove it and ask again."
+                records.append((f"{path}: line {number}", parse_json(line)))
+            except ValueError as fault:
+                if not text.lstrip().startswith("{") and (kind := wrong_kind(path)):
+                    raise DataError(f"{path} {kind}") from None
+                message = f"{path}: line {number} is broken JSON ({fault}). Was it cut off? Remove it and ask again."
                 raise DataError(message) from None
     if not records:
         raise DataError(f"{path}: empty. Is this an answers file?")

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava_jax.errors import ConfigError, DataError
+from llava_jax.output.json_text import parse_json
 
 LINE_PREFIX = b'{"key": "'  # every line of a cache begins with this
 
@@ -27,6 +28,10 @@ class Reply:
     model: str  # the name that the server returned
     input_tokens: int | None = None
     output_tokens: int | None = None
+
+
+TYPES = {"text": (str,), "finish": (str,), "is_refused": (bool,), "model": (str,)}
+TYPES |= {"input_tokens": (int, type(None)), "output_tokens": (int, type(None))}
 
 
 def cache_key(model: str, messages: Sequence[Mapping[str, str]], parameters: Mapping[str, float]) -> str:
@@ -105,10 +110,10 @@ def _parse(path: Path, content: bytes) -> tuple[dict[str, Reply], int]:
         try:
             if line[: len(LINE_PREFIX)] != LINE_PREFIX[: len(line)]:
                 raise TypeError("no line of a cache")
-            record = json.loads(line)
+            record = parse_json(line)
             key, reply = record.pop("key"), Reply(**record)
-            if not isinstance(reply.text, str):
-                raise TypeError("no text")
+            if not all(type(getattr(reply, name)) in types for name, types in TYPES.items()):
+                raise TypeError("a value of another type")
         except ValueError:
             torn += 1
         except TypeError:

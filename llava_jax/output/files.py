@@ -58,9 +58,10 @@ def write_whole(path: Path, text: str) -> None:
     """Writes `text` atomically to a path from the command line and creates its folders. What is not a regular file
     (/dev/null, /dev/stdout, a pipe) is written to, not replaced.
 
-    Raises ConfigError if it cannot be written, and DataError for a lone surrogate, which UTF-8 cannot encode. `path` is
-    then unchanged.
+    Raises ConfigError if it cannot be written or is a URL, and DataError for a lone surrogate, which UTF-8 cannot
+    encode. `path` is then unchanged.
     """
+    local_path(path, "the file to write")
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(text.encode())

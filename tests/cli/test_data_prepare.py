@@ -246,6 +246,7 @@ def test_out_folder_is_locked_by_one_build(data, capsys):
      (["a.json", "out"], "a.json: row 0 names the image '0.png', so the data needs image_folder"),
      (["no.json", "out", "--images", "images"], "no.json: cannot be read"),
      (["images", "out"], "images: a folder without .array_record or .parquet"),
+     (["a.json", "gs://bucket/out", "--images", "images"], "OUT: gs:/bucket/out is a URL"),
      (["a.json", "out", "--images", "x", "--images", "y"], "2 --images for 1 SRC")],
 )  # fmt: skip
 def test_bad_arguments_are_rejected_and_write_nothing(data, monkeypatch, args, message, capsys):
@@ -298,9 +299,20 @@ GOLDEN = [
 ]
 
 
+def test_captions_reads_utf_16_and_names_what_is_no_text(tmp_path, capsys):
+    (tmp_path / "p").write_bytes('{"image": "a.jpg", "caption": "é"}\r\n'.encode("utf-16"))
+    assert captions(tmp_path / "p", tmp_path / "out.json") == 0
+    assert LlavaJson(tmp_path / "out.json", tmp_path)[0].turns[1] == ("gpt", "é")
+    (tmp_path / "p").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert captions(tmp_path / "p", tmp_path / "new.json") == 2 and "git lfs pull" in capsys.readouterr().err
+    assert captions("https://host/p", tmp_path / "new.json") == 2 and "is a URL" in capsys.readouterr().err
+    assert captions(tmp_path / "pp", tmp_path / "new.json") == 2 and "; there is p" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "no pairs"), ("[]", "no pairs"), ("{}", 'line 1: key "image"'), ("[3]", 'row 0: key "image"'),
+    [("", "no pairs"), ('{"image": "a", "image": "b"}', "line 1: not JSON (the key 'image' occurs twice)"),
+     ("[]", "no pairs"), ("{}", 'line 1: key "image"'), ("[3]", 'row 0: key "image"'),
      ("{", "line 1: not JSON"), ('{"image": "a.jpg", "caption": " "}', 'line 1: key "caption" must be a string'),
      ('\n{"image": "", "caption": "x"}', 'line 2: key "image"'),
      ('{"image": "a", "caption": "\\ud83d"}', 'line 1: key "caption" has a lone surrogate')],

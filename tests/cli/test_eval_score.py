@@ -227,7 +227,7 @@ def test_errors_are_one_line_and_exit_2(folder, answers, tmp_path, capsys):
         ([*SCORE, answers, *problems, "--against", nothing], "none.jsonl: no answer to a problem of split 'test'"),
         ([*SCORE, answers, *problems, "--split", "dev"], "there is no split 'dev'"),
         ([*SCORE, answers, *problems, "--parser", "results"], "has no indices (results); try --parser strict"),
-        ([*SCORE, answers, "--problems", str(tmp_path)], "problems.json: cannot be read"),
+        ([*SCORE, answers, "--problems", str(tmp_path)], "problems.json does not exist"),
         ([*SCORE, answers, *problems, "--image-folder", str(tmp_path / "gone")], "image folder of"),
         ([*SCORE, answers, *problems, "--page", f"{answers}/p.html"], "p.html: cannot be written"),
         ([*ENSEMBLE, answers, nothing, *problems], "no problem of this split is answered by both"),

@@ -101,3 +101,30 @@ def test_unwritable_path_is_rejected(tmp_path):
     for path in (tmp_path / "file" / "c", tmp_path):
         with pytest.raises(ConfigError, match="cannot be written"):
             ReplyCache(path)
+
+
+GOOD = b'{"key": "k1", "text": "A", "finish": "stop", "is_refused": false, "model": "m"}\n'
+ODD_LINES = {
+    "nested deeply": GOOD.replace(b'"A"', b"[" * 30_000 + b"]" * 30_000),
+    "5,000 digits": GOOD.replace(b'"A"', b"9" * 5000),
+    "a key twice": GOOD.replace(b'"model"', b'"text": "B", "model"'),
+    "bad UTF-8": GOOD.replace(b'"A"', b'"\xff"'),
+}
+
+
+@pytest.mark.parametrize("name", ODD_LINES)
+def test_line_that_is_no_plain_json_is_torn(tmp_path, name):
+    (tmp_path / "c").write_bytes(ODD_LINES[name] + GOOD.replace(b"k1", b"k2").replace(b"\n", b"\r\n"))
+    replies, torn = read_replies(tmp_path / "c")
+    assert list(replies) == ["k2"] and torn == 1
+
+
+@pytest.mark.parametrize("change", [b'"input_tokens": "9"', b'"output_tokens": true', b'"finish": null'])
+def test_reply_with_values_of_wrong_types_is_rejected(tmp_path, change):
+    key = change.split(b":")[0]
+    line = (
+        GOOD.replace(b'"finish": "stop"', change) if key == b'"finish"' else GOOD.replace(b"}", b", " + change + b"}")
+    )
+    (tmp_path / "c").write_bytes(line)
+    with pytest.raises(DataError, match="line 1 is not a line of a reply cache"):
+        read_replies(tmp_path / "c")

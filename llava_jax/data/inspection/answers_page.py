@@ -19,6 +19,7 @@ from llava_jax.images.thumbnail import thumbnail
 from llava_jax.output.files import write_atomically
 from llava_jax.output.html_page import SMALL, Markup, document, element, join, picture
 from llava_jax.output.intervals import wilson
+from llava_jax.output.json_text import parse_json
 from llava_jax.output.page_parts import badge, definitions, filters, share_bar, table, tile, tiles
 
 MAX_SIDE = 384  # of an image on the page, in pixels; the image files have full size
@@ -66,7 +67,7 @@ def write_answers(
 def read_sample_answers(file: Path) -> dict[tuple[str, str], str]:
     """Returns {(id, question): answer} of an answers.json; empty if it is missing or damaged."""
     try:
-        return {(r["id"], r["question"]): r["answer"] for r in json.loads(file.read_text(encoding="utf-8"))}
+        return {(r["id"], r["question"]): r["answer"] for r in parse_json(file.read_bytes())}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 

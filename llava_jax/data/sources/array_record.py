@@ -19,6 +19,7 @@ from PIL import Image
 from llava_jax.data.example import Example
 from llava_jax.data.sources.llava_row import parse_row
 from llava_jax.errors import DataError
+from llava_jax.output.json_text import parse_json
 
 MANIFEST, IDS, FORMAT = "manifest.json", "ids.npy", 1
 _REPAIR_HINT = "Copy it again, or rebuild it."
@@ -46,7 +47,7 @@ def decode_record(record: bytes, where: str) -> Example:
         raise DataError(f"{where}: its hash does not match its content. {_REPAIR_HINT}")
     try:
         offset = 4 + int.from_bytes(body[:4], "little")
-        row = json.loads(bytes(body[4:offset]))
+        row = parse_json(bytes(body[4:offset]))
         sizes, kind = row["sizes"], str(row["kind"])
         row_id, turns, names = parse_row(row, where)
         images = []
@@ -126,15 +127,18 @@ def read_manifest(folder: Path) -> dict:
     """Returns the manifest of a complete build. Raises DataError if it is missing, damaged or of another version."""
     file = folder / MANIFEST
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = parse_json(file.read_bytes())
         names = [Path(shard["name"]) for shard in manifest["shards"]]
-        has_counts = all(isinstance(s[key], int) for s in manifest["shards"] for key in ("records", "bytes"))
+        has_counts = all(type(s[key]) is int for s in manifest["shards"] for key in ("records", "bytes"))
+        has_counts = has_counts and all(0 <= s["records"] <= s["bytes"] for s in manifest["shards"])
+        is_whole = manifest.keys() >= {"format", "records", "left_out", "ids_sha256", "plan"}
     except FileNotFoundError:
         raise DataError(f"{folder}: no {MANIFEST}: the build is incomplete. Run the same `data build` again.") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{file}: cannot be read. {_REPAIR_HINT}") from None
     if manifest.get("format") != FORMAT:
         raise DataError(f"{file}: has format {manifest.get('format')!r}, but this version reads {FORMAT}. Rebuild it.")
-    if not has_counts or not names or any(name.name != str(name) for name in names):  # not in the folder itself
-        raise DataError(f"{file}: lists no shards, or files outside of the folder. {_REPAIR_HINT}")
+    is_inside = all(name.name == str(name) for name in names)  # in the folder itself
+    if not (has_counts and is_whole and names and is_inside):
+        raise DataError(f"{file}: is incomplete, lists no shards, or files outside of the folder. {_REPAIR_HINT}")
     return manifest

@@ -3,12 +3,14 @@
 The original draws one of eleven instructions, with the image before or after it. These are eleven others.
 """
 
-import json
 import os
 import random
 from pathlib import Path
 
 from llava_jax.errors import DataError
+from llava_jax.output.file_kind import wrong_kind
+from llava_jax.output.files import read_text
+from llava_jax.output.json_text import parse_json
 from llava_jax.text.templates import IMAGE_MARKER
 
 INSTRUCTIONS = (
@@ -43,12 +45,9 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
 
     White space around captions is removed. Raises DataError with the file and the line or row of an invalid pair.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as fault:
-        raise DataError(f"{path}: not UTF-8 text (byte {fault.start}). Save it as UTF-8.") from None
-    except OSError as fault:
-        raise DataError(f"{path}: cannot be read ({fault.strerror}). Check the path.") from None
+    text = read_text(path)
+    if text.strip() and not text.lstrip().startswith(("[", "{")) and (kind := wrong_kind(path)):
+        raise DataError(f"{path} {kind}")
     if text.lstrip().startswith("["):
         rows = [(f"{path}: row {i}", row) for i, row in enumerate(_parse_json(text, str(path)))]
     else:
@@ -61,9 +60,9 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
 
 def _parse_json(text: str, where: str):
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise DataError(f'{where}: not JSON; expected {{"image": ..., "caption": ...}}.') from None
+        return parse_json(text)
+    except ValueError as fault:
+        raise DataError(f'{where}: not JSON ({fault}); expected {{"image": ..., "caption": ...}}.') from None
 
 
 def _parse_pair(row, where: str) -> tuple[str, str]:

@@ -21,7 +21,6 @@ two); "BECAUSE:" at the end of a text, or "Question: " or "Answer: " at its star
 """
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from llava_jax.data.example import Example, id_hash
 from llava_jax.data.sources.llava_row import parse_row
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.images.files import ImageFolder, open_images
+from llava_jax.output.files import local_path, read_object
 from llava_jax.text.templates import IMAGE_MARKER
 
 SPLITS = ("train", "val", "test")  # each problem is in one of these; other splits are subsets
@@ -111,11 +111,11 @@ class ScienceQA:
         prompt_format: str = DEFAULT,
     ):
         check_format(prompt_format)
-        folder, self.prompt_format = Path(folder), prompt_format
+        folder, self.prompt_format = local_path(folder, "the ScienceQA folder"), prompt_format
         self.path = folder / "problems.json"
         self.images = open_images(image_folder, self.path) if image_folder else ImageFolder(folder / "images")
-        self._problems = _read_object(self.path)
-        splits = _read_object(folder / "pid_splits.json")
+        self._problems = read_object(self.path, "the problems of ScienceQA")
+        splits = read_object(folder / "pid_splits.json", "the splits of ScienceQA")
         if not all(isinstance(pids, list) for pids in splits.values()):
             raise DataError(f"{folder / 'pid_splits.json'}: every split must be a list of problem ids.")
         self._listed = {str(pid): name for name in SPLITS for pid in splits.get(name) or ()}
@@ -166,18 +166,6 @@ class ScienceQA:
             listed = self._listed.get(pid, "no split")
             raise DataError(f"{where}: of split {problem.split!r}, but pid_splits.json lists {listed}.", "broken row")
         return problem
-
-
-def _read_object(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as fault:
-        raise DataError(f"{path}: cannot be read ({fault.strerror}). Is this ScienceQA's folder?") from None
-    except (ValueError, RecursionError) as fault:  # of JSON or UTF-8
-        raise DataError(f"{path}: broken JSON ({fault}). Is the download complete?") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected one object, found {type(value).__name__}. Is this ScienceQA's folder?")
-    return value
 
 
 def formats() -> list[str]:

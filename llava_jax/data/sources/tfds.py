@@ -6,7 +6,6 @@ text: `conversations` as in LLaVA's JSON, or `caption`, or `captions` with `text
 becomes the answer to a brief instruction, as in `data captions`. Nothing is downloaded. TensorFlow is not needed.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from llava_jax.data.example import Example, id_hash
 from llava_jax.data.sources.caption_pairs import caption_row
 from llava_jax.data.sources.llava_row import parse_row
 from llava_jax.errors import ConfigError, DataError
+from llava_jax.output.json_text import parse_json
 
 
 def is_tfds(folder: Path) -> bool:
@@ -99,7 +99,7 @@ def _to_python(value):
 def _class_names(file: Path) -> list[str]:
     """Returns all class names in a features.json."""
     try:
-        pending, names = [json.loads(file.read_text(encoding="utf-8"))], []
+        pending, names = [parse_json(file.read_bytes())], []
     except (OSError, ValueError):
         raise DataError(f"{file}: cannot be read. Prepare the dataset again.") from None
     while pending:

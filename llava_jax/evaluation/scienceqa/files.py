@@ -11,7 +11,9 @@ import json
 from pathlib import Path
 
 from llava_jax.errors import DataError
-from llava_jax.evaluation.answers_file import answers_by_id, parse_json_lines, read_answers_text
+from llava_jax.evaluation.answers_file import answers_by_id, parse_json_lines
+from llava_jax.output.files import read_text
+from llava_jax.output.json_text import parse_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +29,12 @@ class Answers:
 def read_answers(path: str | Path) -> Answers:
     """Reads any of the three formats. Raises DataError that names the file and the invalid line or id."""
     path = Path(path)
-    text = read_answers_text(path)
+    text = read_text(path)
     try:
-        value = json.loads(text, object_pairs_hook=lambda pairs: _unique_keys(path, pairs))
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError as fault:
+        if text.lstrip().split("\n")[0].strip() in ("{", "["):  # one value over several lines
+            raise DataError(f"{path}: broken JSON ({fault}). Is the file complete?") from None
         return _from_records(path, parse_json_lines(path, text))
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected JSON Lines or one object, found {type(value).__name__}.")
@@ -47,14 +51,6 @@ def result_json(indices: dict[str, int], texts: dict[str, str], correct: int) ->
     count = len(indices)
     header = {"acc": correct / count * 100 if count else 0.0, "correct": correct, "count": count}
     return json.dumps(header | {"results": indices, "outputs": texts}, indent=2)
-
-
-def _unique_keys(path: Path, pairs: list[tuple[str, object]]) -> dict:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise DataError(f"{path}: key {repeated!r} twice in one object. Keep one of them.")
-    return value
 
 
 def _from_records(path: Path, records: list, **keys: str) -> Answers:

@@ -123,6 +123,11 @@ def test_folder_without_a_manifest_is_refused(built):
     [
         (lambda m: m | {"format": 2}, "has format 2, but this version reads 1"),
         (lambda m: m | {"shards": []}, "lists no shards"),
+        (lambda m: {key: m[key] for key in m if key != "ids_sha256"}, "is incomplete"),
+        (lambda m: m | {"shards": [m["shards"][0] | {"records": -1}]}, "is incomplete"),
+        (lambda m: m | {"shards": [m["shards"][0] | {"records": 10**30}]}, "is incomplete"),
+        (lambda m: m | {"shards": [m["shards"][0] | {"records": True}]}, "is incomplete"),
+        (lambda m: list(m), "cannot be read"),
         (lambda m: m | {"shards": [m["shards"][0] | {"name": "../x"}]}, "files outside of the folder"),
         (lambda m: m | {"shards": [m["shards"][0] | {"records": "4"}]}, "lists no shards"),
         (lambda m: {"format": 1}, "cannot be read"),

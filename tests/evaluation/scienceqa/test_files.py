@@ -69,7 +69,7 @@ def test_analysis_file_equals_the_original_and_is_readable(tmp_path):
 
 FAULTS = {
     "empty": ("", "empty"),
-    "cut off": (LINES[:-5], "line 3 is broken JSON. Was it cut off"),
+    "cut off": (LINES[:-5], "line 3 is broken JSON (Expecting value"),
     "twice": (LINES + "\n" + LINES.split("\n")[0], "line 4: question 4 again, after line 1"),
     "no id": ('{"text": "A"}\n{"text": "A"}', 'line 1: needs the keys "question_id" and "text"'),
     "id is true": ('{"question_id": true, "text": "A"}', "needs the keys"),
@@ -81,7 +81,7 @@ FAULTS = {
     "results are texts": ('{"outputs": {}, "results": {"1": "A"}}', '"results" must contain indices'),
     "results are true": ('{"outputs": {}, "results": {"1": true}}', '"results" must contain indices'),
     "nothing in it": ('{"outputs": {}}', "contains no answers"),
-    "an id twice": ('{"outputs": {"1": "A", "1": "B"}}', "key '1' twice in one object"),
+    "an id twice": ('{"outputs": {"1": "A", "1": "B"}}', "the key '1' occurs twice"),
 }
 
 
@@ -98,5 +98,5 @@ def test_unreadable_file_is_rejected(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         read_answers(tmp_path)
     (tmp_path / "latin").write_bytes(b"\xe9")
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match="is not UTF-8 text"):
         read_answers(tmp_path / "latin")
