@@ -149,7 +149,7 @@ def test_settings_in_the_text_exist(page):
     groups = "|".join(sorted({name.split(".")[0] for name in settings() if "." in name} - {"config"}))
     pattern = re.compile(rf"(?<![\w./-])(?:--)?(?:config\.\w[\w.]*|(?:{groups})\.\w[\w.]*)")
     named = {name for code in inline_code(read(page)) for name in pattern.findall(code)}
-    files = {name for name in named if name.endswith((".json", ".py"))}
+    files = {name for name in named if name.endswith((".json", ".py", ".safetensors"))}
     assert {name for name in named - files if setting_of(name) not in settings() | PLACEHOLDERS} == set()
 
 
