@@ -4,15 +4,17 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+
 from llava_jax.checkpoint.native.store import CheckpointStore
 from llava_jax.config.schema import Config
+from llava_jax.data.bad_samples import BadSampleLog
 from llava_jax.data.pipeline import FILLER, Batches
 from llava_jax.data.rows import Rows
 from llava_jax.models.llava import Llava
 from llava_jax.runtime.verdict import SampleNames
 from llava_jax.runtime.watchdog import Watchdog
 from llava_jax.text.tokenizer import Tokenizer
-from llava_jax.train.bad_samples import BadSampleLog
 from llava_jax.train.dataset import resume_data, training_batches
 from llava_jax.train.evaluations import Evaluation
 from llava_jax.train.metrics import MetricsWriter
@@ -91,7 +93,10 @@ def open_stage_run(run: Run, setup: StageSetup, start: StageStart) -> StageRun:
         batches.set_state({name: value for name, value in data_state.items() if name not in ("replaced", "mixture")})
     run.watchdog.watch_data(lambda: batches.ready, sample_names(batches, setup.data.train, setup.start_step))
     step, replaced = setup.start_step + int(start.state.step), (data_state or {}).get("replaced", 0)
-    bad = BadSampleLog(run.folder, setup.name, step, replaced, setup.data.samples, stage.data.bad_ceiling, run.log)
+    bad = BadSampleLog(
+        run.folder, setup.name, step, replaced, setup.data.samples, stage.data.bad_ceiling, run.log,
+        jax.process_index(), jax.process_count(),
+    )  # fmt: skip
     progress = Progress(setup.name, setup.data.steps, stage.batch * stage.data.length, setup.layout.flops)
     return StageRun(run, setup, batches, bad, start.guard, progress)
 

@@ -11,10 +11,10 @@ import time
 import jax
 
 from llava_jax.cli.train import main
-from llava_jax.data import rows
+from llava_jax.data import bad_samples, rows
 from llava_jax.data.pipeline import Batches
 from llava_jax.errors import DataError
-from llava_jax.train import bad_samples, steps
+from llava_jax.train import steps
 
 next_batch, global_batch, record = Batches.__next__, steps.global_batch, bad_samples.BadSampleLog.record
 load_image = rows.load_image

@@ -4,15 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import pytest
 
 from llava_jax import config
+from llava_jax.data.bad_samples import BadSampleLog
 from llava_jax.data.sources.combine import train_eval_split
 from llava_jax.data.sources.llava_json import LlavaJson
 from llava_jax.errors import DataError
 from llava_jax.train import loop
-from llava_jax.train.bad_samples import BadSampleLog
 from tests.fixtures.bench_scripts import load_script
 
 CONFIG = Path(__file__).parent / "packed_config.py"
@@ -108,7 +107,7 @@ def test_unreadable_held_out_sample_is_counted_and_not_fatal(data, tmp_path):
     assert {record["sample"] for record in listed(tmp_path)}.isdisjoint(ids), "the list has training samples only"
 
 
-def test_lists_of_all_processes_are_truncated_to_the_restored_step(tmp_path, monkeypatch):
+def test_lists_of_all_processes_are_truncated_to_the_restored_step(tmp_path):
     line = '{"step": %d, "stage": "s", "sample": "1"}\n'
     for name in ("bad_samples.jsonl", "bad_samples-1.jsonl", "bad_samples-x.jsonl"):
         (tmp_path / name).write_text(line % 3 + line % 4 + line % 5 + '{"step": 6, "sta')
@@ -124,5 +123,6 @@ def test_lists_of_all_processes_are_truncated_to_the_restored_step(tmp_path, mon
     bad.add(1)
     with pytest.raises(DataError, match="4 of the 1,000 samples that stage s shows"):
         bad.add(1)
-    monkeypatch.setattr(jax, "process_index", lambda: 2)
-    assert BadSampleLog(tmp_path, "s", 4, 0, 1, 1, print).path == tmp_path / "bad_samples-2.jsonl"
+    assert (
+        BadSampleLog(tmp_path, "s", 4, 0, 1, 1, print, process=2, processes=3).path == tmp_path / "bad_samples-2.jsonl"
+    )

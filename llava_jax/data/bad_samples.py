@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
-
 from llava_jax.errors import DataError
 from llava_jax.output.files import write_atomically
 
@@ -15,14 +13,18 @@ class BadSampleLog:
     """The replaced samples of one stage. Every process lists those of its rows in `bad_samples.jsonl` (process p > 0:
     `bad_samples-p.jsonl`). `count` covers all processes and is the same on each, because it comes from the device."""
 
-    def __init__(self, folder: Path, stage: str, step: int, count: int, samples: int, ceiling: float, log):
+    def __init__(
+        self, folder: Path, stage: str, step: int, count: int, samples: int, ceiling: float, log,
+        process: int = 0, processes: int = 1,
+    ):  # fmt: skip
         """step: global step of the state; entries of later steps are removed. count: samples replaced up to it in this
-        stage. samples: number of samples shown in the whole stage. ceiling: the share of them that may be replaced."""
+        stage. samples: number of samples shown in the whole stage. ceiling: the share of them that may be replaced.
+        process: the index of this one of `processes`."""
         self.stage, self.count, self.samples, self.ceiling = stage, count, samples, ceiling
         self._log, self._logged = log, 0
-        self.path = _path(folder, jax.process_index())
-        others = [p for p in folder.glob("bad_samples-*.jsonl") if _index(p) >= jax.process_count()]
-        for path in [self.path, *(others if jax.process_index() == 0 else [])]:  # of a run with more processes
+        self.path = _path(folder, process)
+        others = [p for p in folder.glob("bad_samples-*.jsonl") if _index(p) >= processes]
+        for path in [self.path, *(others if process == 0 else [])]:  # of a run with more processes
             if path.exists():
                 lines = [line for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
                 past = "".join(line for line in lines if json.loads(line)["step"] <= step)
