@@ -15,6 +15,7 @@ from llava_jax.checkpoint.architecture_json import MODULES
 from llava_jax.checkpoint.external import ExternalCheckpoint, folder_of
 from llava_jax.checkpoint.gguf_files.file import is_gguf
 from llava_jax.checkpoint.module_file import module_architecture, resolve
+from llava_jax.checkpoint.native.run_inputs import has_checkpoint, own_architecture
 from llava_jax.checkpoint.native.workdir_model import WorkdirModel
 from llava_jax.checkpoint.open_checkpoint import open_parameters
 from llava_jax.config.architectures import MEAN, STD, LlamaConfig, ModelConfig, VisionConfig
@@ -42,24 +43,28 @@ class LoadedModule:
     features: tuple[int, str] | None
 
 
+def run_model(config: Config, platform: str, workdir: Path, log: Callable[[str], None]) -> ModelConfig:
+    """Returns the architecture of a run, see `resolve_model`. A run that resumes keeps that of its workdir, and its
+    files in `load.*` may be gone. Raises DataError for a broken workdir, and as `resolve_model` does."""
+    if not has_checkpoint(workdir):
+        return resolve_model(config, platform, log)
+    if recorded := own_architecture(workdir):
+        return model_config(config.model, platform, recorded.vision, recorded.llm)
+    return planned_model(config, platform)  # of an earlier version, which trained exactly the named architectures
+
+
 def resolve_model(
-    config: Config,
-    platform: str | None = None,
-    recorded: ModelConfig | None = None,
-    log: Callable[[str], None] = lambda line: None,
+    config: Config, platform: str | None = None, log: Callable[[str], None] = lambda line: None
 ) -> ModelConfig:
     """Returns the architecture that a run trains, and the attention kernel for `platform` (see `model_config`).
 
     Reads the config of the files in `load.*` but no weights. A tower named `folder` has their architecture. Any other
-    must have the architecture of its name, with the vocabulary and the positions of the files. recorded: the
-    architecture in the workdir of a run that resumes, which is used instead of the files. log: called with a line for
-    each tower that is not the named one.
+    must have the architecture of its name, with the vocabulary and the positions of the files. log: called with a line
+    for each tower that is not the named one.
 
     Raises ConfigError, naming every field that differs with both values, and for rows longer than the positions of the
     files; DataError for files that are missing or broken.
     """
-    if recorded:
-        return model_config(config.model, platform, recorded.vision, recorded.llm)
     opened: dict[Path, ExternalCheckpoint | WorkdirModel] = {}  # opening a workdir verifies its hashes
     loaded = {module: _read(config, module, opened) for module in MODULES}
     vision, llm = (_tower(config, module, loaded[module], log) for module in ("vision", "llm"))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import jax
 
-from llava_jax.checkpoint.architecture import resolve_model
+from llava_jax.checkpoint.architecture import run_model
 from llava_jax.checkpoint.chat_templates import with_templates
-from llava_jax.checkpoint.native.run_inputs import has_checkpoint, open_run_tokenizer, own_architecture
+from llava_jax.checkpoint.native.run_inputs import has_checkpoint, open_run_tokenizer
 from llava_jax.checkpoint.native.store import CheckpointStore
 from llava_jax.config.schema import Config
 from llava_jax.errors import ConfigError, DataError, UserError
@@ -92,9 +92,7 @@ def _train(
     check_processes(mesh)
 
     # --- model
-    resumes = has_checkpoint(folder)
-    architecture = own_architecture(folder) if resumes else None
-    model_config = resolve_model(config, platform_of(mesh), architecture, log_line)
+    model_config = run_model(config, platform_of(mesh), folder, log_line)
     tokenizer = open_run_tokenizer(folder, config.tokenizer, log_line)
     image_id = tokenizer.special.get(IMAGE_MARKER, -1)  # needs no row: features replace it
     if tokenizer.vocab_size > max(model_config.llm.vocab_size, image_id + 1):
@@ -104,7 +102,7 @@ def _train(
         )
 
     # --- data
-    recorded = workdir.read_json(folder / "config.json") if resumes else {}
+    recorded = workdir.read_json(folder / "config.json") if has_checkpoint(folder) else {}
     config = with_templates(config, recorded, tokenizer, log_line, is_main=jax.process_index() == 0)
     setups = make_stage_setups(config, model_config, mesh, tokenizer)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import save_file
 
-from llava_jax.checkpoint.architecture import FROM_FILES, planned_model, resolve_model
+from llava_jax.checkpoint.architecture import FROM_FILES, planned_model, resolve_model, run_model
 from llava_jax.checkpoint.architecture_json import architecture_from_json, architecture_to_json
 from llava_jax.checkpoint.module_file import save_module
 from llava_jax.config import Config, Data, Model, Stage, Weights, architectures
@@ -249,10 +249,17 @@ def test_folder_of_another_module_is_refused(tmp_path):
         resolve_model(config({"llm": tmp_path}))
 
 
-def test_recorded_architecture_replaces_missing_files():
+def test_resumed_run_keeps_its_architecture_without_its_files(tmp_path):
     recorded = changed(llm=dict(vocab_size=576, rope_base=5e5))
-    run = config({"vision": "gone", "llm": "gone", "projector": "gone"}, vision="folder", llm="folder")
-    assert resolve_model(run, recorded=recorded) == recorded
+    gone = dict.fromkeys(("vision", "llm", "projector"), "gone")
+    run = config(gone, vision="folder", llm="folder")
+    (tmp_path / "architecture.json").write_text(json.dumps(architecture_to_json(recorded)))
+    with pytest.raises(DataError, match="gone .* does not exist"):  # nothing is saved yet: it starts over
+        run_model(run, "cpu", tmp_path, print)
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    assert run_model(run, "cpu", tmp_path, print) == recorded
+    (tmp_path / "architecture.json").unlink()  # as in a workdir of an earlier version
+    assert run_model(config(gone), "cpu", tmp_path, print) == EVEN
 
 
 def test_plan_reads_only_towers_named_folder(tmp_path):
