@@ -4,7 +4,7 @@
 #     launch/local/run_multiprocess.sh N --config=FILE [--workdir=DIR] [--config.NAME=VALUE ...]
 #     launch/local/run_multiprocess.sh --dry-run N --config=FILE ...     prints the commands without running them
 #
-# JAX_NUM_CPU_DEVICES=4 gives each process four devices. Ctrl-C or SIGTERM saves a checkpoint and stops all processes. The
+# JAX_NUM_CPU_DEVICES=4 gives each process four devices. Ctrl-C, SIGHUP or SIGTERM saves a checkpoint and stops all. The
 # exit code is that of the first process, by number, that failed.
 set -uo pipefail
 # shellcheck source=launch/common.sh
@@ -31,7 +31,7 @@ for ((i = 0; i < count; i++)); do
     setsid python -m llava_jax.main "$@" --coordinator="localhost:$port" --processes="$count" --process="$i" &
     processes+=($!)
 done
-trap 'kill -TERM "${processes[@]}" 2>/dev/null' INT TERM
+trap 'kill -TERM "${processes[@]}" 2>/dev/null' INT TERM HUP
 failed=0
 for process in "${processes[@]}"; do
     wait "$process"; code=$?

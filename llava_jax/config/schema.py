@@ -45,7 +45,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    every: int = 1000  # steps between checkpoints; the end of a stage and SIGTERM always save one
+    every: int = 1000  # steps between checkpoints; the end of a stage and stop signals always save one
     keep: int = 2  # newest checkpoints kept
 
 
