@@ -126,6 +126,8 @@ def scienceqa(
         raise ConfigError(f"{out} exists already; choose another file, or remove it first")
     source = ScienceQA(folder, split, prompt_format=prompt_format or ("QCM-LEPA" if jsonl else "QCM-LEA"))
     rows = [source.raw(index)[0] for index in range(len(source))]
+    if source.path == folder and any("image" in row for row in rows):
+        raise ConfigError(f"{folder}: its images are inside of Parquet, so a JSON cannot name them. Train on {folder}")
     if jsonl:
         _write_text(out, "".join(json.dumps(instruction(row)) + "\n" for row in rows), len(rows))
     else:

@@ -51,11 +51,12 @@ def score(
         result: Writes the original's result file, which ScienceQA's own tool reads.
         analysis: Writes the original's analysis file.
     """
+    from llava_jax.data.sources.scienceqa import scienceqa_images
     from llava_jax.evaluation.scienceqa import report
     from llava_jax.evaluation.scienceqa import score as scoring
     from llava_jax.evaluation.scienceqa.files import read_answers
     from llava_jax.evaluation.scienceqa.page import scores_page
-    from llava_jax.images.files import ImageFolder, open_images
+    from llava_jax.images.files import open_images
 
     grading = dict(parser=parser, unparsed=unparsed, seed=seed)
     answer_texts, problem_list = read_answers(answers), scoring.read_problems(problems, split)
@@ -65,7 +66,7 @@ def score(
     if against is not None:
         graded_against = _grade(against, read_answers(against), problem_list, split, problems, grading)
         comparison = scoring.compare_answers(scores.graded, graded_against)
-    images = open_images(image_folder, problems) if image_folder else ImageFolder(problems / "images")
+    images = open_images(image_folder, problems) if image_folder else scienceqa_images(problems)
     lines = report.summary_lines(scores, split, **grading)
     shares, topics = scores.shares, scores.topics
     if json_file is not None:

@@ -9,6 +9,7 @@ Parquet to ArrayRecord with `data build`, which reads it once and in order.
 
 import collections
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,66 @@ def is_parquet(path: Path) -> bool:
         return False
 
 
+class ParquetRows:
+    """The rows of Parquet files as dicts of `columns`, as far as a file has them. A pickled copy reopens the files.
+
+    Raises DataError for a file that is broken or lacks a column of `required`, for no rows at all, and when a row group
+    cannot be read.
+    """
+
+    def __init__(self, files: Sequence[Path], columns: Sequence[str], required: Sequence[str], name: Path):
+        self.columns = columns
+        self._groups = []  # (file, number of the row group, rows)
+        for file in files:
+            parquet = _open(file)
+            names = set(parquet.schema_arrow.names)
+            if not set(required) <= names:
+                needed, present = " and ".join(required), ", ".join(sorted(names))
+                raise DataError(f"{file}: needs the columns {needed}; it has {present}.")
+            counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+            self._groups += [(file, i, row_count) for i, row_count in enumerate(counts)]
+        self._ends = np.cumsum([row_count for _, _, row_count in self._groups])
+        if not self._groups or not self._ends[-1]:
+            raise DataError(f"{name}: no rows.")
+        self._cache, self._lock = collections.OrderedDict(), threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_lock")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._cache, self._lock = collections.OrderedDict(), threading.Lock()
+
+    def read(self, index: int) -> tuple[dict, str]:
+        """Returns (a row, its name in error messages)."""
+        index = range(len(self))[index]
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        file, number, rows = self._groups[group]
+        row_in_group = index - int(self._ends[group]) + rows
+        row = self._read_group(group).slice(row_in_group, 1).to_pylist()[0]
+        return row, f"{file}: row {row_in_group} of group {number}"
+
+    def _read_group(self, group: int):
+        """Returns a row group as a table; the last few are cached."""
+        with self._lock:  # otherwise several threads would read the same group
+            if group not in self._cache:
+                file, number, _ = self._groups[group]
+                parquet = _open(file)
+                columns = [name for name in self.columns if name in parquet.schema_arrow.names]
+                try:
+                    self._cache[group] = parquet.read_row_group(number, columns=columns)
+                except Exception as fault:  # pyarrow's errors derive from many
+                    message = f"{file}: group {number} cannot be read ({_first_line(fault)}). Copy it again."
+                    raise DataError(message) from None
+                while len(self._cache) > GROUPS_CACHED:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(group)
+            return self._cache[group]
+
+
 class ParquetSource:
     """A Parquet file, or the *.parquet files of a folder, sorted by name.
 
@@ -41,36 +102,13 @@ class ParquetSource:
         path = Path(path)
         self.files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
         self.images = open_images(images, path) if images else None
-        self._groups = []  # (file, number of the row group, rows)
-        for file in self.files:
-            parquet = _open(file)
-            names = set(parquet.schema_arrow.names)
-            if not {"id", "conversations"} <= names:
-                raise DataError(f"{file}: needs the columns id and conversations; it has {', '.join(sorted(names))}.")
-            counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-            self._groups += [(file, i, row_count) for i, row_count in enumerate(counts)]
-        self._ends = np.cumsum([row_count for _, _, row_count in self._groups])
-        if not self._groups or not self._ends[-1]:
-            raise DataError(f"{path}: no rows.")
-        self._cache, self._lock = collections.OrderedDict(), threading.Lock()
+        self.rows = ParquetRows(self.files, COLUMNS, ("id", "conversations"), path)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_held", "_lock")}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._cache, self._lock = collections.OrderedDict(), threading.Lock()
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        index = range(len(self))[index]
-        group = int(np.searchsorted(self._ends, index, side="right"))
-        file, number, rows = self._groups[group]
-        row_in_group = index - int(self._ends[group]) + rows
-        where = f"{file}: row {row_in_group} of group {number}"
-        row = self._read(group).slice(row_in_group, 1).to_pylist()[0]
+        row, where = self.rows.read(index)
         key = "image" if row.get("image") is not None else "images"
         cells = row.get(key)
         cells = [] if cells is None else cells if isinstance(cells, list) else [cells]
@@ -94,22 +132,20 @@ class ParquetSource:
             raise DataError(f"{where}: image {name!r} is not in the file. Pass the image folder or zip archive.")
         return self.images.find(name, where)
 
-    def _read(self, group: int):
-        """Returns a row group as a table; the last few are cached."""
-        with self._lock:  # otherwise several threads would read the same group
-            if group not in self._cache:
-                file, number, _ = self._groups[group]
-                parquet = _open(file)
-                columns = [name for name in COLUMNS if name in parquet.schema_arrow.names]
-                try:
-                    self._cache[group] = parquet.read_row_group(number, columns=columns)
-                except Exception as fault:  # pyarrow's errors derive from many
-                    message = f"{file}: group {number} cannot be read ({_first_line(fault)}). Copy it again."
-                    raise DataError(message) from None
-                while len(self._cache) > GROUPS_CACHED:
-                    self._cache.popitem(last=False)
-            self._cache.move_to_end(group)
-            return self._cache[group]
+
+def read_columns(file: Path, columns: Sequence[str]) -> list[dict]:
+    """Reads some columns of a whole file; "image.path" reads a field of a struct. Raises DataError if it is broken."""
+    try:
+        return _open(file).read(columns=list(columns)).to_pylist()
+    except DataError:
+        raise
+    except Exception as fault:  # pyarrow's errors derive from many
+        raise DataError(f"{file}: cannot be read ({_first_line(fault)}). Copy it again.") from None
+
+
+def parquet_schema(file: Path):
+    """Returns pyarrow's schema. Raises DataError if the file is broken, ConfigError without pyarrow."""
+    return _open(file).schema_arrow
 
 
 def _image_path(image) -> str | None:

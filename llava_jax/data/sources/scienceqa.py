@@ -4,6 +4,8 @@ FOLDER/problems.json                      pid -> {question, choices, answer, hin
 FOLDER/pid_splits.json                    split -> [pid, ..]: train, val, test, and parts such as minitrain
 FOLDER/images/<split>/<pid>/<image>       for problems with an image
 
+or Parquet with the same columns and the images (`scienceqa_parquet`).
+
 A prompt format INPUT-OUTPUT lists the parts of the prompt and of the answer in order:
 
     Q question   C context (the hint)   M choices   L lecture   E explanation (the solution)   A answer
@@ -28,6 +30,12 @@ import numpy as np
 
 from llava_jax.data.example import Example, id_hash
 from llava_jax.data.sources.llava_row import parse_row
+from llava_jax.data.sources.scienceqa_parquet import (
+    ParquetImages,
+    is_scienceqa_parquet,
+    problem_files,
+    read_problems_parquet,
+)
 from llava_jax.errors import ConfigError, DataError
 from llava_jax.images.files import ImageFolder, open_images
 from llava_jax.output.files import local_path, read_object
@@ -92,8 +100,13 @@ def parse_problem(pid: str, value: object, where: str) -> Problem:
 
 
 def is_scienceqa(path: Path) -> bool:
-    """Returns whether this is a ScienceQA folder."""
-    return (path / "problems.json").is_file()
+    """Returns whether this is ScienceQA: the original's folder, or Parquet (see `scienceqa_parquet`)."""
+    return (path / "problems.json").is_file() or is_scienceqa_parquet(path)
+
+
+def scienceqa_images(path: Path) -> ImageFolder | ParquetImages:
+    """Returns the images that belong to the problems: a folder, or those inside of Parquet."""
+    return ImageFolder(path / "images") if not is_scienceqa_parquet(path) else read_problems_parquet(path)[2]
 
 
 class ScienceQA:
@@ -112,10 +125,15 @@ class ScienceQA:
     ):
         check_format(prompt_format)
         folder, self.prompt_format = local_path(folder, "the ScienceQA folder"), prompt_format
-        self.path = folder / "problems.json"
-        self.images = open_images(image_folder, self.path) if image_folder else ImageFolder(folder / "images")
-        self._problems = read_object(self.path, "the problems of ScienceQA")
-        splits = read_object(folder / "pid_splits.json", "the splits of ScienceQA")
+        if (folder / "problems.json").is_file() or not problem_files(folder):
+            self.path, self.images = folder / "problems.json", ImageFolder(folder / "images")
+            self._problems = read_object(self.path, "the problems of ScienceQA")
+            splits = read_object(folder / "pid_splits.json", "the splits of ScienceQA")
+        else:
+            self.path, split = folder, {"validation": "val"}.get(split, split)
+            self._problems, splits, self.images = read_problems_parquet(folder)
+        if image_folder:
+            self.images = open_images(image_folder, self.path)
         if not all(isinstance(pids, list) for pids in splits.values()):
             raise DataError(f"{folder / 'pid_splits.json'}: every split must be a list of problem ids.")
         self._listed = {str(pid): name for name in SPLITS for pid in splits.get(name) or ()}
@@ -124,7 +142,7 @@ class ScienceQA:
         elif split in splits:
             pids = map(str, splits[split])
         else:
-            raise ConfigError(f"{folder}: there is no split {split!r}; pid_splits.json has {', '.join(splits)}")
+            raise ConfigError(f"{folder}: there is no split {split!r}, only {', '.join(splits)}")
         self._pids = list(pids)
         if not self._pids:
             raise DataError(f"{folder}: no problems in {f'split {split!r}' if split else 'any split'}. Is it complete?")

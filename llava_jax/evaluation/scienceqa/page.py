@@ -6,7 +6,7 @@ from llava_jax.data.sources.scienceqa import LETTERS, Problem
 from llava_jax.errors import DataError
 from llava_jax.evaluation.metrics import Accuracy, interval_text, percent_text
 from llava_jax.evaluation.scienceqa.score import AVERAGE, COLUMNS, Comparison, GradedAnswer
-from llava_jax.images.files import ImageFolder, ImageZip
+from llava_jax.evaluation.task import ImageStore
 from llava_jax.images.thumbnail import thumbnail
 from llava_jax.output.html_page import Markup, document, element, join, picture
 from llava_jax.output.page_parts import badge, filters, share_bar, table, tile, tiles
@@ -26,7 +26,7 @@ def scores_page(
     shares: dict[str, Accuracy],
     topics: dict[str, Accuracy],
     graded: Sequence[GradedAnswer],
-    images: ImageFolder | ImageZip,
+    images: ImageStore,
     comparison: Comparison | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> str:
@@ -86,7 +86,7 @@ def kind_of(item: GradedAnswer) -> str:
     return item.status if item.status != "parsed" else "right" if item.is_right else "wrong"
 
 
-def _article(item: GradedAnswer, images: ImageFolder | ImageZip, other: GradedAnswer | None) -> Markup:
+def _article(item: GradedAnswer, images: ImageStore, other: GradedAnswer | None) -> Markup:
     problem, kind = item.problem, kind_of(item)
     head = [element("h3", problem.pid), badge(kind, KINDS[kind])]
     head += [badge("flip", "accent")] if other is not None else []
@@ -122,7 +122,7 @@ def _choices(item: GradedAnswer, other: GradedAnswer | None) -> Markup:
     return element("ul", join(*lines, separator="\n"), class_="choices")
 
 
-def _image(problem: Problem, images: ImageFolder | ImageZip) -> Markup:
+def _image(problem: Problem, images: ImageStore) -> Markup:
     if problem.image is None:
         return Markup()
     try:

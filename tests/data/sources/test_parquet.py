@@ -47,6 +47,7 @@ def test_folder_reads_its_files_in_order_and_can_be_pickled(tmp_path):
     rows(tmp_path, "a.parquet", 4)
     source = open_source(tmp_path)
     source[0]
+    assert source.rows._cache and not pickle.loads(pickle.dumps(source)).rows._cache
     ids = [f"a.parquet{i}" for i in range(4)] + [f"b.parquet{i}" for i in range(3)]
     assert [pickle.loads(pickle.dumps(source))[i].id for i in range(7)] == ids
     assert source.id_hashes().tolist() == [id_hash(name) for name in ids]
@@ -57,7 +58,7 @@ def test_row_groups_are_cached_up_to_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet_source, "_open", lambda file, o=parquet_source._open: opened.append(file) or o(file))
     for i in range(7):
         source[i]
-    assert len(opened) == 4 and len(source._cache) == 2
+    assert len(opened) == 4 and len(source.rows._cache) == 2
     source[6], source[4], source[0]
     assert len(opened) == 5
 
