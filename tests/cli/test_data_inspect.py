@@ -95,9 +95,9 @@ def test_shards_folder_and_zip_give_equal_reports(clean, tmp_path, capsys):
 
 def test_text_needs_no_image_folder_in_any_verb(tmp_path, capsys):
     rows = [{"id": f"{i}", "conversations": turns("what is two ?", f"a number {i}")} for i in range(3)]
-    for name, text in (("rows.json", json.dumps(rows)), ("rows.jsonl", "\n".join(map(json.dumps, rows)))):
+    for name, content in (("rows.json", json.dumps(rows)), ("rows.jsonl", "\n".join(map(json.dumps, rows)))):
         data = str(tmp_path / name)
-        Path(data).write_text(text)
+        Path(data).write_text(content)
         assert main(["data", "check", data, "--report-folder", str(tmp_path / "r"), "--workers", "0"]) == 0
         assert main(["data", "show", data, *TINY, "--page", str(tmp_path / "p.html")]) in (0, None)
         assert main(["data", "stats", data, *TINY, "--workers", "0"]) in (0, None)
