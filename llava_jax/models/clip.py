@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llava_jax.config.architectures import MEAN, STD, ModelConfig
 from llava_jax.errors import ConfigError
 from llava_jax.models.attention import name_qkv, reference_attention
-from llava_jax.models.layers import Embedding, LayerNorm, Linear, activation, scan_layers
+from llava_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, scan_layers
 from llava_jax.models.matmul import dtype_of
 from llava_jax.runtime.sharding import constrain
 
@@ -41,7 +41,7 @@ class ClipBlock(nn.Module):
         y = LayerNorm(c.norm_eps, "vision_embed", name="mlp_norm")(x)
         wide = (c.width, c.mlp_width), ("vision_embed", "mlp")
         y = checkpoint_name(Linear("btd,df->btf", *wide, dtype, bias=1, name="up")(y), "up")
-        y = constrain(activation(c.activation)(y), "batch", None, "mlp")
+        y = constrain(ACTIVATIONS[c.activation](y), "batch", None, "mlp")
         narrow = (c.mlp_width, c.width), ("mlp", "vision_embed")
         x += Linear("btf,fd->btd", *narrow, dtype, bias=1, init_scale=residual, name="down")(y)
         return constrain(x, "batch", None, None), None
@@ -70,6 +70,8 @@ class Clip(nn.Module):
             )
         if c.select_feature not in ("patch", "cls_patch"):
             raise ConfigError(f"vision.select_feature {c.select_feature!r} is unknown; use patch or cls_patch")
+        if c.activation not in ACTIVATIONS:
+            raise ConfigError(f"vision.activation {c.activation!r} is unknown; use {', '.join(ACTIVATIONS)}")
         if not 0 <= c.blocks_used <= c.layers:
             raise ConfigError(f"vision.select_layer {c.select_layer} is not one of the {c.layers + 1} hidden states")
 

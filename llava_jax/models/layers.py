@@ -5,7 +5,6 @@ Axis letters, in einsum strings and in shapes:
     E head size   F MLP width   V vocabulary   L layers   C channels of a pixel or feature
 """
 
-import functools
 import math
 
 import jax
@@ -92,17 +91,10 @@ class LayerNorm(nn.Module):
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),  # with erf
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # with erf
+    "gelu_tanh": jax.nn.gelu,
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # CLIP's
 }
-
-
-def activation(name: str):
-    """Returns a function of ACTIVATIONS. Raises ConfigError for an unknown name."""
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"activation {name!r} is unknown; use {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
 
 
 def scan_layers(block: type[nn.Module], config: ModelConfig, length: int, in_axes=()) -> type[nn.Module]:

@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llava_jax.config.architectures import ModelConfig
 from llava_jax.models.attention import attention, attention_mask, attention_mask_for, name_qkv
 from llava_jax.models.cache import attend_cache, unstack, write_cache
-from llava_jax.models.layers import Embedding, Linear, RMSNorm, activation, scan_layers
+from llava_jax.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm, scan_layers
 from llava_jax.models.matmul import dot, dtype_of
 from llava_jax.models.rope import rope, rope_rotation
 from llava_jax.runtime.sharding import constrain
@@ -45,15 +45,13 @@ class LlamaBlock(nn.Module):
         out = (c.heads, c.head_size, c.width), ("heads", "head_size", "embed")
         residual = (2 * c.layers) ** -0.5  # 2 * layers matmuls add up in x (GPT-2's rule)
         # einsum sums over axes in alphabetical order; with e before h, the kernel would be transposed for every token.
-        x += checkpoint_name(
-            Linear("bthi,hid->btd", *out, dtype, int(c.o_bias), init_scale=residual, name="o")(y), "out"
-        )
+        x += checkpoint_name(Linear("bthi,hid->btd", *out, dtype, c.o_bias, init_scale=residual, name="o")(y), "out")
 
         y = RMSNorm(c.norm_eps, "embed", name="mlp_norm")(x)
         wide = (c.width, c.mlp_width), ("embed", "mlp")
         gate = checkpoint_name(Linear("btd,df->btf", *wide, dtype, mlp_bias, name="gate")(y), "gate")
         up = checkpoint_name(Linear("btd,df->btf", *wide, dtype, mlp_bias, name="up")(y), "up")
-        y = constrain(activation(c.activation)(gate) * up, "batch", None, "mlp")
+        y = constrain(ACTIVATIONS[c.activation](gate) * up, "batch", None, "mlp")
         narrow = (c.mlp_width, c.width), ("mlp", "embed")
         x += Linear("btf,fd->btd", *narrow, dtype, mlp_bias, init_scale=residual, name="down")(y)
         return constrain(x, "batch", None, None), past

@@ -4,7 +4,7 @@ from flax import linen as nn
 from jax import random
 
 from llava_jax.config.architectures import ModelConfig, projector_depth
-from llava_jax.models.layers import Linear, activation
+from llava_jax.models.layers import ACTIVATIONS, Linear
 
 
 class Projector(nn.Module):
@@ -21,7 +21,7 @@ class Projector(nn.Module):
         fan_in, width, depth = c.vision.width, c.llm.width, projector_depth(c.projector)
         # Axes alternate as in a tensor-parallel MLP; two layers of one width could not both be named `embed`.
         into, out_of = "vision_embed", "embed" if depth == 1 else "mlp"
-        act = activation(c.projector.partition("x_")[2] or "gelu")
+        act = ACTIVATIONS[c.projector.partition("x_")[2] or "gelu"]
         for i in range(1, depth + 1):
             if i > 1:
                 x, fan_in, into, out_of = act(x), width, "mlp", "embed"

@@ -29,11 +29,10 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
         keep = np.clip((waves_in_context - low) / (high - low), 0.0, 1.0)
         return (frequencies * (keep + (1 - keep) / scaling.factor)).astype(np.float32)
     if scaling.kind == "yarn":
-        turns = np.array([scaling.beta_fast, scaling.beta_slow])
-        channel = np.log(scaling.original_max_positions / (turns * 2 * np.pi)) * e / (2 * np.log(config.rope_base))
-        if scaling.truncate:
-            channel = np.floor(channel[0]), np.ceil(channel[1])
-        low, high = max(channel[0], 0), min(channel[1], e - 1)
+        waves = scaling.original_max_positions / (2 * np.pi * np.array([scaling.beta_fast, scaling.beta_slow]))
+        low, high = np.log(waves) * e / (2 * np.log(config.rope_base))
+        low, high = (np.floor(low), np.ceil(high)) if scaling.truncate else (low, high)
+        low, high = max(low, 0), min(high, e - 1)
         divided = np.clip((np.arange(e // 2) - low) / (high - low or 0.001), 0.0, 1.0)
         return (frequencies * (1 - divided + divided / scaling.factor)).astype(np.float32)
     raise ConfigError(f"rope_scaling kind {scaling.kind!r} is unknown; use linear, dynamic, yarn, llama3 or None")
@@ -53,9 +52,8 @@ def rope_rotation(config: LlamaConfig, positions: jax.Array) -> tuple[jax.Array,
         e = config.head_size
         frequencies = frequencies * growth ** (-np.arange(0, e, 2, dtype=np.float32) / (e - 2))
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    if scaling and scaling.attention_factor != 1.0:
-        return scaling.attention_factor * jnp.sin(angles), scaling.attention_factor * jnp.cos(angles)
-    return jnp.sin(angles), jnp.cos(angles)
+    factor = scaling.attention_factor if scaling else 1.0
+    return factor * jnp.sin(angles), factor * jnp.cos(angles)
 
 
 def rope(x: jax.Array, rotation: tuple[jax.Array, jax.Array], via_matmul: bool = False) -> jax.Array:
