@@ -153,6 +153,7 @@ QUANTIZED = {
     "fp8": ({"model.x.weight": np.int8, "model.x.weight_scale_inv": np.float32}, {}),
     "compressed-tensors": ({"model.x.weight_packed": np.int32}, dict(format="pack-quantized")),
     "mxfp4": ({"model.x.gate_up_proj_blocks": np.uint8}, {}),
+    "fbgemm_fp8": ({"model.x.weight": np.float16, "model.x.weight_scale": np.float32}, {}),  # its names alone say so
     "hqq": ({"model.x.weight": np.uint8}, {}),
     "torchao": ({"model.x.weight": np.float32}, {}),
 }
