@@ -37,3 +37,18 @@ def test_log_flushes_plain_text_to_one_stream(tmp_path, monkeypatch, to_stderr):
         console.log("red \x1b[31m\ud800.jpg\n\tstep 3", to_stderr=to_stderr)
         text = [(tmp_path / name).read_text() for name in files]  # before the files are closed: it is flushed
     assert text == (["", "red [31m?.jpg\n\tstep 3\n"] if to_stderr else ["red [31m?.jpg\n\tstep 3\n", ""])
+
+
+def test_lost_output_is_reported_once_and_then_dropped(monkeypatch):
+    """A training run logs more lines while it saves."""
+    lost = []
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(console.sys, "stdout", full)
+        with pytest.raises(console.OutputLost, match="standard output cannot be written: No space left on device"):
+            console.log("first")
+        console.log("second")
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(console.sys, "stdout", full)
+        for line in ("first", "second"):
+            console.log_until_lost(console.log, lambda: lost.append("lost"), line)
+        assert lost == ["lost"]
