@@ -26,11 +26,12 @@ def parse_messages(messages: Any, images: Any = ()) -> tuple[list[tuple[str, str
     """Returns (turns of (role, text with one `<image>` per image), the images in this order as (source, name)).
 
     messages: a list of {"role": ..., "content": text or parts}; one of them; or the text of a question. Only messages
-    of the user have images, and `<image>` in their texts counts as one. A part is
-    {"type": "text", "text": ...}, a text, {"type": "image_url", "image_url": {"url": ...}} as for OpenAI, or
-    {"type": "image"}, which takes the next of `images` unless it has its source as image, path, url or base64.
-    images: a list of sources (`SOURCES`, or a data URI), or one. If the messages ask for none, they all precede the
-    first question. The sources are those of `image_source`. Raises DataError that names the message or the argument.
+    of the user have images, and `<image>` in their texts counts as one. A part is a text, {"type": "text", "text": ..},
+    {"type": "image_url", "image_url": {"url": ..}} as for OpenAI, or {"type": "image"}, which takes the next of
+    `images` unless it has its source as image, path, url or base64. images: a list of sources (`SOURCES`, or a data
+    URI), or one. If the messages ask for none, all of them precede the first question.
+
+    Raises DataError that names the message or the argument.
     """
     given = [image_source(image, f"images[{i}]") for i, image in enumerate(_image_list(images))]
     wanted: list[tuple[Any, str] | None] = []
@@ -139,8 +140,8 @@ def _turn(number: int, message: Any, wanted: list[tuple[Any, str] | None]) -> tu
     if content is None:
         raise DataError(f"the content of message {number} is None; pass a text or a list of parts")
     parts = content if isinstance(content, list | tuple) else [content]
-    found = wanted if role == "user" else []  # `<image>` in another text is ordinary text
-    text = "".join(_part(f"message {number}", part, found) for part in parts)
+    own = wanted if role == "user" else []  # `<image>` in another text is ordinary text
+    text = "".join(_part(f"message {number}", part, own) for part in parts)
     if role != "user" and any(isinstance(part, Mapping) and part["type"] != "text" for part in parts):
         raise DataError(f"message {number} of the role {role} has an image; only those of the user can have one")
     return ROLES[role], text
