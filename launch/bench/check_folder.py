@@ -159,8 +159,8 @@ def run_config(folder: Path, pair: Pair) -> config.Config:
     c.model.remat = "none"
     for module in ("vision", "llm", "projector") if pair.is_whole else ("vision", "llm"):
         c.load[module] = str(folder / ("whole" if pair.is_whole else module))
-    c.run, c.tokenizer = ("one",), "tiny"
-    c.stages.one = s = config.stage(batch=8, steps=STEPS, learning_rates=((".*", 1e-3),))
+    c.run, c.tokenizer = ("fit",), "tiny"
+    c.stages.fit = s = config.stage(batch=8, steps=STEPS, learning_rates=((".*", 1e-3),))
     s.data.path, s.data.image_folder = str(folder / "rows.json"), str(folder / "images")
     s.data.length, s.data.threads, s.data.template = 72, 1, "vicuna_v1"
     return config.from_config_dict(c)

@@ -9,21 +9,21 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from llava_jax.checkpoint.architecture_json import MODULES
 from llava_jax.checkpoint.external import ExternalCheckpoint, folder_of
 from llava_jax.checkpoint.gguf_files.file import is_gguf
+from llava_jax.checkpoint.huggingface.image_settings import image_settings
+from llava_jax.checkpoint.llava.config import read_original
 from llava_jax.checkpoint.module_file import module_architecture, resolve
 from llava_jax.checkpoint.native.run_inputs import has_checkpoint, own_architecture
 from llava_jax.checkpoint.native.workdir_model import WorkdirModel
 from llava_jax.checkpoint.open_checkpoint import open_parameters
-from llava_jax.config.architectures import MEAN, STD, LlamaConfig, ModelConfig, VisionConfig
+from llava_jax.config.architectures import LlamaConfig, ModelConfig, VisionConfig
 from llava_jax.config.build import flatten
 from llava_jax.config.resolve import FOLDER, model_config, named_tower
 from llava_jax.config.schema import Config, Weights
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.output.files import local_path, read_object
+from llava_jax.output.files import local_path
 
 FEATURES = ("select_layer", "select_feature")  # settings of `model` even with `folder`: a lone tower names none
 # A larger table is padding (llava-hf has 32,064 rows for 32,000 tokens): every row is kept, and those beyond the
@@ -106,9 +106,10 @@ def _read(config: Config, module: str, opened: dict) -> LoadedModule | None:
             )
         return source and LoadedModule(name, source.vision, source.llm, source.projector, _features(source.vision))
     source = opened[file] = opened.get(file) or open_parameters(file)
-    if module == "vision":
-        _check_normalization(name, folder_of(file))
     if isinstance(source, ExternalCheckpoint):
+        if module == "vision":  # raises for another normalization, size or resampling than ours
+            folder = folder_of(file)
+            image_settings(folder, source.config_json, str(folder / "config.json"), source.vision)
         loaded = LoadedModule(name, source.vision, source.llm, source.projector, _features_of_folder(source))
     else:
         c = source.config
@@ -116,27 +117,6 @@ def _read(config: Config, module: str, opened: dict) -> LoadedModule | None:
     if getattr(loaded, module) is None:
         raise DataError(f"{name} has no {module}")
     return loaded
-
-
-def _check_normalization(name: str, folder: Path) -> None:
-    """Raises ConfigError for an image processor with another mean or deviation than CLIP's, which the model applies."""
-    for file in (folder / "preprocessor_config.json", folder / "processor_config.json"):  # transformers 4 and 5
-        values = read_object(file, "how images are prepared") if file.is_file() else {}
-        values = values.get("image_processor", values)
-        for key, ours in (("image_mean", MEAN), ("image_std", STD)):
-            theirs = values.get(key, ours)
-            if not _is_near(theirs, ours):
-                raise ConfigError(
-                    f"{name}: {file.name} has {key} {theirs}, but images are prepared with {list(ours)}; a tower "
-                    "that needs others cannot be trained"
-                )
-
-
-def _is_near(values, ours: tuple[float, ...]) -> bool:
-    try:
-        return np.shape(values) == np.shape(ours) and np.allclose(np.asarray(values, float), ours, atol=1e-4)
-    except (TypeError, ValueError):
-        return False
 
 
 def _features(vision: VisionConfig | None) -> tuple[int, str] | None:
@@ -148,8 +128,8 @@ def _features_of_folder(source: ExternalCheckpoint) -> tuple[int, str] | None:
         return None
     if source.vision:
         return _features(source.vision)
-    settings = source.config_json  # an original LLaVA without its tower
-    return settings.get("mm_vision_select_layer", -2), settings.get("mm_vision_select_feature") or "patch"
+    *_, layer, feature = read_original(source.config_json, str(source.path))  # without its tower
+    return layer, feature
 
 
 def _tower(config: Config, module: str, loaded: LoadedModule | None, log) -> VisionConfig | LlamaConfig | None:

@@ -36,8 +36,8 @@ def test_saved_modules_and_workdir_of_a_folder_run_are_starts(tmp_path, mesh, mo
     check_folder.write_weights(tmp_path, pair)
     run = check_folder.run_config(tmp_path, pair)
     saved = Weights(**{module: str(tmp_path / f"{module}.safetensors") for module in MODULES})
-    stage = dataclasses.replace(run.stages["one"], save=saved, learning_rates=(("projector/.*", 1e-3), (".*", None)))
-    run = dataclasses.replace(run, stages={"one": stage})
+    stage = dataclasses.replace(run.stages["fit"], save=saved, learning_rates=(("projector/.*", 1e-3), (".*", None)))
+    run = dataclasses.replace(run, stages={"fit": stage})
     loop.train(run, tmp_path / "run", ["test"])
     expected = resolve_model(run)
     assert expected.llm.qkv_bias and expected.llm.rope_base == 1e6
