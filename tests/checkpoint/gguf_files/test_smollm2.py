@@ -47,7 +47,7 @@ def test_32_greedy_tokens_of_5_prompts_equal_transformers(ours):
     assert "Paris" in ours.tokenizer.decode(actual[0])
 
 
-def test_chat_uses_the_chatml_template_and_answers(ours):
-    assert (ours.template, ours.config.vision) == ("chatml", None)
+def test_chat_uses_the_template_of_the_file_and_answers(ours):
+    assert (ours.template, ours.config.vision) == ("smollm_2", None)
     answer = ours.chat([{"role": "user", "content": "What is the capital of France?"}], max_new_tokens=24)
     assert "Paris" in answer and "<|im_" not in answer
