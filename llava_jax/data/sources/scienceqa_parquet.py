@@ -82,6 +82,10 @@ class ParquetImages:
     def __init__(self, path: Path, rows: dict[str, ParquetRows]):
         self.path, self._rows = path, rows
 
+    def has(self, name: str) -> bool:
+        """Whether there is an image of this name: always, as names are made from the rows with an image."""
+        return True
+
     def find(self, name: str, where: str) -> bytes:
         """Returns the bytes of an image. Raises DataError, starting with `where`, if there are none."""
         split, pid = name.split("/")[:2]
