@@ -39,9 +39,9 @@ from transformers import (
 
 import llava_jax
 from llava_jax import config
-from llava_jax.__main__ import main as command_line
 from llava_jax.checkpoint.huggingface.export import save_hf
 from llava_jax.checkpoint.tokenizer import open_tokenizer
+from llava_jax.cli.verbs import run_command as command_line
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig
 from llava_jax.models.clip import normalize
 from llava_jax.runtime.mesh import make_mesh
@@ -149,7 +149,7 @@ def run_config(folder: Path, pair: Pair) -> config.Config:
         answer = "A sun and a tree. " * (i % 3 + 1)
         turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": answer}]
         rows.append({"id": str(i), "image": f"{i}.png", "conversations": turns})
-    (folder / "rows.json").write_text(json.dumps(rows))
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     c = config.defaults()
     c.model.vision = c.model.llm = "folder"
     c.model.projector = "linear" if pair.act == "linear" else f"mlp2x_{pair.act}"

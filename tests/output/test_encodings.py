@@ -22,7 +22,7 @@ def without_encoding(tree: ast.AST) -> list[int]:
         if "text" in options or "universal_newlines" in options:
             opens_text = owner == "subprocess"
         elif name in ("read_text", "write_text"):
-            opens_text = True
+            opens_text = is_path
         elif name == "open" and owner not in ("Image", "os", "webbrowser"):
             position = 0 if is_path else 1
             mode = node.args[position] if len(node.args) > position else options.get("mode", ast.Constant("r"))
