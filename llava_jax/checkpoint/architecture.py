@@ -169,7 +169,7 @@ def _is_equal(a, b) -> bool:
     if dataclasses.is_dataclass(a) and dataclasses.is_dataclass(b):
         return all(_is_equal(x, y) for x, y in zip(flatten(a).values(), flatten(b).values(), strict=True))
     if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=1e-6)  # a GGUF stores float32: 1e-5 is 9.9999997e-06 there
+        return math.isclose(a, b, rel_tol=1e-6)  # converters write 1e-5 as float32: 9.999999747378752e-06
     return a == b
 
 

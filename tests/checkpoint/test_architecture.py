@@ -179,7 +179,13 @@ def test_original_llava_without_tower_is_compared(tmp_path):
     assert "norm_eps is 1e-06, not 1e-05" in refusal(config({"llm": tmp_path}))
 
 
-def test_gguf_is_compared_in_float32(tmp_path):
+def test_values_rounded_to_float32_are_equal(tmp_path):
+    hf_llama(LLM).save_pretrained(tmp_path)
+    edit(tmp_path / "config.json", rms_norm_eps=9.999999747378752e-06)
+    assert resolve_model(config({"llm": tmp_path})) == EVEN
+
+
+def test_gguf_is_compared(tmp_path):
     file = gguf_files.write(tmp_path / "m.gguf", config=dataclasses.replace(LLM, norm_eps=1e-5))
     assert resolve_model(config({"llm": file})).llm.norm_eps == 1e-5
     file = gguf_files.write(tmp_path / "other.gguf", config=dataclasses.replace(LLM, rope_base=5e5))
