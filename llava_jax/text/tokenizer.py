@@ -20,7 +20,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.output.file_kind import wrong_kind
+from llava_jax.output.file_kind import wrong_content
 from llava_jax.output.files import local_path, read_object
 from llava_jax.output.json_text import parse_json
 from llava_jax.text.sentencepiece import added_token, read_sentencepiece
@@ -116,10 +116,13 @@ def load_tokenizer(path: str | Path, legacy: bool | None = None) -> Tokenizer:
     config = _read_json(file.parent / "special_tokens_map.json") | _read_json(file.parent / "tokenizer_config.json")
     for name, id in _read_json(file.parent / "added_tokens.json").items():
         config.setdefault("added_tokens_decoder", {}).setdefault(str(id), {"content": name, "special": True})
-    if kind := wrong_kind(file):
-        raise DataError(f"{file} {kind}")
     try:
         content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from None
+    if kind := wrong_content(content[:1024]):
+        raise DataError(f"{file} {kind}")
+    try:
         if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
             spec = check_spec(parse_json(content))
             named = {} if config.get("eos_token") else dict(zip(ROLES, TRAINED_SPECIALS, strict=True))
