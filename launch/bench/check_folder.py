@@ -103,7 +103,6 @@ class Pair:
 PAIRS = {
     "llama 3.1, laion": Pair(LLAMA_3_1, LAION, True, -1, "full", "gelu"),
     "qwen2, b/32": Pair(QWEN2, B_32, False, -2, "default", "linear"),
-    "tinyllama, b/32": Pair(TINYLLAMA, B_32, True, 1, "default", "gelu"),
     "tinyllama, laion": Pair(TINYLLAMA, LAION, False, -2, "full", "gelu"),
 }
 
