@@ -170,6 +170,8 @@ def test_eval_commands_of_the_docstring_parse(name, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     doc = (ROOT / "configs" / f"{name}.py").read_text(encoding="utf-8").replace("\\\\\n", " ")
     commands = re.findall(r"python -m llava_jax (eval .*)$", doc, re.M)
-    for command, file in zip(commands, ("problems.json", "answers.jsonl"), strict=True):
+    for command, message in zip(
+        commands, ("problems.json does not exist", "answers.jsonl: cannot be read"), strict=True
+    ):
         assert main(command.split()) == 2
-        assert f"{file}: cannot be read (No such file or directory)" in capsys.readouterr().err
+        assert message in capsys.readouterr().err

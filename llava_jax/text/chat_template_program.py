@@ -39,8 +39,12 @@ class GenerationTag(Extension):
 
 def limit() -> None:
     """Limits this process; a limit that the system does not have is left out."""
-    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # the kernel then ends the process, in a C loop too
-    sizes = {"RLIMIT_AS": MEMORY, "RLIMIT_FSIZE": 0, "RLIMIT_NOFILE": 0, "RLIMIT_NPROC": 0, "RLIMIT_CORE": 0}
+    # The kernel then ends the process, in a C loop too. A child inherits that its parent ignores or blocks the signal.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    sizes = {"RLIMIT_CPU": 2, "RLIMIT_AS": MEMORY}
+    sizes |= dict.fromkeys(("RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_NPROC", "RLIMIT_CORE"), 0)
     for name, size in sizes.items():
         with contextlib.suppress(AttributeError, ValueError, OSError):
             resource.setrlimit(getattr(resource, name), (size, size))

@@ -66,7 +66,7 @@ BAD = {  # name: (change to a valid folder, flags, regex of the error)
     ),
     "integers": (
         lambda f: change(f, language_model__model__norm__weight=torch.ones(40, dtype=torch.int32)), (),
-        "tensor language_model.model.norm.weight holds I32",
+        "holds quantised weights: tensor language_model.model.norm.weight of I32",
     ),
     "truncated": (truncate, (), "model.safetensors is broken"),
     "header of 100 MB": (huge_header, (), "model.safetensors is broken"),

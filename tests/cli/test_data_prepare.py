@@ -246,7 +246,7 @@ def test_out_folder_is_locked_by_one_build(data, capsys):
      (["a.json", "out"], "a.json: row 0 names the image '0.png', so the data needs image_folder"),
      (["no.json", "out", "--images", "images"], "no.json: cannot be read"),
      (["images", "out"], "images: a folder without .array_record or .parquet"),
-     (["a.json", "gs://bucket/out", "--images", "images"], "OUT: gs:/bucket/out is a URL"),
+     (["a.json", "gs://bucket/out", "--images", "images"], "paths: gs:/bucket/out is a URL"),
      (["a.json", "out", "--images", "x", "--images", "y"], "2 --images for 1 SRC")],
 )  # fmt: skip
 def test_bad_arguments_are_rejected_and_write_nothing(data, monkeypatch, args, message, capsys):

@@ -272,7 +272,11 @@ def test_language_model_alone_needs_without_images(call, workspace, tmp_path, ca
     for file in TINY_TOKENIZER.iterdir():
         (workspace / "words" / file.name).write_bytes(file.read_bytes())
     out, _ = tmp_path / "a.jsonl", capsys.readouterr()
-    assert_refused(capsys, call(out, model="words"), "words is a language model alone; pass --without-images")
+    assert_refused(
+        capsys,
+        call(out, "--template=vicuna_v1", model="words"),
+        "words is a language model alone; pass --without-images",
+    )
     assert call(out, "--without-images", "--limit", "3", model="words") == 0
     assert "3 problems, 0 with their image" in capsys.readouterr().out
     assert not any("<image>" in prompt for prompt in read_answers(out).prompts.values())

@@ -17,16 +17,16 @@ from llava_jax.errors import ConfigError
 
 SOURCE = dict(tower=None, base=None, tokenizer=None, template=None, aspect=None, allow_pickle=False)
 SAMPLING = dict(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=512, seed=0)
-ROWS = dict(template="", length=2048, image_size=224, patch_size=14, aspect="crop")
+ROWS = dict(template="", length=2048, image_size=224, patch_size=14, aspect="crop", exif="ignore")
 DATASET = dict(data=Path("d"), image_folder=None, **ROWS)
 WORKERS = os.cpu_count()
 # By verb: the function, a minimal command line, the values of all parameters.
 DEFAULTS = {
-    "chat": (chat, ["m"], dict(path=Path("m"), image=(), dtype="bfloat16", **SOURCE, **SAMPLING)),
+    "chat": (chat, ["m"], dict(path=Path("m"), image=(), dtype="bfloat16", verbose=False, **SOURCE, **SAMPLING)),
     "convert": (
         convert,
         ["a", "b", "--to=hf"],
-        dict(src=Path("a"), dst=Path("b"), to="hf", dtype=None, verify=False, **SOURCE),
+        dict(src=Path("a"), dst=Path("b"), to="hf", dtype=None, verify=False, verbose=False, **SOURCE),
     ),
     "data check": (
         check,

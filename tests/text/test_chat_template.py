@@ -192,3 +192,14 @@ def test_hostile_chat_template_ends_within_a_second(name):
     assert result.template == "" and re.search(end, result.fault)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert seconds < 1, f"{seconds:.2f} s of CPU time"
+
+
+def test_limit_of_cpu_time_holds_where_the_parent_ignores_its_signal():
+    text, _ = HOSTILE["endless loop"]
+    previous = signal.signal(signal.SIGPROF, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF])
+    try:
+        assert "ended with -27" in recognise.__wrapped__(text).fault
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
+        signal.signal(signal.SIGPROF, previous)
