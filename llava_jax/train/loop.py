@@ -93,7 +93,7 @@ def _train(
 
     # --- model
     model_config = run_model(config, platform_of(mesh), folder, log_line)
-    tokenizer = open_run_tokenizer(folder, config.tokenizer, log_line)
+    tokenizer = open_run_tokenizer(folder, config.tokenizer, config.load.llm, log_line)
     image_id = tokenizer.special.get(IMAGE_MARKER, -1)  # needs no row: features replace it
     if tokenizer.vocab_size > max(model_config.llm.vocab_size, image_id + 1):
         raise ConfigError(

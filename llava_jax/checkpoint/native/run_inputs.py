@@ -44,15 +44,23 @@ def own_architecture(folder: Path) -> ModelConfig | None:
     )
 
 
-def open_run_tokenizer(folder: Path, name: str, log: Callable[[str], None]) -> Tokenizer:
+def open_run_tokenizer(folder: Path, name: str, load_llm: str, log: Callable[[str], None]) -> Tokenizer:
     """Opens the tokenizer of a run: that in the workdir if the run resumes, else the one at `name`.
 
-    A tokenizer at `name` is not needed, but if it is there and differs by now, this is logged. Raises ConfigError where
-    another name than before leads to another tokenizer, and DataError as `open_tokenizer` does.
+    A run that starts logs if the language model at `load_llm` ("": none) has another tokenizer beside it, because ids
+    would mean other words than those that the model knows. When a run resumes, a tokenizer at `name` is not needed, but
+    if it is there and differs by now, this is logged. Raises ConfigError where another name than before leads to
+    another tokenizer, and DataError as `open_tokenizer` does.
     """
     own = own_tokenizer(folder) if has_checkpoint(folder) else None
     if own is None:
-        return open_tokenizer(name)
+        tokenizer = open_tokenizer(name)
+        if load_llm and load_llm != name and _has_other_tokenizer(Path(load_llm), tokenizer):
+            log(
+                f"WARNING: the tokenizer {name} is not the one of load.llm={load_llm}, so its ids mean other words to "
+                f"the model. To use the model's own, set --config.tokenizer={load_llm}"
+            )
+        return tokenizer
     tokenizer = open_tokenizer(str(own))
     file = folder / "config.json"
     old_name = read_object(file, "what the run is").get("tokenizer") if file.exists() else name
@@ -70,6 +78,14 @@ def open_run_tokenizer(folder: Path, name: str, log: Callable[[str], None]) -> T
     if not is_equal:
         log(f"WARNING: the tokenizer {name} has changed since the run was started; the run's own is used, {own}")
     return tokenizer
+
+
+def _has_other_tokenizer(weights: Path, tokenizer: Tokenizer) -> bool:
+    """Returns whether a tokenizer lies with the weights (of a folder, a GGUF or a workdir) and differs."""
+    try:
+        return tokenizer_digest(open_tokenizer(str(own_tokenizer(weights) or weights))) != tokenizer_digest(tokenizer)
+    except (DataError, ConfigError):  # a module file, or a folder of weights alone
+        return False
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:

@@ -79,25 +79,25 @@ def test_copy_has_the_digest_of_its_source(tmp_path, source):
 def test_resumed_run_uses_its_own_tokenizer_and_reports_a_change(workdir, source):
     lines = []
     expected = tokenizer_digest(open_tokenizer("tiny"))
-    open_run_tokenizer(workdir, str(source), lines.append)
+    open_run_tokenizer(workdir, str(source), "", lines.append)
     assert lines == []
     changed_tokenizer(source, lower)
-    assert tokenizer_digest(open_run_tokenizer(workdir, str(source), lines.append)) == expected
+    assert tokenizer_digest(open_run_tokenizer(workdir, str(source), "", lines.append)) == expected
     (line,) = lines
     assert f"the tokenizer {source} has changed since" in line and f"{workdir}/tokenizer" in line
     shutil.rmtree(source)
-    assert tokenizer_digest(open_run_tokenizer(workdir, str(source), lines.append)) == expected
+    assert tokenizer_digest(open_run_tokenizer(workdir, str(source), "", lines.append)) == expected
 
 
 def test_another_tokenizer_by_name_is_refused(workdir, source, tmp_path):
     lines = []
-    open_run_tokenizer(workdir, "tiny", lines.append)
+    open_run_tokenizer(workdir, "tiny", "", lines.append)
     assert lines == [], "another name for the same tokens"
     train_tokenizer(["a b c"], 300, tmp_path / "other")
     with pytest.raises(ConfigError, match=f"other.* Resume with --config.tokenizer={source}"):
-        open_run_tokenizer(workdir, str(tmp_path / "other"), lines.append)
+        open_run_tokenizer(workdir, str(tmp_path / "other"), "", lines.append)
     with pytest.raises(DataError, match="missing"):
-        open_run_tokenizer(workdir, str(tmp_path / "missing"), lines.append)
+        open_run_tokenizer(workdir, str(tmp_path / "missing"), "", lines.append)
 
 
 def test_own_tokenizer_is_rewritten_only_before_the_first_checkpoint(workdir, tmp_path):
@@ -109,7 +109,7 @@ def test_own_tokenizer_is_rewritten_only_before_the_first_checkpoint(workdir, tm
     (workdir / "tokenizer.partial").mkdir()  # left by a process that was killed
     write_run_inputs(workdir, other, str(tmp_path / "other"), EVEN)
     assert open_tokenizer(str(workdir / "tokenizer")).vocab_size == other.vocab_size
-    assert open_run_tokenizer(workdir, "tiny", print).vocab_size != other.vocab_size, "the run starts over"
+    assert open_run_tokenizer(workdir, "tiny", "", print).vocab_size != other.vocab_size, "the run starts over"
     write_run_inputs(workdir, other, str(workdir / "tokenizer"), EVEN)
     assert open_tokenizer(str(workdir / "tokenizer")).vocab_size == other.vocab_size, "copied onto itself"
     assert not (workdir / "tokenizer.partial").exists()
@@ -119,3 +119,15 @@ def test_full_disk_leaves_no_part_of_a_tokenizer(tmp_path):
     with files_of_at_most(5_000), pytest.raises(OSError):
         write_run_inputs(tmp_path, open_tokenizer("tiny"), "tiny", EVEN)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_tokenizer_than_that_of_the_language_model_is_logged(tmp_path, source, workdir):
+    model, plain = shutil.copytree(source, tmp_path / "model"), tmp_path / "plain"
+    plain.mkdir()  # weights without a tokenizer
+    lines, new = [], tmp_path / "new"
+    for load_llm in ("", str(source), str(model), str(workdir), str(plain), "tiny:llm"):
+        open_run_tokenizer(new, str(source), load_llm, lines.append)
+    assert lines == []
+    changed_tokenizer(model, swap_ids)
+    open_run_tokenizer(new, str(source), str(model), lines.append)
+    assert len(lines) == 1 and f"is not the one of load.llm={model}" in lines[0] and "--config.tokenizer=" in lines[0]
