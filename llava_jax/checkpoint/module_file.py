@@ -20,6 +20,7 @@ from llava_jax.checkpoint.tokenizer import BUILT_IN
 from llava_jax.checkpoint.torch_tensors.safetensors_reader import FLOATS
 from llava_jax.config.architectures import ModelConfig
 from llava_jax.errors import DataError
+from llava_jax.output.file_kind import wrong_kind
 from llava_jax.output.files import atomic_path
 from llava_jax.output.json_text import parse_json
 
@@ -53,7 +54,7 @@ def load_module(path: str, module: str, like: dict[str, jax.ShapeDtypeStruct]) -
     except FileNotFoundError:
         raise DataError(f"weights file {file} (for `{module}`) does not exist") from None
     except (SafetensorError, OSError) as e:
-        raise DataError(f"weights file {file} (for `{module}`) cannot be read: {e}") from None
+        raise _unreadable(file, module, e) from None
 
 
 def module_architecture(file: Path, module: str) -> ModelConfig | None:
@@ -63,7 +64,7 @@ def module_architecture(file: Path, module: str) -> ModelConfig | None:
         with safe_open(file, framework="np") as tensors:
             stored = parse_json((tensors.metadata() or {}).get("about", "{}").encode())
     except (SafetensorError, OSError) as e:
-        raise DataError(f"weights file {file} (for `{module}`) cannot be read: {e}") from None
+        raise _unreadable(file, module, e) from None
     except ValueError:  # a note of another program
         return None
     if not isinstance(stored, dict) or not isinstance(architecture := stored.get("architecture"), dict):
@@ -71,6 +72,11 @@ def module_architecture(file: Path, module: str) -> ModelConfig | None:
     if stored.get("module") != module:
         raise DataError(f"{file} holds the weights of `{stored.get('module')}`, not of `{module}`")
     return architecture_from_json(architecture, str(file))
+
+
+def _unreadable(file: Path, module: str, fault: Exception) -> DataError:
+    clause = wrong_kind(file) or f"is broken or not a safetensors file: {fault}"
+    return DataError(f"weights file {file} (for `{module}`) {clause}")
 
 
 def _read(tensors, name: str, spec: jax.ShapeDtypeStruct, file: Path) -> jax.Array:

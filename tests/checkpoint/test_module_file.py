@@ -117,6 +117,17 @@ def test_unreadable_file_raises_naming_file_and_module(tmp_path, damage):
         load_module(str(file), "llm", like())
 
 
+@pytest.mark.parametrize("content, clause", [(b"version https://git-lfs\n", "git-lfs"), (b"", "is empty")])
+def test_file_of_another_kind_is_called_what_it_is(tmp_path, content, clause):
+    (tmp_path / "llm.safetensors").write_bytes(content)
+    for read in (
+        lambda file: load_module(file, "llm", like()),
+        lambda file: module_architecture(resolve(file), "llm"),
+    ):
+        with pytest.raises(DataError, match=f"llm.safetensors .*{clause}"):
+            read(str(tmp_path / "llm.safetensors"))
+
+
 def test_other_float_dtypes_load(tmp_path):
     for dtype in (np.float16, ml_dtypes.bfloat16, np.float64):
         file = write(tmp_path / "llm.safetensors", {k: v.astype(dtype) * 0.5 for k, v in GOOD.items()})
