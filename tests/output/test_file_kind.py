@@ -19,7 +19,7 @@ KINDS = {
     "hub reply": (b"Entry not found", r"server's reply \(Entry not found\)"),
     "gated": (b"Access to model meta-llama/Llama-3 is restricted.", "server's reply"),
     "json reply": (b'{"error":"Repository not found"}', "server's reply"),
-    "gzip": (gzip.compress(b"{}"), r"compressed \(gzip\)"),
+    "gzip": (gzip.compress(b"{}", mtime=0), r"compressed \(gzip\)"),
     "bzip2": (bz2.compress(b"{}"), r"compressed \(bzip2\)"),
     "xz": (lzma.compress(b"{}"), r"compressed \(xz\)"),
     "zstd": (b"\x28\xb5\x2f\xfd\x00\x01", r"compressed \(zstd\)"),

@@ -176,7 +176,7 @@ OTHER_FILES = {
     "UTF-16, big endian": (b"\xfe\xff" + array_of(text(0)).encode("utf-16-be"), "UTF-16"),
     "UTF-16 without a mark": (array_of(text(0)).encode("utf-16-le"), "UTF-16"),
     "UTF-32": (array_of(text(0)).encode("utf-32"), "UTF-16|not UTF-8"),
-    "gzip": (gzip.compress(array_of(text(0)).encode()), r"compressed \(gzip\). Unpack it"),
+    "gzip": (gzip.compress(array_of(text(0)).encode(), mtime=0), r"compressed \(gzip\). Unpack it"),
     "bzip2": (bz2.compress(array_of(text(0)).encode()), "bzip2"),
     "xz": (lzma.compress(array_of(text(0)).encode()), "xz"),
     "git-lfs pointer": ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),

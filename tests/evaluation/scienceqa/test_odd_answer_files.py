@@ -53,7 +53,7 @@ FAULTS = {  # name: (content, part of the message)
     "Latin-1": (TEXT.replace("\u2028", "").encode("latin-1"), "is not UTF-8 text (byte"),
     "git-lfs pointer": ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
     "web page": ("<!DOCTYPE html>\n<html></html>\n", "web page"),
-    "gzip": (gzip.compress(TEXT.encode()), "compressed (gzip). Unpack it"),
+    "gzip": (gzip.compress(TEXT.encode(), mtime=0), "compressed (gzip). Unpack it"),
     "CSV": ("question_id,text\n1,A\n", "line 1 is broken JSON"),
     "NULs": (b"\0" * 64, "line 1 is broken JSON"),
 }
