@@ -1,6 +1,6 @@
 """Sends SIGINT, SIGHUP and SIGTERM, once or twice, to verbs at random moments, and checks what they leave.
 
-    python launch/bench/check_interrupts.py --points 20 [--verbs train,predict] [--seed 0] [--folder=DIR]
+    python launch/bench/check_interrupts.py --points 20 [--each] [--verbs train,predict] [--seed 0] [--folder=DIR]
 
 Each trial starts a verb in a new folder and signals it at a random moment of its run. It must end with 128 plus the
 number of the signal (or 0 if it was done), print no traceback and leave no worker process. The same command is then run
@@ -160,7 +160,8 @@ def trial(verb: str, name: str, count: int, delay: float, expected: dict, folder
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=20, help="random moments for each verb, signal and count")
+    parser.add_argument("--points", type=int, default=20, help="random moments; the kinds of signals take turns")
+    parser.add_argument("--each", action="store_true", help="--points moments for every kind of signals")
     parser.add_argument("--verbs", default="train,predict,build,check,convert,chat,plan")
     parser.add_argument("--signals", default=",".join(SIGNALS))
     parser.add_argument("--counts", default="1,2")
@@ -188,17 +189,17 @@ def main() -> int:
                     sys.exit(f"{verb} ended with exit code {code}; see {args.folder / verb / attempt / 'err'}")
             expected = result(verb, args.folder / verb / "reference")
             print(f"{verb}: {length:.1f} s undisturbed, {len(expected)} results", flush=True)
-            for point in range(args.points):
-                for name in args.signals.split(","):
-                    for count in map(int, args.counts.split(",")):
-                        delay = rng.uniform(0.1, length)
-                        folder = args.folder / verb / f"{point}-{name}-{count}"
-                        line, fault = trial(verb, name, count, delay, expected, folder, args)
-                        table[verb, "failed" if fault else "passed"] += 1
-                        verdict = f"FAILED, {fault}" if fault else "ok"
-                        print(f"  {name} x{count} at {delay:5.1f} s: {line}: {verdict}", flush=True)
-                        if not fault:
-                            shutil.rmtree(folder)
+            kinds = [(name, int(count)) for name in args.signals.split(",") for count in args.counts.split(",")]
+            trials = kinds * args.points if args.each else [kinds[i % len(kinds)] for i in range(args.points)]
+            for number, (name, count) in enumerate(trials):
+                delay = rng.uniform(0.1, length)
+                folder = args.folder / verb / f"{number}-{name}-{count}"
+                line, fault = trial(verb, name, count, delay, expected, folder, args)
+                table[verb, "failed" if fault else "passed"] += 1
+                verdict = f"FAILED, {fault}" if fault else "ok"
+                print(f"  {name} x{count} at {delay:5.1f} s: {line}: {verdict}", flush=True)
+                if not fault:
+                    shutil.rmtree(folder)
     for verb in args.verbs.split(","):
         print(f"{verb:8} {table[verb, 'passed']:4} passed, {table[verb, 'failed']:3} failed", flush=True)
     return int(any(count for (_, kind), count in table.items() if kind == "failed"))

@@ -1,7 +1,5 @@
 """python -m llava_jax train: messages and exit codes of every error before the first step."""
 
-import dataclasses
-import json
 import socket
 import subprocess
 import sys
@@ -9,69 +7,20 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from llava_jax.cli.train import main, read_config
-from llava_jax.config import architectures
 from llava_jax.errors import ConfigError, DataError
+from tests.cli.small_run import SMALL, run, write_small_run
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
 
-SMALL = """
-from llava_jax import config
-
-def get_config():
-    c = config.defaults()
-    c.model.vision = c.model.llm = "tiny"
-    c.model.dtype = c.model.feature_dtype = "float32"
-    c.model.remat = "none"
-    c.run = ("one",)
-    c.stages.one = s = config.stage(batch=8, steps=1, learning_rates=(("projector/.*", 1e-3), (".*", None)))
-    s.data.path, s.data.image_folder = "train.json", "images"
-    s.data.template, s.data.length = "plain", 32
-    return c
-"""
-ROW = {
-    "id": "bus-1",
-    "image": "bus.jpg",
-    "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A red bus."}],
-}
 PAIR = ("--coordinator=localhost:1234", "--processes=2", "--process=1")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A working directory with a config, a data file with one row, its image, and a minimal model."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "small.py").write_text(SMALL)
-    (tmp_path / "train.json").write_text(json.dumps([ROW]))
-    (tmp_path / "images").mkdir()
-    Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / "images" / "bus.jpg")
-    vision = dataclasses.replace(
-        architectures.VISION["tiny"],
-        image_size=24,
-        patch_size=12,
-        width=32,
-        layers=2,
-        heads=2,
-        mlp_width=64,
-        select_layer=-2,
-    )
-    llm = dataclasses.replace(
-        architectures.LLM["tiny"], width=32, layers=1, heads=2, kv_heads=2, head_size=16, mlp_width=64
-    )
-    monkeypatch.setitem(architectures.VISION, "tiny", vision)
-    monkeypatch.setitem(architectures.LLM, "tiny", llm)
-    return tmp_path
-
-
-def run(capsys, *flags: str) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of a command line, in this process."""
-    code = main(["main", *flags])
-    out, err = capsys.readouterr()
-    assert "Traceback" not in out + err
-    return code, out, err
+    return write_small_run(tmp_path, monkeypatch)
 
 
 # ------------------------------------------------------------------------------------------------ subprocesses and help
@@ -219,94 +168,6 @@ def test_flags_change_values_and_each_source_is_printed(folder):
 
 def test_default_workdir_is_named_after_the_config_file(folder):
     assert read_config(["main", "--config=small.py"])[1] == Path("workdir/small")
-
-
-# ------------------------------------------------------------------------------------------------ data
-
-
-def no_file(folder):
-    (folder / "train.json").unlink()
-
-
-def no_folder(folder):
-    (folder / "images" / "bus.jpg").unlink()
-    (folder / "images").rmdir()
-
-
-def no_image(folder):
-    (folder / "images" / "bus.jpg").unlink()
-
-
-def truncated_image(folder):
-    path = folder / "images" / "bus.jpg"
-    path.write_bytes(path.read_bytes()[:-300])
-
-
-def no_rows(folder):
-    (folder / "train.json").write_text("[]")
-
-
-def no_bytes(folder):
-    (folder / "train.json").write_text("")
-
-
-def no_rows_at_all(folder):
-    (folder / "train.json").write_text("samples:\n- id: 1\n")
-
-
-def cut_off(folder):
-    (folder / "train.json").write_text(json.dumps([ROW, ROW])[:-20])
-
-
-def no_id(folder):
-    (folder / "train.json").write_text(json.dumps([{**ROW, "id": None}]))
-
-
-def outside(folder):
-    (folder / "train.json").write_text(json.dumps([{**ROW, "image": "../../etc/passwd"}]))
-
-
-FAULTS = [
-    (no_file, ["train.json", "cannot be read"]),
-    (no_folder, ["images", "does not exist"]),
-    (no_image, ["bus-1", "bus.jpg", "no such file"]),
-    (truncated_image, ["bus-1", "bus.jpg", "the image cannot be read"]),
-    (no_rows, ["train.json", "no samples"]),
-    (no_bytes, ["train.json", "empty"]),
-    (no_rows_at_all, ["train.json", "expected one array of samples"]),
-    (cut_off, ["train.json", "row 1", "broken JSON"]),
-    (no_id, ["train.json", "row 0", '"id"']),
-    (outside, ["train.json", "bus-1", "../../etc/passwd", "is outside of"]),
-]
-
-
-@pytest.mark.parametrize("fault, messages", FAULTS, ids=[f.__name__ for f, _ in FAULTS])
-def test_data_error_is_named_and_exits_1(folder, fault, messages, capsys, monkeypatch):
-    fault(folder)
-    monkeypatch.setattr("llava_jax.train.stage_run.first_state", lambda *_: None)  # avoids compiling it
-    code, out, err = run(capsys, "--config=small.py", "--config.stages.one.data.bad=error")
-    assert code == 1 and err.startswith("error: ")
-    assert all(message in err for message in messages), err
-    assert "stages.one.batch = 8  (small.py)" in out  # the config is printed first
-
-
-def test_data_error_in_a_later_row_leaves_the_loader_threads(folder, capsys):
-    Image.new("RGB", (64, 48)).save(folder / "images" / "late.jpg")
-    late = folder / "images" / "late.jpg"
-    late.write_bytes(late.read_bytes()[:-300])
-    rows = [ROW, *({**ROW, "id": f"late-{i}", "image": "late.jpg"} for i in range(7))]
-    (folder / "train.json").write_text(json.dumps(rows))
-    code, out, err = run(capsys, "--config=small.py", "--config.stages.one.data.bad=error")
-    assert code == 1 and err.startswith("error: sample 'late-") and str(late) in err and "truncated" in err
-    assert "sample bus-1" in out  # the first sample was read and logged
-
-
-def test_control_characters_of_the_data_are_not_printed(folder, capsys):
-    late = {**ROW, "id": "late\x1b[2J", "image": "gone\x1b[31m.jpg"}
-    (folder / "train.json").write_text(json.dumps([{**ROW, "id": "bus\x1b[31m-1"}, *[late] * 7]))
-    code, out, err = run(capsys, "--config=small.py", "--config.stages.one.data.bad=error")
-    assert code == 1 and "sample bus[31m-1" in out and "gone[31m.jpg: no such file" in err
-    assert "\x1b" not in out + err
 
 
 def test_missing_tokenizer_is_named(folder, capsys):
