@@ -89,6 +89,7 @@ def test_data_error_in_a_later_row_leaves_the_loader_threads(folder, capsys):
     code, out, err = run(capsys, "--config=small.py", "--config.stages.one.data.bad=error")
     assert code == 1 and err.startswith("error: sample 'late-") and str(late) in err and "truncated" in err
     assert "sample bus-1" in out  # the first sample was read and logged
+    assert "  EXIF orientation of images: ignored, as in the original" in out
 
 
 def test_control_characters_of_the_data_are_not_printed(folder, capsys):
