@@ -32,7 +32,7 @@ def ask(
     Replies are cached: the same command resumes and pays for no reply again. Exits with 1 if an answer is missing.
 
     Args:
-        problems: The ScienceQA folder: problems.json, pid_splits.json.
+        problems: The ScienceQA folder: problems.json, pid_splits.json; or Parquet files of the Hub.
         out: The file to write: {"outputs": {id: text}} and the settings.
         llm: The chat model and the cost limit.
         split: The split: test, val, or another name in pid_splits.json.
@@ -80,7 +80,7 @@ def judge(
     Args:
         answers: A model's answers to all problems, Assistant 1: JSON Lines of {"question_id", "text"} or a result file.
         other: GPT-4's answers to all problems, Assistant 2: {"outputs": {id: text}}, e.g. of `ask`, or JSON Lines.
-        problems: The ScienceQA folder: problems.json, pid_splits.json.
+        problems: The ScienceQA folder: problems.json, pid_splits.json; or Parquet files of the Hub.
         out: The file to write: JSON Lines of {"question_id", "text"}.
         llm: The chat model and the cost limit.
         split: The split: test, val, or another name in pid_splits.json.

@@ -37,7 +37,7 @@ def predict(
 
     Args:
         path: A LLaVA (a Hugging Face or original folder, or a run's workdir), or a language model (a folder or GGUF).
-        problems: The ScienceQA folder: problems.json, pid_splits.json, images.
+        problems: The ScienceQA folder: problems.json, pid_splits.json, images; or Parquet files of the Hub.
         out: The file to write: JSON Lines of {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}.
         split: The split: test, val, or another name in pid_splits.json.
         prompt_format: INPUT-OUTPUT, e.g. QCM-LEA, CQM-A, or CQM-A_v1.5 (v1.5's zero-shot test). The prompt is INPUT.

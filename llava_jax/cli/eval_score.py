@@ -39,7 +39,7 @@ def score(
 
     Args:
         answers: JSON Lines of {"question_id", "text"}, or the original's result or analysis file.
-        problems: The ScienceQA folder: problems.json, pid_splits.json, images.
+        problems: The ScienceQA folder: problems.json, pid_splits.json, images; or Parquet files of the Hub.
         split: The split: test, val, or another name in pid_splits.json.
         parser: strict: published rule. lenient: also "(b)", "Answer: B", a full choice. results: the file's indices.
         unparsed: An unparsed answer is wrong, or random: a sampled choice (as in the paper; missing ones do not count).
@@ -113,7 +113,7 @@ def ensemble(
     Args:
         answers: A model's answers: JSON Lines of {"question_id", "text"}, or the original's result file.
         other: GPT-4's answers: {"outputs": {id: text}}, or JSON Lines.
-        problems: The ScienceQA folder: problems.json, pid_splits.json.
+        problems: The ScienceQA folder: problems.json, pid_splits.json; or Parquet files of the Hub.
         judge: A judge's answers, in any format of ANSWERS, to the problems where both differ (--json lists these).
         split: The split: test, val, or another name in pid_splits.json.
         unparsed: An answer without a valid letter is a random choice (as in the original), or wrong.
