@@ -138,8 +138,10 @@ def _rounds(model, params, prompts, settings, tokenizer, mesh, shape, steps) -> 
     if not prompts:
         return
     params = decode_view(params)
-    limits = [_limit(model.config, i, prompt, settings) for i, prompt in enumerate(prompts)]
-    writers = [_PieceWriter(settings, tokenizer, limit) for limit in limits]
+    limits = [
+        answer_limit(model.config, f"prompt {i}", prompt, settings.max_new_tokens) for i, prompt in enumerate(prompts)
+    ]
+    writers = [PieceWriter(settings, tokenizer, limit) for limit in limits]
     shape = shape or batch_shape(prompts, model.config.dtype, mesh)
     finished = np.zeros(shape.rows, bool)
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
@@ -160,8 +162,8 @@ def _rounds(model, params, prompts, settings, tokenizer, mesh, shape, steps) -> 
                 state = decode(model, params, state, np.int32(steps), finished)
 
 
-class _PieceWriter:
-    """Makes the pieces of one answer from its ids."""
+class PieceWriter:
+    """Makes the pieces of one answer from its ids. `finish` is set by the last one."""
 
     def __init__(self, settings: GenerationConfig, tokenizer: Tokenizer | None, limit: int):
         if settings.stop_strings and tokenizer is None:
@@ -173,9 +175,10 @@ class _PieceWriter:
 
     def pieces(self, ids: list[int]) -> list[GeneratedPiece]:
         """Ids after the end of the answer are dropped."""
-        return [self._piece(id) for id in ids if self.finish is None]
+        return [self.piece(id) for id in ids if self.finish is None]
 
-    def _piece(self, id: int) -> GeneratedPiece:
+    def piece(self, id: int) -> GeneratedPiece:
+        """The next one. Call it while `finish` is None."""
         self.left -= 1
         is_stop = id in self.stop_ids
         text = "" if is_stop or not self.detokenizer else self.stops.push(self.detokenizer.push(id))
@@ -219,10 +222,13 @@ def padded_rows(count: int, dtype: str, mesh: Mesh | None) -> int:
     return -(-rows // parts) * parts
 
 
-def _limit(config: ModelConfig, number: int, prompt: Prompt, settings: GenerationConfig) -> int:
-    """The most tokens that the answer may have. Raises DataError or TooLong for an invalid prompt."""
+def answer_limit(
+    config: ModelConfig, name: str, prompt: Prompt, max_new_tokens: int, max_length: int | None = None
+) -> int:
+    """The most tokens that the answer may have. max_length: of prompt and answer, if less than the model's positions.
+    Raises DataError or TooLong, which begin with `name`, for an invalid prompt."""
     tokens, images = np.asarray(prompt.tokens), len(prompt.images)
-    name, length, context = f"prompt {number}", len(tokens), config.llm.max_positions
+    length, context = len(tokens), min(max_length or config.llm.max_positions, config.llm.max_positions)
     if not 0 < length < context:
         error = TooLong if length else DataError
         raise error(f"{name} has {length} tokens; the model takes 1 to {context - 1}, so shorten the conversation")
@@ -240,7 +246,7 @@ def _limit(config: ModelConfig, number: int, prompt: Prompt, settings: Generatio
             f"{name} has token ids from {text.min()} to {text.max()}, but the model's vocabulary ends at "
             f"{config.llm.vocab_size - 1}; use the tokenizer that belongs to the weights"
         )
-    return min(settings.max_new_tokens, context - length)
+    return min(max_new_tokens, context - length)
 
 
 def _prefill(model, params, prompts, settings, limits, shape, mesh) -> DecodeState:

@@ -144,8 +144,25 @@ def encode_prompt(
 
     wraps_images: see `wrap_images`. Raises as `tokenize`.
     """
-    ids = tokenize_prompt(tokenizer, template, turns, images)
-    return expand_image_tokens(tokenizer, ids, features, wraps_images)
+    options = dict(tokenizer=tokenizer, template=template, features=features, wraps_images=wraps_images)
+    return encode_turns(turns, images, **options)[0]
+
+
+def encode_turns(
+    turns: Sequence[tuple[str, str]],
+    images: int,
+    *,
+    tokenizer: Tokenizer,
+    template: str,
+    features: int,
+    wraps_images: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`encode_prompt` -> (ids int32[L], bool[L]: which are those of earlier answers, with their stops)."""
+    ids, mask = encode_segments(tokenizer, template, render(template, turns, open_answer=True), images)
+    if wraps_images:
+        mask = np.repeat(mask, np.where(ids == IMAGE_TOKEN_ID, 3, 1))
+        ids = wrap_images(tokenizer, ids)
+    return expand_images(ids, mask, features)
 
 
 def expand_image_tokens(tokenizer: Tokenizer, ids: np.ndarray, features: int, wraps_images: bool) -> np.ndarray:
