@@ -175,7 +175,7 @@ class SlotEngine:
                 self.images.place(b"", np.zeros((size, size, 3), np.uint8), ())
             for length in self._prefix_lengths():
                 prefix = device.copy_prefix(self.state, np.int32(0), length)
-                self.state = device.insert_prefix(self.state, prefix, np.int32(0))
+                self.state = device.insert_prefix(self.state, prefix, np.int32(0), np.int32(0))
             self._run_step([])
             self.state = device.clear_slot(self.state, np.int32(0))
         self.counters = Counters()
@@ -224,7 +224,7 @@ class SlotEngine:
                 length = self._prefix_length(count)
                 prefix = jax.tree.map(lambda x: x[:, :length], prefix)
             with jax.set_mesh(self.mesh):
-                self.state = device.insert_prefix(self.state, prefix, np.int32(conversation.slot))
+                self.state = device.insert_prefix(self.state, prefix, np.int32(conversation.slot), np.int32(count))
             conversation.read = count
             self.counters.prompt_tokens_cached += count
         self._unread.append(conversation)

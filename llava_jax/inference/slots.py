@@ -149,10 +149,12 @@ def copy_prefix(slots: Slots, slot: jax.Array, length: int) -> tuple:
 
 
 @partial(jax.jit, donate_argnames="slots")
-def insert_prefix(slots: Slots, prefix: tuple, slot: jax.Array) -> Slots:
-    """Writes what `copy_prefix` returned to the first positions of a slot. Donates `slots`."""
+def insert_prefix(slots: Slots, prefix: tuple, slot: jax.Array, length: jax.Array) -> Slots:
+    """Writes what `copy_prefix` returned to the first positions of a slot, of which `length` count. Donates `slots`."""
     write = lambda x, new: jax.lax.dynamic_update_slice(x, new[None], (slot, 0, 0, 0))  # noqa: E731
-    return slots.replace(layers=jax.tree.map(write, slots.layers, prefix))
+    layers = jax.tree.map(write, slots.layers, prefix)
+    # The length too: steps of other slots write to the position after it, until the rest of the prompt is read.
+    return slots.replace(layers=layers, length=slots.length.at[slot].set(length))
 
 
 @partial(jax.jit, donate_argnames="slots")
