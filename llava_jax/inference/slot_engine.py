@@ -154,10 +154,11 @@ class SlotEngine:
                 self._remember(slot, np.concatenate([conversation.key, in_cache]))
 
     def advance(self) -> list[SlotToken]:
-        """Reads a part of a prompt, takes a step of all running answers, and returns what the last call computed."""
+        """Takes a step of all running answers, reads a part of a prompt, and returns what the last call computed: up to
+        one token of each slot."""
         computed, self._in_flight = self._in_flight, []
-        tokens = self._guarded(self._read_part, list(self._unread)[:1])
-        tokens += self._guarded(self._step, [c for c in self.conversations if c and c.is_running])
+        tokens = self._guarded(self._step, [c for c in self.conversations if c and c.is_running])
+        tokens += self._guarded(self._read_part, list(self._unread)[:1])
         for conversations, chosen in computed:
             tokens += self._guarded(lambda c=conversations, x=chosen: self._tokens(c, x), conversations)
         return tokens
