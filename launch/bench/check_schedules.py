@@ -55,18 +55,18 @@ class Request:
     state: str = "expected"  # then waiting, open, and complete or cancelled
 
 
-def tiny_model(dtype: str = "float32") -> tuple[Llava, dict]:
-    """A random LLaVA whose answers change with every token, position and image."""
+def tiny_model(dtype: str = "float32", **llm) -> tuple[Llava, dict]:
+    """A random LLaVA whose answers change with every token, position and image. llm: fields of the language model."""
     from llava_jax.inference.decode import decode_view
     from tests.fixtures.decoding import decoding_params, variant
 
-    model = variant(dtype, vocab_size=VOCABULARY, max_positions=POSITIONS)
+    model = variant(dtype, vocab_size=VOCABULARY, max_positions=POSITIONS, **llm)
     params = decoding_params(model)
     return model, decode_view(jax.tree.map(lambda x: x.astype(dtype), params))
 
 
 def new_engine(model: Llava, params: dict, prefix_bytes: int) -> SlotEngine:
-    mesh = make_mesh(1, 1, 1) if jax.device_count() == 1 else make_mesh(1, -1, 1)
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     return SlotEngine(model, params, mesh, slots=SLOTS, length=LENGTH, prefixes=PrefixCache(prefix_bytes))
 
 

@@ -24,10 +24,10 @@ from jax.sharding import Mesh
 
 from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.errors import ConfigError
+from llava_jax.inference import image_pool
 from llava_jax.inference import slots as device
 from llava_jax.inference.decode import decode_view
 from llava_jax.inference.engine import GenerationConfig, Prompt, answer_limit
-from llava_jax.inference.image_pool import ImagePool
 from llava_jax.inference.prefix_cache import PrefixCache, prefix_key
 from llava_jax.inference.sampling import SamplingParams
 from llava_jax.models.llava import Llava
@@ -102,7 +102,7 @@ class SlotEngine:
         self.counters = Counters()
         self.conversations: list[_Conversation | None] = [None] * slots
         self.state = self._empty_slots()
-        self.images = ImagePool(model, self.params, mesh, image_bytes, at_once=CHUNKS[-1])
+        self.images = image_pool.ImagePool(model, self.params, mesh, image_bytes, at_once=CHUNKS[-1])
         self._in_flight: list[tuple[list[_Conversation], device.Chosen]] = []
         self._unread: collections.deque[_Conversation] = collections.deque()
         self._stepped_at: float | None = None

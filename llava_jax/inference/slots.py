@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from llava_jax.config.architectures import ModelConfig
-from llava_jax.inference.decode import _logits
+from llava_jax.inference.decode import last_logits
 from llava_jax.inference.sampling import SamplingParams, choose
 from llava_jax.models.cache import KVCache
 from llava_jax.models.llava import Llava
@@ -94,7 +94,7 @@ def decode_slots(
     with logical_rules():
         arrays = *inputs, jnp.ones((b, 1), jnp.int32), cache
         hidden, cache = model.apply({"params": params}, *arrays, method=Llava.hidden)
-    chosen = _chosen(_logits(model, params, hidden[:, 0]), slots.sampling, slots.length + 1, wants_logprobs)
+    chosen = _chosen(last_logits(model, params, hidden[:, 0]), slots.sampling, slots.length + 1, wants_logprobs)
     token = jnp.where(active, chosen.token, slots.token)
     return slots.replace(layers=cache.layers, token=token, length=slots.length + active), chosen
 
@@ -117,7 +117,7 @@ def read_chunk(model: Llava, params: dict, slots: Slots, pool: jax.Array, chunk:
         hidden, cache = model.apply({"params": params}, *arrays, cache, method=Llava.hidden_of_features)
     # Two equal rows: a matmul with a single row does not use the matrix units.
     last = jnp.repeat(jax.lax.dynamic_slice_in_dim(hidden[0], chunk.count - 1, 1), 2, axis=0)
-    logits = _logits(model, params, last)[:1]
+    logits = last_logits(model, params, last)[:1]
     length = chunk.start + chunk.count
     chosen = _chosen(logits, chunk.sampling, length[None], chunk.wants_logprobs)
 
