@@ -28,7 +28,7 @@ class ImagePool:
         image_bytes = self.per_image * c.llm.width * dtype_of(c.dtype).itemsize
         most = min(max_bytes // image_bytes, MAX_IMAGES)
         self.capacity = max(most, at_once // self.per_image + 2) if c.vision else 1
-        self._places: OrderedDict[bytes, int] = OrderedDict()
+        self._numbers: OrderedDict[bytes, int] = OrderedDict()
         self.clear()
 
     def clear(self) -> None:
@@ -36,24 +36,24 @@ class ImagePool:
         c = self.model.config
         with jax.set_mesh(self.mesh):
             self.features = jnp.zeros((self.capacity * self.per_image, c.llm.width), dtype_of(c.dtype))
-        self._places.clear()
+        self._numbers.clear()
 
     def holds(self, digest: bytes) -> bool:
-        return digest in self._places
+        return digest in self._numbers
 
     def row(self, digest: bytes) -> int:
         """The row of an image's first feature."""
-        self._places.move_to_end(digest)
-        return self._places[digest] * self.per_image
+        self._numbers.move_to_end(digest)
+        return self._numbers[digest] * self.per_image
 
-    def place(self, digest: bytes, pixels: np.ndarray, needed: Collection[bytes]) -> None:
+    def encode(self, digest: bytes, pixels: np.ndarray, needed: Collection[bytes]) -> None:
         """Encodes an image, in place of the one that was not used for longest and is not `needed`."""
-        if len(self._places) < self.capacity:
-            place = len(self._places)
+        if len(self._numbers) < self.capacity:
+            number = len(self._numbers)
         else:
-            oldest = next(name for name in self._places if name not in needed)
-            place = self._places.pop(oldest)
+            oldest = next(name for name in self._numbers if name not in needed)
+            number = self._numbers.pop(oldest)
         with jax.set_mesh(self.mesh):
-            row = np.int32(place * self.per_image)
+            row = np.int32(number * self.per_image)
             self.features = encode_image(self.model, self.params, self.features, pixels, row)
-        self._places[digest] = place
+        self._numbers[digest] = number

@@ -1,7 +1,7 @@
 """Answers prompts that come and go, over fixed slots: what `serve`, `chat` and LlavaModel.chat run.
 
     engine = SlotEngine(model, params, mesh, slots=8, length=2048)
-    slot = engine.open(prompt, settings)          # None: all slots are taken
+    slot = engine.open(prompt, settings)          # None if no slot is free
     while engine.is_busy:
         for token in engine.advance():
             ...                                   # engine.close(token.slot) at the end of an answer, or to cancel it
@@ -173,7 +173,7 @@ class SlotEngine:
         size = self.model.config.image_size
         with jax.set_mesh(self.mesh):
             if self.model.config.vision:
-                self.images.place(b"", np.zeros((size, size, 3), np.uint8), ())
+                self.images.encode(b"", np.zeros((size, size, 3), np.uint8), ())
             for length in self._prefix_lengths():
                 prefix = device.copy_prefix(self.state, np.int32(0), length)
                 self.state = device.insert_prefix(self.state, prefix, np.int32(0), np.int32(0))
@@ -257,7 +257,7 @@ class SlotEngine:
         needed = [c.images[i] for i in np.unique(numbers // features)] if len(numbers) else []
         for digest, pixels in needed:
             if not self.images.holds(digest):
-                self.images.place(digest, pixels, [name for name, _ in needed])
+                self.images.encode(digest, pixels, [name for name, _ in needed])
                 self.counters.images_encoded += 1
                 return []
         rows = np.zeros(width, np.int32)
