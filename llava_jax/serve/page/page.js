@@ -281,6 +281,7 @@ function connect() {
     addFiles(event.clipboardData.files);
   });
   connectDrop();
+  view.followComposer();
   field.addEventListener("input", update);
   byId("composer").addEventListener("submit", (event) => {
     event.preventDefault();

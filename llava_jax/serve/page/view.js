@@ -83,9 +83,7 @@ export function appendText(element, text) {
 export function finishAnswer(element, turn) {
   element.classList.remove("running");
   keepEndVisible(() => {
-    const items = metadata(turn).map((text) => Object.assign(document.createElement("li"), { textContent: text }));
-    part(element, "meta").replaceChildren(...items);
-    part(element, "meta").classList.toggle("cut", turn.finish === "length");
+    part(element, "meta").replaceChildren(...metadata(turn).map(listItem));
     part(element, "meta").hidden = Boolean(turn.error);
     part(element, "code").hidden = false;
     part(element, "regenerate").textContent = turn.error ? "Try again" : "Regenerate";
@@ -95,6 +93,13 @@ export function finishAnswer(element, turn) {
     part(element, "left-out").hidden = turn.answer !== "";
     part(element, "request-id").textContent = turn.error.requestId ? `Request ${turn.error.requestId}` : "";
   });
+}
+
+function listItem(text) {
+  const item = document.createElement("li");
+  item.textContent = text;
+  item.classList.toggle("cut", text === FINISHES.length);
+  return item;
 }
 
 function metadata({ model, step, usage, finish, body, times }) {
@@ -124,6 +129,16 @@ function keepEndVisible(change, always = false) {
   const isAtEnd = always || root.scrollHeight - root.scrollTop - root.clientHeight < 80;
   change();
   if (isAtEnd) root.scrollTop = root.scrollHeight;
+}
+
+/** Scrolls by as much as the composer at the end of the page grows, so that it does not cover more of the answer. */
+export function followComposer() {
+  const composer = byId("composer");
+  let height = composer.offsetHeight;
+  new ResizeObserver(() => {
+    document.scrollingElement.scrollTop += composer.offsetHeight - height;
+    height = composer.offsetHeight;
+  }).observe(composer);
 }
 
 /** A line above the question field, for what the page itself refuses; screen readers announce it. */
