@@ -281,7 +281,7 @@ function connect() {
     addFiles(event.clipboardData.files);
   });
   connectDrop();
-  view.followComposer();
+  view.followEnd();
   field.addEventListener("input", update);
   byId("composer").addEventListener("submit", (event) => {
     event.preventDefault();

@@ -2,6 +2,9 @@
 
 export const byId = (id) => document.getElementById(id);
 
+let follows = true; // whether the view stays at the end of the conversation
+let lastTop = 0;
+
 const FINISHES = {
   stop: "finish reason: stop",
   length: "finish reason: length (cut at the token limit)",
@@ -72,27 +75,25 @@ export function startAnswer(element) {
   part(element, "answer").replaceChildren(new Text());
   for (const name of ["error", "meta", "code"]) part(element, name).hidden = true;
   element.classList.add("running");
-  keepEndVisible(() => {}, true);
+  follows = true;
 }
 
 export function appendText(element, text) {
-  keepEndVisible(() => part(element, "answer").firstChild.appendData(text));
+  part(element, "answer").firstChild.appendData(text);
 }
 
 /** Shows what is known about a finished answer: model, step, tokens, speed, finish reason, seed; or the error. */
 export function finishAnswer(element, turn) {
   element.classList.remove("running");
-  keepEndVisible(() => {
-    part(element, "meta").replaceChildren(...metadata(turn).map(listItem));
-    part(element, "meta").hidden = Boolean(turn.error);
-    part(element, "code").hidden = false;
-    part(element, "regenerate").textContent = turn.error ? "Try again" : "Regenerate";
-    part(element, "error").hidden = !turn.error;
-    if (!turn.error) return;
-    part(element, "error-message").textContent = turn.error.message;
-    part(element, "left-out").hidden = turn.answer !== "";
-    part(element, "request-id").textContent = turn.error.requestId ? `Request ${turn.error.requestId}` : "";
-  });
+  part(element, "meta").replaceChildren(...metadata(turn).map(listItem));
+  part(element, "meta").hidden = Boolean(turn.error);
+  part(element, "code").hidden = false;
+  part(element, "regenerate").textContent = turn.error ? "Try again" : "Regenerate";
+  part(element, "error").hidden = !turn.error;
+  if (!turn.error) return;
+  part(element, "error-message").textContent = turn.error.message;
+  part(element, "left-out").hidden = turn.answer !== "";
+  part(element, "request-id").textContent = turn.error.requestId ? `Request ${turn.error.requestId}` : "";
 }
 
 function listItem(text) {
@@ -123,22 +124,20 @@ export function markTurns(turns, editing) {
   });
 }
 
-/** Runs `change`; if the end of the page was visible before, or `always`, scrolls it back into view. */
-function keepEndVisible(change, always = false) {
+/** Keeps the end of the conversation in view while it grows, unless the user has scrolled up. */
+export function followEnd() {
   const root = document.scrollingElement;
-  const isAtEnd = always || root.scrollHeight - root.scrollTop - root.clientHeight < 80;
-  change();
-  if (isAtEnd) root.scrollTop = root.scrollHeight;
-}
-
-/** Scrolls by as much as the composer at the end of the page grows, so that it does not cover more of the answer. */
-export function followComposer() {
-  const composer = byId("composer");
-  let height = composer.offsetHeight;
-  new ResizeObserver(() => {
-    document.scrollingElement.scrollTop += composer.offsetHeight - height;
-    height = composer.offsetHeight;
-  }).observe(composer);
+  document.addEventListener("scroll", () => {
+    if (root.scrollHeight - root.scrollTop - root.clientHeight < 80) follows = true;
+    else if (root.scrollTop < lastTop) follows = false;
+    lastTop = root.scrollTop;
+  });
+  // The composer counts too: it covers the end of the page.
+  const observer = new ResizeObserver(() => {
+    if (follows && byId("conversation").hasChildNodes()) root.scrollTop = root.scrollHeight;
+  });
+  observer.observe(byId("conversation"));
+  observer.observe(byId("composer"));
 }
 
 /** A line above the question field, for what the page itself refuses; screen readers announce it. */
