@@ -1,5 +1,7 @@
-"""A server for the chat page with scripted answers, which records its requests. `python -m tests.serve.page_server`
-serves the page on a free port until Ctrl+C, to look at it in a browser."""
+"""A server for the chat page, with scripted answers; it records its requests.
+
+`python -m tests.serve.page.page_server` serves the page on a free port until Ctrl+C, to look at it in a browser.
+"""
 
 import io
 import json
@@ -12,7 +14,11 @@ from tests.fixtures.images import encoded
 from tests.fixtures.package_source import ROOT
 
 PAGE = ROOT / "llava_jax" / "serve" / "page"
-KINDS = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
+KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+}
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
