@@ -43,6 +43,7 @@ setup(
             "jsonschema>=4.20",
             "matplotlib>=3.9",
             "openai>=3.54,<4",
+            "playwright>=1.50,<2",  # drives the Chromium on PATH; its own browsers are not needed
             "pyarrow>=18",
             "pytest>=8.0",
             "pytest-xdist>=3.6",

@@ -8,12 +8,11 @@ const EXPLANATIONS = {
   503: "The server is not ready: it is starting or shutting down.",
 };
 
-/** A failed request. `message` is for the user; `status` is 0 if there was no response. */
+/** A failed request. `message` is for the user; `status` is 0 if there was no response; `wait` is in seconds. */
 export class RequestError extends Error {
-  constructor(message, status = 0, requestId = "") {
+  constructor(message, { status = 0, requestId = "", wait = 0 } = {}) {
     super(message);
-    this.status = status;
-    this.requestId = requestId;
+    Object.assign(this, { status, requestId, wait });
   }
 }
 
@@ -42,14 +41,19 @@ export async function request(url, options = {}) {
 
 async function failure(response) {
   const body = await response.json().catch(() => null);
-  const details = body?.error?.message ?? "";
+  const id = requestId(response);
   const wait = Number(response.headers.get("Retry-After"));
   const parts = [EXPLANATIONS[response.status]];
   if (response.status >= 500 && !parts[0]) parts[0] = "The server failed on this request.";
-  if (response.status !== 401) parts.push(details);
+  if (response.status !== 401) parts.push(details(body?.error, id));
   if (wait > 0) parts.push(`Try again in ${wait} s.`);
   const message = parts.filter(Boolean).join(" ") || `The server refused the request (status ${response.status}).`;
-  return new RequestError(message, response.status, requestId(response));
+  return new RequestError(message, { status: response.status, requestId: id, wait });
+}
+
+/** The server's message, without the request id, which is shown apart. */
+function details(error, id) {
+  return error?.message?.replace(` (request ${id})`, "") ?? "";
 }
 
 function requestId(response) {
@@ -67,12 +71,13 @@ export async function streamAnswer(body, signal, onText) {
     body: JSON.stringify(body),
     signal,
   });
+  const id = requestId(response);
   const result = { model: body.model, finish: "", usage: null };
   for await (const data of serverEvents(response)) {
     if (data === "[DONE]") return result;
     const chunk = JSON.parse(data);
     if (chunk.error) {
-      throw new RequestError(`The server failed on this request. ${chunk.error.message}`, 500, requestId(response));
+      throw new RequestError(`The server failed on this request. ${details(chunk.error, id)}`, { requestId: id });
     }
     const choice = chunk.choices[0];
     if (choice?.delta?.content) onText(choice.delta.content);
@@ -80,10 +85,10 @@ export async function streamAnswer(body, signal, onText) {
     result.finish = choice?.finish_reason ?? result.finish;
     result.usage = chunk.usage ?? result.usage;
   }
-  throw new RequestError("The connection ended before the answer was complete.", 0, requestId(response));
+  throw new RequestError("The connection ended before the answer was complete.", { requestId: id });
 }
 
-/** Yields the data of each event. Lines end with \n or \r\n; comments, which servers send as heartbeats, are skipped. */
+/** Yields the data of each event. Lines end with \n or \r\n; comments, which are heartbeats, are skipped. */
 async function* serverEvents(response) {
   const reader = response.body.getReader();
   const decoder = new TextDecoder();

@@ -1,13 +1,13 @@
 /** The dialog that shows a request as a program, to copy. */
 
-import { hasKey } from "./client.js";
 import { asCurl, asPython } from "./snippets.js";
 import { byId } from "./view.js";
 
-let shown = null; // the body of the request
+let shown = { body: null, needsKey: false };
 
-export function showCode(body) {
-  shown = body;
+/** Opens the dialog for the body of a request. */
+export function showCode(body, needsKey) {
+  shown = { body, needsKey };
   write();
   byId("code-dialog").showModal();
 }
@@ -19,9 +19,9 @@ export function connectCodeDialog() {
 
 function write() {
   const program = byId("as-python").checked ? asPython : asCurl;
-  byId("code").textContent = program(shown, location.origin, hasKey());
-  byId("code-files").hidden = shown.messages.every(({ content }) => typeof content === "string");
-  byId("code-key").hidden = !hasKey();
+  byId("code").textContent = program(shown.body, location.origin, shown.needsKey);
+  byId("code-files").hidden = shown.body.messages.every(({ content }) => typeof content === "string");
+  byId("code-key").hidden = !shown.needsKey;
   byId("copied").textContent = "";
 }
 

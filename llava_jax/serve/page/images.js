@@ -1,6 +1,12 @@
 /** Image files of the user: what is accepted, and how they are read. Files are sent as they are, never resized. */
 
-const TYPES = { "image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WebP", "image/gif": "GIF", "image/bmp": "BMP" };
+const TYPES = {
+  "image/png": "PNG",
+  "image/jpeg": "JPEG",
+  "image/webp": "WebP",
+  "image/gif": "GIF",
+  "image/bmp": "BMP",
+};
 
 /** An image of a question. In a JSON request it becomes its data URI. */
 export class Picture {
@@ -22,7 +28,8 @@ export async function readPicture(file, name = file.name) {
   const image = new Image();
   image.src = url;
   await image.decode().catch(() => {
-    throw new Error(`“${name}” cannot be read as an image: the file is damaged, or its content is not ${TYPES[file.type]}.`);
+    const reason = `the file is damaged, or its content is not ${TYPES[file.type]}`;
+    throw new Error(`“${name}” cannot be read as an image: ${reason}.`);
   });
   return new Picture(name, url);
 }

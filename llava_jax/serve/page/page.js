@@ -29,6 +29,7 @@ async function loadInfo() {
     state.info = await response.json();
   } catch (error) {
     if (error.status === 401) askForKey(loadInfo);
+    if (error.status === 503) setTimeout(loadInfo, 1000 * (error.wait || 5)); // the model is loading
     byId("offline").hidden = false;
     byId("offline-message").textContent = error.message;
     return;
@@ -118,7 +119,7 @@ function ask(text, pictures) {
   turn.element = view.addTurn(turn, {
     edit: () => edit(state.turns.indexOf(turn)),
     regenerate: () => regenerate(),
-    code: () => showCode(turn.body),
+    code: () => showCode(turn.body, state.info.needs_key || hasKey()),
   });
   answer(turn, settings);
   return true;

@@ -24,7 +24,7 @@ function mediaType(picture) {
 }
 
 /** A curl command. Images are read from files of the same names in the working directory. */
-export function asCurl(body, origin, hasKey) {
+export function asCurl(body, origin, needsKey) {
   // Inside <<JSON the shell expands \, $ and `: those of the text are escaped, those of pictures run base64.
   const escaped = (text) => JSON.stringify(text).replace(/[\\$`]/g, "\\$&");
   const syntax = {
@@ -34,7 +34,7 @@ export function asCurl(body, origin, hasKey) {
     no: "false",
     nothing: "null",
   };
-  const key = hasKey ? `  -H "Authorization: Bearer $LLAVA_JAX_KEY" \\\n` : "";
+  const key = needsKey ? `  -H "Authorization: Bearer $LLAVA_JAX_KEY" \\\n` : "";
   return `curl --no-buffer '${origin}/v1/chat/completions' \\
   -H 'Content-Type: application/json' \\
 ${key}  --data-binary @- <<JSON
@@ -48,7 +48,7 @@ function shellWord(name) {
 }
 
 /** A Python program. Images are read from files of the same names in the working directory. */
-export function asPython(body, origin, hasKey) {
+export function asPython(body, origin, needsKey) {
   const hasPictures = body.messages.some(({ content }) => Array.isArray(content));
   const syntax = {
     text: (text) => JSON.stringify(text),
@@ -57,13 +57,13 @@ export function asPython(body, origin, hasKey) {
     no: "False",
     nothing: "None",
   };
-  const key = hasKey ? 'os.environ["LLAVA_JAX_KEY"]' : '"unused"';
+  const key = needsKey ? 'os.environ["LLAVA_JAX_KEY"]' : '"unused"';
   const readImages = `
 def data_uri(name, media_type):
     return f"data:{media_type};base64,{base64.b64encode(Path(name).read_bytes()).decode()}"
 
 `;
-  const imports = [hasPictures && "import base64", hasKey && "import os", hasPictures && "from pathlib import Path"];
+  const imports = [hasPictures && "import base64", needsKey && "import os", hasPictures && "from pathlib import Path"];
   return `${imports.filter(Boolean).map((line) => `${line}\n`).join("")}
 from openai import OpenAI
 ${hasPictures ? `\n${readImages}` : ""}

@@ -46,6 +46,17 @@ def chat(page, server):
 def locked_chat(page, server):
     """The page of a server that requires a key."""
     server.key = "secret-1"
+    yield from opened_chat(page, server)
+
+
+@pytest.fixture
+def loading_chat(page, server):
+    """The page of a server whose model is loading."""
+    server.is_loading = True
+    yield from opened_chat(page, server)
+
+
+def opened_chat(page, server):
     opened = Chat(page, server)
     yield opened
     opened.close()

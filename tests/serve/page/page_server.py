@@ -42,7 +42,8 @@ class PageServer:
     def __init__(self):
         self.pieces, self.delay, self.finish = ["A red ", "circle."], 0.0, "stop"
         self.key, self.faults, self.info = "", [], info()
-        self.requests, self.disconnected = [], threading.Event()
+        self.is_loading = False
+        self.requests, self.origins, self.disconnected = [], set(), threading.Event()
         page_server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -79,10 +80,17 @@ def info() -> dict:
     return facts | {"examples": examples}
 
 
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Request-Id": "req-7",
+}
+
+
 def send(handler: BaseHTTPRequestHandler, content: bytes, kind: str = "application/json", status=200, **headers: str):
     handler.send_response(status)
-    headers |= {"Content-Type": kind, "Content-Length": str(len(content)), "X-Content-Type-Options": "nosniff"}
-    headers |= {"Content-Security-Policy": POLICY, "X-Request-Id": "req-7"}
+    headers |= HEADERS | {"Content-Type": kind, "Content-Length": str(len(content))}
     for name, value in headers.items():
         handler.send_header(name.replace("_", "-"), value)
     handler.end_headers()
@@ -90,7 +98,7 @@ def send(handler: BaseHTTPRequestHandler, content: bytes, kind: str = "applicati
 
 
 def send_error(handler: BaseHTTPRequestHandler, status: int, message: str, **headers: str):
-    error = {"message": message, "type": "error", "param": None, "code": None}
+    error = {"message": f"{message} (request req-7)", "type": "error", "param": None, "code": None}
     send(handler, json.dumps({"error": error}).encode(), status=status, **headers)
 
 
@@ -101,7 +109,10 @@ def answer_get(server: PageServer, handler: BaseHTTPRequestHandler):
     elif not server.has_key(handler):
         send_error(handler, 401, "wrong key")
     elif handler.path == "/v1/llava_jax/info":
-        send(handler, json.dumps(server.info).encode())
+        if server.is_loading:
+            send_error(handler, 503, "loading the weights", Retry_After="1")
+        else:
+            send(handler, json.dumps(server.info).encode())
     elif file.stem.startswith("scene-"):
         send(handler, scene(int(file.stem.removeprefix("scene-"))), "image/png")
     else:
@@ -113,6 +124,7 @@ def answer_post(server: PageServer, handler: BaseHTTPRequestHandler):
     if not server.has_key(handler):
         return send_error(handler, 401, "wrong key")
     server.requests.append(body)
+    server.origins.add(handler.headers["Origin"])
     fault = server.faults.pop(0) if server.faults else 200
     if isinstance(fault, int) and fault != 200:
         wait = {"Retry_After": "3"} if fault == 429 else {}
@@ -148,7 +160,7 @@ def stream(server: PageServer, handler: BaseHTTPRequestHandler, body: dict, faul
         if fault == "cut" and index == 1:
             return
         if fault == "stream" and index == 1:
-            return write('data: {"error": {"message": "NaN in the logits."}}\r\n\r\n')
+            return write('data: {"error": {"message": "NaN in the logits. (request req-7)"}}\r\n\r\n')
         time.sleep(server.delay)
         write(": ping\r\n\r\n")
         event([choice(content=piece)])

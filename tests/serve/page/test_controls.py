@@ -27,6 +27,16 @@ def test_files_that_are_no_images_are_refused(chat, server):
     assert len(server.requests[0]["messages"][0]["content"]) == 2
 
 
+def test_the_page_waits_for_a_model_that_is_loading(loading_chat, server):
+    chat = loading_chat
+    message = "The server is not ready: it is starting or shutting down. loading the weights Try again in 1 s."
+    expect(chat.page.locator("#offline-message")).to_have_text(message)
+    assert chat.page.locator("#send").is_disabled()
+    server.is_loading = False
+    chat.is_ready()
+    assert not chat.page.locator("#offline").is_visible()
+
+
 def test_a_key_is_asked_for_and_kept_in_the_tab(locked_chat, server):
     chat = locked_chat
     dialog = chat.page.locator("#key-dialog")

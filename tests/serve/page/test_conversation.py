@@ -144,7 +144,7 @@ def test_an_unreachable_server_is_reported(chat, server):
     assert chat.turn(0).locator("[data-part=error-message]").inner_text().startswith("The server cannot be reached.")
     chat.click("Try again")
     expect(chat.turn(0).locator("[data-part=answer]")).to_have_text("A red circle.")
-    assert len(server.requests) == 1
+    assert len(server.requests) == 1 and server.origins == {server.url}
     assert "net::ERR_FAILED" in chat.log.pop()
 
 
