@@ -5,6 +5,7 @@ export const byId = (id) => document.getElementById(id);
 let follows = true; // whether the view stays at the end of the conversation
 let lastTop = 0;
 
+const MIN_SPAN = 20; // milliseconds; tokens that arrive within less were sent together, whenever they were made
 const FINISHES = {
   stop: "finish reason: stop",
   length: "finish reason: length (cut at the token limit)",
@@ -107,12 +108,18 @@ function metadata({ model, step, usage, finish, body, times }) {
   const items = [step === null ? model : `${model}, step ${step.toLocaleString("en")}`];
   const tokens = usage?.completion_tokens;
   if (tokens !== undefined) items.push(`${tokens} ${tokens === 1 ? "token" : "tokens"}`);
-  const seconds = (times.last - times.first) / 1000; // from the first token to the last
-  if (tokens > 1 && seconds > 0) items.push(`${((tokens - 1) / seconds).toFixed(1)} tokens/s`);
+  if (tokens && times.last) items.push(speed(tokens, times));
   if (times.first) items.push(`first after ${((times.first - times.start) / 1000).toFixed(2)} s`);
   items.push(FINISHES[finish] ?? `finish reason: ${finish || "unknown"}`);
   if (body.seed !== undefined) items.push(`seed ${body.seed}`);
   return items;
+}
+
+/** Tokens per second after the first token, or of the whole request if the answer came at once. */
+function speed(tokens, { start, first, last }) {
+  const isSpread = last - first >= MIN_SPAN;
+  const rate = isSpread ? (tokens - 1) / (last - first) : tokens / (last - start);
+  return `${(1000 * rate).toFixed(1)} tokens/s${isSpread ? "" : " (prompt included)"}`;
 }
 
 /** Marks the last turn, which alone can be regenerated, and the turns that an edit will drop. */

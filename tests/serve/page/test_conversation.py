@@ -42,7 +42,7 @@ def test_a_second_question_sends_the_whole_conversation(chat, server):
     chat.click("Remove a.png")
     chat.attach(png("c.png", 3)).attached(2)
     chat.ask("Compare.").finished(1)
-    server.finish = "length"
+    server.finish, server.pieces = "length", ["Yes."]
     chat.ask("And now?").finished(2)
     first, second = server.requests
     images = [part["image_url"]["url"] for part in first["messages"][0]["content"] if part["type"] == "image_url"]
@@ -53,6 +53,8 @@ def test_a_second_question_sends_the_whole_conversation(chat, server):
         {"role": "user", "content": "And now?"},
     ]
     assert chat.turn(0).get_by_role("img").count() == 2
+    metadata = chat.turn(1).locator(".meta li").all_text_contents()
+    assert metadata[1] == "1 token" and re.fullmatch(r"[\d.]+ tokens/s \(prompt included\)", metadata[2])
     assert "cut at the token limit" in chat.turn(1).locator(".meta .cut").inner_text()
 
 
