@@ -1,11 +1,12 @@
 /** Requests to the server: the key, the stream of an answer, and errors in plain words. */
 
 const KEY = "llava_jax.key"; // sessionStorage: gone when the tab closes
+const FAILED = "The server failed on this request";
 const EXPLANATIONS = {
-  401: "The server needs a key.",
-  413: "The request is too large for the server. Remove images or start a new chat.",
-  429: "The server is busy and its queue is full.",
-  503: "The server is not ready: it is starting or shutting down.",
+  401: "The server needs a key",
+  413: "The request is too large; remove images or start a new chat",
+  429: "The server is busy",
+  503: "The server is not ready",
 };
 
 /** A failed request. `message` is for the user; `status` is 0 if there was no response; `wait` is in seconds. */
@@ -43,17 +44,18 @@ async function failure(response) {
   const body = await response.json().catch(() => null);
   const id = requestId(response);
   const wait = Number(response.headers.get("Retry-After"));
-  const parts = [EXPLANATIONS[response.status]];
-  if (response.status >= 500 && !parts[0]) parts[0] = "The server failed on this request.";
-  if (response.status !== 401) parts.push(details(body?.error, id));
-  if (wait > 0) parts.push(`Try again in ${wait} s.`);
-  const message = parts.filter(Boolean).join(" ") || `The server refused the request (status ${response.status}).`;
+  const explanation = EXPLANATIONS[response.status] ?? (response.status >= 500 ? FAILED : "");
+  const details = response.status === 401 ? null : body?.error;
+  let message = sentence(explanation, details, id) || `The server refused the request (status ${response.status}).`;
+  if (wait > 0) message += ` Try again in ${wait} s.`;
   return new RequestError(message, { status: response.status, requestId: id, wait });
 }
 
-/** The server's message, without the request id, which is shown apart. */
-function details(error, id) {
-  return error?.message?.replace(` (request ${id})`, "") ?? "";
+/** One sentence of an explanation and the server's message, without the request id, which is shown apart. */
+function sentence(explanation, error, id) {
+  const details = error?.message?.replace(` (request ${id})`, "") ?? "";
+  const text = [explanation, details].filter(Boolean).join(": ");
+  return text && text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
 function requestId(response) {
@@ -76,9 +78,7 @@ export async function streamAnswer(body, signal, onText) {
   for await (const data of serverEvents(response)) {
     if (data === "[DONE]") return result;
     const chunk = JSON.parse(data);
-    if (chunk.error) {
-      throw new RequestError(`The server failed on this request. ${details(chunk.error, id)}`, { requestId: id });
-    }
+    if (chunk.error) throw new RequestError(sentence(FAILED, chunk.error, id), { requestId: id });
     const choice = chunk.choices[0];
     if (choice?.delta?.content) onText(choice.delta.content);
     result.model = chunk.model ?? result.model;

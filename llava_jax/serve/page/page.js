@@ -31,6 +31,7 @@ async function loadInfo() {
     if (error.status === 401) askForKey(loadInfo);
     if (error.status === 503) setTimeout(loadInfo, 1000 * (error.wait || 5)); // the model is loading
     byId("offline").hidden = false;
+    byId("offline").classList.toggle("waiting", error.status === 503);
     byId("offline-message").textContent = error.message;
     return;
   }

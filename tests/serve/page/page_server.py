@@ -24,7 +24,7 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 QUESTIONS = ("What is in the image?", "How many objects are there?", "Is there a red square?", "Describe the picture.")
-FAULTS = {400: "messages[0]: the image is damaged.", 429: "32 requests are waiting.", 500: "internal error"}
+FAULTS = {400: "the image of message 0 is damaged", 429: "32 requests are waiting", 500: "internal error"}
 
 
 def scene(index: int, size: int = 96) -> bytes:
@@ -160,7 +160,7 @@ def stream(server: PageServer, handler: BaseHTTPRequestHandler, body: dict, faul
         if fault == "cut" and index == 1:
             return
         if fault == "stream" and index == 1:
-            return write('data: {"error": {"message": "NaN in the logits. (request req-7)"}}\r\n\r\n')
+            return write('data: {"error": {"message": "NaN in the logits (request req-7)"}}\r\n\r\n')
         time.sleep(server.delay)
         write(": ping\r\n\r\n")
         event([choice(content=piece)])

@@ -29,7 +29,7 @@ def test_files_that_are_no_images_are_refused(chat, server):
 
 def test_the_page_waits_for_a_model_that_is_loading(loading_chat, server):
     chat = loading_chat
-    message = "The server is not ready: it is starting or shutting down. loading the weights Try again in 1 s."
+    message = "The server is not ready: loading the weights. Try again in 1 s."
     expect(chat.page.locator("#offline-message")).to_have_text(message)
     assert chat.page.locator("#send").is_disabled()
     server.is_loading = False

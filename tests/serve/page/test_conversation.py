@@ -115,10 +115,10 @@ def test_a_new_chat_during_an_answer_stops_it(chat, server):
 
 
 ERRORS = {
-    400: "messages[0]: the image is damaged.",
-    429: "The server is busy and its queue is full. 32 requests are waiting. Try again in 3 s.",
-    500: "The server failed on this request. internal error",
-    "stream": "The server failed on this request. NaN in the logits.",
+    400: "The image of message 0 is damaged.",
+    429: "The server is busy: 32 requests are waiting. Try again in 3 s.",
+    500: "The server failed on this request: internal error.",
+    "stream": "The server failed on this request: NaN in the logits.",
     "cut": "The connection ended before the answer was complete.",
 }
 
