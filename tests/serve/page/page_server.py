@@ -3,7 +3,6 @@
 `python -m tests.serve.page.page_server` serves the page on a free port until Ctrl+C, to look at it in a browser.
 """
 
-import io
 import json
 import threading
 import time
@@ -24,6 +23,7 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 QUESTIONS = ("What is in the image?", "How many objects are there?", "Is there a red square?", "Describe the picture.")
+SPLIT = 0.005  # seconds between the halves of an event, which so arrive apart
 FAULTS = {400: "the image of message 0 is damaged", 429: "32 requests are waiting", 500: "internal error"}
 
 
@@ -35,12 +35,14 @@ def scene(index: int, size: int = 96) -> bytes:
 class PageServer:
     """Serves the page and answers each chat request with `pieces`. Attributes may change between requests.
 
-    delay: seconds before each piece. key: what requests must send, "" for none. faults: statuses of the next chat
-    requests, 200 for an answer; `cut` closes the connection in the middle of an answer, `stream` sends an error there.
+    delay: seconds before each piece. hold: index of a piece that waits until `released` is set. key: what requests
+    must send, "" for none. is_loading: whether the model is not ready. faults: statuses of the next chat requests, 200
+    for an answer; `cut` closes the connection in the middle of an answer, `stream` sends an error there.
     """
 
     def __init__(self):
         self.pieces, self.delay, self.finish = ["A red ", "circle."], 0.0, "stop"
+        self.hold, self.released = None, threading.Event()
         self.key, self.faults, self.info = "", [], info()
         self.is_loading = False
         self.requests, self.origins, self.disconnected = [], set(), threading.Event()
@@ -48,6 +50,7 @@ class PageServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def do_GET(self):
                 answer_get(page_server, self)
@@ -67,6 +70,7 @@ class PageServer:
         return self
 
     def __exit__(self, *_):
+        self.released.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -145,12 +149,14 @@ def stream(server: PageServer, handler: BaseHTTPRequestHandler, body: dict, faul
 
     def event(choices: list, **fields):
         chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 0, "model": body["model"]}
-        write(f"data: {json.dumps(chunk | {'choices': choices} | fields)}\r\n\r\n")
+        write(f"data: {json.dumps(chunk | {'choices': choices} | fields, ensure_ascii=False)}\r\n\r\n")
 
     def write(text: str):
-        buffer = io.BytesIO(text.encode())
-        while part := buffer.read(50):  # events arrive in pieces
+        data = text.encode()
+        middle = next((i + 1 for i, byte in enumerate(data) if byte > 127), len(data) // 2)  # within a character
+        for part in (data[:middle], data[middle:]):
             handler.wfile.write(part)
+            time.sleep(SPLIT)
 
     def choice(finish: str | None = None, **delta) -> dict:
         return {"index": 0, "delta": delta, "finish_reason": finish}
@@ -162,6 +168,8 @@ def stream(server: PageServer, handler: BaseHTTPRequestHandler, body: dict, faul
         if fault == "stream" and index == 1:
             return write('data: {"error": {"message": "NaN in the logits (request req-7)"}}\r\n\r\n')
         time.sleep(server.delay)
+        if index == server.hold:
+            server.released.wait()
         write(": ping\r\n\r\n")
         event([choice(content=piece)])
     event([choice(server.finish)])

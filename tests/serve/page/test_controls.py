@@ -197,9 +197,10 @@ def test_colours_have_contrast_in_light_and_dark():
 
 
 def test_reduced_motion_stops_the_cursor(chat, server):
-    server.delay = 0.2
+    server.hold = 0
     cursor = "getComputedStyle(document.querySelector('.running [data-part=answer]'), '::after').animationName"
     chat.ask("Hello?")
+    expect(chat.page.locator(".turn.running")).to_have_count(1)
     assert chat.page.evaluate(cursor) == "blink"
     chat.page.emulate_media(reduced_motion="reduce")
     assert chat.page.evaluate(cursor) == "none"
