@@ -17,19 +17,21 @@ const state = {
   editing: null, // index of the turn that the next question replaces
   draft: null, // what was in the question field before the edit
   running: null, // AbortController of the answer that is streaming
+  reading: 0, // files that are being read
   afterKey: null, // what to repeat once there is a key
+  retry: null, // timer of the next loadInfo
 };
 
 /* ---- the model behind the page */
 
 async function loadInfo() {
-  view.showNotice("");
+  clearTimeout(state.retry);
   try {
     const response = await request("/v1/llava_jax/info");
     state.info = await response.json();
   } catch (error) {
     if (error.status === 401) askForKey(loadInfo);
-    if (error.status === 503) setTimeout(loadInfo, 1000 * (error.wait || 5)); // the model is loading
+    if (error.status === 503) state.retry = setTimeout(loadInfo, 1000 * (error.wait || 5)); // the model is loading
     byId("offline").hidden = false;
     byId("offline").classList.toggle("waiting", error.status === 503);
     byId("offline-message").textContent = error.message;
@@ -96,9 +98,9 @@ function readSettings() {
 /** The request for the answer to the last of `turns`. Earlier turns without an answer are left out. */
 function requestBody(turns, settings) {
   const messages = turns.flatMap((turn, index) => {
-    const asked = { role: "user", content: content(turn) };
-    if (index === turns.length - 1) return [asked];
-    return turn.answer ? [asked, { role: "assistant", content: turn.answer }] : [];
+    const message = { role: "user", content: content(turn) };
+    if (index === turns.length - 1) return [message];
+    return turn.answer ? [message, { role: "assistant", content: turn.answer }] : [];
   });
   return { model: state.info.model, messages, ...settings, stream: true, stream_options: { include_usage: true } };
 }
@@ -218,7 +220,10 @@ function attach(pictures) {
 
 async function addFiles(files) {
   if (state.info && !state.info.takes_images) return view.showNotice("This model takes no images.");
-  const results = await Promise.allSettled([...files].map((file) => readPicture(file)));
+  const all = [...files]; // a FileList empties when its input is reset
+  state.reading += all.length;
+  const results = await Promise.allSettled(all.map((file) => readPicture(file)));
+  state.reading -= all.length;
   const refused = results.filter(({ status }) => status === "rejected").map(({ reason }) => reason.message);
   attach([...state.attached, ...results.filter(({ status }) => status === "fulfilled").map(({ value }) => value)]);
   view.showNotice(refused.join(" "));
@@ -226,6 +231,8 @@ async function addFiles(files) {
 }
 
 function send() {
+  // Otherwise a question about an image could be sent without it.
+  if (state.reading) return view.showNotice("The images are still being read.");
   const text = field.value.trim();
   if ((text || state.attached.length) && ask(text, state.attached)) compose("", []);
 }

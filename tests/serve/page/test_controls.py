@@ -149,6 +149,21 @@ UNLABELLED = """() => [...document.querySelectorAll("input, textarea, button, im
 }).map((e) => e.outerHTML)"""
 
 
+ENTER = 'document.querySelector("#question").dispatchEvent(new KeyboardEvent("keydown", {key: "Enter", bubbles: true}))'
+
+
+def test_no_question_is_sent_while_an_image_is_read(chat, server):
+    chat.page.fill("#question", "What is there?")
+    drop = f"(argument) => {{ ({TRANSFER})(argument); {ENTER}; return document.querySelector('#notice').textContent }}"
+    notice = chat.page.evaluate(drop, ["dataTransfer", "drop", list(scene(1)), "late.png"])
+    assert notice == "The images are still being read." and chat.page.locator(".turn").count() == 0
+    chat.attached(1)
+    chat.notice("")
+    chat.page.press("#question", "Enter")
+    chat.finished(1)
+    assert server.requests[0]["messages"][0]["content"][0]["image_url"]["url"] == data_uri(1)
+
+
 def test_controls_have_labels_and_images_have_texts(chat):
     chat.attach(png("a.png")).attached(1)
     assert chat.page.evaluate(UNLABELLED) == []

@@ -176,8 +176,8 @@ def test_copied_programs_send_the_same_request(chat, server, tmp_path):
     run_copied(chat, ["sh"], tmp_path)
     chat.page.check("#as-python")
     printed = run_copied(chat, [sys.executable, "-"], tmp_path)
-    asked, by_curl, by_python = server.requests
-    assert by_curl == asked and by_python == asked and printed == "A red circle.\n"
+    by_page, by_curl, by_python = server.requests
+    assert by_curl == by_page and by_python == by_page and printed == "A red circle.\n"
 
 
 def run_copied(chat: Chat, command: list[str], folder) -> str:
