@@ -23,7 +23,7 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 QUESTIONS = ("What is in the image?", "How many objects are there?", "Is there a red square?", "Describe the picture.")
-SPLIT = 0.005  # seconds between the halves of an event, which so arrive apart
+SPLIT, LONG_SPLIT = 0.005, 0.2  # seconds between the halves of an event, and of one that is split in a character
 FAULTS = {400: "the image of message 0 is damaged", 429: "32 requests are waiting", 500: "internal error"}
 
 
@@ -156,7 +156,7 @@ def stream(server: PageServer, handler: BaseHTTPRequestHandler, body: dict, faul
         middle = next((i + 1 for i, byte in enumerate(data) if byte > 127), len(data) // 2)  # within a character
         for part in (data[:middle], data[middle:]):
             handler.wfile.write(part)
-            time.sleep(SPLIT)
+            time.sleep(SPLIT if text.isascii() else LONG_SPLIT)
 
     def choice(finish: str | None = None, **delta) -> dict:
         return {"index": 0, "delta": delta, "finish_reason": finish}

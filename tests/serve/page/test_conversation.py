@@ -66,6 +66,7 @@ def test_stop_closes_the_request_and_keeps_the_text(chat, server):
     chat.click("Stop")
     (text,) = chat.finished(1)
     assert server.disconnected.wait(5)
+    expect(chat.page.locator("#question")).to_be_focused()  # not the hidden button
     assert text.startswith("0 1 ") and "stopped by you" in chat.turn(0).locator(".meta").inner_text()
     server.delay, server.pieces = 0, ["Done."]
     assert chat.ask("And?").finished(2) == [text, "Done."]
