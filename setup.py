@@ -13,7 +13,15 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["llava_jax", "llava_jax.*"]),
-    package_data={"llava_jax": ["output/*.css", "pretrained/*.safetensors", "pretrained/tokenizer/*.json"]},
+    package_data={
+        "llava_jax": [
+            "output/*.css",
+            "pretrained/*.safetensors",
+            "pretrained/tokenizer/*.json",
+            "pretrained/llava/*",
+            "serve/page/examples/*",
+        ]
+    },
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.8.1",

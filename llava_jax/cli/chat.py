@@ -45,14 +45,17 @@ def chat(
 
     Args:
         path: A LLaVA (a Hugging Face or original folder, or a run's workdir), or a language model (a folder or GGUF).
+            `tiny`, if no file has this name: the tiny LLaVA that ships with the package.
         image: An image for the first question.
     """
     find_template(loading.template or "vicuna_v1")
     images = [_open_image(file) for file in image]
     from llava_jax.api.load import load
+    from llava_jax.checkpoint.built_in import model_location
     from llava_jax.inference.engine import GenerationConfig  # imports jax, which takes seconds
 
     GenerationConfig((), **sampling.options())  # raises for a value out of range, before loading
+    path = model_location(path)
     log_note(f"loading {path}")
     model = load(path, **loading.options())
     has_tower = model.config.vision is not None

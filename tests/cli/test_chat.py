@@ -15,6 +15,7 @@ import tyro
 from PIL import Image
 
 from llava_jax.api import load as loading
+from llava_jax.checkpoint.built_in import built_in_model
 from llava_jax.checkpoint.huggingface.export import save_hf
 from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.cli import chat as chat_verb
@@ -185,6 +186,15 @@ def test_every_flag_reaches_load_or_chat(stub, picture, capsys):
     settings = dict(stream=True, temperature=0.5, top_p=0.9, top_k=7, max_new_tokens=20, seed=3)
     assert stub.chat == (["**how are you ?"], 2, settings)
     assert capsys.readouterr() == ("fine\n", "loading model\n")
+
+
+def test_tiny_is_the_built_in_model_unless_a_folder_has_this_name(stub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tyro.cli(chat_verb.chat, args=["tiny"])
+    assert stub.load[0] == str(built_in_model())
+    Path("tiny").mkdir()
+    tyro.cli(chat_verb.chat, args=["tiny"])
+    assert stub.load[0] == "tiny"
 
 
 def test_bad_flags_are_reported_before_loading(stub, tmp_path):

@@ -1,0 +1,1 @@
+"""Serves a model: an OpenAI-compatible API and a chat page."""
