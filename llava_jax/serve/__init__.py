@@ -1,1 +1,1 @@
-"""Serves a model: an OpenAI-compatible API and a chat page."""
+"""The server: OpenAI's chat API and a chat page for any model that `load` takes. Needs the extra `serve`."""
