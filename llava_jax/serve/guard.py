@@ -1,7 +1,8 @@
 """What every request passes before the app: host, origin, key; and what every response carries.
 
-Without the key nothing is answered but OPEN_PATHS, whether a route exists or not. The key is a bearer token, as OpenAI's
-clients send it, or the password of Basic authentication with any user name, so that a browser can open the page.
+Without the key nothing is answered but OPEN_PATHS, whether a route exists or not. The key is a bearer token, as
+OpenAI's clients send it, or the password of Basic authentication with any user name, so that a browser can open the
+page.
 """
 
 import base64

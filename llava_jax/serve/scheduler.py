@@ -115,8 +115,10 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self.metrics.watch_queue(lambda: len(self._jobs) - len(self._waiting), lambda: len(self._waiting))
 
-    def start(self) -> None:
-        """Starts the thread, which loads the model."""
+    def start(self, on_change: Callable[[], None] = lambda: None) -> None:
+        """Starts the thread, which loads the model. on_change: called in the thread when `status` becomes READY or
+        FAILED, where `failure` is the reason."""
+        self._on_change = on_change
         self._thread.start()
 
     def admit(self, deliver: Deliver) -> Job:
@@ -186,6 +188,7 @@ class Scheduler:
         with self._changed:
             if self.status is Status.LOADING:
                 self.status = Status.READY
+        self._on_change()
         work: collections.deque[Callable[[], None]] = collections.deque()
         is_usable = True
         while is_usable:
@@ -297,14 +300,14 @@ class Scheduler:
             self._close(slot)
 
     def _fail(self, error: Exception) -> None:
-        is_user_error = isinstance(error, UserError)
-        if not is_user_error:
+        if not isinstance(error, UserError):
             logging.getLogger(__name__).error("the model cannot be used", exc_info=error)
         with self._changed:
             self.status, self.failure = Status.FAILED, error
             self._changed.notify_all()
         self._running.clear()
         self._end_all(Refusal(503, Status.FAILED.value, code="engine_fault"))
+        self._on_change()
 
     def _end_all(self, refusal: Refusal) -> None:
         with self._changed:
