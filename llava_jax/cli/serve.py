@@ -18,6 +18,7 @@ from llava_jax.runtime.compilation import compile_cache
 from llava_jax.text.templates import find_template
 
 MIN_KEY_LENGTH = 16
+EXAMPLES = 4
 CACHE_HELP = (
     "Caches compiled programs in this folder for the next start. Only you may have write access, because the programs "
     "are executed."
@@ -116,12 +117,16 @@ def serve(
 
 
 def _serve(sock, path: Path, name: str, key: str | None, serving: ServeFlags, mesh: MeshFlags, loading: LoadFlags):
+    from llava_jax.checkpoint.built_in import model_location
     from llava_jax.serve.app import build_app
+    from llava_jax.serve.examples import held_out_examples
     from llava_jax.serve.guard import LOOPBACK
     from llava_jax.serve.load import load_backend
+    from llava_jax.serve.page_files import load_page
     from llava_jax.serve.run import run_server
     from llava_jax.serve.scheduler import Scheduler, Status
 
+    path = model_location(path)
     host = f"[{serving.host}]" if ":" in serving.host else serving.host
     address = f"http://{host}:{sock.getsockname()[1]}"
 
@@ -139,7 +144,8 @@ def _serve(sock, path: Path, name: str, key: str | None, serving: ServeFlags, me
     scheduler = Scheduler(load, queue=serving.queue)
     # With a key, and where everybody is let in, any name may be used.
     hosts = (*LOOPBACK, host.lower()) if key is None and is_loopback(serving.host) else None
-    app = build_app(scheduler, name=name, key=key, hosts=hosts)
+    page = load_page(held_out_examples(path, EXAMPLES))
+    app = build_app(scheduler, name=name, key=key, hosts=hosts, page=page)
     log_note(f"loading {path}; {address}/readyz answers 200 when it is ready")
     signum = run_server(app, scheduler, sock, serving.drain_seconds, on_ready)
     if signum is not None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from importlib import resources
 
 MEDIA_TYPES = {
@@ -19,8 +20,8 @@ class Page:
     examples: list[dict[str, str]]
 
 
-def load_page() -> Page:
-    """Reads the page and its examples from the package."""
+def load_page(own_examples: Sequence[tuple[bytes, str]] = ()) -> Page:
+    """Reads the page from the package. own_examples: (PNG file, question) each, which replace those of the package."""
     folder = resources.files("llava_jax.serve") / "page"
     files, examples = {}, []
     for prefix, source in (("", folder), ("examples/", folder / "examples")):
@@ -28,9 +29,12 @@ def load_page() -> Page:
             suffix = file.name.rpartition(".")[2]
             if file.is_file() and suffix in MEDIA_TYPES:
                 files[prefix + file.name] = file.read_bytes(), MEDIA_TYPES[suffix]
+    for number, (picture, question) in enumerate(own_examples):
+        name = f"examples/held-out-{number}.png"
+        files[name] = picture, MEDIA_TYPES["png"]
+        examples.append({"image": f"/static/{name}", "question": question})
     listing = folder / "examples" / "examples.json"
-    if listing.is_file():
+    if listing.is_file() and not own_examples:
         for example in json.loads(listing.read_text(encoding="utf-8")):
-            address = f"/static/examples/{example['image']}"
-            examples.append({"image": address, "question": example["question"]})
+            examples.append({"image": f"/static/examples/{example['image']}", "question": example["question"]})
     return Page(files, examples)
