@@ -106,6 +106,7 @@ class SlotEngine:
         self._in_flight: list[tuple[list[_Conversation], device.Chosen]] = []
         self._unread: collections.deque[_Conversation] = collections.deque()
         self._stepped_at: float | None = None
+        self._faults: list[SlotToken] = []  # of `open`, for the next `advance`
 
     @property
     def is_busy(self) -> bool:
@@ -137,7 +138,7 @@ class SlotEngine:
         self.conversations[slot] = conversation = _Conversation(
             slot, tokens, key, images, sampling, wants_logprobs, limit
         )
-        self._start_reading(conversation)
+        self._faults += self._guarded(lambda: self._start_reading(conversation), [conversation])
         return slot
 
     def close(self, slot: int) -> None:
@@ -146,18 +147,15 @@ class SlotEngine:
         self.conversations[slot] = None
         if conversation in self._unread:
             self._unread.remove(conversation)
-        with jax.set_mesh(self.mesh):
-            if not conversation.is_healthy:
-                self.state = device.clear_slot(self.state, np.int32(slot))
-            elif len(conversation.answer) > 1:
-                in_cache = np.array(conversation.answer[:-1], np.int64)  # the last one is not there yet
-                self._remember(slot, np.concatenate([conversation.key, in_cache]))
+        self._faults = [token for token in self._faults if token.slot != slot]
+        self._guarded(lambda: self._leave(conversation), [])
 
     def advance(self) -> list[SlotToken]:
         """Takes a step of all running answers, reads a part of a prompt, and returns what the last call computed: up to
         one token of each slot."""
         computed, self._in_flight = self._in_flight, []
-        tokens = self._guarded(self._step, [c for c in self.conversations if c and c.is_running])
+        tokens, self._faults = self._faults, []
+        tokens += self._guarded(self._step, [c for c in self.conversations if c and c.is_running])
         tokens += self._guarded(self._read_part, list(self._unread)[:1])
         for conversations, chosen in computed:
             tokens += self._guarded(lambda c=conversations, x=chosen: self._tokens(c, x), conversations)
@@ -216,7 +214,7 @@ class SlotEngine:
                 self.conversations[slot] = again
                 self._start_reading(again)
 
-    def _start_reading(self, conversation: _Conversation) -> None:
+    def _start_reading(self, conversation: _Conversation) -> list[SlotToken]:
         """Begins after the longest prefix that is known. The last token is always read: it chooses the next one."""
         count, prefix = self.prefixes.longest(conversation.key)
         count = min(count, len(conversation.key) - 1)
@@ -229,6 +227,16 @@ class SlotEngine:
             conversation.read = count
             self.counters.prompt_tokens_cached += count
         self._unread.append(conversation)
+        return []
+
+    def _leave(self, conversation: _Conversation) -> list[SlotToken]:
+        """Keeps what a closed conversation has read and answered, if its values are numbers."""
+        if not conversation.is_healthy:
+            self.state = device.clear_slot(self.state, np.int32(conversation.slot))
+        elif len(conversation.answer) > 1:
+            in_cache = np.array(conversation.answer[:-1], np.int64)  # the last one is not there yet
+            self._remember(conversation.slot, np.concatenate([conversation.key, in_cache]))
+        return []
 
     def _remember(self, slot: int, key: np.ndarray) -> None:
         """Keeps the keys and values of a slot's first tokens."""
