@@ -43,6 +43,17 @@ def run_server(
     return asyncio.run(_run(app, scheduler, sock, drain_seconds, on_ready))
 
 
+def make_server(app: ASGIApp) -> uvicorn.Server:
+    """uvicorn with our limits of connections; it handles no signals."""
+    return _Server(
+        uvicorn.Config(
+            app, http=_Connection, ws="none", loop="asyncio", lifespan="off", log_config=None, access_log=False,
+            server_header=False, proxy_headers=False, h11_max_incomplete_event_size=MAX_HEAD,
+            limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=CLOSE_SECONDS,
+        )
+    )  # fmt: skip
+
+
 async def _run(app, scheduler, sock, drain_seconds, on_ready) -> int | None:
     loop, is_ended, received = asyncio.get_running_loop(), asyncio.Event(), []
 
@@ -56,13 +67,7 @@ async def _run(app, scheduler, sock, drain_seconds, on_ready) -> int | None:
         received.append(signum)
         loop.call_soon_threadsafe(is_ended.set)
 
-    server = _Server(
-        uvicorn.Config(
-            app, http=_Connection, ws="none", loop="asyncio", lifespan="off", log_config=None, access_log=False,
-            server_header=False, proxy_headers=False, h11_max_incomplete_event_size=MAX_HEAD,
-            limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=CLOSE_SECONDS,
-        )
-    )  # fmt: skip
+    server = make_server(app)
     with stop_signals(on_signal):
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         scheduler.start(on_change)
