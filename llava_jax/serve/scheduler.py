@@ -291,8 +291,8 @@ class Scheduler:
         if not job.is_ended:
             job.is_ended = True
             self.metrics.choice_end("error")
-            self._remove(job)
             self._notify(job, Failure(refusal))
+            self._remove(job)
 
     def _remove(self, job: Job) -> None:
         self._choices = collections.deque(choice for choice in self._choices if choice.job is not job)
