@@ -136,8 +136,13 @@ def build_app(
         refusal = Refusal(error.status_code, text.get(error.status_code, "the request is not valid"))
         return refused(refusal, request.scope[REQUEST_ID])
 
+    def unexpected(request: Request, error: Exception) -> Response:  # Guard logs it
+        refusal = Refusal(500, "the server failed to answer this request", code="internal_error")
+        return refused(refusal, request.scope[REQUEST_ID])
+
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Refusal, lambda request, error: refused(error, request.scope[REQUEST_ID]))
+    app.add_exception_handler(Exception, unexpected)
     return Guard(app, key=key, hosts=hosts, on_response=scheduler.metrics.response)
 
 

@@ -47,8 +47,8 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
     """uvicorn with our limits of connections; it handles no signals."""
     return _Server(
         uvicorn.Config(
-            app, http=_Connection, ws="none", loop="asyncio", lifespan="off", log_config=None, access_log=False,
-            server_header=False, proxy_headers=False, h11_max_incomplete_event_size=MAX_HEAD,
+            app, http=_Connection, ws="none", loop="asyncio", lifespan="off", log_config=None, log_level="error",
+            access_log=False, server_header=False, proxy_headers=False, h11_max_incomplete_event_size=MAX_HEAD,
             limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=CLOSE_SECONDS,
         )
     )  # fmt: skip
@@ -90,7 +90,7 @@ class _Server(uvicorn.Server):
 
 
 class _Connection(H11Protocol):
-    """Closes a connection whose request has no complete head within HEAD_SECONDS, for which uvicorn has no limit."""
+    """Closes a connection whose request has no complete head within HEAD_SECONDS, or a head beyond MAX_HEAD."""
 
     _deadline: asyncio.TimerHandle | None = None
 
@@ -99,6 +99,10 @@ class _Connection(H11Protocol):
         self._deadline = self.loop.call_later(HEAD_SECONDS, self._close_if_headless)
 
     def data_received(self, data: bytes) -> None:
+        # h11 checks the size of heads that are incomplete; one that arrives at once would pass, and cost a second.
+        if self.conn.their_state is h11.IDLE and len(data.partition(b"\r\n\r\n")[0]) > MAX_HEAD:
+            self.send_400_response("The head of the request is too large.")
+            return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._forget_deadline()

@@ -125,7 +125,9 @@ def question(text: str, *images: str) -> list[dict]:
 
 def send_raw(port: int, data: bytes, seconds: float = 5.0) -> bytes:
     """What the server answers to bytes, until it closes the connection or is silent for `seconds`."""
-    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
+    with socket.socket() as connection:
+        connection.settimeout(seconds)
+        connection.connect(("127.0.0.1", port))
         answer = b""
         with contextlib.suppress(ConnectionError):
             connection.sendall(data)
