@@ -54,3 +54,26 @@ class ChatSession:
         length = min(max(SHORTEST, 1 << (length - 1).bit_length()), positions)
         rows = padded_rows(1, self.model.config.dtype, self.mesh)
         return SlotEngine(self.model, self.params, self.mesh, slots=rows, length=length, prefixes=self.prefixes)
+
+
+class AnswerText:
+    """Pieces of the text of an answer, without the white space before it. tokens: generated so far."""
+
+    def __init__(self, pieces: Iterator[GeneratedPiece]):
+        self.tokens = 0
+        self._texts = self._read(pieces)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._texts)
+
+    def _read(self, pieces: Iterator[GeneratedPiece]) -> Iterator[str]:
+        is_first = True
+        for piece in pieces:
+            self.tokens += 1
+            text = piece.text.lstrip() if is_first else piece.text  # `ASSISTANT:` is followed by a space
+            if text:
+                is_first = False
+                yield text

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llava_jax.api.arguments import check_path, dtype_name, pixel_array, sampling_options, token_arrays
-from llava_jax.api.chat_session import ChatSession
+from llava_jax.api.chat_session import AnswerText, ChatSession
 from llava_jax.api.messages import Source, parse_messages
 from llava_jax.checkpoint.huggingface.export import save_hf
 from llava_jax.checkpoint.llava.export import save_original
@@ -92,15 +92,15 @@ class LlavaModel:
 
         A message is {"role": "user" | "assistant", "content": text or parts}; the first may have the role "system",
         whose text replaces the template's system text. Parts and images are those of `parse_messages`, never URLs.
-        Without image parts, all images precede the first question. Raises DataError for invalid messages or images,
-        ConfigError for another invalid argument.
+        Without image parts, all images precede the first question. The iterator counts its `tokens`. Raises DataError
+        for invalid messages or images, ConfigError for another invalid argument.
         """
         stops, numbers = sampling_options(
             stop, stream, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
         )
         settings = self.settings(*stops, **numbers)
         prompt = self._prompt(messages, images)
-        text = self._stream_text(prompt, settings)
+        text = AnswerText(self._session.stream(prompt, settings))
         return text if stream else "".join(text).strip()
 
     def settings(self, *stop: str, **sampling) -> GenerationConfig:
@@ -155,14 +155,6 @@ class LlavaModel:
     @functools.cached_property
     def _session(self) -> ChatSession:
         return ChatSession(Llava(self.config), self._decode_params, self.mesh, self.tokenizer)
-
-    def _stream_text(self, prompt: Prompt, settings: GenerationConfig) -> Iterator[str]:
-        is_first = True
-        for piece in self._session.stream(prompt, settings):
-            text = piece.text.lstrip() if is_first else piece.text  # `ASSISTANT:` is followed by a space
-            if text:
-                is_first = False
-                yield text
 
     def _prompt(self, messages: Sequence[dict] | dict | str, images: Sequence[Source] | Source = ()) -> Prompt:
         turns, sources = parse_messages(messages, images)

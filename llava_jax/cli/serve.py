@@ -2,7 +2,6 @@
 
 import contextlib
 import ipaddress
-import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,14 +9,13 @@ from typing import Annotated
 
 import tyro
 
-from llava_jax.cli.flags import Flat, LoadFlags
+from llava_jax.cli.flags import Flat, LoadFlags, read_key
 from llava_jax.errors import ConfigError
 from llava_jax.output.console import log
 from llava_jax.output.interrupts import end_at_once
 from llava_jax.runtime.compilation import compile_cache
 from llava_jax.text.templates import find_template
 
-MIN_KEY_LENGTH = 16
 EXAMPLES = 4
 CACHE_HELP = (
     "Caches compiled programs in this folder for the next start. Only you may have write access, because the programs "
@@ -161,17 +159,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
-
-
-def read_key(file: Path) -> str:
-    """The API key in a file. Raises ConfigError, without the key in it, for one that cannot be read or is no key."""
-    try:
-        key = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--api-key-file {file} cannot be read: {getattr(error, 'strerror', 'not text')}") from None
-    if not re.fullmatch(rf"[!-~]{{{MIN_KEY_LENGTH},1024}}", key):
-        raise ConfigError(
-            f"{file} does not hold a key: one line of at least {MIN_KEY_LENGTH} ASCII characters without spaces; "
-            "`openssl rand -hex 24` makes one"
-        )
-    return key

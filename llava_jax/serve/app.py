@@ -23,7 +23,7 @@ from llava_jax.serve.metrics import CONTENT_TYPE
 from llava_jax.serve.page_files import INDEX, Page, load_page
 from llava_jax.serve.prompts import prepare
 from llava_jax.serve.refusal import Refusal
-from llava_jax.serve.replies import Reply
+from llava_jax.serve.replies import ChatReply
 from llava_jax.serve.scheduler import Failure, Scheduler, Status, Token
 from llava_jax.serve.schema import ChatRequest, parse_chat
 
@@ -59,7 +59,7 @@ class _Server:
 
         chat, prompt_tokens, token = await unless_disconnected(request, begin())
         tokenizer = self.scheduler.backend.model.tokenizer
-        reply = Reply(request.scope[REQUEST_ID][4:], self.name, tokenizer, chat.n, chat.top_logprobs)
+        reply = ChatReply(request.scope[REQUEST_ID][4:], self.name, tokenizer, chat.n, chat.top_logprobs)
         if chat.is_stream:
             stream = _stream(reply, token, events, prompt_tokens, chat.include_usage, request.scope[REQUEST_ID])
             return EventSourceResponse(stream, send_timeout=SEND_TIMEOUT)
@@ -175,7 +175,7 @@ async def _disconnect(request: Request) -> None:
 
 
 async def _stream(
-    reply: Reply, token: Token, events: asyncio.Queue, prompt_tokens: int, include_usage: bool, request_id: str
+    reply: ChatReply, token: Token, events: asyncio.Queue, prompt_tokens: int, include_usage: bool, request_id: str
 ) -> AsyncIterator[dict[str, str]]:
     """The events of a stream, from its first token on."""
     pack = lambda chunk: {"data": json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))}  # noqa: E731

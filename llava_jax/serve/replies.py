@@ -8,7 +8,7 @@ from llava_jax.text.detokenize import UNREADABLE
 from llava_jax.text.tokenizer import Tokenizer
 
 
-class Reply:
+class ChatReply:
     """The answers to one request, as far as they are generated."""
 
     def __init__(self, request_id: str, model: str, tokenizer: Tokenizer, n: int, top_logprobs: int | None):
