@@ -54,6 +54,8 @@ class ServeFlags:
     """Tokens of a slot: prompt, image tokens and answer. Limited by the model's positions."""
     queue: int = 64
     """Requests that may wait for a slot; further ones get status 429."""
+    prefix_mib: int = 1024
+    """MiB of device memory for the keys and values of earlier turns, so that no conversation is read twice."""
     api_key_file: Annotated[Path | None, tyro.conf.arg(help=KEY_HELP)] = None
     insecure: bool = False
     """Listens on another host than loopback without a key: everybody who reaches it can use it."""
@@ -70,6 +72,7 @@ class ServeFlags:
             ("--slots", self.slots, 1, 1_024),
             ("--length", self.length, 16, 1 << 20),
             ("--queue", self.queue, 1, 10_000),
+            ("--prefix-mib", self.prefix_mib, 0, 1 << 20),
             ("--drain-seconds", self.drain_seconds, 0, 3_600),
         ):
             if not least <= value <= most:
@@ -131,8 +134,10 @@ def _serve(sock, path: Path, name: str, key: str | None, serving: ServeFlags, me
     def load():
         folder = serving.compile_cache
         with compile_cache(folder, log_note) if folder else contextlib.nullcontext():
-            sizes = (mesh.data, mesh.fsdp, mesh.tensor)
-            return load_backend(path, mesh=sizes, slots=serving.slots, length=serving.length, **loading.options())
+            return load_backend(
+                path, mesh=(mesh.data, mesh.fsdp, mesh.tensor), slots=serving.slots, length=serving.length,
+                prefix_bytes=serving.prefix_mib << 20, **loading.options(),
+            )  # fmt: skip
 
     def on_ready() -> None:
         model, engine = scheduler.backend.model, scheduler.backend.engine

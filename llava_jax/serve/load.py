@@ -1,12 +1,14 @@
 """Loads a model for the scheduler: weights on the mesh, an engine with all programs compiled."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from llava_jax.api.load import load
 from llava_jax.errors import ConfigError
 from llava_jax.inference.answer_memory import AnswerMemory
 from llava_jax.inference.decode import decode_view
+from llava_jax.inference.prefix_cache import PrefixCache
 from llava_jax.inference.slot_engine import SlotEngine
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import nested
@@ -15,12 +17,13 @@ from llava_jax.serve.scheduler import Backend
 
 
 def load_backend(
-    path: str, *, mesh: tuple[int, int, int], slots: int, length: int, **options: Any
+    path: str | Path, *, mesh: tuple[int, int, int], slots: int, length: int, prefix_bytes: int, **options: Any
 ) -> Backend:  # fmt: skip
     """Loads and compiles; for large models that takes minutes.
 
     mesh: sizes of data, fsdp and tensor, see `make_mesh`. slots: requests that are answered at a time. length: tokens
-    of a slot, limited by the model's positions. options: of `load`. Raises as `load` and `SlotEngine`.
+    of a slot, limited by the model's positions. prefix_bytes: of device memory for what was read before. options: of
+    `load`. Raises as `load` and `SlotEngine`.
     """
     model = load(path, mesh=make_mesh(*mesh), **options)
     length = min(length, model.config.llm.max_positions)
@@ -28,6 +31,8 @@ def load_backend(
         raise ConfigError(f"--length {length} leaves no room beside an image of {model.config.features} tokens")
     params = decode_view(nested(model.params))
     model = dataclasses.replace(model, params={})  # else the weights would be in memory twice
-    engine = SlotEngine(Llava(model.config), params, model.mesh, slots=slots, length=length)
+    engine = SlotEngine(
+        Llava(model.config), params, model.mesh, slots=slots, length=length, prefixes=PrefixCache(prefix_bytes)
+    )
     engine.compile()
     return Backend(model, engine, AnswerMemory(model.tokenizer))

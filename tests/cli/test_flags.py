@@ -39,6 +39,7 @@ DEFAULTS = {
             slots=8,
             length=2048,
             queue=64,
+            prefix_mib=1024,
             api_key_file=None,
             insecure=False,
             drain_seconds=30.0,
