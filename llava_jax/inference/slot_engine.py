@@ -106,6 +106,9 @@ class SlotEngine:
         self._in_flight: list[tuple[list[_Conversation], device.Chosen]] = []
         self._unread: collections.deque[_Conversation] = collections.deque()
         self._stepped_at: float | None = None
+        # The largest part of a prompt that is read while answers are running, so that their next token takes up to
+        # twice as long. `warm_up` measures it.
+        self.part_beside_answers = CHUNKS[-1]
         self._faults: list[SlotToken] = []  # of `open`, for the next `advance`
 
     @property
@@ -160,24 +163,6 @@ class SlotEngine:
         for conversations, chosen in computed:
             tokens += self._guarded(lambda c=conversations, x=chosen: self._tokens(c, x), conversations)
         return tokens
-
-    def compile(self) -> None:
-        """Compiles every program, so that no request waits for that."""
-        for size in sorted({min(size, self.length - 1) for size in CHUNKS}):
-            self.open(Prompt(np.zeros(size, np.int32)), GenerationConfig((0,), max_new_tokens=1))
-            while self.is_busy:
-                for token in self.advance():
-                    self.close(token.slot)
-        size = self.model.config.image_size
-        with jax.set_mesh(self.mesh):
-            if self.model.config.vision:
-                self.images.encode(b"", np.zeros((size, size, 3), np.uint8), ())
-            for length in self._prefix_lengths():
-                prefix = device.copy_prefix(self.state, np.int32(0), length)
-                self.state = device.insert_prefix(self.state, prefix, np.int32(0), np.int32(0))
-            self._run_step([])
-            self.state = device.clear_slot(self.state, np.int32(0))
-        self.counters = Counters()
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -244,12 +229,12 @@ class SlotEngine:
             prefix = device.copy_prefix(self.state, np.int32(slot), self._prefix_length(len(key)))
             self.prefixes.add(key, prefix, sum(x.nbytes for x in jax.tree.leaves(prefix)))
 
-    def _prefix_lengths(self) -> list[int]:
+    def prefix_lengths(self) -> list[int]:
         """The lengths in which prefixes are copied; each is compiled once."""
         return [n for n in (64 << i for i in range(32)) if n < self.length] + [self.length]
 
     def _prefix_length(self, count: int) -> int:
-        return next(n for n in self._prefix_lengths() if n >= count)
+        return next(n for n in self.prefix_lengths() if n >= count)
 
     def _read_part(self) -> list[SlotToken]:
         """Encodes one image or reads one part of the prompt that waits longest. Returns no tokens yet."""
@@ -282,14 +267,14 @@ class SlotEngine:
             self._unread.popleft()
             c.steps = 1
             self._in_flight.append(([c], chosen))
-            self._remember(c.slot, c.key)
         return []
 
     def _next_part(self, c: _Conversation) -> tuple[int, int, int]:
         """(start, tokens, width with padding) of the next part: the smallest size that holds the rest, or the largest,
         but never beyond the end of the cache."""
         left, room = len(c.tokens) - c.read, self.length + CHUNKS[0] - c.read
-        sizes = [size for size in CHUNKS if size <= room]
+        largest = self.part_beside_answers if any(c and c.is_running for c in self.conversations) else CHUNKS[-1]
+        sizes = [size for size in CHUNKS if size <= min(room, largest)]
         width = next((size for size in sizes if size >= left), sizes[-1])
         return c.read, min(left, width), width
 
@@ -301,14 +286,15 @@ class SlotEngine:
             self.counters.longest_gap = max(self.counters.longest_gap, now - self._stepped_at)
         self._stepped_at = now if running else None
         if running:
-            chosen = self._run_step(running)
+            chosen = self.run_step(running)
             self._in_flight.append((running, chosen))
             self.counters.steps += 1
             for c in running:
                 c.steps += 1
         return []
 
-    def _run_step(self, running: list[_Conversation]) -> device.Chosen:
+    def run_step(self, running: list[_Conversation]) -> device.Chosen:
+        """Computes a token of these conversations, under the mesh. For `warm_up`; `advance` does the rest too."""
         active = np.zeros(len(self.conversations), bool)
         active[[c.slot for c in running]] = True
         wants_logprobs = np.bool_(any(c.wants_logprobs for c in running))
@@ -329,6 +315,8 @@ class SlotEngine:
                 c.is_healthy = False
                 tokens.append(SlotToken(c.slot, -1, "the model computed values that are not numbers"))
                 continue
+            if not c.answer:  # not earlier: values that are no numbers must not be kept
+                self._remember(c.slot, c.key)
             c.answer.append(int(chosen.token[row]))
             top = ()
             if c.wants_logprobs:

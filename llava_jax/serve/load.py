@@ -10,6 +10,7 @@ from llava_jax.inference.answer_memory import AnswerMemory
 from llava_jax.inference.decode import decode_view
 from llava_jax.inference.prefix_cache import PrefixCache
 from llava_jax.inference.slot_engine import SlotEngine
+from llava_jax.inference.warm_up import warm_up
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import nested
 from llava_jax.runtime.mesh import make_mesh
@@ -34,5 +35,5 @@ def load_backend(
     engine = SlotEngine(
         Llava(model.config), params, model.mesh, slots=slots, length=length, prefixes=PrefixCache(prefix_bytes)
     )
-    engine.compile()
+    warm_up(engine)
     return Backend(model, engine, AnswerMemory(model.tokenizer))

@@ -11,6 +11,7 @@ from llava_jax.errors import ConfigError, DataError, TooLong
 from llava_jax.inference import slot_engine
 from llava_jax.inference import slots as device
 from llava_jax.inference.engine import GenerationConfig, Prompt, generate
+from llava_jax.inference.warm_up import warm_up
 from llava_jax.runtime.mesh import make_mesh
 from tests.fixtures.bench_scripts import bench_script
 from tests.fixtures.decoding import IMAGE, UNUSED, compilations, pictures
@@ -105,7 +106,7 @@ def test_cached_turns_equal_uncached_ones(model_and_params):
 
 def test_thousand_requests_compile_nothing(model_and_params):
     engine = check.new_engine(*model_and_params, 1 << 20)
-    engine.compile()
+    warm_up(engine)
     rng, count = random.Random(0), 0
     with compilations() as programs:
         while count < 1000:
