@@ -44,13 +44,13 @@ pipeline_tag: image-text-to-text
 ---
 # A tiny LLaVA for synthetic scenes
 
-{parameters} parameters, trained from random weights on the scenes of `llava_jax/data/sources/scene_world.py`: one to
-four colored shapes in a 3x3 grid. It knows only the words of these scenes, in lower case and with spaces around
-punctuation (`where is the yellow triangle ?`), and says nothing useful about photographs. Its purpose is to try
-`chat` and `serve` without a download.
+{parameters} parameters, trained on the synthetic scenes of `llava_jax/data/sources/scene_world.py`: one to four colored
+shapes in a 3x3 grid. It knows only the words of these scenes, in lower case and with spaces around punctuation (`where
+is the yellow triangle ?`), and is of no use for photographs. Its purpose is to try `chat` without a download.
 
 - Command: `python launch/local/make_tiny_llava.py`, which runs `{command}`
 - Checkpoint: step {step} of the run (llava_jax {llava_jax}, jax {jax}, Python {python}, {devices} {kind} device)
+- Towers: those beside this folder, which `configs/tiny_towers.py` trains from random weights
 - Format: Hugging Face's `LlavaForConditionalGeneration`, bfloat16, by `python -m llava_jax convert --to hf`
 - Conversation template: `{template}`
 
