@@ -71,12 +71,18 @@ def _chosen(logits, sampling, positions, wants_logprobs) -> Chosen:
 @partial(jax.jit, static_argnames=("config", "count", "length"))
 def empty_slots(config: ModelConfig, count: int, length: int) -> Slots:
     """`count` slots of `length` tokens each."""
-    with logical_rules():
-        cache = KVCache.empty(config.llm, count, length, config.dtype)
-        layers = jax.tree.map(lambda x: constrain(x, "batch", "kv_heads", None, None), cache.layers)
+    layers = KVCache.empty(config.llm, count, length, config.dtype).layers
     zeros = lambda dtype: jnp.zeros(count, dtype)  # noqa: E731
     sampling = SamplingParams(*map(zeros, (jnp.float32, jnp.int32, jnp.float32, jnp.uint32, jnp.uint32)))
-    return Slots(layers, zeros(jnp.int32), zeros(jnp.int32), sampling)
+    return _on_mesh(Slots(layers, zeros(jnp.int32), zeros(jnp.int32), sampling))
+
+
+def _on_mesh(slots: Slots) -> Slots:
+    """Every program returns them with the same sharding, or the next one would be compiled again."""
+    with logical_rules():
+        layers = jax.tree.map(lambda x: constrain(x, "batch", "kv_heads", None, None), slots.layers)
+        others = jax.tree.map(lambda x: constrain(x, None), (slots.token, slots.length, slots.sampling))
+    return Slots(layers, *others)
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="slots")
@@ -96,7 +102,7 @@ def decode_slots(
         hidden, cache = model.apply({"params": params}, *arrays, method=Llava.hidden)
     chosen = _chosen(last_logits(model, params, hidden[:, 0]), slots.sampling, slots.length + 1, wants_logprobs)
     token = jnp.where(active, chosen.token, slots.token)
-    return slots.replace(layers=cache.layers, token=token, length=slots.length + active), chosen
+    return _on_mesh(slots.replace(layers=cache.layers, token=token, length=slots.length + active)), chosen
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="slots")
@@ -126,12 +132,13 @@ def read_chunk(model: Llava, params: dict, slots: Slots, pool: jax.Array, chunk:
         return jax.lax.dynamic_update_slice(slots, new, (chunk.slot, 0, chunk.start, 0))
 
     put = lambda x, value: x.at[chunk.slot].set(value)  # noqa: E731
-    return slots.replace(
+    slots = Slots(
         layers=jax.tree.map(write, slots.layers, cache.layers),
         token=put(slots.token, chosen.token[0]),
         length=put(slots.length, length),
         sampling=jax.tree.map(lambda x, new: put(x, new[0]), slots.sampling, chunk.sampling),
-    ), chosen
+    )
+    return _on_mesh(slots), chosen
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="pool")
@@ -139,13 +146,15 @@ def encode_image(model: Llava, params: dict, pool: jax.Array, image: jax.Array, 
     """Writes the features of an image (uint8 or float [H, W, 3]) to the pool, from `row` on. Donates the pool."""
     with logical_rules():
         features = model.apply({"params": params}, image[None, None], method=Llava.encode_images)
-    return jax.lax.dynamic_update_slice(pool, features[0].astype(pool.dtype), (row, 0))
+        return constrain(jax.lax.dynamic_update_slice(pool, features[0].astype(pool.dtype), (row, 0)), None, None)
 
 
 @partial(jax.jit, static_argnames="length")
 def copy_prefix(slots: Slots, slot: jax.Array, length: int) -> tuple:
     """The keys and values of the first `length` positions of a slot: per layer two arrays [K, length, E]."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, slot, keepdims=False)[:, :length], slots.layers)
+    cut = lambda x: jax.lax.dynamic_index_in_dim(x, slot, keepdims=False)[:, :length]  # noqa: E731
+    with logical_rules():
+        return jax.tree.map(lambda x: constrain(cut(x), "kv_heads", None, None), slots.layers)
 
 
 @partial(jax.jit, donate_argnames="slots")
@@ -154,11 +163,11 @@ def insert_prefix(slots: Slots, prefix: tuple, slot: jax.Array, length: jax.Arra
     write = lambda x, new: jax.lax.dynamic_update_slice(x, new[None], (slot, 0, 0, 0))  # noqa: E731
     layers = jax.tree.map(write, slots.layers, prefix)
     # The length too: steps of other slots write to the position after it, until the rest of the prompt is read.
-    return slots.replace(layers=layers, length=slots.length.at[slot].set(length))
+    return _on_mesh(slots.replace(layers=layers, length=slots.length.at[slot].set(length)))
 
 
 @partial(jax.jit, donate_argnames="slots")
 def clear_slot(slots: Slots, slot: jax.Array) -> Slots:
     """Zeros in a slot whose values are not numbers: a masked NaN would still be one. Donates `slots`."""
     zero = lambda x: jax.lax.dynamic_update_slice(x, jnp.zeros_like(x[:1]), (slot, 0, 0, 0))  # noqa: E731
-    return slots.replace(layers=jax.tree.map(zero, slots.layers))
+    return _on_mesh(slots.replace(layers=jax.tree.map(zero, slots.layers)))

@@ -94,6 +94,9 @@ def test_mesh_gives_the_same_answers(model_and_params):
     engine = slot_engine.SlotEngine(*model_and_params, mesh, slots=8, length=192)
     expected = [answer.ids for answer in generate(*model_and_params, PROMPTS, SAMPLED)]
     assert answers(engine, PROMPTS, SAMPLED) == expected
+    with compilations() as programs:
+        assert answers(engine, PROMPTS, SAMPLED) == expected
+    assert programs == [], "all programs return the slots with one sharding"
     with pytest.raises(ConfigError, match="6 slots do not split over 4 devices"):
         slot_engine.SlotEngine(*model_and_params, mesh, slots=6, length=192)
 
