@@ -69,6 +69,10 @@ class AnswerText:
     def __next__(self) -> str:
         return next(self._texts)
 
+    def close(self) -> None:
+        """Ends the answer where it is, and frees its engine for the next one."""
+        self._texts.close()
+
     def _read(self, pieces: Iterator[GeneratedPiece]) -> Iterator[str]:
         is_first = True
         for piece in pieces:
