@@ -24,6 +24,7 @@ from llava_jax.checkpoint.native.workdir_model import save_workdir_model
 from llava_jax.checkpoint.open_checkpoint import DTYPES, SourceInfo, check_option
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig
 from llava_jax.errors import DataError, renamed_keywords
+from llava_jax.images.faults import CHAT_HINT
 from llava_jax.images.preprocess import load_image, preprocess
 from llava_jax.inference.decode import decode_view
 from llava_jax.inference.engine import BatchShape, Generation, GenerationConfig, Prompt, generate, prompt_batch
@@ -165,7 +166,8 @@ class LlavaModel:
             wraps_images=self.wraps_images,
         )  # fmt: skip
         ids = self._session.memory.restore(ids, mask, [text for role, text in turns if role == "gpt"])
-        pixels = [preprocess(load_image(source, name), self.config.image_size, self.aspect) for source, name in sources]
+        images = [load_image(source, name, hint=CHAT_HINT) for source, name in sources]
+        pixels = [preprocess(image, self.config.image_size, self.aspect) for image in images]
         return Prompt(ids, pixels)
 
     def _prompts(self, input_ids, pixel_values, attention_mask) -> tuple[list[Prompt], np.ndarray]:

@@ -3,6 +3,10 @@
 from importlib import resources
 from pathlib import Path
 
+NOTE = (
+    "This model knows only the words of its synthetic scenes, in lower case and with spaces around punctuation, as in "
+    "“where is the yellow triangle ?”."
+)
 BUILT_IN = Path(str(resources.files("llava_jax") / "pretrained"))
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 
 from llava_jax.cli.flags import Flat, LoadFlags, SamplingFlags, read_key
 from llava_jax.errors import ConfigError, DataError, TooLong, UserError, harmless
+from llava_jax.images.faults import CHAT_HINT
 from llava_jax.images.preprocess import load_image
 from llava_jax.llm_client.chat_server import ChatServer, RemoteText
 from llava_jax.output.console import log, print_output
@@ -77,7 +78,7 @@ def chat(
 def _load_model(path: Path, loading: LoadFlags, sampling: SamplingFlags) -> tuple[Answer, bool]:
     """Loads a model -> (its answers, whether it takes images)."""
     from llava_jax.api.load import load
-    from llava_jax.checkpoint.built_in import model_location
+    from llava_jax.checkpoint.built_in import NOTE, built_in_model, model_location
     from llava_jax.inference.engine import GenerationConfig  # imports jax, which takes seconds
 
     GenerationConfig((), **sampling.options())  # raises for a value out of range, before loading
@@ -86,6 +87,8 @@ def _load_model(path: Path, loading: LoadFlags, sampling: SamplingFlags) -> tupl
     model = load(path, **loading.options())
     if sys.stdin.isatty():
         log_note(f"template {model.template}; /help lists the commands")
+        if path == built_in_model():
+            log_note(NOTE)
     return partial(model.chat, stream=True, **sampling.options()), model.config.vision is not None
 
 
@@ -220,4 +223,4 @@ def _input_lines() -> Iterator[str]:
 
 def _open_image(file: Path) -> Image.Image:
     """Raises DataError."""
-    return load_image(file, str(file))
+    return load_image(file, str(file), hint=CHAT_HINT)

@@ -2,6 +2,7 @@
 
 from llava_jax.api.messages import parse_messages
 from llava_jax.errors import DataError, TooLong
+from llava_jax.images.faults import CHAT_HINT
 from llava_jax.images.preprocess import load_image, preprocess
 from llava_jax.inference.engine import GenerationConfig, Prompt, answer_limit
 from llava_jax.serve.refusal import Refusal
@@ -30,7 +31,8 @@ def prepare(backend: Backend, chat: ChatRequest) -> tuple[Prompt, GenerationConf
         if len(ids) >= engine.length:  # before any image is decoded
             raise TooLong(f"the prompt has {len(ids)} tokens, image tokens included, and a slot {engine.length}")
         pixels = [
-            preprocess(load_image(source, name), model.config.image_size, model.aspect) for source, name in sources
+            preprocess(load_image(source, name, hint=CHAT_HINT), model.config.image_size, model.aspect)
+            for source, name in sources
         ]
         prompt = Prompt(ids, pixels)
         answer_limit(model.config, "the prompt", prompt, settings.max_new_tokens, engine.length)

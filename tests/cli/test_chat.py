@@ -122,7 +122,7 @@ def test_bad_image_is_one_line_and_the_conversation_continues(tmp_path, capsys):
     assert model.calls == [(["hello"], 0)]
     out, err = capsys.readouterr()
     assert out == "a\n" and len(err.splitlines()) == 5
-    assert "none.png: no such file" in err and "bad.png" in err
+    assert "none.png: no such file" in err and "bad.png" in err and "sample" not in err
 
 
 def test_clear_restores_the_images_of_the_command_line():
