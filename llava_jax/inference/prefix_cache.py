@@ -36,6 +36,9 @@ class PrefixCache:
         best, key = 0, None
         with self._lock:
             for name, prefix in self._prefixes.items():
+                # One number of each is read first: conversations often share their start, and there are many of them.
+                if len(prefix.tokens) <= best or len(tokens) <= best or prefix.tokens[best] != tokens[best]:
+                    continue
                 count = common_length(prefix.tokens, tokens)
                 if count > best:
                     best, key = count, name
@@ -47,7 +50,7 @@ class PrefixCache:
     def holds(self, tokens: np.ndarray) -> bool:
         """Whether all these tokens are the start of a known prefix."""
         with self._lock:
-            return any(common_length(p.tokens, tokens) == len(tokens) for p in self._prefixes.values())
+            return any(is_start(tokens, prefix.tokens) for prefix in self._prefixes.values())
 
     def add(self, tokens: np.ndarray, arrays: Any, size: int) -> None:
         """Keeps a prefix of `size` bytes, in place of those that it begins with."""
@@ -55,7 +58,7 @@ class PrefixCache:
             return
         with self._lock:
             for name, prefix in list(self._prefixes.items()):
-                if common_length(prefix.tokens, tokens) == len(prefix.tokens):
+                if is_start(prefix.tokens, tokens):
                     self._drop(name)
             self._prefixes[tokens.tobytes()] = Prefix(tokens, arrays, size)
             self.bytes += size
@@ -71,6 +74,11 @@ def common_length(a: np.ndarray, b: np.ndarray) -> int:
     size = min(len(a), len(b))
     differing = np.flatnonzero(a[:size] != b[:size])
     return int(differing[0]) if len(differing) else size
+
+
+def is_start(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether b begins with a, which is not empty. Their tokens at the end of a mostly differ, if not."""
+    return len(a) <= len(b) and a[-1] == b[len(a) - 1] and np.array_equal(a, b[: len(a)])
 
 
 def prefix_key(tokens: np.ndarray, image_token_id: int, images: Sequence[bytes], features: int) -> np.ndarray:
