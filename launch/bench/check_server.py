@@ -4,8 +4,9 @@
 
 Starts `serve` on a free port with a queue of 32; without MODEL, of a LLaVA with random weights. Every client must get
 200, or 429 with Retry-After. After every disconnect the slot must be free, without a new thread or open file. Hostile
-bodies must be refused without much memory. The soak asks at half of the rate that the clients reached: memory may grow
-by 3 %, the 99th percentile of the latency by 10 %. Prints one line for each check; exit code 1 where one fails.
+images and bodies must be refused, soon and without much memory. The soak asks at half of the rate that the clients
+reached: memory may grow by 3 %, the 99th percentile of the latency by 10 %. Prints one line for each check; exit code 1
+where one fails.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 QUEUE, SLOTS = 32, 8
+IMAGE_SECONDS, IMAGE_MEMORY = 0.3, 150  # of each hostile image; MB of all
 BODY = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
 )
@@ -139,6 +141,34 @@ async def check_disconnects(program: Program, count: int) -> bool:
     return after <= before or (after[0] <= before[0] + 1 and after[1] <= before[1] + 2)
 
 
+async def check_images(program: Program) -> bool:
+    """Images that are damaged, too large, of other formats, or not in the request."""
+    sys.path.insert(0, str(ROOT))
+    from tests.serve.bad_images import bad_images
+
+    async def ignore(_, writer) -> None:
+        connections.append(1)
+        writer.close()
+
+    connections, seconds, statuses = [], {}, []
+    listener = await asyncio.start_server(ignore, "127.0.0.1", 0)
+    memory = peak = program.memory()
+    for name, url in bad_images(listener.sockets[0].getsockname()[1]).items():
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "what is it ?"}]
+        status, _, seconds[name] = await program.ask(messages=[{"role": "user", "content": content}])
+        statuses.append(status)
+        peak = max(peak, program.memory())
+    listener.close()
+    slowest = max(seconds, key=seconds.get)
+    print(
+        f"{len(seconds)} hostile images: statuses {sorted(set(statuses))}, {len(connections)} connections to their "
+        f"hosts; the slowest ({slowest}) took {seconds[slowest]:.3f} s; memory {memory:.0f} MB before, {peak:.0f} MB "
+        "at most after one"
+    )
+    is_refused = all(400 <= status < 500 for status in statuses) and not connections
+    return is_refused and seconds[slowest] < IMAGE_SECONDS and peak - memory < IMAGE_MEMORY
+
+
 async def check_bodies(program: Program) -> bool:
     """Large, deep, wide and slow bodies."""
     memory, statuses = program.memory(), []
@@ -203,7 +233,8 @@ async def soak(program: Program, minutes: float, rate: float) -> bool:
 async def check(program: Program, args: argparse.Namespace) -> bool:
     await asyncio.gather(*(program.ask() for _ in range(8)))
     is_fine, rate = await check_clients(program, args.clients)
-    results = [is_fine, await check_bodies(program), await check_disconnects(program, args.disconnects)]
+    results = [is_fine, await check_images(program), await check_bodies(program)]
+    results.append(await check_disconnects(program, args.disconnects))
     if args.minutes:
         results.append(await soak(program, args.minutes, rate / 2))
     running = [asyncio.create_task(program.ask(200)) for _ in range(SLOTS)]
