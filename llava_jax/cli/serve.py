@@ -118,7 +118,7 @@ def serve(
 
 
 def _serve(sock, path: Path, name: str, key: str | None, serving: ServeFlags, mesh: MeshFlags, loading: LoadFlags):
-    from llava_jax.checkpoint.built_in import model_location
+    from llava_jax.checkpoint.built_in import NOTE, built_in_model, model_location
     from llava_jax.serve.app import build_app
     from llava_jax.serve.examples import held_out_examples
     from llava_jax.serve.guard import LOOPBACK
@@ -147,7 +147,7 @@ def _serve(sock, path: Path, name: str, key: str | None, serving: ServeFlags, me
     scheduler = Scheduler(load, queue=serving.queue)
     # With a key, and where everybody is let in, any name may be used.
     hosts = (*LOOPBACK, host.lower()) if key is None and is_loopback(serving.host) else None
-    page = load_page(held_out_examples(path, EXAMPLES))
+    page = load_page(held_out_examples(path, EXAMPLES), NOTE if path == built_in_model() else "")
     app = build_app(scheduler, name=name, key=key, hosts=hosts, page=page)
     log_note(f"loading {path}; {address}/readyz answers 200 when it is ready")
     signum = run_server(app, scheduler, sock, serving.drain_seconds, on_ready)

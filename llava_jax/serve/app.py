@@ -36,8 +36,8 @@ T = TypeVar("T")
 class _Server:
     """The handlers of the routes, and what they share."""
 
-    def __init__(self, scheduler: Scheduler, name: str, page: Page):
-        self.scheduler, self.name, self.page = scheduler, name, page
+    def __init__(self, scheduler: Scheduler, name: str, page: Page, needs_key: bool):
+        self.scheduler, self.name, self.page, self.needs_key = scheduler, name, page, needs_key
         self.bodies = BodyReader()
         self.pool = ThreadPoolExecutor(PREPARING, "prepare")
 
@@ -88,6 +88,8 @@ class _Server:
             "template": model.template,
             "length": backend.engine.length,
             "takes_images": model.config.vision is not None,
+            "needs_key": self.needs_key,
+            "note": self.page.note,
             "examples": self.page.examples if model.config.vision else [],
         })  # fmt: skip
 
@@ -121,7 +123,7 @@ def build_app(
 
     name: of the model, in requests and answers. key, hosts: see `Guard`. page: None for the one of the package.
     """
-    server = _Server(scheduler, name, page or load_page())
+    server = _Server(scheduler, name, page or load_page(), key is not None)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.post("/v1/chat/completions", response_model=None)(server.chat_completions)
     for path, handler in {

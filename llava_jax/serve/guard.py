@@ -76,7 +76,10 @@ class Guard:
                 self._check(scope)
                 await self.app(scope, receive, send_with_headers)
             except Refusal as refusal:
-                await refused(refusal, request_id)(scope, receive, send_with_headers)
+                response = refused(refusal, request_id)
+                if refusal.status == 401:
+                    response.headers["WWW-Authenticate"] = _challenge(scope["path"])
+                await response(scope, receive, send_with_headers)
             except ClientDisconnect:
                 pass
             except Exception as error:  # a fault of ours: its text stays in the log
@@ -108,11 +111,14 @@ class Guard:
         return hmac.compare_digest(given, self._key)
 
 
+def _challenge(path: str) -> str:
+    """How to send the key. For Basic a browser opens its own dialog, even over the page, which has one for the API."""
+    return 'Bearer realm="llava_jax"' if path.startswith("/v1/") else 'Basic realm="llava_jax", charset="UTF-8"'
+
+
 def refused(refusal: Refusal, request_id: str) -> JSONResponse:
     """The response to a refused request. The connection is closed where its body is not read."""
     headers = refusal.headers()
     if refusal.status in (401, 403, 408, 411, 413, 415, 421):
         headers["Connection"] = "close"
-    if refusal.status == 401:
-        headers["WWW-Authenticate"] = 'Basic realm="llava_jax", charset="UTF-8"'
     return JSONResponse(refusal.body(request_id), refusal.status, headers)

@@ -14,14 +14,19 @@ INDEX = "index.html"
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """files: name below /static/ -> (content, media type). examples: {"image": address, "question": text} each."""
+    """files: name below /static/ -> (content, media type). examples: {"image": address, "question": text} each. note:
+    what users should know of the model, or ""."""
 
     files: dict[str, tuple[bytes, str]]
     examples: list[dict[str, str]]
+    note: str = ""
 
 
-def load_page(own_examples: Sequence[tuple[bytes, str]] = ()) -> Page:
-    """Reads the page from the package. own_examples: (PNG file, question) each, which replace those of the package."""
+def load_page(own_examples: Sequence[tuple[bytes, str]] = (), note: str = "") -> Page:
+    """Reads the page from the package. own_examples: (PNG file, question) each, which replace those of the package.
+
+    note: what users should know of the model.
+    """
     folder = resources.files("llava_jax.serve") / "page"
     files, examples = {}, []
     for prefix, source in (("", folder), ("examples/", folder / "examples")):
@@ -37,4 +42,4 @@ def load_page(own_examples: Sequence[tuple[bytes, str]] = ()) -> Page:
     if listing.is_file() and not own_examples:
         for example in json.loads(listing.read_text(encoding="utf-8")):
             examples.append({"image": f"/static/examples/{example['image']}", "question": example["question"]})
-    return Page(files, examples)
+    return Page(files, examples, note)

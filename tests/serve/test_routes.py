@@ -47,7 +47,9 @@ def test_every_route_but_healthz_needs_the_key(locked, scheduler):
             assert status == (200 if path in OPEN_PATHS else 401), (method, path)
             if status == 401 and method != "HEAD":
                 assert json.loads(body)["error"]["code"] == "invalid_api_key"
-                assert "www-authenticate" in answer_headers
+                # For Basic a browser opens its own dialog, over the one of the page.
+                scheme = "Bearer" if path.startswith("/v1/") else "Basic"
+                assert answer_headers["www-authenticate"].startswith(scheme), path
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "Basic"])
@@ -139,9 +141,12 @@ def test_script_in_an_answer_stays_text_in_json(site):
     assert status == 200 and headers["content-type"] == "application/json"
 
 
-def test_info_describes_the_model(site, backend):
+def test_info_describes_the_model_and_whether_a_key_is_needed(site, locked):
     info = json.loads(request(site, "GET", "/v1/llava_jax/info")[1])
     assert info["model"] == NAME and info["step"] is None and info["takes_images"] and info["length"] == 128
+    assert info["needs_key"] is False and info["note"] == ""
+    info = json.loads(request(locked, "GET", "/v1/llava_jax/info", Authorization=f"Bearer {KEY}")[1])
+    assert info["needs_key"] is True and KEY not in json.dumps(info)
 
 
 def test_unexpected_error_is_500_without_its_text(site, monkeypatch, caplog):

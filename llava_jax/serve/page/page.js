@@ -38,10 +38,12 @@ async function loadInfo() {
     return;
   }
   byId("offline").hidden = true;
-  const { model, step, template, length, takes_images: takesImages, examples } = state.info;
+  const { model, step, template, length, takes_images: takesImages, note, examples } = state.info;
   byId("model").textContent = model;
   byId("step").textContent = step === null ? "" : `step ${step.toLocaleString("en")}`;
   byId("model-line").title = `Template ${template}, up to ${length.toLocaleString("en")} tokens per conversation`;
+  byId("note").textContent = note;
+  byId("note").hidden = !note;
   byId("attach").hidden = !takesImages;
   byId("max_tokens").max = length;
   byId("max_tokens").value = Math.min(Number(byId("max_tokens").value), length);
@@ -122,7 +124,7 @@ function ask(text, pictures) {
   turn.element = view.addTurn(turn, {
     edit: () => edit(state.turns.indexOf(turn)),
     regenerate: () => regenerate(),
-    code: () => showCode(turn.body, state.info.needs_key || hasKey()),
+    code: () => showCode(turn.body, state.info.needs_key),
   });
   answer(turn, settings);
   return true;

@@ -81,7 +81,7 @@ class PageServer:
 def info() -> dict:
     examples = [{"image": f"/static/examples/scene-{i}.png", "question": text} for i, text in enumerate(QUESTIONS)]
     facts = {"model": "tiny", "step": 1200, "template": "vicuna_v1", "length": 2048, "takes_images": True}
-    return facts | {"examples": examples}
+    return facts | {"needs_key": False, "note": "", "examples": examples}
 
 
 HEADERS = {

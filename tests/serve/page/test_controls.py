@@ -38,7 +38,7 @@ def test_the_page_waits_for_a_model_that_is_loading(loading_chat, server):
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab(locked_chat, server):
-    chat = locked_chat
+    chat, server.info["needs_key"] = locked_chat, True
     dialog = chat.page.locator("#key-dialog")
     chat.page.fill("#key", "wrong")
     chat.page.keyboard.press("Enter")
@@ -59,6 +59,24 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(locked_chat, server):
     chat.page.fill("#key", "secret-2")
     chat.page.keyboard.press("Enter")
     expect(chat.turn(1).locator("[data-part=answer]")).to_have_text("A red circle.")
+
+
+def test_programs_need_the_key_that_the_browser_itself_sends(chat, server):
+    server.info["needs_key"] = True  # of a server whose key is the password of the browser's dialog
+    chat.page.reload()
+    chat.is_ready().ask("Hello?").finished(1)
+    chat.click("Copy as curl or Python")
+    assert "Bearer $LLAVA_JAX_KEY" in chat.page.locator("#code").text_content()
+    assert chat.page.locator("#code-key").is_visible()
+
+
+def test_the_note_of_the_model_is_above_the_question(chat, server):
+    assert not chat.page.locator("#note").is_visible()
+    server.info["note"] = MARKUP
+    chat.page.reload()
+    expect(chat.page.locator("#note")).to_have_text(MARKUP)
+    note, field = (chat.page.locator(name).bounding_box() for name in ("#note", "#question"))
+    assert note["y"] + note["height"] <= field["y"]
 
 
 FOCUSED = """(() => {
