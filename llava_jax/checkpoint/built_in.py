@@ -3,10 +3,7 @@
 from importlib import resources
 from pathlib import Path
 
-NOTE = (
-    "This model knows only the words of its synthetic scenes, in lower case and with spaces around punctuation, as in "
-    "“where is the yellow triangle ?”."
-)
+NOTE = "This model knows only the words of scenes, in lower case, with spaces around punctuation: where is the circle ?"
 BUILT_IN = Path(str(resources.files("llava_jax") / "pretrained"))
 
 

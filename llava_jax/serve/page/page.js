@@ -60,8 +60,13 @@ async function showExamples(examples) {
     }),
   );
   const usable = loaded.filter(({ status }) => status === "fulfilled").map(({ value }) => value);
-  const cards = usable.map((example) => view.exampleCard(example, () => ask(example.question, [example.picture])));
+  const cards = usable.map((example) => view.exampleCard(example, () => askExample(example)));
   byId("examples").replaceChildren(...cards);
+}
+
+function askExample({ question, picture }) {
+  // The card has the focus and is about to be hidden. On a phone the field would open the keyboard over the answer.
+  if (ask(question, [picture]) && matchMedia("(pointer: fine)").matches) field.focus();
 }
 
 function askForKey(repeat) {

@@ -137,6 +137,7 @@ def test_an_example_is_asked_with_its_image(chat, server):
     image, text = server.requests[0]["messages"][0]["content"]
     assert (image["image_url"]["url"], text["text"]) == (data_uri(2), "Is there a red square?")
     assert not chat.page.locator("#start").is_visible()
+    expect(chat.page.locator("#question")).to_be_focused()
 
 
 TRANSFER = """([kind, type, bytes, name]) => {
