@@ -93,7 +93,8 @@ def test_mesh_gives_the_same_answers(model_and_params):
     mesh = make_mesh(2, 2, 2)
     engine = slot_engine.SlotEngine(*model_and_params, mesh, slots=8, length=192)
     expected = [answer.ids for answer in generate(*model_and_params, PROMPTS, SAMPLED)]
-    assert answers(engine, PROMPTS, SAMPLED) == expected
+    for _ in range(2):  # the second time with cached prefixes
+        assert answers(engine, PROMPTS, SAMPLED) == expected
     with compilations() as programs:
         assert answers(engine, PROMPTS, SAMPLED) == expected
     assert programs == [], "all programs return the slots with one sharding"
