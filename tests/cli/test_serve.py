@@ -1,26 +1,14 @@
-"""The verb `serve`: flags that are refused before anything is loaded, the key file, its whole life as a program."""
+"""The verb `serve`: flags that are refused before anything is loaded, the key file, a missing library."""
 
-import json
-import os
-import signal
-import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 import tyro
 
-from llava_jax.checkpoint.huggingface.export import save_hf
-from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.cli.flags import read_key
 from llava_jax.cli.serve import ServeFlags, is_loopback, serve
 from llava_jax.errors import ConfigError
-from tests.fixtures.child_process import TRAINING
-from tests.fixtures.tiny_models import random_params, uneven
-
-TIMEOUT = 300  # seconds, for a busy machine
 
 
 @pytest.mark.parametrize(
@@ -69,30 +57,3 @@ def test_missing_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sse_starlette", None)
     with pytest.raises(ConfigError, match=r"sse_starlette: pip install 'llava_jax\[serve\]'"):
         tyro.cli(serve, args=["m"], config=(tyro.conf.FlagCreatePairsOff,))
-
-
-def test_program_serves_until_sigterm_and_reports_its_address(tmp_path):
-    config = uneven(llm=dict(vocab_size=512, max_positions=64))
-    save_hf(tmp_path / "a model", random_params(config), config, open_tokenizer("tiny"), "float32")
-    command = [sys.executable, "-m", "llava_jax", "serve", "a model", "--port=0", "--slots=2", "--dtype=float32"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | TRAINING, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        line = process.stdout.readline()
-        assert line.startswith("serving a model at http://127.0.0.1:") and "2 slots of 64 tokens" in line, line
-        url = line.split()[4]
-        request = urllib.request.Request(
-            f"{url}/v1/chat/completions",
-            json.dumps({"model": "a model", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            assert json.load(response)["usage"]["completion_tokens"] == 2
-        start = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        rest, notes = process.communicate(timeout=TIMEOUT)
-        assert process.returncode == 143 and rest == "" and "Traceback" not in notes, notes
-        assert time.monotonic() - start < 15
-    finally:
-        process.kill()

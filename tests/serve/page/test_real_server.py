@@ -1,4 +1,4 @@
-"""The chat page with the model that ships, served by the program."""
+"""The program `serve` with the model that ships, from its first line to SIGTERM, and the chat page with it."""
 
 import json
 import os
@@ -37,9 +37,9 @@ class Program:
         )
         self.notes = []
         threading.Thread(target=lambda: self.notes.extend(self.process.stderr), daemon=True).start()
-        line = self.process.stdout.readline()
-        assert line.startswith("serving tiny at http://127.0.0.1:"), self.notes
-        self.url = line.split()[3]
+        self.line = self.process.stdout.readline()
+        assert self.line.startswith("serving tiny at http://127.0.0.1:"), self.notes
+        self.url = self.line.split()[3]
 
     def metric(self, name: str) -> float:
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=TIMEOUT) as response:
@@ -54,12 +54,10 @@ class Program:
 
 
 @pytest.fixture(scope="module")
-def program(page, tmp_path_factory):
+def program(tmp_path_factory):
     started = Program(tmp_path_factory.mktemp("compile_cache"))
     yield started
-    started.process.send_signal(signal.SIGTERM)
-    assert started.process.wait(TIMEOUT) == 143, started.notes
-    assert not any("Traceback" in line for line in started.notes)
+    started.process.kill()
 
 
 @pytest.fixture
@@ -70,6 +68,16 @@ def real_chat(page, program):
     yield opened
     opened.close()
     assert opened.log == []
+
+
+def test_program_reports_its_address_and_answers(program):
+    assert program.line.endswith("(2 slots of 256 tokens)\n")
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    request = urllib.request.Request(
+        f"{program.url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        assert json.load(response)["usage"]["completion_tokens"] == 2
 
 
 def test_examples_are_answered_right(real_chat):
@@ -125,3 +133,10 @@ def test_broken_image_and_long_question_are_explained(real_chat):
 
 def test_note_of_the_tiny_model_is_shown(real_chat):
     assert "lower case" in real_chat.page.locator("#note").inner_text()
+
+
+def test_sigterm_ends_the_program(program):
+    start = time.monotonic()
+    program.process.send_signal(signal.SIGTERM)
+    assert program.process.wait(TIMEOUT) == 143 and time.monotonic() - start < 15
+    assert program.process.stdout.read() == "" and not any("Traceback" in line for line in program.notes)
