@@ -49,16 +49,18 @@ class Program:
         flags += ["--dtype=float32"]
         command = [sys.executable, "-m", "llava_jax", "serve", model, *flags]
         environment = {"JAX_PLATFORMS": "cpu", **os.environ, "PYTHONPATH": str(ROOT)}
-        self.log = open(folder / "log", "w+")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
+        self.log = open(folder / "log", "w+", encoding="utf-8")
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=self.log, encoding="utf-8", env=environment
+        )
         line = self.process.stdout.readline()
         if not line.startswith("serving "):
-            raise SystemExit(f"the server did not start: {Path(self.log.name).read_text()}")
+            raise SystemExit(f"the server did not start: {Path(self.log.name).read_text(encoding='utf-8')}")
         self.port = int(line.split("http://127.0.0.1:")[1].split()[0])
 
     def memory(self) -> float:
         """Resident memory in MB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
         return int(status.split("VmRSS:")[1].split()[0]) / 1000
 
     def handles(self) -> tuple[int, int]:
@@ -267,7 +269,7 @@ def main() -> int:
             return 0 if asyncio.run(check(program, args)) else 1
         finally:
             program.process.kill()
-            log = Path(program.log.name).read_text()
+            log = Path(program.log.name).read_text(encoding="utf-8")
             print(f"log of the server: {len(log.splitlines())} lines, {log.count('Traceback')} tracebacks")
 
 
