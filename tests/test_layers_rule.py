@@ -17,7 +17,7 @@ RANKS = {
     "text": 3, "images": 3, "models": 3,
     "data": 4, "checkpoint": 4, "inference": 4,
     "train": 5, "api": 5,
-    "planning": 6, "evaluation": 6,
+    "planning": 6, "evaluation": 6, "serve": 6,
     "cli": 7,
     "main": 8, "__main__": 8,
 }  # fmt: skip

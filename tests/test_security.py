@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # These compare with transformers, which needs torch.
 MAY_IMPORT_TORCH = (
-    "parity_transformers.py", "measure_generate.py", "bench_step.py", "torch_step.py", "input_pipeline.py",
-    "check_folder.py",
+    "parity_transformers.py", "measure_generate.py", "measure_serving.py", "bench_step.py", "torch_step.py",
+    "input_pipeline.py", "check_folder.py",
 )  # fmt: skip
 FILES = sorted(p for folder in ("llava_jax", "configs", "launch") for p in (ROOT / folder).rglob("*.py"))
 NEVER_IMPORTED = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch"}

@@ -1,4 +1,4 @@
-"""The wheel, installed outside the checkout, is complete: every module, the shipped towers, all verbs."""
+"""The wheel, installed outside the checkout, is complete: every module, the shipped towers and model, all verbs."""
 
 import os
 import shutil
@@ -33,6 +33,16 @@ from llava_jax.main import main
 
 assert main(["llava_jax", "--config=quickstart.py", "--workdir=run", *sys.argv[1:]]) == 0
 print("layers:", llava_jax.load("run").config.llm.layers)
+print(llava_jax.__file__)
+"""
+TINY = """
+import json
+import llava_jax
+from llava_jax.checkpoint.built_in import built_in_model
+from llava_jax.serve.examples import SCENES
+
+example = json.loads((SCENES / "examples.json").read_text())[0]
+print(example["answer"], llava_jax.load(built_in_model()).chat(example["question"], SCENES / example["image"]), sep=";")
 print(llava_jax.__file__)
 """
 
@@ -92,6 +102,12 @@ def test_two_steps_of_the_quickstart_and_load(installed, tmp_path):
     flags = ["--config.run=('stage1',)", *(f"--config.stages.stage1.{setting}" for setting in stage)]
     lines = run_installed(QUICKSTART, flags, installed, tmp_path, **fast)
     assert any(line.startswith("stage1 2/2") for line in lines) and lines[-1] == "layers: 4"
+
+
+def test_shipped_model_answers_an_example(installed, tmp_path):
+    (line,) = run_installed(TINY, [], installed, tmp_path)
+    truth, answer = line.split(";")
+    assert truth == answer != ""
 
 
 def test_an_import_of_jax_is_detected():

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llava_jax.api.arguments import check_path, dtype_name, pixel_array, sampling_options, token_arrays
+from llava_jax.api.chat_session import AnswerText, ChatSession
 from llava_jax.api.messages import Source, parse_messages
 from llava_jax.checkpoint.huggingface.export import save_hf
 from llava_jax.checkpoint.llava.export import save_original
@@ -23,13 +24,14 @@ from llava_jax.checkpoint.native.workdir_model import save_workdir_model
 from llava_jax.checkpoint.open_checkpoint import DTYPES, SourceInfo, check_option
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig
 from llava_jax.errors import DataError, renamed_keywords
+from llava_jax.images.faults import CHAT_HINT
 from llava_jax.images.preprocess import load_image, preprocess
 from llava_jax.inference.decode import decode_view
-from llava_jax.inference.engine import BatchShape, Generation, GenerationConfig, Prompt, generate, prompt_batch, stream
+from llava_jax.inference.engine import BatchShape, Generation, GenerationConfig, Prompt, generate, prompt_batch
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import Params, nested
 from llava_jax.runtime.sharding import logical_rules
-from llava_jax.text.encode import encode_prompt, expand_image_tokens, stop_ids
+from llava_jax.text.encode import encode_turns, expand_image_tokens, stop_ids
 from llava_jax.text.token_row import Batch
 from llava_jax.text.tokenizer import Tokenizer
 
@@ -91,17 +93,16 @@ class LlavaModel:
 
         A message is {"role": "user" | "assistant", "content": text or parts}; the first may have the role "system",
         whose text replaces the template's system text. Parts and images are those of `parse_messages`, never URLs.
-        Without image parts, all images precede the first question. Raises DataError for invalid messages or images,
-        ConfigError for another invalid argument.
+        Without image parts, all images precede the first question. The iterator counts its `tokens`. Raises DataError
+        for invalid messages or images, ConfigError for another invalid argument.
         """
         stops, numbers = sampling_options(
             stop, stream, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
         )
         settings = self.settings(*stops, **numbers)
         prompt = self._prompt(messages, images)
-        if stream:
-            return self._stream_text(prompt, settings)
-        return self.answers([prompt], settings)[0].text.strip()
+        text = AnswerText(self._session.stream(prompt, settings))
+        return text if stream else "".join(text).strip()
 
     def settings(self, *stop: str, **sampling) -> GenerationConfig:
         """Returns a GenerationConfig that stops at the template's end of turn or at one of `stop`. sampling: other
@@ -152,23 +153,21 @@ class LlavaModel:
     def _decode_params(self) -> dict:
         return decode_view(nested(self.params))
 
-    def _stream_text(self, prompt: Prompt, settings: GenerationConfig) -> Iterator[str]:
-        is_first = True
-        for (piece,) in stream(Llava(self.config), self._decode_params, [prompt], settings, self.tokenizer, self.mesh):
-            text = piece.text.lstrip() if is_first else piece.text  # `ASSISTANT:` is followed by a space
-            if text:
-                is_first = False
-                yield text
+    @functools.cached_property
+    def _session(self) -> ChatSession:
+        return ChatSession(Llava(self.config), self._decode_params, self.mesh, self.tokenizer)
 
     def _prompt(self, messages: Sequence[dict] | dict | str, images: Sequence[Source] | Source = ()) -> Prompt:
         turns, sources = parse_messages(messages, images)
         if sources and not self.config.vision:
             raise DataError("this is a language model alone: it accepts no images")
-        ids = encode_prompt(
+        ids, mask = encode_turns(
             turns, len(sources), tokenizer=self.tokenizer, template=self.template, features=self.config.features,
             wraps_images=self.wraps_images,
         )  # fmt: skip
-        pixels = [preprocess(load_image(source, name), self.config.image_size, self.aspect) for source, name in sources]
+        ids = self._session.memory.restore(ids, mask, [text for role, text in turns if role == "gpt"])
+        images = [load_image(source, name, hint=CHAT_HINT) for source, name in sources]
+        pixels = [preprocess(image, self.config.image_size, self.aspect) for image in images]
         return Prompt(ids, pixels)
 
     def _prompts(self, input_ids, pixel_values, attention_mask) -> tuple[list[Prompt], np.ndarray]:

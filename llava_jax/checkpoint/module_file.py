@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from llava_jax.checkpoint.architecture_json import architecture_from_json, architecture_to_json
+from llava_jax.checkpoint.built_in import BUILT_IN
 from llava_jax.checkpoint.gguf_files.file import is_gguf
 from llava_jax.checkpoint.open_checkpoint import open_parameters
-from llava_jax.checkpoint.tokenizer import BUILT_IN
 from llava_jax.checkpoint.torch_tensors.safetensors_reader import FLOATS
 from llava_jax.config.architectures import ModelConfig
 from llava_jax.errors import DataError

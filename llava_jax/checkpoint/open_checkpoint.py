@@ -41,7 +41,7 @@ class SourceInfo:
 
     tokenizer: the folder or file it was read from. original: config.json of an original LLaVA. hf_tower,
     original_tower: prefix of the vision tower's tensor names, None for the default. tower_is_inside: whether the
-    original's folder contains the tower's tensors.
+    original's folder contains the tower's tensors. step: of the checkpoint, in a workdir.
     """
 
     tokenizer: Path | None = None
@@ -49,6 +49,7 @@ class SourceInfo:
     hf_tower: str | None = None
     original_tower: str | None = None
     tower_is_inside: bool = True
+    step: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,7 +121,7 @@ def _open_workdir(workdir: WorkdirModel, tokenizer_path: str | None, template: s
             f"where the run was started, and that does not open here ({e}). Start there, or pass --tokenizer"
         ) from None
     tokenizer = dataclasses.replace(tokenizer, end_ids=stop_ids_of(location, w.config.llm.vocab_size))
-    info = SourceInfo(location)
+    info = SourceInfo(location, step=w.step)
     return _build_checkpoint(w, tokenizer, template or w.template, w.aspect, w.image_token_id, w.wraps_images, info)
 
 

@@ -1,16 +1,15 @@
 """Opens tokenizers of any format, and writes one next to exported weights."""
 
 import shutil
-from importlib import resources
 from pathlib import Path
 
+from llava_jax.checkpoint.built_in import BUILT_IN
 from llava_jax.checkpoint.gguf_files.file import GgufFile, is_gguf
 from llava_jax.checkpoint.gguf_files.tokenizer import read_tokenizer
 from llava_jax.output.files import local_path
 from llava_jax.text.tokenizer import Tokenizer, load_tokenizer
 from llava_jax.text.tokenizer_json import json_text, tokenizer_config, tokenizer_spec
 
-BUILT_IN = Path(str(resources.files("llava_jax") / "pretrained"))  # ships with the package
 TINY_TOKENIZER = BUILT_IN / "tokenizer"
 
 CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")

@@ -8,6 +8,7 @@ be keyword-only: tyro makes all fields of a positional-only parameter positional
 
 import logging
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +24,7 @@ Tokenizer = Annotated[
     str, tyro.conf.arg(help="The tokenizer: a tokenizer.model, tokenizer.json, .gguf, folder, or tiny (built in).")
 ]
 CPUS = os.cpu_count() or 1
+MIN_KEY_LENGTH = 16
 Workers = Annotated[int, tyro.conf.arg(help="Worker processes; 0: work in this process.")]
 # Long texts are constants, because tyro keeps the line breaks of a docstring.
 TEMPLATE_HELP = (
@@ -52,7 +54,7 @@ class SourceFlags:
     """Also loads .bin files, in a separate process. A pickle can run any code: allow only files that you trust."""
 
     verbose: bool = False
-    """Also reports the weights files that are not read."""
+    """Also reports the weights files that are not read, and in `chat` the tokens per second."""
 
     def __post_init__(self):
         if self.verbose:
@@ -130,3 +132,17 @@ class DatasetFlags:
                 f"--length {self.length} and --patch-size {self.patch_size} must be at least 1, "
                 f"--image-size {self.image_size} at least a patch"
             )
+
+
+def read_key(file: Path) -> str:
+    """The API key in a file. Raises ConfigError, without the key in it, for one that cannot be read or is no key."""
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--api-key-file {file} cannot be read: {getattr(error, 'strerror', 'not text')}") from None
+    if not re.fullmatch(rf"[!-~]{{{MIN_KEY_LENGTH},1024}}", key):
+        raise ConfigError(
+            f"{file} does not hold a key: one line of at least {MIN_KEY_LENGTH} ASCII characters without spaces; "
+            "`openssl rand -hex 24` makes one"
+        )
+    return key

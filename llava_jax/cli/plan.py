@@ -15,9 +15,9 @@ two cores. Times are estimates from the compiled program; the last lines of the 
   --price=DOLLARS        price of a chip-hour, to estimate the cost
   --json=FILE            appends each result to FILE; the table then lists all results in FILE
   --hlo=FILE             writes the compiled program of the last result that fits
-  --decode               plans inference instead of training: a prefill and a decode step, in the compute dtype
-  --decode-batch=N       rows of the decode batch (default: 8)
-  --decode-cache=N       slots of the KV cache: prompts of N-1 tokens and a new token (default: 1024)
+  --decode               plans `serve` instead of training: a part of a prompt and a decode step, in the compute dtype
+  --decode-batch=N       conversations at a time (default: 8)
+  --decode-cache=N       tokens of a conversation in the KV cache (default: 1024)
   --help                 prints this text
 
 Examples:

@@ -13,6 +13,7 @@ from llava_jax.cli.chat import chat
 from llava_jax.cli.checkpoints import checkpoints
 from llava_jax.cli.convert import convert
 from llava_jax.cli.plan import plan
+from llava_jax.cli.serve import serve
 from llava_jax.cli.train import main as train
 from llava_jax.config.build import suggestion
 from llava_jax.errors import ConfigError
@@ -24,6 +25,7 @@ from llava_jax.output.files import local_path
 VERBS = {
     "train": train,
     "chat": chat,
+    "serve": serve,
     "convert": convert,
     "checkpoints": checkpoints,
     "plan": plan,

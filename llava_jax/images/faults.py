@@ -37,11 +37,12 @@ OTHER_FORMATS = {  # how files of other formats start, within their first 1 KiB
 }
 
 REPAIR_HINT = "Replace the file, or remove the sample that names it."
+CHAT_HINT = "Use another image."
 UNSUPPORTED = re.compile(r"cannot handle|unsupported|unknown|not supported", re.IGNORECASE)
 TRUNCATED = re.compile(r"truncated|incomplete|not enough (image )?data|buffer is not large enough", re.IGNORECASE)
 
 
-def image_fault(fault: Exception, name: str, file: io.BufferedIOBase) -> DataError:
+def image_fault(fault: Exception, name: str, file: io.BufferedIOBase, hint: str = REPAIR_HINT) -> DataError:
     """Returns the DataError, starting with `name`, for what opening or decoding `file` raised. Fixed texts, because
     PIL's may contain memory addresses; only what it calls unsupported is quoted."""
     cannot = f"{name}: the image cannot be read"
@@ -56,7 +57,7 @@ def image_fault(fault: Exception, name: str, file: io.BufferedIOBase) -> DataErr
     known = next((form for form, pattern in STARTS.items() if re.match(pattern, start, re.DOTALL)), None)
     if isinstance(fault, UnidentifiedImageError):
         if known is None:
-            return _other_format(name, start)
+            return _other_format(name, start, hint)
         fault = _fault_of_header(known, file) or fault
     text = "unsupported chunk CgBI, of Apple's own PNGs" if start[12:16] == b"CgBI" else str(fault)
     if UNSUPPORTED.search(text):
@@ -65,11 +66,11 @@ def image_fault(fault: Exception, name: str, file: io.BufferedIOBase) -> DataErr
             f"{cannot}: a kind of {known or 'image'} that is not supported ({text}). Convert it.", "wrong type"
         )
     if TRUNCATED.search(text) or _ends_early(fault) or _is_cut_webp(start, file):
-        return DataError(f"{cannot}: the file is truncated. Download or copy it again. {REPAIR_HINT}", "damaged")
-    return DataError(f"{cannot}: its data is damaged. {REPAIR_HINT}", "damaged")
+        return DataError(f"{cannot}: the file is truncated. Download or copy it again. {hint}", "damaged")
+    return DataError(f"{cannot}: its data is damaged. {hint}", "damaged")
 
 
-def _other_format(name: str, start: bytes) -> DataError:
+def _other_format(name: str, start: bytes, hint: str) -> DataError:
     supported = ", ".join(FORMATS)
     for form, pattern in OTHER_FORMATS.items():
         if re.match(pattern, start, re.DOTALL):
@@ -77,7 +78,7 @@ def _other_format(name: str, start: bytes) -> DataError:
             return DataError(message, "wrong type")
     if clause := wrong_content(start):
         return DataError(f"{name} {clause}.", "wrong type" if start else "damaged")
-    return DataError(f"{name}: not in a supported image format ({supported}). {REPAIR_HINT}", "wrong type")
+    return DataError(f"{name}: not in a supported image format ({supported}). {hint}", "wrong type")
 
 
 def _fault_of_header(known: str, file: io.BufferedIOBase) -> Exception | None:

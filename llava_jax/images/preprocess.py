@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.images.faults import FORMATS, MAX_PIXELS, image_fault
+from llava_jax.images.faults import CHAT_HINT, FORMATS, MAX_PIXELS, REPAIR_HINT, image_fault
 from llava_jax.images.metadata import TURNS, orientation, without_metadata
 from llava_jax.images.names import missing_file
 
@@ -32,11 +32,14 @@ STRIP_ROWS = 64  # rows of the padded canvas held in memory at a time
 T = TypeVar("T")
 
 
-def load_image(source: Path | str | bytes | Image.Image, name: str, exif: str = "apply") -> Image.Image:
+def load_image(
+    source: Path | str | bytes | Image.Image, name: str, exif: str = "apply", hint: str = REPAIR_HINT
+) -> Image.Image:
     """Opens, checks and fully decodes an image (a path, file contents or a PIL image) -> PIL image in mode RGB.
 
     exif: "apply" turns the image by its EXIF orientation, as people and transformers' pipelines see it; "ignore" keeps
-    it as stored, as the original does in training. The result has no metadata, so it is never turned twice.
+    it as stored, as the original does in training. The result has no metadata, so it is never turned twice. hint: what
+    errors advise to do; CHAT_HINT where no data set names the image.
 
     Colours are converted by `convert("RGB")`, as in the original: alpha is dropped (not blended), palettes and CMYK are
     converted, colour profiles are ignored. Only 16-bit grey differs: PIL would clip it to white, so the high byte is
@@ -45,19 +48,21 @@ def load_image(source: Path | str | bytes | Image.Image, name: str, exif: str = 
     Raises DataError, starting with `name`, for a missing or unreadable file, a format other than `FORMATS`, a side
     above 8,192, an aspect ratio above 200, more than 33 million pixels, or pixels that do not decode.
     """
-    return read_image(source, name, lambda image: _decode(image, name, exif))
+    return read_image(source, name, lambda image: _decode(image, name, exif), hint)
 
 
-def read_image(source: Path | str | bytes | Image.Image, name: str, read: Callable[[Image.Image], T]) -> T:
+def read_image(
+    source: Path | str | bytes | Image.Image, name: str, read: Callable[[Image.Image], T], hint: str = REPAIR_HINT
+) -> T:  # fmt: skip
     """Opens an image without decoding it and returns `read(image)`.
 
     If that fails, `read` is called again with a copy of the file without metadata (see `without_metadata`): limits and
     faults of colour profiles, texts or EXIF data are no faults of the pixels. Raises DataError, starting with `name`.
     """
     if isinstance(source, Image.Image):
-        with _faults_named(name, io.BytesIO()):
+        with _faults_named(name, io.BytesIO(), hint):
             return read(source)
-    with _opened(source, name) as file:
+    with _opened(source, name, hint) as file:
         if file.seek(0, io.SEEK_END) <= LARGE_FILE:
             try:
                 return _read(file, read)
@@ -66,7 +71,7 @@ def read_image(source: Path | str | bytes | Image.Image, name: str, read: Callab
             except Exception:  # perhaps of the metadata; a fault of the pixels is raised again below
                 pass
         copy, info = without_metadata(file) or (file, {})
-        with _faults_named(name, copy):
+        with _faults_named(name, copy, hint):
             return _read(copy, read, info)
 
 
@@ -155,27 +160,29 @@ def _resized_span(first: int, count: int, size: int, long: int) -> _Span:
 
 
 @contextlib.contextmanager
-def _opened(source: Path | str | bytes, name: str) -> Iterator[BinaryIO]:
+def _opened(source: Path | str | bytes, name: str, hint: str) -> Iterator[BinaryIO]:
     """Yields the file. Raises DataError if there is no such regular file; a named pipe would block forever."""
     if isinstance(source, bytes):
         yield io.BytesIO(source)
         return
     if not os.path.isfile(source):
         name, missing = name if len(name) < MAX_NAME else f"{name[:MAX_NAME]}...", missing_file(source)
-        raise DataError(f"{name}: {missing} Check the image folder, or remove the sample that names it.", "missing")
-    with _faults_named(name, io.BytesIO()), open(source, "rb") as file:
+        in_data = "Check the image folder, or remove the sample that names it."
+        advice = "Check the path." if hint == CHAT_HINT else in_data
+        raise DataError(f"{name}: {missing} {advice}", "missing")
+    with _faults_named(name, io.BytesIO(), hint), open(source, "rb") as file:
         yield file
 
 
 @contextlib.contextmanager
-def _faults_named(name: str, file: BinaryIO) -> Iterator[None]:
+def _faults_named(name: str, file: BinaryIO, hint: str) -> Iterator[None]:
     """Replaces what opening or decoding `file` raises by the DataError that `image_fault` returns."""
     try:
         yield
     except DataError:
         raise
     except Exception as fault:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
-        raise image_fault(fault, name, file) from None
+        raise image_fault(fault, name, file, hint) from None
 
 
 def _read(file: BinaryIO, read: Callable[[Image.Image], T], info: Mapping = MappingProxyType({})) -> T:

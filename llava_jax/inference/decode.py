@@ -2,8 +2,7 @@
 
 view = decode_view(params)                            # once per model
 state = prefill(model, view, prompt, ...)             # one compilation per shape of the prompts
-state = decode(model, view, state, steps, finished)   # one more, whatever `steps` is: a batch
-state = decode_one(model, view, state, finished)      # the same step without the loop: streaming
+state = decode(model, view, state, steps, finished)   # one more, whatever `steps` is
 """
 
 from functools import partial
@@ -52,7 +51,7 @@ def _hidden(model: Llava, params: dict, *arrays):
         return model.apply({"params": params}, *arrays, method=Llava.hidden)
 
 
-def _logits(model: Llava, params: dict, hidden: jax.Array) -> jax.Array:
+def last_logits(model: Llava, params: dict, hidden: jax.Array) -> jax.Array:
     """[B, D] -> float32[B, V]."""
     with logical_rules():
         return model.apply({"params": params}, hidden[:, None], method=Llava.logits)[:, 0]
@@ -93,7 +92,7 @@ def prefill(
         stop_ids=stop_ids,
         sampling=sampling,
     )
-    return _choose_next(state, _logits(model, params, last), cache)
+    return _choose_next(state, last_logits(model, params, last), cache)
 
 
 def _choose_next(state: DecodeState, logits: jax.Array, cache: KVCache) -> DecodeState:
@@ -117,7 +116,7 @@ def _step(model: Llava, params: dict, state: DecodeState) -> DecodeState:
     no_images = jnp.zeros((b, 0, size, size, 3), jnp.uint8)
     inputs = state.token[:, None], no_images, state.position[:, None], jnp.ones((b, 1), jnp.int32)
     hidden, cache = _hidden(model, params, *inputs, state.cache)
-    return _choose_next(state, _logits(model, params, hidden[:, 0]), cache)
+    return _choose_next(state, last_logits(model, params, hidden[:, 0]), cache)
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="state")
@@ -130,9 +129,3 @@ def decode(model: Llava, params: dict, state: DecodeState, steps: jax.Array, fin
     state = state.replace(done=state.done | finished)
     is_running = lambda s: (s.count < end) & ~jnp.all(s.done)  # noqa: E731
     return jax.lax.while_loop(is_running, partial(_step, model, params), state)
-
-
-@partial(jax.jit, static_argnames="model", donate_argnames="state")
-def decode_one(model: Llava, params: dict, state: DecodeState, finished: jax.Array) -> DecodeState:
-    """`decode` with one step. With steps=1, `decode` would first do work that pays off only over many steps."""
-    return _step(model, params, state.replace(done=state.done | finished))

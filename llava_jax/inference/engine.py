@@ -1,9 +1,9 @@
-"""Prompts in, answers out: pads batches to a few fixed shapes, and returns text as tokens arrive."""
+"""Prompts in, answers out: a batch at a time, padded to a few fixed shapes. `slot_engine` answers one by one."""
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from llava_jax.config.architectures import IMAGE_TOKEN_ID, ModelConfig
 from llava_jax.errors import ConfigError, DataError, TooLong
-from llava_jax.inference.decode import DecodeState, decode, decode_one, decode_view, prefill
+from llava_jax.inference.decode import DecodeState, decode, decode_view, prefill
 from llava_jax.inference.sampling import SamplingParams
 from llava_jax.models.llava import Llava
 from llava_jax.runtime.sharding import gather_to_host, split_batch
@@ -109,59 +109,32 @@ def generate(
     Raises DataError for a prompt that is empty or whose placeholders and images disagree, TooLong for one too long for
     the model, and ConfigError for stop strings without a tokenizer.
     """
-    answers = [Generation() for _ in prompts]
-    steps = STEPS_PER_ROUND if settings.stop_strings else settings.max_new_tokens
-    for pieces in _rounds(model, params, prompts, settings, tokenizer, mesh, shape, steps):
-        for answer, new in zip(answers, pieces, strict=True):
-            for piece in new:
-                answer.ids.append(piece.id)
-                answer.text += piece.text
-                answer.finish = piece.finish
-    return answers
-
-
-def stream(
-    model: Llava,
-    params: dict,
-    prompts: Sequence[Prompt],
-    settings: GenerationConfig,
-    tokenizer: Tokenizer | None = None,
-    mesh: Mesh | None = None,
-) -> Iterator[list[GeneratedPiece | None]]:
-    """`generate` step by step: a GeneratedPiece for every prompt, or None after its answer. Raises as `generate`."""
-    for pieces in _rounds(model, params, prompts, settings, tokenizer, mesh, None, steps=1):
-        yield [new[0] if new else None for new in pieces]
-
-
-def _rounds(model, params, prompts, settings, tokenizer, mesh, shape, steps) -> Iterator[list[list[GeneratedPiece]]]:
-    """Yields the new pieces of every prompt after the prefill, and after each further `steps` steps."""
     if not prompts:
-        return
-    params = decode_view(params)
-    limits = [_limit(model.config, i, prompt, settings) for i, prompt in enumerate(prompts)]
-    writers = [_PieceWriter(settings, tokenizer, limit) for limit in limits]
-    shape = shape or batch_shape(prompts, model.config.dtype, mesh)
-    finished = np.zeros(shape.rows, bool)
+        return []
+    params, config = decode_view(params), model.config
+    limits = [answer_limit(config, f"prompt {i}", prompt, settings.max_new_tokens) for i, prompt in enumerate(prompts)]
+    writers = [PieceWriter(settings, tokenizer, limit) for limit in limits]
+    answers = [Generation() for _ in prompts]
+    shape = shape or batch_shape(prompts, config.dtype, mesh)
+    steps = STEPS_PER_ROUND if settings.stop_strings else settings.max_new_tokens
+    finished, count = np.zeros(shape.rows, bool), 0
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
         state = _prefill(model, params, prompts, settings, limits, shape, mesh)
-    yielded = 0
-    while True:
-        answer, count = gather_to_host(state.answer), int(state.count)
-        new = answer[: len(writers), yielded:count]
-        yield [writer.pieces(row) for writer, row in zip(writers, new.tolist(), strict=True)]
-        yielded = count
-        finished[: len(writers)] = [writer.finish is not None for writer in writers]
-        if finished[: len(writers)].all():
-            return
-        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
-            if steps == 1:
-                state = decode_one(model, params, state, finished)
-            else:
-                state = decode(model, params, state, np.int32(steps), finished)
+        while True:
+            before, count, ids = count, int(state.count), gather_to_host(state.answer)
+            for answer, writer, row in zip(answers, writers, ids[: len(answers), before:count].tolist(), strict=True):
+                for piece in writer.pieces(row):
+                    answer.ids.append(piece.id)
+                    answer.text += piece.text
+                    answer.finish = piece.finish
+            finished[: len(answers)] = [answer.finish is not None for answer in answers]
+            if finished[: len(answers)].all():
+                return answers
+            state = decode(model, params, state, np.int32(steps), finished)
 
 
-class _PieceWriter:
-    """Makes the pieces of one answer from its ids."""
+class PieceWriter:
+    """Makes the pieces of one answer from its ids. `finish` is set by the last one."""
 
     def __init__(self, settings: GenerationConfig, tokenizer: Tokenizer | None, limit: int):
         if settings.stop_strings and tokenizer is None:
@@ -173,9 +146,10 @@ class _PieceWriter:
 
     def pieces(self, ids: list[int]) -> list[GeneratedPiece]:
         """Ids after the end of the answer are dropped."""
-        return [self._piece(id) for id in ids if self.finish is None]
+        return [self.piece(id) for id in ids if self.finish is None]
 
-    def _piece(self, id: int) -> GeneratedPiece:
+    def piece(self, id: int) -> GeneratedPiece:
+        """The next one. Call it while `finish` is None."""
         self.left -= 1
         is_stop = id in self.stop_ids
         text = "" if is_stop or not self.detokenizer else self.stops.push(self.detokenizer.push(id))
@@ -219,10 +193,13 @@ def padded_rows(count: int, dtype: str, mesh: Mesh | None) -> int:
     return -(-rows // parts) * parts
 
 
-def _limit(config: ModelConfig, number: int, prompt: Prompt, settings: GenerationConfig) -> int:
-    """The most tokens that the answer may have. Raises DataError or TooLong for an invalid prompt."""
+def answer_limit(
+    config: ModelConfig, name: str, prompt: Prompt, max_new_tokens: int, max_length: int | None = None
+) -> int:
+    """The most tokens that the answer may have. max_length: of prompt and answer, if less than the model's positions.
+    Raises DataError or TooLong, which begin with `name`, for an invalid prompt."""
     tokens, images = np.asarray(prompt.tokens), len(prompt.images)
-    name, length, context = f"prompt {number}", len(tokens), config.llm.max_positions
+    length, context = len(tokens), min(max_length or config.llm.max_positions, config.llm.max_positions)
     if not 0 < length < context:
         error = TooLong if length else DataError
         raise error(f"{name} has {length} tokens; the model takes 1 to {context - 1}, so shorten the conversation")
@@ -240,7 +217,7 @@ def _limit(config: ModelConfig, number: int, prompt: Prompt, settings: Generatio
             f"{name} has token ids from {text.min()} to {text.max()}, but the model's vocabulary ends at "
             f"{config.llm.vocab_size - 1}; use the tokenizer that belongs to the weights"
         )
-    return min(settings.max_new_tokens, context - length)
+    return min(max_new_tokens, context - length)
 
 
 def _prefill(model, params, prompts, settings, limits, shape, mesh) -> DecodeState:

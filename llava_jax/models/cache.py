@@ -8,10 +8,15 @@ from llava_jax.config.architectures import LlamaConfig
 from llava_jax.models.matmul import dot, dtype_of
 from llava_jax.runtime.sharding import constrain
 
+# One write for each row of a decode step, instead of a loop over rows that a TPU's compiler makes of a scatter: 0.12 ms
+# less for each layer of 8 rows (7B, v5e).
+UNROLLED_ROWS = 32
+
 
 class KVCache(struct.PyTreeNode):
     """Keys and values of the tokens so far. All rows write to the same slot. A row's padding is segment 0, to which no
-    token attends, so rows of unequal length decode together: `positions` counts, not the slot.
+    token attends, so rows of unequal length decode together: `positions` counts, not the slot. A cache of `at_lengths`
+    has rows that write to slots of their own.
 
     Every layer has its own arrays, with heads before slots: a step writes one slot in place and reads the rest without
     a copy. One array for all layers, or slots before heads, would be copied for every token.
@@ -20,7 +25,7 @@ class KVCache(struct.PyTreeNode):
     layers: tuple[tuple[jax.Array, jax.Array], ...]  # per layer keys and values, [max(B, 2), K, S, E] each
     positions: jax.Array  # int32[B, S]
     segment_ids: jax.Array  # int32[B, S], 0 at empty slots and padding
-    index: jax.Array  # int32[], the next slot
+    index: jax.Array  # int32[], the next slot, or int32[B], that of every row
 
     @classmethod
     def empty(cls, config: LlamaConfig, batch: int, length: int, dtype: str) -> "KVCache":
@@ -30,6 +35,13 @@ class KVCache(struct.PyTreeNode):
         slots = jnp.zeros((batch, length), jnp.int32)
         return cls(tuple((zeros(), zeros()) for _ in range(config.layers)), slots, slots, jnp.zeros((), jnp.int32))
 
+    @classmethod
+    def at_lengths(cls, layers: tuple[tuple[jax.Array, jax.Array], ...], lengths: jax.Array) -> "KVCache":
+        """A cache in which slot i holds position i, and row b continues at its lengths[b]: int32[B]. What lies beyond
+        is never attended to, because its positions are later."""
+        slots = jnp.broadcast_to(jnp.arange(layers[0][0].shape[2]), (len(lengths), layers[0][0].shape[2]))
+        return cls(layers, slots, jnp.ones_like(slots), lengths)
+
     def with_capacity(self, length: int) -> "KVCache":
         """A copy with `length` more slots at the end."""
         extend = lambda x, axis: jnp.pad(x, [(0, length if i == axis else 0) for i in range(x.ndim)])  # noqa: E731
@@ -38,6 +50,8 @@ class KVCache(struct.PyTreeNode):
 
     def write_tokens(self, positions: jax.Array, segment_ids: jax.Array) -> "KVCache":
         """Records T tokens (int32[B, T] each) in the next T slots; the blocks write their keys and values."""
+        if self.index.ndim:  # of `at_lengths`: the positions of all slots are known
+            return self.replace(index=self.index + positions.shape[1])
         write = lambda old, new: jax.lax.dynamic_update_slice(old, new, (0, self.index))  # noqa: E731
         return self.replace(
             positions=write(self.positions, positions),
@@ -51,10 +65,20 @@ def _on_mesh(cache: jax.Array) -> jax.Array:
 
 
 def write_cache(cache: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
-    """Writes new [B, T, K, E] to one layer's keys or values [max(B, 2), K, S, E], from `slot` on."""
+    """Writes new [B, T, K, E] to one layer's keys or values [max(B, 2), K, S, E], from `slot` on (int32[], or int32[B]:
+    every row at its own)."""
 
     def plain(cache, new):
-        return jax.lax.dynamic_update_slice(cache, new, (0, 0, slot, 0))
+        if slot.ndim == 0:
+            return jax.lax.dynamic_update_slice(cache, new, (0, 0, slot, 0))
+        rows = cache.shape[0]  # the second of a single row is never read
+        new, slots = jnp.broadcast_to(new, (rows, *new.shape[1:])), jnp.broadcast_to(slot, rows)
+        if rows <= UNROLLED_ROWS:
+            for row in range(rows):
+                cache = jax.lax.dynamic_update_slice(cache, new[row : row + 1], (row, 0, slots[row], 0))
+            return cache
+        write = jax.vmap(lambda row, new, slot: jax.lax.dynamic_update_slice(row, new, (0, slot, 0)))
+        return write(cache, new, slots)
 
     def as_bits(cache, new):
         return plain(cache.view(jnp.uint16), new.view(jnp.uint16)).view(jnp.bfloat16)

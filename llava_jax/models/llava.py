@@ -65,6 +65,13 @@ class Llava(nn.Module):
         """A batch's arrays -> (final states [B, T, D], cache), see Llama.hidden; a decoding step has N = 0 images."""
         return self.llm.hidden(self.embed(tokens, images), positions, segment_ids, cache)
 
+    def hidden_of_features(self, tokens, features, positions, segment_ids, cache: KVCache):
+        """`hidden` for images that are encoded already: features dtype[B, T, D], read where tokens are
+        IMAGE_TOKEN_ID."""
+        is_image = (tokens == IMAGE_TOKEN_ID)[..., None]
+        text = self.llm.embed(jnp.where(tokens == IMAGE_TOKEN_ID, 0, tokens))
+        return self.llm.hidden(jnp.where(is_image, features.astype(text.dtype), text), positions, segment_ids, cache)
+
     def logits(self, hidden):
         """[B, T, D] -> float32[B, T, V]."""
         return self.llm.logits(hidden)

@@ -9,8 +9,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llava_jax.config.architectures import ModelConfig
 from llava_jax.config.schema import Stage
 from llava_jax.errors import ConfigError
-from llava_jax.inference.decode import decode_one, prefill
+from llava_jax.inference.image_pool import MAX_IMAGES
 from llava_jax.inference.sampling import SamplingParams
+from llava_jax.inference.slot_engine import CHUNKS
+from llava_jax.inference.slots import Chunk, decode_slots, empty_slots, read_chunk
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import abstract_model, nested
 from llava_jax.runtime.sharding import batch_spec, param_sharding
@@ -41,37 +43,33 @@ def lower_step(stage: Stage, model_config: ModelConfig, layout: StageLayout) -> 
 
 
 def lower_decode(
-    model_config: ModelConfig, mesh: Mesh, batch: int, length: int, new: int
+    model_config: ModelConfig, mesh: Mesh, slots: int, length: int
 ) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
-    """Lowers (the prefill, one decoding step) as `generate` runs them, with weights in the compute dtype, for `batch`
-    prompts of `length` tokens with an image each and a cache of `length` + `new` slots. Raises ConfigError where the
-    mesh does not divide a parameter or the rows."""
+    """Lowers (the reading of a prompt's part, one decoding step) as `SlotEngine` runs them, with weights in the compute
+    dtype, for `slots` conversations of `length` tokens each. Raises ConfigError where the mesh does not divide a
+    parameter or the slots."""
     row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch % row_shards:
-        raise ConfigError(f"a batch of {batch} does not split over data x fsdp = {row_shards} devices; give a multiple")
-    row_sharding, replicated = NamedSharding(mesh, batch_spec()), NamedSharding(mesh, PartitionSpec())
+    if slots % row_shards:
+        raise ConfigError(f"a batch of {slots} does not split over data x fsdp = {row_shards} devices; give a multiple")
+    replicated = NamedSharding(mesh, PartitionSpec())
     cache_sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "tensor"))
 
-    def array(shape, dtype, sharding=row_sharding) -> jax.ShapeDtypeStruct:
+    def array(shape, dtype, sharding=replicated) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    model = Llava(model_config)
-    prompt = _abstract_rows(batch, length, 1, model_config.image_size, mesh)
+    model, view = Llava(model_config), _abstract_view(model_config, mesh)
+    part = array((min(CHUNKS[-1], length),), jnp.int32)
     dtypes = (jnp.float32, jnp.int32, jnp.float32, jnp.uint32, jnp.uint32)
-    sampling = SamplingParams(*(array((batch,), dtype) for dtype in dtypes))
-    view = _abstract_view(model_config, mesh)
-    arguments = sampling, array((1,), jnp.int32, replicated), array((batch,), jnp.int32)
+    sampling, number = SamplingParams(*(array((1,), dtype) for dtype in dtypes)), array((), jnp.int32)
+    chunk = Chunk(number, number, number, part, part, sampling, array((), jnp.bool_))
+    images = array((MAX_IMAGES * model_config.features, model_config.llm.width), model_config.dtype)
     with jax.set_mesh(mesh):
-        lowered_prefill = prefill.lower(model, view, prompt, *arguments, new=new)
-        shapes = jax.eval_shape(lambda *arrays: prefill(model, *arrays, new=new), view, prompt, *arguments)
-
-        def with_sharding(x) -> jax.ShapeDtypeStruct:
-            if len(x.shape) == 4:  # keys or values
-                return array(x.shape, x.dtype, cache_sharding)
-            return array(x.shape, x.dtype, row_sharding if x.shape[:1] == (batch,) else replicated)
-
-        state = jax.tree.map(with_sharding, shapes)
-        return lowered_prefill, decode_one.lower(model, view, state, array((batch,), jnp.bool_))
+        shapes = jax.eval_shape(lambda: empty_slots(model_config, slots, length))
+        state = jax.tree.map(lambda x: array(x.shape, x.dtype, cache_sharding if x.ndim == 4 else replicated), shapes)
+        return (
+            read_chunk.lower(model, view, state, images, chunk),
+            decode_slots.lower(model, view, state, array((slots,), jnp.bool_), array((), jnp.bool_)),
+        )
 
 
 def _abstract_view(model_config: ModelConfig, mesh: Mesh) -> dict:

@@ -16,6 +16,7 @@ from llava_jax.config.resolve import FOLDER
 from llava_jax.config.schema import Config
 from llava_jax.data.pipeline import steps_per_run
 from llava_jax.errors import ConfigError
+from llava_jax.inference.slot_engine import CHUNKS
 from llava_jax.models.params import abstract_model
 from llava_jax.planning import estimate, lint, topologies
 from llava_jax.planning.hlo import parse as hlo
@@ -268,15 +269,15 @@ def _steps_of_samples(stage: settings.Stage, samples: int) -> int:
 
 
 def plan_decode(config: Config, topology: Topology, batch: int, cache: int) -> list[Result]:
-    """Plans the prefill of `batch` prompts of `cache` - 1 tokens with an image each, and the decoding step after it.
-    Raises ConfigError where the mesh does not fit the model or the rows."""
+    """Plans what a server with `batch` slots of `cache` tokens each runs: the prefill of a part of a prompt, and a step
+    of all slots. Raises ConfigError where the mesh does not fit the model or the rows."""
     if batch < 1 or cache < 2:
         raise ConfigError(f"--decode_batch={batch} must be at least 1, --decode_cache={cache} at least 2")
     model_config, mesh = planned_model(config, "tpu"), _mesh(config, topology)
-    programs = lower_decode(model_config, mesh, batch, cache - 1, 1)
+    programs = lower_decode(model_config, mesh, batch, cache)
     sizes = {path: math.prod(x.shape) for path, x in abstract_model(model_config)[0].items()}
     results = []
-    for what, lowered, tokens in zip(("prefill", "token"), programs, (batch * (cache - 1), batch), strict=True):
+    for what, lowered, tokens in zip(("prefill", "token"), programs, (min(CHUNKS[-1], cache), batch), strict=True):
         fields = dict(
             what=what, model=_llm_name(config), topology=topology.name, chips=topology.chips,
             mesh={axis: int(size) for axis, size in mesh.shape.items()},

@@ -11,7 +11,7 @@ import numpy as np
 
 from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.text.templates import Segment, find_template, render, stop_string
+from llava_jax.text.templates import IMAGE_MARKER, Segment, find_template, render, stop_string
 from llava_jax.text.tokenizer import Tokenizer
 
 IMAGE_ENDS = "<im_start>", "<im_end>"
@@ -144,8 +144,32 @@ def encode_prompt(
 
     wraps_images: see `wrap_images`. Raises as `tokenize`.
     """
-    ids = tokenize_prompt(tokenizer, template, turns, images)
-    return expand_image_tokens(tokenizer, ids, features, wraps_images)
+    options = dict(tokenizer=tokenizer, template=template, features=features, wraps_images=wraps_images)
+    return encode_turns(turns, images, **options)[0]
+
+
+def encode_turns(
+    turns: Sequence[tuple[str, str]],
+    images: int,
+    *,
+    tokenizer: Tokenizer,
+    template: str,
+    features: int,
+    wraps_images: bool,
+    literal_marker: str = "",
+) -> tuple[np.ndarray, np.ndarray]:
+    """`encode_prompt` -> (ids int32[L], bool[L]: which are those of earlier answers, with their stops).
+
+    literal_marker: what stands in the turns for an `<image>` that is ordinary text.
+    """
+    segments = render(template, turns, open_answer=True)
+    if literal_marker:
+        segments = [s._replace(text=s.text.replace(literal_marker, IMAGE_MARKER)) for s in segments]
+    ids, mask = encode_segments(tokenizer, template, segments, images)
+    if wraps_images:
+        mask = np.repeat(mask, np.where(ids == IMAGE_TOKEN_ID, 3, 1))
+        ids = wrap_images(tokenizer, ids)
+    return expand_images(ids, mask, features)
 
 
 def expand_image_tokens(tokenizer: Tokenizer, ids: np.ndarray, features: int, wraps_images: bool) -> np.ndarray:

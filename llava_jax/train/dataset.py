@@ -57,18 +57,14 @@ def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision:
 
     if d.source == "scenes":
         train = SceneSource(d.scenes, seed, False, vision.image_size)
-        held_out = SceneSource(d.scenes, seed, True, vision.image_size, length=stage.eval.samples)
+        held_out = open_held_out(stage, seed, vision.image_size)
         questions = exam(seed, vision.image_size, stage.eval.questions)
         return StageData(rows_of(train), rows_of(held_out), questions, stage.steps, stage.steps * stage.batch)
     if stage.eval.questions:
         raise ConfigError(
             f"stages.{name}.eval.questions needs data.source=scenes: only scenes have questions of known kinds"
         )
-    parts = []
-    if d.mixture:
-        train, held_out, parts = _open_mixture(d)
-    else:
-        train, held_out = _split(_open(d.path, d.image_folder, d), d, MIN_HELD_OUT)
+    train, held_out, parts = _open_files(d)
     rows, lengths_needed = _group_rows(name, d, rows_of(train), parts, seed)
     in_epoch = rows_of_an_epoch(rows)
     steps = stage.steps or steps_per_run(in_epoch, stage.batch, stage.epochs)
@@ -77,6 +73,14 @@ def open_stage(name: str, stage: Stage, seed: int, tokenizer: Tokenizer, vision:
     if out and d.packing == "pack":
         out = _shorten(out, stage.eval.samples, math.lcm(16, stage.loss_chunks))
     return StageData(rows, out, [], steps, samples, lengths_needed)
+
+
+def open_held_out(stage: Stage, seed: int, image_size: int):
+    """The source of a stage's held-out examples, None where nothing is held out. image_size: the side of scenes, in
+    pixels. Raises DataError for missing or broken files, ConfigError for settings that contradict each other."""
+    if stage.data.source == "scenes":
+        return SceneSource(stage.data.scenes, seed, True, image_size, length=stage.eval.samples)
+    return _open_files(stage.data)[1]
 
 
 def check_row_length(name: str, d: Data, vision: VisionConfig) -> None:
@@ -104,6 +108,13 @@ def _open(path: str, images: str, d: Data):
 
 def _split(source, d: Data, minimum: int) -> tuple[object, object | None]:
     return train_eval_split(source, d.held_out, minimum) if d.held_out > 0 else (source, None)
+
+
+def _open_files(d: Data) -> tuple[object, object | None, list[tuple[str, int, float]]]:
+    """(training source; held-out source; of a mixture, what `_open_mixture` returns of each path)."""
+    if d.mixture:
+        return _open_mixture(d)
+    return (*_split(_open(d.path, d.image_folder, d), d, MIN_HELD_OUT), [])
 
 
 def _open_mixture(d: Data) -> tuple[Concatenated, object | None, list[tuple[str, int, float]]]:

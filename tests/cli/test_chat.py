@@ -15,6 +15,7 @@ import tyro
 from PIL import Image
 
 from llava_jax.api import load as loading
+from llava_jax.checkpoint.built_in import built_in_model
 from llava_jax.checkpoint.huggingface.export import save_hf
 from llava_jax.checkpoint.tokenizer import open_tokenizer
 from llava_jax.cli import chat as chat_verb
@@ -121,7 +122,7 @@ def test_bad_image_is_one_line_and_the_conversation_continues(tmp_path, capsys):
     assert model.calls == [(["hello"], 0)]
     out, err = capsys.readouterr()
     assert out == "a\n" and len(err.splitlines()) == 5
-    assert "none.png: no such file" in err and "bad.png" in err
+    assert "none.png: no such file" in err and "bad.png" in err and "sample" not in err
 
 
 def test_clear_restores_the_images_of_the_command_line():
@@ -185,6 +186,15 @@ def test_every_flag_reaches_load_or_chat(stub, picture, capsys):
     settings = dict(stream=True, temperature=0.5, top_p=0.9, top_k=7, max_new_tokens=20, seed=3)
     assert stub.chat == (["**how are you ?"], 2, settings)
     assert capsys.readouterr() == ("fine\n", "loading model\n")
+
+
+def test_tiny_is_the_built_in_model_unless_a_folder_has_this_name(stub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tyro.cli(chat_verb.chat, args=["tiny"])
+    assert stub.load[0] == str(built_in_model())
+    Path("tiny").mkdir()
+    tyro.cli(chat_verb.chat, args=["tiny"])
+    assert stub.load[0] == "tiny"
 
 
 def test_bad_flags_are_reported_before_loading(stub, tmp_path):

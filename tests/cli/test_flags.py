@@ -13,16 +13,44 @@ from llava_jax.cli.chat import chat
 from llava_jax.cli.convert import convert
 from llava_jax.cli.data_inspect import check, show, stats
 from llava_jax.cli.flags import DatasetFlags, LoadFlags, SamplingFlags
+from llava_jax.cli.serve import serve
 from llava_jax.errors import ConfigError
 
 SOURCE = dict(tower=None, base=None, tokenizer=None, template=None, aspect=None, allow_pickle=False)
+LOAD = dict(dtype="bfloat16", verbose=False, **SOURCE)
 SAMPLING = dict(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=512, seed=0)
 ROWS = dict(template="", length=2048, image_size=224, patch_size=14, aspect="crop", exif="ignore")
 DATASET = dict(data=Path("d"), image_folder=None, **ROWS)
 WORKERS = os.cpu_count()
 # By verb: the function, a minimal command line, the values of all parameters.
 DEFAULTS = {
-    "chat": (chat, ["m"], dict(path=Path("m"), image=(), dtype="bfloat16", verbose=False, **SOURCE, **SAMPLING)),
+    "chat": (
+        chat,
+        ["m"],
+        dict(path=Path("m"), server=None, api_key_file=None, image=(), **LOAD, **SAMPLING),
+    ),
+    "serve": (
+        serve,
+        ["m"],
+        dict(
+            path=Path("m"),
+            host="127.0.0.1",
+            port=8000,
+            slots=8,
+            length=2048,
+            queue=64,
+            prefix_mib=1024,
+            api_key_file=None,
+            insecure=False,
+            drain_seconds=30.0,
+            served_model_name=None,
+            compile_cache=None,
+            data=1,
+            fsdp=-1,
+            tensor=1,
+            **LOAD,
+        ),
+    ),
     "convert": (
         convert,
         ["a", "b", "--to=hf"],

@@ -69,7 +69,7 @@ def test_help_lists_every_verb_and_the_alias(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     text = capsys.readouterr().out
-    assert end.value.code == 0 and "{train,chat,convert,checkpoints,plan,data,eval}" in text
+    assert end.value.code == 0 and "{train,chat,serve,convert,checkpoints,plan,data,eval}" in text
     assert "checkpoints (ckpt)" in text
     for verb, line in (("train", "Trains the stages of a config"), ("plan", "Compiles a config's train step")):
         assert f"{verb} " in text and line in text
@@ -114,7 +114,7 @@ def test_plan_exit_codes_on_interrupt_and_lost_output(error, code, monkeypatch):
         ("data chek x", "`python -m llava_jax data chek`: there is no 'chek'; did you mean `check`?"),
         ("eval scienceqa pridict --out x", "there is no 'pridict'; did you mean `predict`?"),
         ("qqq", "there is no 'qqq'; known are train, chat,"),
-        ("", "`python -m llava_jax` needs one of train, chat, convert,"),
+        ("", "`python -m llava_jax` needs one of train, chat, serve, convert,"),
         ("data --length 3", "`python -m llava_jax data` needs one of check, show,"),
         ("convert a gs://bucket/b --to hf", "dst: gs:/bucket/b is a URL"),
         ("chat model --image https://host/a.png", "image: https:/host/a.png is a URL"),

@@ -12,6 +12,7 @@ from PIL import Image
 
 from llava_jax.errors import DataError
 from llava_jax.images import preprocess
+from llava_jax.images.faults import CHAT_HINT
 from llava_jax.images.preprocess import load_image, read_image
 from tests.fixtures.odd_images import PIXELS, PNG, REFUSED, VALID, chunk, decoded, png, text
 
@@ -34,6 +35,15 @@ def test_refused_file_is_named_for_what_it_is(name, tmp_path):
         with pytest.raises(DataError, match=f"^x.jpg.*{message}") as caught:
             load_image(source, "x.jpg")
         assert caught.value.kind == kind and not re.search(r"0x[0-9a-f]{6}", str(caught.value))
+
+
+def test_advice_is_for_who_named_the_image(tmp_path):
+    for source in (PNG[:60], tmp_path / "gone.png"):
+        with pytest.raises(DataError, match="remove the sample that names it"):
+            load_image(source, "x.png")
+        with pytest.raises(DataError, match="x.png: .*(Use another image|Check the path)") as caught:
+            load_image(source, "x.png", hint=CHAT_HINT)
+        assert "sample" not in str(caught.value)
 
 
 def peak_memory(source) -> int:

@@ -10,8 +10,9 @@ import optax
 import pytest
 
 from llava_jax.inference.decode import decode as decode_loop
-from llava_jax.inference.decode import decode_one, decode_view, prefill
+from llava_jax.inference.decode import decode_view, prefill
 from llava_jax.inference.sampling import SamplingParams
+from llava_jax.inference.slots import decode_slots, empty_slots
 from llava_jax.models.cache import KVCache
 from llava_jax.models.llava import Llava
 from llava_jax.models.params import abstract_model, nested
@@ -164,18 +165,6 @@ def start_state(model: Llava, view, b: int, prompt=None, new: int = 37):
     return prefill(model, view, prompt, sampling, np.array([UNUSED], np.int32), np.full(b, new, np.int32), new)
 
 
-def test_single_steps_match_the_decode_loop(params):
-    view, prompt, none = decode_view(params), padded(PROMPTS, 16), np.zeros(4, bool)
-    several = start_state(MODEL, view, 4, prompt)
-    for steps in (1, 3, 5):
-        several = decode_loop(MODEL, view, several, np.int32(steps), none)
-    single = start_state(MODEL, view, 4, prompt)
-    for _ in range(9):
-        single = decode_one(MODEL, view, single, none)
-    np.testing.assert_array_equal(several.answer, single.answer)
-    assert int(several.count) == int(single.count) == 10
-
-
 def test_finished_rows_generate_nothing_more(params):
     view, prompt = decode_view(params), padded(PROMPTS, 16)
     finished = np.array([True, False, True, False])
@@ -232,7 +221,8 @@ def test_compiled_step_copies_neither_cache_nor_weights(dtype, b, kv_heads):
     state = start_state(model, view, b)
     sizes = {state.cache.layers[0][0].size} | {x.size for x in jax.tree.leaves(view["llm"]["layers"][0]) if x.ndim > 1}
     assert state.cache.layers[0][0].shape == (max(b, 2), kv_heads, 16 + 37, 8) and c.width not in sizes
-    single = decode_one.lower(model, view, state, np.zeros(b, bool)).compile().as_text()
+    slots = empty_slots(model.config, b, 16 + 37)
+    single = decode_slots.lower(model, view, slots, np.zeros(b, bool), np.bool_(False)).compile().as_text()
     loop = decode_loop.lower(model, view, state, np.int32(5), np.zeros(b, bool)).compile().as_text()
     assert "dynamic-update-slice" in single and "dynamic-update-slice" in loop
     assert moved(single, sizes) == [] and moved(loop, sizes) == []

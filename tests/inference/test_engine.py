@@ -1,4 +1,4 @@
-"""A batch answers each prompt as if it were alone, and a stream gives the same answers piece by piece."""
+"""A batch answers each prompt as if it were alone."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ import pytest
 from llava_jax.config.architectures import IMAGE_TOKEN_ID
 from llava_jax.errors import ConfigError, DataError, TooLong
 from llava_jax.inference.decode import decode_view
-from llava_jax.inference.engine import GenerationConfig, Prompt, bucket, generate, padded_rows, stream
+from llava_jax.inference.engine import GenerationConfig, Prompt, bucket, generate, padded_rows
 from llava_jax.runtime.mesh import make_mesh
 from llava_jax.text.tokenizer import train_tokenizer
 from tests.fixtures.decoding import CONFIG, IMAGE, MODEL, UNUSED, compilations, decoding_params, pictures, variant
@@ -68,20 +68,9 @@ def test_samples_repeat_per_seed_and_differ_by_seed_and_row(params):
     assert several[0] == first[0] and len({tuple(answer) for answer in several}) > 3
 
 
-@pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_stream_equals_generate(params, tokenizer, settings):
-    answers = generate(MODEL, params, PROMPTS, settings, tokenizer)
-    streamed_ids, text, finish = [[] for _ in PROMPTS], [""] * 8, [None] * 8
-    for pieces in stream(MODEL, params, PROMPTS, settings, tokenizer):
-        for i, piece in enumerate(pieces):
-            if piece:
-                assert finish[i] is None, "nothing follows the end"
-                streamed_ids[i].append(piece.id)
-                text[i] += piece.text
-                finish[i] = piece.finish
-    assert streamed_ids == ids(answers)
-    assert (text, finish) == ([a.text for a in answers], [a.finish for a in answers])
-    assert all(answer.text == tokenizer.decode(id for id in answer.ids if id != UNUSED) for answer in answers)
+def test_text_is_that_of_the_ids(params, tokenizer):
+    for answer in generate(MODEL, params, PROMPTS, SAMPLED, tokenizer):
+        assert answer.text == tokenizer.decode(id for id in answer.ids if id != UNUSED)
 
 
 def test_stop_id_is_kept_in_ids_but_not_in_text(params, tokenizer):
@@ -105,22 +94,12 @@ def test_stop_string_over_several_tokens_ends_the_answer(params, tokenizer, star
     free = generate(MODEL, params, PROMPTS, settings, tokenizer)
     for row in (0, 4):
         stop = free[row].text[start : start + length]
-        for get_answers in (_generated, _streamed):
-            answers = get_answers(params, dataclasses.replace(settings, stop_strings=(stop, "nowhere")), tokenizer)
-            for (text, finish, count), unstopped in zip(answers, free, strict=True):
-                assert text == unstopped.text.split(stop)[0]
-                assert finish == ("stop" if stop in unstopped.text else "length")
-                if finish == "stop":
-                    assert tokenizer.decode(unstopped.ids[:count]).endswith(stop), "nothing is generated after it"
-
-
-def _generated(params, settings, tokenizer):
-    return [(a.text, a.finish, len(a.ids)) for a in generate(MODEL, params, PROMPTS, settings, tokenizer)]
-
-
-def _streamed(params, settings, tokenizer):
-    rows = [[piece for piece in row if piece] for row in zip(*stream(MODEL, params, PROMPTS, settings, tokenizer))]  # noqa: B905
-    return [("".join(p.text for p in row), row[-1].finish, len(row)) for row in rows]
+        stopping = dataclasses.replace(settings, stop_strings=(stop, "nowhere"))
+        for answer, unstopped in zip(generate(MODEL, params, PROMPTS, stopping, tokenizer), free, strict=True):
+            assert answer.text == unstopped.text.split(stop)[0]
+            assert answer.finish == ("stop" if stop in unstopped.text else "length")
+            if answer.finish == "stop":
+                assert tokenizer.decode(answer.ids).endswith(stop), "nothing is generated after it"
 
 
 def test_decoding_continues_in_rounds_until_a_late_stop_string(params, tokenizer):
@@ -153,31 +132,17 @@ def test_hundred_prompts_in_one_bucket_compile_two_programs(params, image):
     assert len(compiled_names) == 2, compiled_names
 
 
-def test_images_are_encoded_only_in_the_prefill(params):
-    """Decoding needs no weights of the vision tower."""
-    expected = generate(MODEL, params, PROMPTS[:1], GREEDY)
-    steps = stream(MODEL, params, PROMPTS[:1], GREEDY)
-    next(steps)
-    towers = dict(vision=params.pop("vision"), projector=params.pop("projector"))
-    try:
-        assert [piece.id for (piece,) in steps] == expected[0].ids[1:]
-    finally:
-        params.update(towers)
-
-
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)])
 def test_mesh_gives_the_same_answers(params, shape):
     expected = generate(MODEL, params, PROMPTS[:3], SAMPLED)
     assert generate(MODEL, params, PROMPTS[:3], SAMPLED, mesh=make_mesh(*shape)) == expected
 
 
-def test_bfloat16_single_batched_and_streamed_answers_agree(params):
+def test_bfloat16_single_and_batched_answers_agree(params):
     model = variant("bfloat16")
     weights = jax.tree.map(lambda x: x.astype("bfloat16"), params)
     alone = [generate(model, weights, [prompt], GREEDY)[0] for prompt in PROMPTS[:2]]
     assert generate(model, weights, PROMPTS, GREEDY)[:2] == alone
-    streamed = [[piece.id for piece in row] for row in zip(*stream(model, weights, PROMPTS[:1], GREEDY))]  # noqa: B905
-    assert streamed == ids(alone[:1])
 
 
 def test_lengths_and_rows_fall_into_buckets():

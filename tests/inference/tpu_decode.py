@@ -3,7 +3,7 @@
     python tpu_decode.py FOLDER
 
 Writes each optimised program to FOLDER/NAME.txt and its memory use to FOLDER/NAME.json; NAME is
-loop|single-BATCH-KV_HEADS.
+loop|slots-BATCH-KV_HEADS.
 """
 
 import dataclasses
@@ -20,15 +20,16 @@ from jax.experimental import topologies  # noqa: E402
 from jax.sharding import SingleDeviceSharding  # noqa: E402
 
 from llava_jax.config.architectures import LLM, VISION, ModelConfig  # noqa: E402
-from llava_jax.inference.decode import decode, decode_one, decode_view, prefill  # noqa: E402
+from llava_jax.inference.decode import decode, decode_view, prefill  # noqa: E402
 from llava_jax.inference.sampling import SamplingParams  # noqa: E402
+from llava_jax.inference.slots import decode_slots, empty_slots  # noqa: E402
 from llava_jax.models.llava import Llava  # noqa: E402
 from llava_jax.models.params import abstract_model, nested  # noqa: E402
 from llava_jax.text.token_row import Batch, token_row  # noqa: E402
 
 LENGTH, NEW = 3584, 512  # slots: the cache of a long conversation
 VOCABULARY = 512  # sampling sorts it, and half of the compiler's time goes into a sort of 32,000
-PROGRAMS = (("loop", 8, 32), ("loop", 8, 8), ("single", 2, 32))
+PROGRAMS = (("loop", 8, 32), ("loop", 8, 8), ("slots", 8, 32))
 
 
 def compile_decoding(folder: Path, kind: str, b: int, kv_heads: int) -> None:
@@ -51,16 +52,17 @@ def compile_decoding(folder: Path, kind: str, b: int, kv_heads: int) -> None:
     )
     view, state = jax.tree.map(lambda x: array(x.shape, x.dtype), (jax.eval_shape(decode_view, weights), start))
     rows = array((b,), bool)
-    lowered = (
-        decode.lower(model, view, state, array((), jnp.int32), rows)
-        if kind == "loop"
-        else decode_one.lower(model, view, state, rows)
-    )
+    if kind == "loop":
+        lowered, layers = decode.lower(model, view, state, array((), jnp.int32), rows), state.cache.layers
+    else:
+        shapes = jax.eval_shape(lambda: empty_slots(config, b, LENGTH + NEW))
+        slots = jax.tree.map(lambda x: array(x.shape, x.dtype), shapes)
+        lowered, layers = decode_slots.lower(model, view, slots, rows, array((), bool)), slots.layers
     compiled = lowered.compile()
     name = f"{kind}-{b}-{kv_heads}"
     (folder / f"{name}.txt").write_text(compiled.as_text())
     memory = compiled.memory_analysis()
-    sizes = dict(cache=list(state.cache.layers[0][0].shape), layers=llm.layers)
+    sizes = dict(cache=list(layers[0][0].shape), layers=llm.layers)
     sizes |= dict(temporary=memory.temp_size_in_bytes, reused=memory.alias_size_in_bytes)
     (folder / f"{name}.json").write_text(json.dumps(sizes))
 
