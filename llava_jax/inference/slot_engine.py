@@ -32,7 +32,7 @@ from llava_jax.inference.prefix_cache import PrefixCache, prefix_key
 from llava_jax.inference.sampling import SamplingParams
 from llava_jax.models.llava import Llava
 
-CHUNKS = (16, 64, 256)  # tokens of a part of a prompt; each size is compiled once
+CHUNKS = (16, 32, 64, 256)  # tokens of a part of a prompt; each size is compiled once
 MIN_PREFIX = 16  # tokens; to find fewer saves nothing
 
 
