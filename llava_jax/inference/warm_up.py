@@ -8,6 +8,7 @@ import numpy as np
 
 from llava_jax.inference import slots as device
 from llava_jax.inference.engine import GenerationConfig, Prompt
+from llava_jax.inference.prefix_cache import PrefixCache
 from llava_jax.inference.slot_engine import CHUNKS, Counters, SlotEngine
 
 ROUNDS = 3  # the fastest one counts
@@ -18,8 +19,9 @@ def warm_up(engine: SlotEngine) -> None:
     """Compiles every program, so that no request waits for that, and sets `part_beside_answers`: the largest part of a
     prompt that takes about as long as a step."""
     size = engine.model.config.image_size
+    prefixes, engine.prefixes = engine.prefixes, PrefixCache(0)  # what is cached would take no time
     for length in CHUNKS:
-        _read(engine, length, 0)
+        _read(engine, length)
     with jax.set_mesh(engine.mesh):
         if engine.model.config.vision:
             engine.images.encode(b"", np.zeros((size, size, 3), np.uint8), ())
@@ -31,16 +33,15 @@ def warm_up(engine: SlotEngine) -> None:
         step = min(_seconds(lambda: engine.run_step([]).token) for _ in range(ROUNDS))
     parts = [
         length for length in CHUNKS
-        if min(_seconds(lambda i=i: _read(engine, length, i)) for i in range(1, 1 + ROUNDS)) <= SHARE * step  # noqa: B023
+        if min(_seconds(lambda: _read(engine, length)) for _ in range(ROUNDS)) <= SHARE * step  # noqa: B023
     ]  # fmt: skip
     engine.part_beside_answers = max(parts, default=CHUNKS[0])
-    engine.counters = Counters()
+    engine.counters, engine.prefixes = Counters(), prefixes
 
 
-def _read(engine: SlotEngine, length: int, number: int) -> None:
-    """Reads a prompt of one part, which begins as no earlier one."""
-    token = (1 + number + ROUNDS * CHUNKS.index(length)) % engine.model.config.llm.vocab_size
-    prompt = Prompt(np.full(min(length, engine.length - 1), token, np.int32))
+def _read(engine: SlotEngine, length: int) -> None:
+    """Reads a prompt of one part."""
+    prompt = Prompt(np.zeros(min(length, engine.length - 1), np.int32))
     slot, tokens = engine.open(prompt, GenerationConfig((0,), max_new_tokens=1)), []
     while not tokens:
         tokens = engine.advance()

@@ -120,6 +120,22 @@ def test_thousand_requests_compile_nothing(model_and_params):
     assert programs == []
 
 
+def test_warm_up_reads_whole_parts_and_keeps_nothing(model_and_params, monkeypatch):
+    """What is cached takes no time: a part that begins as an earlier one would seem too fast."""
+    engine = check.new_engine(*model_and_params, 1 << 20)
+    read_chunk, parts = device.read_chunk, []
+
+    def record(*arguments):
+        parts.append((arguments[-1].tokens.shape[0], int(arguments[-1].count)))
+        return read_chunk(*arguments)
+
+    monkeypatch.setattr(device, "read_chunk", record)
+    warm_up(engine)
+    assert [parts.count((size, size)) for size in (16, 32)] == [4, 4] and {size for size, _ in parts} == {16, 32, 64}
+    assert all(count >= size - 1 for size, count in parts), "no part is cached"
+    assert len(engine.prefixes) == 0 and engine.part_beside_answers in slot_engine.CHUNKS
+
+
 def test_other_image_is_not_taken_from_the_cache(engine):
     first, second = (Prompt([1, *IMAGE, *range(5, 30)], PIXELS[i : i + 1]) for i in (7, 8))
     alone = [answers(engine, [prompt])[0] for prompt in (first, second)]
