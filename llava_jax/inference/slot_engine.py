@@ -7,7 +7,8 @@
             ...                                   # engine.close(token.slot) at the end of an answer, or to cancel it
 
 One `advance` reads at most one part of one prompt (or encodes one image) and takes one step of all running answers, so
-that a long prompt delays them by one part. It returns the tokens of the call before: the device never waits for Python.
+that a long prompt delays them by one part; the two are one program, which reads the weights once. It returns the tokens
+of the call before: the device never waits for Python.
 """
 
 import collections
@@ -103,7 +104,8 @@ class SlotEngine:
         self.conversations: list[_Conversation | None] = [None] * slots
         self.state = self._empty_slots()
         self.images = image_pool.ImagePool(model, self.params, mesh, image_bytes, at_once=CHUNKS[-1])
-        self._in_flight: list[tuple[list[_Conversation], device.Chosen]] = []
+        self._in_flight: list[tuple[list[tuple[_Conversation, int]], device.Chosen]] = []  # with the row of each
+        self._chunk: device.Chunk | None = None  # of the first of `_unread`, for the next program
         self._unread: collections.deque[_Conversation] = collections.deque()
         self._stepped_at: float | None = None
         # The largest part of a prompt that is read while answers are running, so that their next token takes up to
@@ -158,10 +160,11 @@ class SlotEngine:
         one token of each slot."""
         computed, self._in_flight = self._in_flight, []
         tokens, self._faults = self._faults, []
-        tokens += self._guarded(self._step, [c for c in self.conversations if c and c.is_running])
-        tokens += self._guarded(self._read_part, list(self._unread)[:1])
-        for conversations, chosen in computed:
-            tokens += self._guarded(lambda c=conversations, x=chosen: self._tokens(c, x), conversations)
+        tokens += self._guarded(self._prepare_part, list(self._unread)[:1])
+        running = [c for c in self.conversations if c and c.is_running]
+        tokens += self._guarded(self._run, running if self._chunk is None else [self._unread[0]])
+        for rows, chosen in computed:
+            tokens += self._guarded(lambda r=rows, x=chosen: self._tokens(r, x), [c for c, _ in rows])
         return tokens
 
     # ------------------------------------------------------------------------------------------------------------
@@ -187,7 +190,7 @@ class SlotEngine:
     def _restart(self) -> None:
         """Reads all open conversations again, up to where their answers are: a failed program may have taken its
         donated arrays with it. Tokens do not change, because each depends on its position and seed alone."""
-        self.state, self._in_flight = self._empty_slots(), []
+        self.state, self._in_flight, self._chunk = self._empty_slots(), [], None
         self._unread.clear()
         self.images.clear()
         for slot, c in enumerate(self.conversations):
@@ -236,8 +239,9 @@ class SlotEngine:
     def _prefix_length(self, count: int) -> int:
         return next(n for n in self.prefix_lengths() if n >= count)
 
-    def _read_part(self) -> list[SlotToken]:
-        """Encodes one image or reads one part of the prompt that waits longest. Returns no tokens yet."""
+    def _prepare_part(self) -> list[SlotToken]:
+        """Chooses the next part of the prompt that waits longest, or encodes an image that it needs."""
+        self._chunk = None
         if not self._unread:
             return []
         c = self._unread[0]
@@ -257,16 +261,9 @@ class SlotEngine:
         rows[:count][tokens[:count] == IMAGE_TOKEN_ID] = [
             self.images.row(c.images[number // features][0]) + number % features for number in numbers
         ]
-        chunk = device.Chunk(
+        self._chunk = device.Chunk(
             np.int32(c.slot), np.int32(start), np.int32(count), tokens, rows, c.sampling, np.bool_(c.wants_logprobs)
         )
-        self.state, chosen = device.read_chunk(self.model, self.params, self.state, self.images.features, chunk)
-        c.read += count
-        self.counters.prompt_tokens_read += count
-        if c.read == len(c.tokens):
-            self._unread.popleft()
-            c.steps = 1
-            self._in_flight.append(([c], chosen))
         return []
 
     def _next_part(self, c: _Conversation) -> tuple[int, int, int]:
@@ -278,37 +275,47 @@ class SlotEngine:
         width = next((size for size in sizes if size >= left), sizes[-1])
         return c.read, min(left, width), width
 
-    def _step(self) -> list[SlotToken]:
-        """One step of all running answers. Returns no tokens yet."""
-        running = [c for c in self.conversations if c and c.is_running]
+    def _run(self) -> list[SlotToken]:
+        """One step of all running answers, the part of `_prepare_part`, or both. Returns no tokens yet."""
+        running, chunk = [c for c in self.conversations if c and c.is_running], self._chunk
         now = time.monotonic()
         if running and self._stepped_at is not None:
             self.counters.longest_gap = max(self.counters.longest_gap, now - self._stepped_at)
         self._stepped_at = now if running else None
-        if running:
-            chosen = self.run_step(running)
-            self._in_flight.append((running, chosen))
-            self.counters.steps += 1
-            for c in running:
-                c.steps += 1
-        return []
-
-    def run_step(self, running: list[_Conversation]) -> device.Chosen:
-        """Computes a token of these conversations, under the mesh. For `warm_up`; `advance` does the rest too."""
+        if not running and chunk is None:
+            return []
         active = np.zeros(len(self.conversations), bool)
         active[[c.slot for c in running]] = True
         wants_logprobs = np.bool_(any(c.wants_logprobs for c in running))
-        self.state, chosen = device.decode_slots(self.model, self.params, self.state, active, wants_logprobs)
+        if chunk is None:
+            self.state, chosen = device.decode_slots(self.model, self.params, self.state, active, wants_logprobs)
+        else:
+            chunk = chunk.replace(wants_logprobs=chunk.wants_logprobs | wants_logprobs)
+            arrays = self.state, self.images.features, chunk, active if running else None
+            self.state, chosen = device.read_chunk(self.model, self.params, *arrays)
         for array in jax.tree.leaves(chosen):
             array.copy_to_host_async()
-        return chosen
+        rows = [(c, c.slot) for c in running]
+        if running:
+            self.counters.steps += 1
+        for c in running:
+            c.steps += 1
+        if chunk is not None:
+            c = self._unread[0]
+            c.read += int(chunk.count)
+            self.counters.prompt_tokens_read += int(chunk.count)
+            if c.read == len(c.tokens):
+                self._unread.popleft()
+                c.steps = 1
+                rows.append((c, -1))  # the last row is that of the part
+        self._in_flight.append((rows, chosen))
+        return []
 
-    def _tokens(self, conversations: list[_Conversation], chosen: device.Chosen) -> list[SlotToken]:
-        """The tokens of a part or a step, for the conversations that are still open."""
-        rows = [c.slot for c in conversations] if len(chosen.token) > 1 else [0]
+    def _tokens(self, rows: list[tuple[_Conversation, int]], chosen: device.Chosen) -> list[SlotToken]:
+        """The tokens of a program, for the conversations that are still open."""
         chosen = jax.tree.map(np.asarray, chosen)
         tokens = []
-        for row, c in zip(rows, conversations, strict=True):
+        for c, row in rows:
             if self.conversations[c.slot] is not c or not c.is_healthy:
                 continue
             if not chosen.is_finite[row]:

@@ -3,6 +3,7 @@
     slots = empty_slots(config, count, length)
     slots, chosen = read_chunk(model, view, slots, pool, chunk)        # a part of a prompt; one compilation per size
     slots, chosen = decode_slots(model, view, slots, active, wanted)   # one token for every active slot
+    slots, chosen = read_chunk(model, view, slots, pool, chunk, active)  # both at once
 
 Slot i of the cache is position i of its row, and the shapes never change. So the numbers of a row depend neither on the
 other rows nor on how its prompt was divided, as far as the matmuls of the device keep rows apart.
@@ -17,7 +18,7 @@ from flax import struct
 from llava_jax.config.architectures import ModelConfig
 from llava_jax.inference.decode import last_logits
 from llava_jax.inference.sampling import SamplingParams, choose
-from llava_jax.models.cache import KVCache
+from llava_jax.models.cache import KVCache, Part
 from llava_jax.models.llava import Llava
 from llava_jax.runtime.sharding import constrain, logical_rules
 
@@ -52,7 +53,7 @@ class Chunk(struct.PyTreeNode):
     tokens: jax.Array  # int32[C]
     features: jax.Array  # int32[C], the row of the feature pool for each placeholder token
     sampling: SamplingParams  # of the slot, each float32[1] etc.
-    wants_logprobs: jax.Array  # bool[]
+    wants_logprobs: jax.Array  # bool[], also for the active slots beside it
 
 
 def _chosen(logits, sampling, positions, wants_logprobs) -> Chosen:
@@ -106,36 +107,42 @@ def decode_slots(
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="slots")
-def read_chunk(model: Llava, params: dict, slots: Slots, pool: jax.Array, chunk: Chunk) -> tuple[Slots, Chosen]:
+def read_chunk(
+    model: Llava, params: dict, slots: Slots, pool: jax.Array, chunk: Chunk, active: jax.Array | None = None
+) -> tuple[Slots, Chosen]:
     """Reads a part of a prompt into its slot, and chooses the token after it: that of the last part counts. Donates
     `slots`.
 
     pool: dtype[P, D], the features of images. The slot must have room for all C tokens, padding included.
+    active: None, or bool[B]: every active slot gets its next token too, as from `decode_slots`, and `Chosen` has B + 1
+    rows, that of the chunk last. Each weight is read once for both, which is most of the work for a few tokens.
     """
-    rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, chunk.slot, 1), slots.layers)
-    width = chunk.tokens.shape[0]
-    offsets = jnp.arange(width)
-    positions = chunk.start + offsets
-    cache = KVCache.at_lengths(rows, chunk.start[None]).replace(index=chunk.start)
+    rows = 0 if active is None else slots.token.shape[0]
+    positions = jnp.concatenate([slots.length[:rows], chunk.start + jnp.arange(chunk.tokens.shape[0])])
+    cache = KVCache.at_lengths(slots.layers, slots.length[:rows], Part(chunk.slot, chunk.start))
     with logical_rules():
-        features = jnp.take(pool, chunk.features, axis=0, mode="clip")
-        arrays = chunk.tokens[None], features[None], positions[None], jnp.ones((1, width), jnp.int32)
+        tokens = jnp.concatenate([slots.token[:rows], chunk.tokens])
+        features = jnp.take(pool, jnp.pad(chunk.features, (rows, 0)), axis=0, mode="clip")
+        arrays = tokens[None], features[None], positions[None], jnp.ones_like(tokens)[None]
         hidden, cache = model.apply({"params": params}, *arrays, cache, method=Llava.hidden_of_features)
-    # Two equal rows: a matmul with a single row does not use the matrix units.
-    last = jnp.repeat(jax.lax.dynamic_slice_in_dim(hidden[0], chunk.count - 1, 1), 2, axis=0)
-    logits = last_logits(model, params, last)[:1]
+    last = jax.lax.dynamic_slice_in_dim(hidden[0], rows + chunk.count - 1, 1)
+    # At least two rows: a matmul with a single row does not use the matrix units.
+    last = jnp.concatenate([hidden[0, :rows] if rows else last, last])
+    logits = last_logits(model, params, last)[0 if rows else 1 :]
     length = chunk.start + chunk.count
-    chosen = _chosen(logits, chunk.sampling, length[None], chunk.wants_logprobs)
-
-    def write(slots, row):
-        new = jax.lax.dynamic_slice_in_dim(row, chunk.start, width, axis=2)
-        return jax.lax.dynamic_update_slice(slots, new, (chunk.slot, 0, chunk.start, 0))
+    sampling = jax.tree.map(lambda x, new: jnp.concatenate([x[:rows], new]), slots.sampling, chunk.sampling)
+    after = jnp.append(slots.length[:rows] + 1, length)
+    chosen = _chosen(logits, sampling, after, chunk.wants_logprobs)
 
     put = lambda x, value: x.at[chunk.slot].set(value)  # noqa: E731
+    if rows:
+        token, lengths = jnp.where(active, chosen.token[:-1], slots.token), slots.length + active
+    else:
+        token, lengths = slots.token, slots.length
     slots = Slots(
-        layers=jax.tree.map(write, slots.layers, cache.layers),
-        token=put(slots.token, chosen.token[0]),
-        length=put(slots.length, length),
+        layers=cache.layers,
+        token=put(token, chosen.token[-1]),
+        length=put(lengths, length),
         sampling=jax.tree.map(lambda x, new: put(x, new[0]), slots.sampling, chunk.sampling),
     )
     return _on_mesh(slots), chosen

@@ -13,10 +13,20 @@ from llava_jax.runtime.sharding import constrain
 UNROLLED_ROWS = 32
 
 
+class Part(struct.PyTreeNode):
+    """Where a part of one row's prompt is written."""
+
+    row: jax.Array  # int32[]
+    start: jax.Array  # int32[], the slot of its first token
+
+
 class KVCache(struct.PyTreeNode):
     """Keys and values of the tokens so far. All rows write to the same slot. A row's padding is segment 0, to which no
     token attends, so rows of unequal length decode together: `positions` counts, not the slot. A cache of `at_lengths`
     has rows that write to slots of their own.
+
+    With a `part`, a step has one row of N + C tokens: one for each of N rows (N: those of `index`), then C of the part.
+    So the weights are read once for all of them.
 
     Every layer has its own arrays, with heads before slots: a step writes one slot in place and reads the rest without
     a copy. One array for all layers, or slots before heads, would be copied for every token.
@@ -26,6 +36,7 @@ class KVCache(struct.PyTreeNode):
     positions: jax.Array  # int32[B, S]
     segment_ids: jax.Array  # int32[B, S], 0 at empty slots and padding
     index: jax.Array  # int32[], the next slot, or int32[B], that of every row
+    part: Part | None = None
 
     @classmethod
     def empty(cls, config: LlamaConfig, batch: int, length: int, dtype: str) -> "KVCache":
@@ -36,11 +47,14 @@ class KVCache(struct.PyTreeNode):
         return cls(tuple((zeros(), zeros()) for _ in range(config.layers)), slots, slots, jnp.zeros((), jnp.int32))
 
     @classmethod
-    def at_lengths(cls, layers: tuple[tuple[jax.Array, jax.Array], ...], lengths: jax.Array) -> "KVCache":
-        """A cache in which slot i holds position i, and row b continues at its lengths[b]: int32[B]. What lies beyond
-        is never attended to, because its positions are later."""
-        slots = jnp.broadcast_to(jnp.arange(layers[0][0].shape[2]), (len(lengths), layers[0][0].shape[2]))
-        return cls(layers, slots, jnp.ones_like(slots), lengths)
+    def at_lengths(
+        cls, layers: tuple[tuple[jax.Array, jax.Array], ...], lengths: jax.Array, part: Part | None = None
+    ) -> "KVCache":
+        """A cache in which slot i holds position i, and row b continues at its lengths[b]: int32[B], or int32[0] for a
+        part alone. What lies beyond is never attended to, because its positions are later."""
+        rows = len(lengths) if part is None else 1
+        slots = jnp.broadcast_to(jnp.arange(layers[0][0].shape[2]), (rows, layers[0][0].shape[2]))
+        return cls(layers, slots, jnp.ones_like(slots), lengths, part)
 
     def with_capacity(self, length: int) -> "KVCache":
         """A copy with `length` more slots at the end."""
@@ -51,7 +65,7 @@ class KVCache(struct.PyTreeNode):
     def write_tokens(self, positions: jax.Array, segment_ids: jax.Array) -> "KVCache":
         """Records T tokens (int32[B, T] each) in the next T slots; the blocks write their keys and values."""
         if self.index.ndim:  # of `at_lengths`: the positions of all slots are known
-            return self.replace(index=self.index + positions.shape[1])
+            return self.replace(index=self.index + (positions.shape[1] if self.part is None else 1))
         write = lambda old, new: jax.lax.dynamic_update_slice(old, new, (0, self.index))  # noqa: E731
         return self.replace(
             positions=write(self.positions, positions),
@@ -64,13 +78,37 @@ def _on_mesh(cache: jax.Array) -> jax.Array:
     return constrain(cache, "batch", "kv_heads", None, None)
 
 
-def write_cache(cache: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
+def write_and_attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, past: tuple[jax.Array, jax.Array], mask: jax.Array, cache: KVCache
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Writes keys and values [B, T, K, E] to those of one layer, `past`, and attends to them -> (as q, the new past).
+
+    q: [B, T, H, E]. mask: bool[B, T, S]. cache: says where; its layers are not used. With a part, B = 1.
+    """
+    if cache.part is None:
+        past = write_cache(past[0], k, cache.index), write_cache(past[1], v, cache.index)
+        return attend_cache(q, *past, mask), past
+    rows, results = cache.index.shape[0], []
+    if rows:
+        split = lambda x: x[0, :rows, None]  # noqa: E731
+        past = write_cache(past[0], split(k), cache.index), write_cache(past[1], split(v), cache.index)
+    # After the rows: the one that is being read has no token of its own yet, and wrote to the part's first slot.
+    row, start = cache.part.row, cache.part.start
+    past = write_cache(past[0], k[:, rows:], start, row), write_cache(past[1], v[:, rows:], start, row)
+    if rows:
+        results.append(attend_cache(split(q), *past, split(mask)).swapaxes(0, 1))
+    own = (jax.lax.dynamic_slice_in_dim(x, row, 1) for x in past)
+    results.append(attend_cache(q[:, rows:], *own, mask[:, rows:]))
+    return jnp.concatenate(results, axis=1), past
+
+
+def write_cache(cache: jax.Array, new: jax.Array, slot: jax.Array, first: jax.Array | int = 0) -> jax.Array:
     """Writes new [B, T, K, E] to one layer's keys or values [max(B, 2), K, S, E], from `slot` on (int32[], or int32[B]:
-    every row at its own)."""
+    every row at its own). first: the row of the first new one, if `slot` is one for all."""
 
     def plain(cache, new):
         if slot.ndim == 0:
-            return jax.lax.dynamic_update_slice(cache, new, (0, 0, slot, 0))
+            return jax.lax.dynamic_update_slice(cache, new, (first, 0, slot, 0))
         rows = cache.shape[0]  # the second of a single row is never read
         new, slots = jnp.broadcast_to(new, (rows, *new.shape[1:])), jnp.broadcast_to(slot, rows)
         if rows <= UNROLLED_ROWS:

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llava_jax.config.architectures import ModelConfig
 from llava_jax.models.attention import attention, attention_mask, attention_mask_for, name_qkv
-from llava_jax.models.cache import attend_cache, unstack, write_cache
+from llava_jax.models.cache import unstack, write_and_attend
 from llava_jax.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm, scan_layers
 from llava_jax.models.matmul import dot, dtype_of
 from llava_jax.models.rope import rope, rope_rotation
@@ -22,9 +22,9 @@ class LlamaBlock(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, rotation, mask, past=None, slot=None):
+    def __call__(self, x, rotation, mask, past=None, cache=None):
         """x [B, T, D] -> (x, past). past: None, or this layer's cached (keys, values), to which those of x are written
-        from `slot` on. mask: from `attention_mask_for`, or for a cache bool[B, T, S]."""
+        where `cache` says. mask: from `attention_mask_for`, or for a cache bool[B, T, S]."""
         c, dtype = self.config.llm, self.config.dtype
         heads = (c.width, c.heads, c.head_size), ("embed", "heads", "head_size")
         kv_heads = (c.width, c.kv_heads, c.head_size), ("embed", "kv_heads", "head_size")
@@ -40,8 +40,7 @@ class LlamaBlock(nn.Module):
         if past is None:
             y = attention(q, k, v, mask, self.config.attention)
         else:
-            past = write_cache(past[0], k, slot), write_cache(past[1], v, slot)
-            y = attend_cache(q, *past, mask)
+            y, past = write_and_attend(q, k, v, past, mask, cache)
         out = (c.heads, c.head_size, c.width), ("heads", "head_size", "embed")
         residual = (2 * c.layers) ** -0.5  # 2 * layers matmuls add up in x (GPT-2's rule)
         # einsum sums over axes in alphabetical order; with e before h, the kernel would be transposed for every token.
@@ -91,12 +90,12 @@ class Llama(nn.Module):
             mask = attention_mask_for(positions, segment_ids, self.config.attention)
             return self.norm(self.layers(embeddings, rotation, mask)[0]), None
 
-        slot, cache = cache.index, cache.write_tokens(positions, segment_ids)
+        before, cache = cache, cache.write_tokens(positions, segment_ids)
         mask = attention_mask(positions, cache.positions, segment_ids, cache.segment_ids)
         stacked = self.variables["params"]["layers"]
         block, x, layers = LlamaBlock(self.config, parent=None), embeddings, []
         for params, past in zip(stacked if isinstance(stacked, tuple) else unstack(stacked), cache.layers, strict=True):
-            x, past = block.apply({"params": params}, x, rotation, mask, past, slot)
+            x, past = block.apply({"params": params}, x, rotation, mask, past, before)
             layers.append(past)
         return self.norm(x), cache.replace(layers=tuple(layers))
 

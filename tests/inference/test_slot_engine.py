@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from llava_jax.errors import ConfigError, DataError, TooLong
-from llava_jax.inference import slot_engine
+from llava_jax.inference import slot_engine, warm_up
 from llava_jax.inference import slots as device
 from llava_jax.inference.engine import GenerationConfig, Prompt, generate
-from llava_jax.inference.warm_up import warm_up
 from llava_jax.runtime.mesh import make_mesh
 from tests.fixtures.bench_scripts import bench_script
 from tests.fixtures.decoding import IMAGE, UNUSED, compilations, pictures
@@ -59,7 +58,7 @@ def answers(engine, prompts, settings=GREEDY) -> list[list[int] | str]:
             ids.append(token.fault or token.id)
             if token.fault or token.id in settings.stop_ids or len(ids) == settings.max_new_tokens:
                 engine.close(token.slot)
-    return [ids[0] if isinstance(ids[0], str) else ids for ids in results]
+    return [ids[-1] if isinstance(ids[-1], str) else ids for ids in results]
 
 
 def test_random_schedules_answer_as_alone(model_and_params):
@@ -110,7 +109,7 @@ def test_cached_turns_equal_uncached_ones(model_and_params):
 
 def test_thousand_requests_compile_nothing(model_and_params):
     engine = check.new_engine(*model_and_params, 1 << 20)
-    warm_up(engine)
+    warm_up.warm_up(engine)
     rng, count = random.Random(0), 0
     with compilations() as programs:
         while count < 1000:
@@ -120,20 +119,49 @@ def test_thousand_requests_compile_nothing(model_and_params):
     assert programs == []
 
 
-def test_warm_up_reads_whole_parts_and_keeps_nothing(model_and_params, monkeypatch):
-    """What is cached takes no time: a part that begins as an earlier one would seem too fast."""
+def test_warm_up_measures_parts_beside_steps(model_and_params, monkeypatch):
+    """The largest part beside answers is that with which a step takes up to twice as long; nothing is kept."""
     engine = check.new_engine(*model_and_params, 1 << 20)
-    read_chunk, parts = device.read_chunk, []
+    seconds = iter([1.0, 2.5, 1.9, 2.1])  # a step alone, then with 16, 32 and 64 tokens
+    monkeypatch.setattr(warm_up, "_seconds", lambda work: (work(), next(seconds))[1])
+    warm_up.warm_up(engine)
+    assert engine.part_beside_answers == 32 and list(seconds) == []
+    assert len(engine.prefixes) == 0 and engine.counters == slot_engine.Counters()
 
-    def record(*arguments):
-        parts.append((arguments[-1].tokens.shape[0], int(arguments[-1].count)))
-        return read_chunk(*arguments)
 
-    monkeypatch.setattr(device, "read_chunk", record)
-    warm_up(engine)
-    assert [parts.count((size, size)) for size in (16, 32)] == [4, 4] and {size for size, _ in parts} == {16, 32, 64}
-    assert all(count >= size - 1 for size, count in parts), "no part is cached"
-    assert len(engine.prefixes) == 0 and engine.part_beside_answers in slot_engine.CHUNKS
+def test_step_and_part_in_one_program_equal_two(model_and_params):
+    """What a fused program writes and chooses, for answers and for the prompt, also where no slot is active."""
+    model, params = model_and_params
+    rng = np.random.default_rng(0)
+    greedy = device.SamplingParams(np.float32([0]), np.int32([0]), np.float32([1]), np.uint32([0]), np.uint32([0]))
+    pool = rng.standard_normal((64, model.config.llm.width)).astype(np.float32)
+
+    def chunk(slot, start, count):
+        tokens = rng.integers(4, 60, 16).astype(np.int32)
+        return device.Chunk(
+            *np.int32([slot, start, count]), tokens, np.arange(16, dtype=np.int32), greedy, np.bool_(True)
+        )
+
+    first, second, part = chunk(0, 0, 16), chunk(2, 0, 9), chunk(1, 0, 13)
+    view = slot_engine.decode_view(params)
+    for active in (np.array([True, False, True, False]), np.zeros(4, bool)):
+        both = []
+        for is_fused in (False, True):
+            slots = device.empty_slots(model.config, 4, 64)
+            for c in (first, second):
+                slots, _ = device.read_chunk(model, view, slots, pool, c)
+            if is_fused:
+                slots, chosen = device.read_chunk(model, view, slots, pool, part, active)
+                rows, last = jax.tree.map(lambda x: x[:-1], chosen), jax.tree.map(lambda x: x[-1:], chosen)
+            else:
+                slots, rows = device.decode_slots(model, view, slots, active, np.bool_(True))
+                slots, last = device.read_chunk(model, view, slots, pool, part)
+            written = [
+                [np.asarray(x)[i, :, :n] for i, n in enumerate(slots.length)] for x in jax.tree.leaves(slots.layers)
+            ]
+            answers = [x[active] for x in jax.tree.leaves(rows)]
+            both.append((answers, last, slots.token, slots.length, slots.sampling, written))
+        jax.tree.map(np.testing.assert_array_equal, *both)
 
 
 def test_other_image_is_not_taken_from_the_cache(engine):
