@@ -45,9 +45,9 @@ def lower_step(stage: Stage, model_config: ModelConfig, layout: StageLayout) -> 
 def lower_decode(
     model_config: ModelConfig, mesh: Mesh, slots: int, length: int
 ) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
-    """Lowers (the reading of a prompt's part, one decoding step) as `SlotEngine` runs them, with weights in the compute
-    dtype, for `slots` conversations of `length` tokens each. Raises ConfigError where the mesh does not divide a
-    parameter or the slots."""
+    """Lowers (a step that also reads a prompt's part, a step alone) as `SlotEngine` runs them, with weights in the
+    compute dtype, for `slots` conversations of `length` tokens each. Raises ConfigError where the mesh does not divide
+    a parameter or the slots."""
     row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if slots % row_shards:
         raise ConfigError(f"a batch of {slots} does not split over data x fsdp = {row_shards} devices; give a multiple")
@@ -62,13 +62,14 @@ def lower_decode(
     dtypes = (jnp.float32, jnp.int32, jnp.float32, jnp.uint32, jnp.uint32)
     sampling, number = SamplingParams(*(array((1,), dtype) for dtype in dtypes)), array((), jnp.int32)
     chunk = Chunk(number, number, number, part, part, sampling, array((), jnp.bool_))
+    active = array((slots,), jnp.bool_)
     images = array((MAX_IMAGES * model_config.features, model_config.llm.width), model_config.dtype)
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(lambda: empty_slots(model_config, slots, length))
         state = jax.tree.map(lambda x: array(x.shape, x.dtype, cache_sharding if x.ndim == 4 else replicated), shapes)
         return (
-            read_chunk.lower(model, view, state, images, chunk),
-            decode_slots.lower(model, view, state, array((slots,), jnp.bool_), array((), jnp.bool_)),
+            read_chunk.lower(model, view, state, images, chunk, active),
+            decode_slots.lower(model, view, state, active, array((), jnp.bool_)),
         )
 
 

@@ -269,8 +269,8 @@ def _steps_of_samples(stage: settings.Stage, samples: int) -> int:
 
 
 def plan_decode(config: Config, topology: Topology, batch: int, cache: int) -> list[Result]:
-    """Plans what a server with `batch` slots of `cache` tokens each runs: the prefill of a part of a prompt, and a step
-    of all slots. Raises ConfigError where the mesh does not fit the model or the rows."""
+    """Plans what a server with `batch` slots of `cache` tokens each runs: the prefill of a part of a prompt beside a
+    step of all slots, and a step alone. Raises ConfigError where the mesh does not fit the model or the rows."""
     if batch < 1 or cache < 2:
         raise ConfigError(f"--decode_batch={batch} must be at least 1, --decode_cache={cache} at least 2")
     model_config, mesh = planned_model(config, "tpu"), _mesh(config, topology)

@@ -45,8 +45,8 @@ def _body(program: str, name: str) -> str:
     return re.search(rf"^%{re.escape(name)} .*?^}}", program, re.M | re.S)[0]
 
 
-# A batch runs the loop, a server single steps, which write the rows one by one.
-@pytest.mark.parametrize("name", ["loop-8-32", "loop-8-8", "slots-8-32"])
+# A batch runs the loop, a server single steps, which write the rows one by one, and a part of a prompt beside them.
+@pytest.mark.parametrize("name", ["loop-8-32", "loop-8-8", "slots-8-32", "part-8-32"])
 def test_decode_step_writes_one_slot_and_copies_no_cache(programs, name):
     check(name, (programs / f"{name}.txt").read_text(), json.loads((programs / f"{name}.json").read_text()))
 
@@ -55,7 +55,7 @@ def check(name: str, program: str, memory: dict) -> None:
     cache, layers = memory["cache"], memory["layers"]
     assert moved(program, cache) == []
     written = re.findall(rf"bf16\[{','.join(map(str, cache))}\]\S* dynamic-update-slice\(", program)
-    writes = cache[0] if name.startswith("slots") else 1
+    writes = {"loop": 1, "slots": cache[0], "part": cache[0] + 1}[name.split("-")[0]]
     assert len(written) == 2 * layers * writes, "keys and values of every layer are written once"
     size = 2 * math.prod(cache)  # bytes of one layer's keys
     assert memory["reused"] >= 2 * layers * size, "the output cache aliases the input cache"

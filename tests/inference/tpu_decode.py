@@ -3,7 +3,7 @@
     python tpu_decode.py FOLDER
 
 Writes each optimised program to FOLDER/NAME.txt and its memory use to FOLDER/NAME.json; NAME is
-loop|slots-BATCH-KV_HEADS.
+loop|slots|part-BATCH-KV_HEADS.
 """
 
 import dataclasses
@@ -22,14 +22,15 @@ from jax.sharding import SingleDeviceSharding  # noqa: E402
 from llava_jax.config.architectures import LLM, VISION, ModelConfig  # noqa: E402
 from llava_jax.inference.decode import decode, decode_view, prefill  # noqa: E402
 from llava_jax.inference.sampling import SamplingParams  # noqa: E402
-from llava_jax.inference.slots import decode_slots, empty_slots  # noqa: E402
+from llava_jax.inference.slots import Chunk, decode_slots, empty_slots, read_chunk  # noqa: E402
 from llava_jax.models.llava import Llava  # noqa: E402
 from llava_jax.models.params import abstract_model, nested  # noqa: E402
 from llava_jax.text.token_row import Batch, token_row  # noqa: E402
 
 LENGTH, NEW = 3584, 512  # slots: the cache of a long conversation
+PART = 64  # tokens of a prompt beside a step
 VOCABULARY = 512  # sampling sorts it, and half of the compiler's time goes into a sort of 32,000
-PROGRAMS = (("loop", 8, 32), ("loop", 8, 8), ("slots", 8, 32))
+PROGRAMS = (("loop", 8, 32), ("loop", 8, 8), ("slots", 8, 32), ("part", 8, 32))
 
 
 def compile_decoding(folder: Path, kind: str, b: int, kv_heads: int) -> None:
@@ -57,7 +58,15 @@ def compile_decoding(folder: Path, kind: str, b: int, kv_heads: int) -> None:
     else:
         shapes = jax.eval_shape(lambda: empty_slots(config, b, LENGTH + NEW))
         slots = jax.tree.map(lambda x: array(x.shape, x.dtype), shapes)
-        lowered, layers = decode_slots.lower(model, view, slots, rows, array((), bool)), slots.layers
+        layers = slots.layers
+        if kind == "slots":
+            lowered = decode_slots.lower(model, view, slots, rows, array((), bool))
+        else:
+            part, number = array((PART,), jnp.int32), array((), jnp.int32)
+            one = SamplingParams(*(array((1,), dtype) for dtype in dtypes))
+            chunk = Chunk(number, number, number, part, part, one, array((), bool))
+            pool = array((PART, llm.width), jnp.bfloat16)
+            lowered = read_chunk.lower(model, view, slots, pool, chunk, rows)
     compiled = lowered.compile()
     name = f"{kind}-{b}-{kv_heads}"
     (folder / f"{name}.txt").write_text(compiled.as_text())
