@@ -16,12 +16,12 @@ RANKS = {
     "runtime": 2, "llm_client": 2,
     "text": 3, "images": 3, "models": 3,
     "data": 4, "checkpoint": 4, "inference": 4,
-    "train": 5, "api": 5,
+    "train": 5, "api": 5, "datagen": 5,
     "planning": 6, "evaluation": 6, "serve": 6,
     "cli": 7,
     "main": 8, "__main__": 8,
 }  # fmt: skip
-NO_JAX = ("config", "text", "images", "data", "output", "llm_client")
+NO_JAX = ("config", "text", "images", "data", "output", "llm_client", "datagen")
 # Names that may be defined in several modules, and why; at most 8.
 SEVERAL_MEANINGS = {
     "main": "the usual name of the function that a program starts with",

@@ -8,11 +8,10 @@ from typing import Annotated
 import tyro
 
 from llava_jax.cli.flags import Flat
+from llava_jax.cli.llm_result import log_result
 from llava_jax.llm_client.settings import LLMSettings
 from llava_jax.output.console import log, progress
 from llava_jax.output.files import write_whole
-
-MAX_LISTED = 20  # failed requests
 
 
 def ask(
@@ -134,25 +133,5 @@ def _send_requests(requests: dict[str, list[dict[str, str]]], settings: LLMSetti
     except Unfinished as e:
         log(f"error: {e}", to_stderr=True)
         return 1
-    replies = result.replies.values()
-    refused, truncated = sum(r.is_refused for r in replies), sum(r.finish == "length" for r in replies)
-    log(
-        f"{len(replies):,} answered, {result.new_count:,} of them new; {refused:,} refused or empty, "
-        f"{truncated:,} cut at {settings.max_tokens:,} tokens; {len(result.failed):,} failed"
-    )
-    counts = [sum(getattr(r, name) or 0 for r in replies) for name in ("input_tokens", "output_tokens")]
-    log(f"{counts[0]:,} input and {counts[1]:,} output tokens" + _cost_text(result, settings))
-    for name, reason in list(result.failed.items())[:MAX_LISTED]:
-        log(f"  {name}: {reason}")
-    if len(result.failed) > MAX_LISTED:
-        log(f"  and {len(result.failed) - MAX_LISTED:,} more")
-    if result.failed:
-        log("run the same command to retry these")
+    log_result(result, settings)
     return result if result.replies else 1
-
-
-def _cost_text(result, settings: LLMSettings) -> str:
-    if settings.input_price is None:
-        return ""
-    lost = f", and up to ${result.lost:.4f} for tries without a reply" if result.lost else ""
-    return f": ${result.spent:.4f}{lost}"

@@ -1,7 +1,16 @@
-"""A cache of replies on disk, so that no reply is paid for twice.
+"""The ledger of requests and replies on disk, so that no reply is paid for twice and a cost limit survives a kill.
 
-The file is JSON Lines with one reply per line, keyed by a hash of everything that was sent. Each line is fsynced at
-once. A line torn by a killed process is ignored, and its request is sent again.
+The file is JSON Lines, only appended to. Each line begins with a key, a hash of everything that is sent, and is fsynced
+at once:
+
+    {"key", "sent": text}                 a try, before it is sent; text: the last message
+    {"key", "sent": text, "batch": name}  the same, as a part of a batch
+    {"key", "unpaid": reason}             the try failed and is not charged
+    {"key", "text", "finish", ...}        its reply, before anything is done with it: the fields of `Reply`
+    {"key": name, "batch_id": id}         the server accepted a batch
+    {"key": name, "batch_ended": status}  all replies of a batch are in the ledger
+
+A line torn by a killed process is ignored. If that was a reply, its request is sent again.
 """
 
 import dataclasses
@@ -9,7 +18,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from llava_jax.errors import ConfigError, DataError
@@ -28,10 +38,58 @@ class Reply:
     model: str  # the name that the server returned
     input_tokens: int | None = None
     output_tokens: int | None = None
+    is_batch: bool = False  # from the Batch API, at half the price
 
 
-TYPES = {"text": (str,), "finish": (str,), "is_refused": (bool,), "model": (str,)}
+TYPES = {"text": (str,), "finish": (str,), "is_refused": (bool,), "model": (str,), "is_batch": (bool,)}
 TYPES |= {"input_tokens": (int, type(None)), "output_tokens": (int, type(None))}
+
+
+@dataclasses.dataclass
+class BatchRecord:
+    """A batch of requests. id: the server's, None if it is not known to have been accepted. ended: its last status."""
+
+    keys: list[str] = dataclasses.field(default_factory=list)
+    id: str | None = None
+    ended: str | None = None
+
+
+@dataclasses.dataclass
+class Ledger:
+    """The content of a cache. replies: by key. open_tries: tries by key that have no outcome and may be charged.
+    batches: by name. torn: the number of torn lines."""
+
+    replies: dict[str, Reply] = dataclasses.field(default_factory=dict)
+    open_tries: Counter[str] = dataclasses.field(default_factory=Counter)
+    batches: dict[str, BatchRecord] = dataclasses.field(default_factory=dict)
+    torn: int = 0
+
+    def live_batches(self) -> dict[str, BatchRecord]:
+        return {name: batch for name, batch in self.batches.items() if batch.ended is None}
+
+    def apply(self, record: dict) -> None:
+        """Adds a line. Raises TypeError for one that no cache contains."""
+        key = record.pop("key")
+        match record:
+            case {"text": _}:
+                reply = Reply(**record)
+                if not all(type(getattr(reply, name)) in types for name, types in TYPES.items()):
+                    raise TypeError("a value of another type")
+                self.replies[key] = reply
+                if not reply.is_batch and self.open_tries[key]:
+                    self.open_tries[key] -= 1
+            case {"sent": str(), "batch": str(name), **fields} if not fields:
+                self.batches.setdefault(name, BatchRecord()).keys.append(key)
+            case {"sent": str(), **fields} if not fields:
+                self.open_tries[key] += 1
+            case {"unpaid": str(), **fields} if not fields:
+                self.open_tries[key] -= 1
+            case {"batch_id": str(value), **fields} if not fields and key in self.batches:
+                self.batches[key].id = value
+            case {"batch_ended": str(value), **fields} if not fields and key in self.batches:
+                self.batches[key].ended = value
+            case _:
+                raise TypeError("no line of a cache")
 
 
 def cache_key(model: str, messages: Sequence[Mapping[str, str]], parameters: Mapping[str, float]) -> str:
@@ -44,16 +102,17 @@ def read_replies(path: Path) -> tuple[dict[str, Reply], int]:
     """(replies by key, number of torn lines). A missing file is an empty cache. Raises DataError for a file that is no
     cache, ConfigError for an unreadable one."""
     try:
-        return _parse(path, path.read_bytes())
+        ledger = _parse(path, path.read_bytes())
     except FileNotFoundError:
         return {}, 0
     except OSError as fault:
         raise ConfigError(f"{path}: cannot be read ({fault.strerror}). Choose another --cache.") from None
+    return ledger.replies, ledger.torn
 
 
 class ReplyCache:
-    """An open cache, locked by this process. replies: by key. torn: the number of torn lines. Raises as `read_replies`
-    does, and ConfigError if it cannot be written or another process uses it."""
+    """An open cache, locked by this process. ledger: its content. Raises as `read_replies` does, and ConfigError if it
+    cannot be written or another process uses it."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -65,7 +124,7 @@ class ReplyCache:
         try:
             self._lock()
             content = path.read_bytes()
-            self.replies, self.torn = _parse(path, content)
+            self.ledger = _parse(path, content)
             if content and not content.endswith(b"\n"):
                 self._write(b"\n")  # otherwise the next reply would extend the torn line
         except BaseException:
@@ -78,15 +137,44 @@ class ReplyCache:
     def __exit__(self, *_):
         os.close(self._file)
 
-    def add(self, key: str, reply: Reply) -> None:
-        """Adds a reply and fsyncs it. Raises ConfigError on an I/O error, e.g. a full disk."""
-        self.replies[key] = reply
-        self._write(json.dumps({"key": key} | dataclasses.asdict(reply)).encode() + b"\n")
+    @property
+    def replies(self) -> dict[str, Reply]:
+        return self.ledger.replies
 
-    def _write(self, line: bytes) -> None:
+    def add(self, key: str, reply: Reply) -> None:
+        """Adds a reply and fsyncs it. This and the following methods raise ConfigError on an I/O error, e.g. a full
+        disk."""
+        self._append([{"key": key} | dataclasses.asdict(reply)])
+
+    def add_batch_replies(self, replies: Mapping[str, Reply]) -> None:
+        self._append([{"key": key} | dataclasses.asdict(reply) for key, reply in replies.items()])
+
+    def add_sent(self, key: str, text: str) -> None:
+        """Adds a try. Until its outcome is added, it may be charged."""
+        self._append([{"key": key, "sent": text}])
+
+    def add_unpaid(self, key: str, reason: str) -> None:
+        """Adds that the last try of a request failed and is not charged."""
+        self._append([{"key": key, "unpaid": reason}])
+
+    def add_batch(self, name: str, texts: Mapping[str, str]) -> None:
+        """Adds a batch before it is sent. texts: the last message of each request by key."""
+        self._append([{"key": key, "sent": text, "batch": name} for key, text in texts.items()])
+
+    def set_batch(self, name: str, **change: str) -> None:
+        """Adds what is known of a batch: batch_id or batch_ended."""
+        self._append([{"key": name} | change])
+
+    def _append(self, records: Iterable[dict]) -> None:
+        records = list(records)
+        self._write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
+        for record in records:
+            self.ledger.apply(record)
+
+    def _write(self, lines: bytes) -> None:
         try:
-            if os.write(self._file, line) < len(line):
-                raise OSError(28, "No space left on device")  # the line is now torn
+            if os.write(self._file, lines) < len(lines):
+                raise OSError(28, "No space left on device")  # the last line is now torn
             os.fsync(self._file)
         except OSError as fault:
             raise ConfigError(
@@ -102,22 +190,17 @@ class ReplyCache:
             ) from None
 
 
-def _parse(path: Path, content: bytes) -> tuple[dict[str, Reply], int]:
-    replies, torn = {}, 0
+def _parse(path: Path, content: bytes) -> Ledger:
+    ledger = Ledger()
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line:
             continue
         try:
             if line[: len(LINE_PREFIX)] != LINE_PREFIX[: len(line)]:
                 raise TypeError("no line of a cache")
-            record = parse_json(line)
-            key, reply = record.pop("key"), Reply(**record)
-            if not all(type(getattr(reply, name)) in types for name, types in TYPES.items()):
-                raise TypeError("a value of another type")
+            ledger.apply(parse_json(line))
         except ValueError:
-            torn += 1
+            ledger.torn += 1
         except TypeError:
             raise DataError(f"{path}: line {number} is not a line of a reply cache. Choose another --cache.") from None
-        else:
-            replies[key] = reply
-    return replies, torn
+    return ledger

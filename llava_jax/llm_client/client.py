@@ -7,24 +7,21 @@ stop the others. The API key comes from an environment variable and is sent only
 import asyncio
 import contextlib
 import dataclasses
-import email.utils
 import hashlib
-import os
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from llava_jax.errors import ConfigError, UserError, harmless
+from llava_jax.errors import ConfigError, UserError
 from llava_jax.llm_client.cache import Reply, ReplyCache
-from llava_jax.llm_client.settings import LLMSettings, Messages, deduplicate, estimate_cost
+from llava_jax.llm_client.response import import_openai, one_line, read_api_key, reply_of, retry_after
+from llava_jax.llm_client.settings import LLMSettings, Messages, costs_so_far, deduplicate, estimate_cost
 from llava_jax.output.interrupts import Interrupt, stop_signals
 
 TRIES = 5
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0  # seconds between tries
 GIVE_UP_AFTER = 10  # failed requests in a row: the server does not work
 RETRYABLE = (408, 409, 425, 429)  # the 4xx codes that may succeed later; all 5xx may too
-MIN_KEY_LENGTH = 8  # a shorter key is a dummy for a server that needs none; it is not redacted
 
 
 class Unfinished(UserError):
@@ -47,27 +44,32 @@ def ask_llm(
     settings: LLMSettings,
     cache: Path,
     *,
+    spent_before: float = 0.0,
     log: Callable[[str], None] = print,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LLMResult:
     """Sends the requests that are not in the cache; equal ones only once.
 
+    spent_before: US dollars that other requests of the same run have cost, which count towards `settings.max_cost`.
     log: called with lines of text, first with the estimated cost before anything is sent. on_progress: called with the
     number of finished requests and their total.
 
     Raises Unfinished if `settings.max_cost` is reached or the server does not work; ConfigError for an unusable key,
-    model, server or cache; Interrupt for a stop signal.
+    model, server or cache, and for requests that are in a batch; Interrupt for a stop signal.
     """
     keys, messages = deduplicate(requests, settings)
     with ReplyCache(cache) as reply_cache:
         for line in estimate_cost(requests, settings, reply_cache.replies):
             log(line)
-        if reply_cache.torn:
-            log(f"{cache}: ignored {reply_cache.torn} torn lines; their requests are sent again")
+        if reply_cache.ledger.torn:
+            log(f"{cache}: ignored {reply_cache.ledger.torn} torn lines; their requests are sent again")
         cached = reply_cache.replies
-        spent = sum(settings.cost_of(cached[key], messages[key]) for key in messages if key in cached)
         pending = {key: request for key, request in messages.items() if key not in cached}
-        sender = _Sender(settings, reply_cache, spent)
+        for batch in reply_cache.ledger.live_batches().values():
+            if in_batch := pending.keys() & set(batch.keys):
+                raise ConfigError(f"{cache}: {len(in_batch):,} of the requests are in a batch; pass --batch")
+        spent, lost = costs_so_far(reply_cache.ledger, settings, messages)
+        sender = _Sender(settings, reply_cache, spent, lost, spent_before)
         progress = lambda: f"{sum(key in cached for key in messages):,} of {len(messages):,} replies are in {cache}"  # noqa: E731
         try:
             if pending:
@@ -82,16 +84,6 @@ def ask_llm(
         return LLMResult(replies, failed, len(pending) - len(sender.failed), sender.spent, sender.lost)
 
 
-def read_api_key(settings: LLMSettings) -> str:
-    """The API key. Raises ConfigError, without the key in it, if the key is missing or invalid."""
-    key = os.environ.get(settings.key_variable, "").strip()
-    if not key:
-        raise ConfigError(f"no key: set the environment variable {settings.key_variable}, or pass --key-variable")
-    if not (key.isascii() and key.isprintable() and " " not in key):
-        raise ConfigError(f"the value of {settings.key_variable} has spaces or special characters: not a key")
-    return key
-
-
 def retry_delay(number: int, key: str, retry_after: float = 0.0) -> float:
     """Seconds before try `number` (2 and up) of the request `key`: doubled for each try, minus a jitter of up to half
     that depends on both; at least the server's `retry_after`, at most LONGEST_WAIT."""
@@ -100,12 +92,12 @@ def retry_delay(number: int, key: str, retry_after: float = 0.0) -> float:
 
 
 class _FailedTry(Exception):
-    """A try without a reply. is_final: no further try or request can succeed. is_paid: the server may charge for it.
-    wait: the server's Retry-After in seconds."""
+    """A try without a reply. is_final: no further try or request can succeed. is_last: no further try of this request
+    can. is_paid: the server may charge for it. wait: the server's Retry-After in seconds."""
 
-    def __init__(self, message: str, *, is_final: bool = False, is_paid: bool = False, wait: float = 0.0):
+    def __init__(self, message: str, *, is_final=False, is_last=False, is_paid=False, wait: float = 0.0):
         super().__init__(message)
-        self.is_final, self.is_paid, self.wait = is_final, is_paid, wait
+        self.is_final, self.is_last, self.is_paid, self.wait = is_final, is_last, is_paid, wait
 
 
 class _Sender:
@@ -116,9 +108,9 @@ class _Sender:
     reserved: maximum for requests in flight.
     """
 
-    def __init__(self, settings: LLMSettings, cache: ReplyCache, spent: float):
-        self.settings, self.cache = settings, cache
-        self.spent, self.lost, self.reserved = spent, 0.0, 0.0
+    def __init__(self, settings: LLMSettings, cache: ReplyCache, spent: float, lost: float, spent_before: float):
+        self.settings, self.cache, self.spent_before = settings, cache, spent_before
+        self.spent, self.lost, self.reserved = spent, lost, 0.0
         self.in_flight = self.done = self.failed_in_a_row = 0
         self.failed: dict[str, str] = {}
         self.signalled: int = signal.SIGTERM
@@ -126,7 +118,7 @@ class _Sender:
         self.stopped, self.try_ended = asyncio.Event(), asyncio.Event()
 
     async def run(self, pending: dict[str, Messages], on_progress: Callable[[int, int], None]) -> None:
-        self.openai, self.key = _openai(), read_api_key(self.settings)
+        self.openai, self.key = import_openai(), read_api_key(self.settings)
         # A redirect could send the key to another server. The library's own retries would not be counted.
         self.client = self.openai.AsyncOpenAI(
             api_key=self.key, base_url=self.settings.url, timeout=self.settings.timeout, max_retries=0,
@@ -163,23 +155,29 @@ class _Sender:
             if self.stop_reason is not None:
                 return
             try:
+                self.cache.add_sent(key, messages[-1]["content"])
                 reply = await self._try(messages)
                 self.spent += self.settings.cost_of(reply, messages)
                 self.failed_in_a_row = 0
                 return self.cache.add(key, reply)
             except _FailedTry as e:
                 fault = e
-                self.lost += worst_cost if fault.is_paid else 0.0
+                if fault.is_paid:
+                    self.lost += worst_cost
+                else:
+                    self.cache.add_unpaid(key, str(fault))
             finally:
                 self.in_flight -= 1
                 self.reserved = self.reserved - worst_cost if self.in_flight else 0.0  # 0.0: drops rounding errors
                 self.try_ended.set()
             if fault.is_final:
                 raise ConfigError(f"{self.settings.url}: {fault}")
+            if fault.is_last:
+                break
             if number < TRIES:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.stopped.wait(), retry_delay(number + 1, key, fault.wait))
-        self.failed[key] = f"{fault} ({TRIES} tries)"
+        self.failed[key] = f"{fault} ({number} tries)" if number > 1 else str(fault)
         self.failed_in_a_row += 1
         if self.failed_in_a_row >= GIVE_UP_AFTER:
             raise Unfinished(f"{self.settings.url}: {self.failed_in_a_row} requests in a row failed, the last: {fault}")
@@ -187,13 +185,14 @@ class _Sender:
     async def _reserve(self, worst_cost: float) -> None:
         """Reserves the worst cost; waits for requests in flight if needed. Raises Unfinished at the limit."""
         limit = self.settings.max_cost
-        exceeds_limit = lambda: limit is not None and self.spent + self.lost + self.reserved + worst_cost > limit  # noqa: E731
+        so_far = lambda: self.spent_before + self.spent + self.lost  # noqa: E731
+        exceeds_limit = lambda: limit is not None and so_far() + self.reserved + worst_cost > limit  # noqa: E731
         while exceeds_limit() and self.in_flight and self.stop_reason is None:
             self.try_ended.clear()
             await self.try_ended.wait()
         if exceeds_limit() and self.stop_reason is None:
             raise Unfinished(
-                f"--max-cost ${limit:g}: ${self.spent + self.lost:.4f} are spent, and the next request may cost "
+                f"--max-cost ${limit:g}: ${so_far():.4f} are spent, and the next request may cost "
                 f"${worst_cost:.4f}; run the same command with a larger --max-cost to resume"
             )
         if self.stop_reason is None:
@@ -208,7 +207,7 @@ class _Sender:
                 completion = await self.client.chat.completions.create(
                     model=settings.model, messages=messages, **settings.parameters
                 )
-            return self._reply(completion)
+            return reply_of(completion, self.key)
         except openai.APIStatusError as e:
             body = e.body if isinstance(e.body, dict) else {"message": e.body}
             if body.get("code") == "content_filter":  # Azure's refusal
@@ -218,8 +217,10 @@ class _Sender:
             is_final = e.status_code < 500 and e.status_code not in RETRYABLE
             is_final = is_final or body.get("code") == "insufficient_quota"
             message = body.get("message") or ("redirects to another URL" if e.status_code < 400 else "")
-            reason = f"{e.status_code} {self._one_line(message)}".strip()
-            raise _FailedTry(reason, is_final=is_final, wait=_retry_after(e.response.headers)) from None
+            reason = f"{e.status_code} {one_line(message, self.key)}".strip()
+            if body.get("code") == "context_length_exceeded":  # of this request; others may be shorter
+                raise _FailedTry(reason, is_last=True) from None
+            raise _FailedTry(reason, is_final=is_final, wait=retry_after(e.response.headers)) from None
         except (TimeoutError, openai.APITimeoutError):
             raise _FailedTry(f"no answer within {settings.timeout:g} s", is_paid=True) from None
         except openai.APIConnectionError as e:
@@ -228,46 +229,7 @@ class _Sender:
         except (openai.APIError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as e:
             raise _FailedTry(f"not a chat API response ({type(e).__name__})", is_paid=True) from None
 
-    def _reply(self, completion) -> Reply:
-        """Parses a response. The library does not validate it, so an invalid one raises one of several exceptions."""
-        choice, usage = completion.choices[0], completion.usage
-        text, refusal = choice.message.content or "", getattr(choice.message, "refusal", None) or ""
-        if not isinstance(text, str) or not isinstance(refusal, str):
-            raise TypeError("no text")
-        finish, counts = str(choice.finish_reason or ""), ("prompt_tokens", "completion_tokens")
-        tokens = [n if type(n := getattr(usage, name, None)) is int and n >= 0 else None for name in counts]
-        is_refused = bool(refusal) or finish == "content_filter" or not text.strip()
-        return Reply(self._without_key(text or refusal), finish, is_refused, self._one_line(completion.model), *tokens)
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self.key, "[key]") if len(self.key) >= MIN_KEY_LENGTH else text
-
-    def _one_line(self, text: object) -> str:
-        """Text of the server as one short line without the key."""
-        return " ".join(harmless(self._without_key(str(text))).split())[:200]
-
     def _stop(self, reason: UserError) -> None:
         self.stop_reason = self.stop_reason or reason
         self.stopped.set()
         self.try_ended.set()
-
-
-def _openai():
-    try:
-        import openai
-    except ImportError:
-        raise ConfigError("a chat API needs a package: pip install 'llava_jax[judge]'") from None
-    return openai
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """The Retry-After header in seconds; 0 if it is missing or invalid."""
-    value = headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError, OverflowError):
-            return 0.0
-    return seconds if seconds > 0 else 0.0

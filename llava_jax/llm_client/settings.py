@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from llava_jax.errors import ConfigError
-from llava_jax.llm_client.cache import Reply, cache_key
+from llava_jax.llm_client.cache import Ledger, Reply, cache_key
 
 Messages = Sequence[Mapping[str, str]]  # of {"role": system | user | assistant, "content": text}
 
 OPENAI_URL = "https://api.openai.com/v1"
 URL = r"(?a)https?://[\w.:\[\]-]+(/[\w./~-]*)?"  # without user, password and query, which may contain a key
 CHARS_PER_TOKEN = 4  # roughly, in English; the tokenizers of these models are not available
+BATCH_PRICE = 0.5  # of OpenAI's Batch API, as a share of the price of direct requests
 TOKENS_PER_MESSAGE = 16  # upper bound, for the role and separators
 
 
@@ -98,23 +99,40 @@ class LLMSettings:
 
     def cost_of(self, reply: Reply, messages: Messages) -> float:
         """The cost in US dollars; the worst case if the server returned no usage."""
+        share = BATCH_PRICE if reply.is_batch else 1.0
         if reply.input_tokens is None or reply.output_tokens is None:
-            return self.worst_cost(messages)
-        return self.cost(reply.input_tokens, reply.output_tokens)
+            return share * self.worst_cost(messages)
+        return share * self.cost(reply.input_tokens, reply.output_tokens)
 
 
 def deduplicate(requests: Mapping[str, Messages], settings: LLMSettings) -> tuple[dict[str, str], dict[str, Messages]]:
     """(keys by request id, messages by key), as they are sent: lone surrogates become question marks."""
     keys, messages = {}, {}
     for name, request in requests.items():
-        request = [{**turn, "content": turn["content"].encode("utf-8", "replace").decode()} for turn in request]
+        request = [_encodable(turn) for turn in request]
         keys[name] = settings.cache_key(request)
         messages[keys[name]] = request
     return keys, messages
 
 
-def estimate_cost(requests: Mapping[str, Messages], settings: LLMSettings, replies: Mapping[str, Reply]) -> list[str]:
-    """Lines about the requests and their estimated cost. replies: the cached ones by key."""
+def _encodable(turn: Mapping[str, str]) -> Mapping[str, str]:
+    """The message itself if it can be sent: turns that requests share, such as solved examples, are not copied."""
+    content = turn["content"].encode("utf-8", "replace").decode()
+    return turn if content == turn["content"] else {**turn, "content": content}
+
+
+def costs_so_far(ledger: Ledger, settings: LLMSettings, messages: Mapping[str, Messages]) -> tuple[float, float]:
+    """US dollars that these requests (by key) have cost so far: (for replies, maximum for tries without an outcome)."""
+    spent = sum(settings.cost_of(ledger.replies[key], messages[key]) for key in messages if key in ledger.replies)
+    open_tries = {key: count for key in messages if (count := ledger.open_tries.get(key, 0))}
+    return spent, sum(count * settings.worst_cost(messages[key]) for key, count in open_tries.items())
+
+
+def estimate_cost(
+    requests: Mapping[str, Messages], settings: LLMSettings, replies: Mapping[str, Reply], is_batch: bool = False
+) -> list[str]:
+    """Lines about the requests and their estimated cost. replies: the cached ones by key. is_batch: they are sent
+    through the Batch API."""
     keys, messages = deduplicate(requests, settings)
     new = [request for key, request in messages.items() if key not in replies]
     turns = [turn for request in new for turn in request]
@@ -132,5 +150,7 @@ def estimate_cost(requests: Mapping[str, Messages], settings: LLMSettings, repli
         if settings.input_price is None:
             lines[1] += "cost unknown without --input-price and --output-price"
         else:
-            lines[1] += f"about ${settings.cost(inputs, 0):.4f} and up to ${settings.cost(0, outputs):.4f}"
+            share, note = (BATCH_PRICE, ", at the price of the Batch API") if is_batch else (1.0, "")
+            costs = share * settings.cost(inputs, 0), share * settings.cost(0, outputs)
+            lines[1] += f"about ${costs[0]:.4f} and up to ${costs[1]:.4f}{note}"
     return lines

@@ -226,7 +226,7 @@ def test_judge_resumes_after_a_signal_without_repeating_requests(folder, sent, c
     cache = folder / "judge.jsonl.cache.jsonl"
     with FakeServer(behave) as server:
         process = start(judging(folder, server, "--concurrency", "4"))
-        while process.poll() is None and not (cache.exists() and cache.read_bytes().count(b"\n") == 30):
+        while process.poll() is None and not (cache.exists() and cache.read_bytes().count(b'"finish"') == 30):
             time.sleep(0.02)
         process.send_signal(sent)
         out, err = process.communicate(timeout=60)

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from llava_jax.errors import ConfigError, DataError
-from llava_jax.llm_client.cache import Reply, ReplyCache, cache_key, read_replies
+from llava_jax.llm_client.cache import BatchRecord, Reply, ReplyCache, cache_key, read_replies
 
 REPLY = Reply("It is \ud83d\n\u2028 so.", "stop", False, "fake-1", 100, 10)
 
@@ -33,7 +33,7 @@ def test_torn_line_loses_only_its_own_reply(tmp_path):
         path.write_bytes(both[:end])
         with ReplyCache(path) as cache:
             is_whole = end == len(both) - 1  # only the line break is missing
-            assert list(cache.replies) == (["k1", "k2"] if is_whole else ["k1"]) and cache.torn == (not is_whole)
+            assert list(cache.replies) == (["k1", "k2"] if is_whole else ["k1"]) and cache.ledger.torn == (not is_whole)
             cache.add("k3", REPLY)
         assert list(read_replies(path)[0]) == (["k1", "k2", "k3"] if is_whole else ["k1", "k3"])
 
@@ -89,7 +89,7 @@ def test_full_disk_loses_one_reply(tmp_path, monkeypatch):
             with pytest.raises(ConfigError, match="c: cannot be written .No space left on device"):
                 cache.add("k2", REPLY)
     with ReplyCache(tmp_path / "c") as cache:
-        assert list(cache.replies) == ["k1"] and cache.torn == 1
+        assert list(cache.replies) == ["k1"] and cache.ledger.torn == 1
         cache.add("k2", REPLY)
     assert list(read_replies(tmp_path / "c")[0]) == ["k1", "k2"]
     lines = (tmp_path / "c").read_text().splitlines()
@@ -128,3 +128,42 @@ def test_reply_with_values_of_wrong_types_is_rejected(tmp_path, change):
     (tmp_path / "c").write_bytes(line)
     with pytest.raises(DataError, match="line 1 is not a line of a reply cache"):
         read_replies(tmp_path / "c")
+
+
+def test_tries_and_batches_are_read_back(tmp_path):
+    with ReplyCache(tmp_path / "c") as cache:
+        for key in ("k1", "k1", "k2", "k3"):
+            cache.add_sent(key, "text")
+        cache.add_unpaid("k1", "500")
+        cache.add("k2", REPLY)
+        cache.add_batch("b1", {"k4": "a", "k5": "b"})
+        cache.add_batch("b2", {"k6": "c"})
+        cache.set_batch("b1", batch_id="batch_9")
+        cache.add_batch_replies({"k4": Reply("x", "stop", False, "m", is_batch=True)})
+        cache.set_batch("b2", batch_ended="expired")
+        written = cache.ledger
+    with ReplyCache(tmp_path / "c") as cache:
+        ledger = cache.ledger
+    assert ledger == written and list(ledger.replies) == ["k2", "k4"] and ledger.replies["k4"].is_batch
+    assert +ledger.open_tries == {"k1": 1, "k3": 1}
+    assert ledger.live_batches() == {"b1": BatchRecord(["k4", "k5"], "batch_9", None)}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"key": "k", "sent": 5}', b'{"key": "k", "sent": "x", "more": 1}', b'{"key": "k", "sent": "x", "batch": 1}',
+        b'{"key": "k", "unpaid": null}', b'{"key": "b", "batch_id": "x"}', b'{"key": "b", "batch_ended": "failed"}',
+        b'{"key": "k"}',
+    ],
+)  # fmt: skip
+def test_unknown_event_is_no_line_of_a_cache(tmp_path, line):
+    (tmp_path / "c").write_bytes(line + b"\n")
+    with pytest.raises(DataError, match="line 1 is not a line of a reply cache"):
+        read_replies(tmp_path / "c")
+
+
+def test_old_cache_without_tries_is_read(tmp_path):
+    (tmp_path / "c").write_bytes(GOOD)
+    replies, _ = read_replies(tmp_path / "c")
+    assert replies["k1"].text == "A" and not replies["k1"].is_batch

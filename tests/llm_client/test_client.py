@@ -168,6 +168,19 @@ def test_permanent_errors_stop_the_run_at_once(tmp_path, status, code, message):
         assert run(server, tmp_path / "c", requests(9)).new_count == 6 and max(server.times.values()) == 2
 
 
+def test_request_that_is_too_long_fails_alone_and_once(tmp_path):
+    def behave(call):
+        call.fail(400, "too many tokens", "context_length_exceeded") if call.text == "q1" else echo(call)
+
+    with FakeServer(behave) as server:
+        result = run(server, tmp_path / "c", requests(4), concurrency=1)
+        assert list(result.replies) == ["0", "2", "3"] and result.failed == {"1": "400 too many tokens"}
+        assert set(server.times.values()) == {1}
+        with pytest.raises(Unfinished, match="10 requests in a row failed, the last: 400 too long"):
+            server.behave = lambda call: call.fail(400, "too long", "context_length_exceeded")
+            run(server, tmp_path / "d", requests(99), concurrency=1)
+
+
 def test_requests_in_flight_are_cached_when_the_run_stops(tmp_path, monkeypatch):
     """A request that waits for its next try stops waiting."""
     monkeypatch.setattr(module, "FIRST_WAIT", 60.0)

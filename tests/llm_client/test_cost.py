@@ -1,5 +1,6 @@
 """The cost cap: reserved, counted and never exceeded by more than one request."""
 
+import json
 import time
 
 import pytest
@@ -66,3 +67,34 @@ def test_reply_without_usage_costs_the_worst_case(tmp_path):
                 server, tmp_path / f"c{usage}", requests(1), input_price=1.0, output_price=100.0, max_tokens=50
             )
             assert result.spent == pytest.approx(0.005018) and result.replies["0"].input_tokens is None
+
+
+def test_request_in_flight_at_a_kill_counts_in_the_next_run(tmp_path):
+    """The line of the request is on disk when the server gets it; without its outcome it counts with its worst case."""
+    settings = dict(input_price=1.0, output_price=100.0, max_tokens=50, concurrency=1)
+    lines = []
+
+    def behave(call):
+        lines.extend((tmp_path / "c").read_text().splitlines())
+        call.reply("so")
+
+    with FakeServer(behave) as server:
+        assert run(server, tmp_path / "c", requests(1), **settings).lost == 0
+        assert len(lines) == 1 and json.loads(lines[0])["sent"] == "q0"
+        for _ in range(2):  # killed twice before the reply came
+            (tmp_path / "killed").open("a").write(lines[0] + "\n")
+        with pytest.raises(Unfinished, match=r"--max-cost \$0.012: \$0.0100 are spent"):
+            run(server, tmp_path / "killed", requests(1), **settings, max_cost=0.012)
+        assert len(server.calls) == 1
+        result = run(server, tmp_path / "killed", requests(1), **settings, max_cost=0.02)
+        assert result.lost == pytest.approx(2 * 0.005018) and result.spent == pytest.approx(0.0011)
+
+
+@pytest.mark.parametrize("fault, open_tries", [("cut inside", 5), ("429", 0), ("500", 0)])
+def test_tries_that_were_not_charged_are_closed_on_disk(tmp_path, fault, open_tries):
+    settings = dict(input_price=1.0, output_price=100.0, max_tokens=50)
+    with FakeServer(TRANSIENT[fault]) as server:
+        first = run(server, tmp_path / "c", requests(1), **settings)
+        server.behave = echo
+        second = run(server, tmp_path / "c", requests(1), **settings)
+    assert first.lost == second.lost == pytest.approx(open_tries * 0.005018)

@@ -1,0 +1,1 @@
+"""Makes instruction data from captions and boxes with a language model, and filters image captions."""
