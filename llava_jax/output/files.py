@@ -75,6 +75,16 @@ def write_whole(path: Path, text: str) -> None:
         raise ConfigError(f"{path}: cannot be written ({error.strerror or error}). Choose another path.") from None
 
 
+def make_writable(folder: Path) -> None:
+    """Creates a folder before hours of reading. Raises ConfigError if it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, "not allowed")
+    except OSError as fault:
+        raise ConfigError(f"{folder}: cannot be written to ({fault.strerror}). Name another folder.") from None
+
+
 def date_of(path: Path) -> str:
     """The UTC date of the last modification of a file or folder, as YYYY-MM-DD; "" if it does not exist."""
     try:

@@ -14,12 +14,12 @@ from llava_jax.output.interrupts import ignore_stop_signals, signals_blocked
 CHUNK = 32  # rows per task: few enough to show progress, enough to amortise the communication
 
 
-def map_rows(work: Callable[[range], list], rows: int, workers: int) -> Iterator[list]:
-    """Yields `work(range)` for ranges of up to `CHUNK` of `rows` rows, in order; 0 workers: in this process.
+def map_rows(work: Callable[[range], list], rows: int, workers: int, chunk: int = CHUNK) -> Iterator[list]:
+    """Yields `work(range)` for ranges of up to `chunk` of `rows` rows, in order; 0 workers: in this process.
 
     `work` is pickled once per worker. Its exceptions reach the caller. Raises UserError if a worker is killed.
     """
-    chunks = [range(start, min(start + CHUNK, rows)) for start in range(0, rows, CHUNK)]
+    chunks = [range(start, min(start + chunk, rows)) for start in range(0, rows, chunk)]
     if workers < 1:
         yield from map(work, chunks)
         return

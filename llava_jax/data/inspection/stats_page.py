@@ -1,28 +1,16 @@
 """An HTML page of the statistics of `stats`, with plots."""
 
-import io
 from collections.abc import Mapping
 
 import numpy as np
 
 from llava_jax.data.inspection.stats import Stats
-from llava_jax.errors import ConfigError
 from llava_jax.output.html_page import Markup, document, element, join
 from llava_jax.output.page_parts import share_bar, table, tile, tiles
+from llava_jax.output.plots import FILL, LIMIT, svg_plot
 
 BINS = 60
-# matplotlib cannot use CSS variables: it draws in these colours, which are then replaced by variables of the page.
-INK, LINE, FILL, LIMIT = "#010203", "#010204", "#010205", "#010206"
-COLORS = {INK: "var(--muted)", LINE: "var(--line)", FILL: "var(--fill)", LIMIT: "var(--bad)"}
 DOTS = "#7088e0"  # of the rasterized plot, which CSS cannot change; visible in light and dark mode
-
-
-def check_matplotlib() -> None:
-    """Raises ConfigError without matplotlib; to be called before hours of reading."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ConfigError("plots need matplotlib: pip install 'llava_jax[plots]', or leave out --page") from None
 
 
 def stats_page(source: str, stats: Stats, facts: Mapping[str, str] | None = None) -> str:
@@ -62,29 +50,6 @@ def _summary(stats: Stats) -> Markup:
     return tiles(summary)
 
 
-def _svg(draw, title: str) -> Markup:
-    import matplotlib
-    from matplotlib.figure import Figure  # not pyplot, which has global state and a window system
-
-    style = {
-        "svg.hashsalt": title, "svg.fonttype": "none",  # the same data gives the same file
-        "axes.edgecolor": LINE, "axes.labelcolor": INK, "text.color": INK, "xtick.color": LINE, "ytick.color": LINE,
-        "xtick.labelcolor": INK, "ytick.labelcolor": INK, "grid.color": LINE, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(4.6, 2.5), layout="constrained")
-        axes = figure.subplots()
-        draw(axes)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for color, variable in COLORS.items():
-        svg = svg.replace(color, variable)
-    return element("figure", join(element("h3", title), Markup(svg)), class_="plot")
-
-
 def _histogram(values: np.ndarray, title: str, limit: int | None = None) -> Markup:
     def draw(axes):
         is_count = values.dtype.kind == "i" and values.max() < BINS
@@ -94,7 +59,7 @@ def _histogram(values: np.ndarray, title: str, limit: int | None = None) -> Mark
         if limit is not None and limit <= 2 * values.max():
             axes.axvline(limit, color=LIMIT, linewidth=1)
 
-    return _svg(draw, title)
+    return svg_plot(draw, title)
 
 
 def _sizes(sizes: np.ndarray) -> Markup:
@@ -105,4 +70,4 @@ def _sizes(sizes: np.ndarray) -> Markup:
         axes.scatter(*points.T, s=area, alpha=0.4, linewidths=0, rasterized=True, color=DOTS)
         axes.set(xlabel="width", ylabel="height")
 
-    return _svg(draw, "image sizes, pixels")
+    return svg_plot(draw, "image sizes, pixels")

@@ -55,7 +55,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
         rows = [(f"{path}: line {i}", _parse_json(line, f"{path}: line {i}")) for i, line in lines if line.strip()]
     if not rows:
         raise DataError(f"{path}: no pairs.")
-    return [_parse_pair(row, where) for where, row in rows]
+    return [parse_pair(row, where) for where, row in rows]
 
 
 def _parse_json(text: str, where: str):
@@ -65,7 +65,9 @@ def _parse_json(text: str, where: str):
         raise DataError(f'{where}: not JSON ({fault}); expected {{"image": ..., "caption": ...}}.') from None
 
 
-def _parse_pair(row, where: str) -> tuple[str, str]:
+def parse_pair(row, where: str) -> tuple[str, str]:
+    """Returns (image, caption without white space around it). Raises DataError, starting with `where`, if either is
+    not a string, is empty, or has a lone surrogate."""
     values = [row.get(key) for key in ("image", "caption")] if isinstance(row, dict) else [None, None]
     for key, value in zip(("image", "caption"), values, strict=True):
         if not isinstance(value, str) or not value.strip():

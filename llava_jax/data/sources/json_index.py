@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llava_jax.data.sources.json_scan import scan_rows
+from llava_jax.data.sources.json_scan import RowTable, scan_rows
 from llava_jax.errors import DataError
 from llava_jax.output.console import log
 from llava_jax.output.file_kind import wrong_kind
@@ -62,7 +62,8 @@ def open_index(path: Path, broken: dict[int, DataError] | None = None) -> RowInd
                 raise DataError(f"{path} {kind}")
             if index_files and broken is None:
                 log(f"{path}: indexing {file_stamp[0] / 1e6:,.0f} MB, once", to_stderr=True)
-            table = scan_rows(file, path, broken)
+            table = RowTable(path, broken)
+            scan_rows(file, table)
             if stamp(file) != file_stamp:
                 raise DataError(f"{path}: changed while it was read. Run the command again when the file is complete.")
     except OSError as fault:

@@ -74,16 +74,16 @@ def where_is(path: Path, row: int, line: int) -> str:
     return f"{path}: line {line}" if line else f"{path}: row {row}"
 
 
-def scan_rows(file, path: Path, broken: dict[int, DataError] | None) -> RowTable:
-    """Parses every row of the open binary `file` and checks it, unless `broken` is given (see `RowTable`).
+def scan_rows(file, table: RowTable) -> None:
+    """Parses every row of the open binary `file` and adds it to `table`, a RowTable or what has its methods.
 
-    Raises DataError for a file that is neither an array nor JSON Lines, or has no rows, and without `broken` for the
-    first row that is refused.
+    Raises DataError for a file that is neither an array nor JSON Lines, or has no rows, and what the table raises for
+    a row that it refuses.
     """
     # In JSON Lines bytes that are not UTF-8 concern their line only, so no text is decoded to recognize them.
     is_object = OBJECT.match(file.read(CHUNK_BYTES))
     file.seek(0)
-    text, table = _TextReader(file, path), RowTable(path, broken)
+    text = _TextReader(file, table.path)
     opening = "{" if is_object else text.opening()
     if opening == "{":
         _refuse_other_object(file, text)
@@ -92,8 +92,7 @@ def scan_rows(file, path: Path, broken: dict[int, DataError] | None) -> RowTable
         _scan_array(text, table)
     else:
         problem = f"begins with {harmless(text.text[text.position :][:20])!r}" if opening else "is empty"
-        raise DataError(f"{path}: {problem}; expected one array of samples, [{{...}}, {{...}}], or JSON Lines.")
-    return table
+        raise DataError(f"{table.path}: {problem}; expected one array of samples, [{{...}}, {{...}}], or JSON Lines.")
 
 
 def _scan_array(text: "_TextReader", table: RowTable) -> None:
