@@ -47,6 +47,15 @@ print(llava_jax.__file__)
 """
 
 
+PROMPTS = """
+import llava_jax
+from llava_jax.datagen.prompts import read_prompts
+
+print({kind: len(prompt.shots) for kind, prompt in read_prompts().items()})
+print(llava_jax.__file__)
+"""
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
     """A folder into which pip installed the wheel."""
@@ -108,6 +117,11 @@ def test_shipped_model_answers_an_example(installed, tmp_path):
     (line,) = run_installed(TINY, [], installed, tmp_path)
     truth, answer = line.split(";")
     assert truth == answer != ""
+
+
+def test_shipped_prompts_are_read(installed, tmp_path):
+    (line,) = run_installed(PROMPTS, [], installed, tmp_path)
+    assert line == "{'conversation': 2, 'detail': 3, 'reasoning': 3}"
 
 
 def test_an_import_of_jax_is_detected():

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VERBS = (
     "train", "chat", "checkpoints", "ckpt", "convert", "plan",
     "data check", "data show", "data stats", "data build", "data captions", "data scienceqa",
+    "datagen instruct", "datagen scenes",
     "eval scienceqa predict", "eval scienceqa score", "eval scienceqa ensemble", "eval scienceqa ask",
     "eval scienceqa judge",
 )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from llava_jax.cli import data_inspect, eval_score
+from llava_jax.cli import data_inspect, datagen, eval_score
 from llava_jax.cli.chat import chat
 from llava_jax.cli.checkpoints import checkpoints
 from llava_jax.cli.convert import convert
@@ -30,6 +30,7 @@ VERBS = {
     "checkpoints": checkpoints,
     "plan": plan,
     "data": ("Checks, shows and builds data sets.", data_inspect.VERBS),
+    "datagen": ("Makes instruction data with a chat model, and selects captions for stage 1.", datagen.VERBS),
     "eval": (
         "Measures models on benchmarks.",
         {"scienceqa": ("Answers ScienceQA, scores the answers, and combines them with GPT-4's.", eval_score.SCIENCEQA)},

@@ -69,7 +69,7 @@ def test_help_lists_every_verb_and_the_alias(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     text = capsys.readouterr().out
-    assert end.value.code == 0 and "{train,chat,serve,convert,checkpoints,plan,data,eval}" in text
+    assert end.value.code == 0 and "{train,chat,serve,convert,checkpoints,plan,data,datagen,eval}" in text
     assert "checkpoints (ckpt)" in text
     for verb, line in (("train", "Trains the stages of a config"), ("plan", "Compiles a config's train step")):
         assert f"{verb} " in text and line in text
