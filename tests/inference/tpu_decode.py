@@ -63,8 +63,8 @@ def compile_decoding(folder: Path, kind: str, b: int, kv_heads: int) -> None:
             lowered = decode_slots.lower(model, view, slots, rows, array((), bool))
         else:
             part, number = array((PART,), jnp.int32), array((), jnp.int32)
-            one = SamplingParams(*(array((1,), dtype) for dtype in dtypes))
-            chunk = Chunk(number, number, number, part, part, one, array((), bool))
+            of_part = SamplingParams(*(array((1,), dtype) for dtype in dtypes))
+            chunk = Chunk(number, number, number, part, part, of_part, array((), bool))
             pool = array((PART, llm.width), jnp.bfloat16)
             lowered = read_chunk.lower(model, view, slots, pool, chunk, rows)
     compiled = lowered.compile()
