@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip-one-by-one", action="store_true", help="the slowest of the other systems")
     args = parser.parse_args()
     torch.set_num_threads(shared.THREADS)
     theirs = shared.make_theirs()
@@ -178,7 +179,8 @@ def main() -> None:
         for _ in range(args.rounds):
             runs.setdefault("slots", []).append(run_slots(engine, requests, clients))
             if clients <= STATIC:
-                runs.setdefault("one by one", []).append(run_theirs(theirs, requests, 1))
+                if not args.skip_one_by_one:
+                    runs.setdefault("one by one", []).append(run_theirs(theirs, requests, 1))
                 runs.setdefault(f"batches {STATIC}", []).append(run_theirs(theirs, requests, STATIC))
         ours = statistics.median(seconds for seconds, _ in runs["slots"])
         bound = len(requests) * prompt_seconds + total / min(clients, args.slots) * step_seconds
