@@ -201,7 +201,10 @@ def main() -> int:
         began = time.monotonic()
         code = start(contexts, folder / "undisturbed", server.url, args, 1e6).wait()
         seconds, needed = time.monotonic() - began, server.charged
-        rows = [json.loads(line) for line in (folder / "undisturbed" / "checks.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (folder / "undisturbed" / "checks.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         kept, reasons = sum(row["kept"] for row in rows), Counter(row["reason"] for row in rows if not row["kept"])
         check(code == 0, f"undisturbed run: exit code {code}, {seconds:.0f} s, {server.received:,} requests")
         text = f"{kept:,} kept + {len(rows) - kept:,} rejected = {args.images:,} images x 3 kinds"

@@ -75,7 +75,9 @@ def teach(call) -> None:
 def run(*arguments: str, **environment: str) -> None:
     """Runs a verb. Ends this program if it fails."""
     command = [sys.executable, "-m", "llava_jax", *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+    result = subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, encoding="utf-8"
+    )
     if result.returncode:
         sys.exit(f"{' '.join(command)}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}")
     print("\n".join(result.stdout.splitlines()[-3:]), flush=True)

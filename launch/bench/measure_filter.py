@@ -41,7 +41,7 @@ def write_captions(path: Path, rows: int) -> None:
 def measure(name: str, *arguments: object) -> None:
     start = time.perf_counter()
     command = [sys.executable, "-m", "llava_jax", "datagen", "filter", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8")
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:

@@ -147,7 +147,10 @@ def test_a_large_file_is_scanned_once(captions, tmp_path, monkeypatch):
 def test_a_stopped_run_leaves_no_part_and_resumes(tmp_path, stop):
     rows = (f'{{"image": "{i}", "caption": "a box {i % 700} beside the bus number {i}"}}\n' for i in range(30_000))
     (tmp_path / "captions.jsonl").write_text("".join(rows), encoding="utf-8")
-    command = [sys.executable, "-m", "llava_jax", "datagen", "filter", "captions.jsonl", "out.jsonl", "--workers", "0"]
+    # In the background of a script SIGINT is ignored, also by child processes.
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); from llava_jax.__main__ import main; "
+    arguments = ["datagen", "filter", "captions.jsonl", "out.jsonl", "--workers", "0"]
+    command = [sys.executable, "-c", program + "sys.exit(main(sys.argv[1:]))", *arguments]
     process = subprocess.Popen(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
     cache = tmp_path / "out.jsonl.phrases"
     while not list(cache.glob("*.npz")) and process.poll() is None:
