@@ -18,7 +18,7 @@ from flax import struct
 from llava_jax.config.architectures import ModelConfig
 from llava_jax.inference.decode import last_logits
 from llava_jax.inference.sampling import SamplingParams, choose
-from llava_jax.models.cache import KVCache, Part
+from llava_jax.models.cache import KVCache
 from llava_jax.models.llava import Llava
 from llava_jax.runtime.sharding import constrain, logical_rules
 
@@ -119,7 +119,7 @@ def read_chunk(
     """
     rows = 0 if active is None else slots.token.shape[0]
     positions = jnp.concatenate([slots.length[:rows], chunk.start + jnp.arange(chunk.tokens.shape[0])])
-    cache = KVCache.at_lengths(slots.layers, slots.length[:rows], Part(chunk.slot, chunk.start))
+    cache = KVCache.at_lengths(slots.layers, slots.length[:rows], (chunk.slot, chunk.start))
     with logical_rules():
         tokens = jnp.concatenate([slots.token[:rows], chunk.tokens])
         features = jnp.take(pool, jnp.pad(chunk.features, (rows, 0)), axis=0, mode="clip")

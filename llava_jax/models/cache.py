@@ -13,20 +13,13 @@ from llava_jax.runtime.sharding import constrain
 UNROLLED_ROWS = 32
 
 
-class Part(struct.PyTreeNode):
-    """Where a part of one row's prompt is written."""
-
-    row: jax.Array  # int32[]
-    start: jax.Array  # int32[], the slot of its first token
-
-
 class KVCache(struct.PyTreeNode):
     """Keys and values of the tokens so far. All rows write to the same slot. A row's padding is segment 0, to which no
     token attends, so rows of unequal length decode together: `positions` counts, not the slot. A cache of `at_lengths`
     has rows that write to slots of their own.
 
-    With a `part`, a step has one row of N + C tokens: one for each of N rows (N: those of `index`), then C of the part.
-    So the weights are read once for all of them.
+    With a `part` of one row's prompt, a step has one row of N + C tokens: one for each of the N rows of `index`, then
+    the C of the part. So the weights are read once for all of them.
 
     Every layer has its own arrays, with heads before slots: a step writes one slot in place and reads the rest without
     a copy. One array for all layers, or slots before heads, would be copied for every token.
@@ -36,7 +29,7 @@ class KVCache(struct.PyTreeNode):
     positions: jax.Array  # int32[B, S]
     segment_ids: jax.Array  # int32[B, S], 0 at empty slots and padding
     index: jax.Array  # int32[], the next slot, or int32[B], that of every row
-    part: Part | None = None
+    part: tuple[jax.Array, jax.Array] | None = None  # int32[] each: its row, and the slot of its first token
 
     @classmethod
     def empty(cls, config: LlamaConfig, batch: int, length: int, dtype: str) -> "KVCache":
@@ -47,9 +40,7 @@ class KVCache(struct.PyTreeNode):
         return cls(tuple((zeros(), zeros()) for _ in range(config.layers)), slots, slots, jnp.zeros((), jnp.int32))
 
     @classmethod
-    def at_lengths(
-        cls, layers: tuple[tuple[jax.Array, jax.Array], ...], lengths: jax.Array, part: Part | None = None
-    ) -> "KVCache":
+    def at_lengths(cls, layers: tuple[tuple[jax.Array, jax.Array], ...], lengths: jax.Array, part=None) -> "KVCache":
         """A cache in which slot i holds position i, and row b continues at its lengths[b]: int32[B], or int32[0] for a
         part alone. What lies beyond is never attended to, because its positions are later."""
         rows = len(lengths) if part is None else 1
@@ -82,9 +73,7 @@ def write_and_attend(
     q: jax.Array, k: jax.Array, v: jax.Array, past: tuple[jax.Array, jax.Array], mask: jax.Array, cache: KVCache
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Writes keys and values [B, T, K, E] to those of one layer, `past`, and attends to them -> (as q, the new past).
-
-    q: [B, T, H, E]. mask: bool[B, T, S]. cache: says where; its layers are not used. With a part, B = 1.
-    """
+    q: [B, T, H, E]. mask: bool[B, T, S]. cache: says where; its layers are not used. With a part, B = 1."""
     if cache.part is None:
         past = write_cache(past[0], k, cache.index), write_cache(past[1], v, cache.index)
         return attend_cache(q, *past, mask), past
@@ -93,7 +82,7 @@ def write_and_attend(
         split = lambda x: x[0, :rows, None]  # noqa: E731
         past = write_cache(past[0], split(k), cache.index), write_cache(past[1], split(v), cache.index)
     # After the rows: the one that is being read has no token of its own yet, and wrote to the part's first slot.
-    row, start = cache.part.row, cache.part.start
+    row, start = cache.part
     past = write_cache(past[0], k[:, rows:], start, row), write_cache(past[1], v[:, rows:], start, row)
     if rows:
         results.append(attend_cache(split(q), *past, split(mask)).swapaxes(0, 1))
@@ -129,21 +118,38 @@ def write_cache(cache: jax.Array, new: jax.Array, slot: jax.Array, first: jax.Ar
 
 
 def attend_cache(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """`reference_attention` on a cache: q [B, T, H, E], k, v [max(B, 2), K, S, E], mask bool[B, T, S] -> [B, T, H, E].
+    """`reference_attention` on a cache: q [B, T, H, E], k, v [max(B, 2), K, S, E], mask bool[B, T, S] -> as q."""
+    b, t, h, e = q.shape
+    heads = k.shape[1]
+    rows = k.shape[0] if t == 1 else b
+    q = jnp.broadcast_to(q.reshape(b, t, heads, h // heads, e), (rows, t, heads, h // heads, e))
+    if t == 1 and q.dtype == jnp.float32:
+        y = jax.lax.platform_dependent(q, k, v, mask, cpu=_attend_by_elements, default=_attend_by_matmuls)
+    else:
+        y = _attend_by_matmuls(q, k[:rows], v[:rows], mask)
+    return y[:b].reshape(b, t, h, e)
+
+
+def _attend_by_matmuls(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """q [B, T, K, G, E]; k, v [B, K, S, E] -> as q.
 
     Both matmuls have their axes in the order of the cache, and the cache as the right operand. Otherwise XLA transposes
     the whole cache first, for every token (and has no bfloat16 matmul at all on CPU).
     """
-    b, t, h, e = q.shape
-    dtype, heads = q.dtype.name, k.shape[1]
-    rows = k.shape[0] if t == 1 else b
-    q = jnp.broadcast_to(q.reshape(b, t, heads, h // heads, e), (rows, t, heads, h // heads, e))
-    if t == 1 and h == heads:
+    dtype, t, group, e = q.dtype.name, q.shape[1], *q.shape[3:]
+    if t == 1 and group == 1:
         q = jnp.repeat(q, 2, axis=1)  # a matmul of one row converts (CPU) or copies (TPU) the whole cache first
-    scores = dot("btkge,bkse->bktgs", q, k[:rows], dtype, out="float32") / e**0.5
+    scores = dot("btkge,bkse->bktgs", q, k, dtype, out="float32") / e**0.5
     weights = jax.nn.softmax(jnp.where(mask[:, None, :, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
-    y = dot("bktgs,bkse->bktge", weights, v[:rows], dtype)[:b, :, :t]
-    return y.swapaxes(1, 2).reshape(b, t, h, e)
+    return dot("bktgs,bkse->bktge", weights, v, dtype)[:, :, :t].swapaxes(1, 2)
+
+
+def _attend_by_elements(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """`_attend_by_matmuls` of one token as two fused loops over the cache, for a CPU: it runs the small float32 matmuls
+    of all rows and heads one after the other on one core, and takes twice as long."""
+    scores = (q[:, 0, :, :, None] * k[:, :, None]).sum(axis=-1) / q.shape[-1] ** 0.5  # [B, K, G, S]
+    weights = jax.nn.softmax(jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
+    return (weights[..., None] * v[:, :, None]).sum(axis=3)[:, None]
 
 
 def unstack(stacked: dict) -> tuple[dict, ...]:

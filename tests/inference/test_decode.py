@@ -199,8 +199,12 @@ IN_PLACE = {"parameter", "get-tuple-element", "bitcast", "bitcast-convert", "dyn
 
 def moved(compiled: str, sizes: set[int]) -> list[str]:
     """Instructions of a compiled program that make an array of one of these sizes, other than in place."""
-    copies = []
+    copies, fused, computation = [], set(re.findall(r" fusion\(.*calls=%([\w.-]+)", compiled)), ""
     for line in compiled.splitlines():
+        if header := re.match(r"%([\w.-]+) .*{$", line):
+            computation = header[1]
+        if computation in fused:  # within one, only its result becomes an array
+            continue
         match = re.match(r" *(?:ROOT )?%?([\w.-]+) = \w+\[([\d,]+)\]\S* ([\w-]+)\(", line)
         if match and int(np.prod([int(n) for n in match[2].split(",")])) in sizes:
             in_place = match[3] in IN_PLACE or match[3] == "fusion" and "dynamic-update-slice" in match[1]
