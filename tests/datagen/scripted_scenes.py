@@ -6,9 +6,9 @@ from types import ModuleType
 
 from llava_jax.data.sources import scene_world
 from llava_jax.datagen.categories import plurals
-from llava_jax.datagen.contexts import Box, ImageContext
+from llava_jax.datagen.contexts import ImageContext
+from llava_jax.datagen.scene_contexts import scene_context
 
-IMAGE_SIZE = 336
 CLEAR = 0.1  # of the image, between the centres of a relation's objects
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 DIGITS = 0.3  # share of the numbers written as digits
@@ -24,13 +24,8 @@ class Planted:
     template: str
 
 
-def scene_context(index: int) -> ImageContext:
-    scene = scene_world.draw_scene(11, index, held_out=False)
-    boxes = tuple(
-        Box(o.name, x / IMAGE_SIZE, y / IMAGE_SIZE, (x + w) / IMAGE_SIZE, (y + h) / IMAGE_SIZE)
-        for o, (x, y, w, h) in zip(scene.objects, scene_world.boxes(scene, IMAGE_SIZE), strict=True)
-    )
-    return ImageContext(f"scene-{index}", f"scene-{index}.png", (), boxes)
+def scripted_context(index: int) -> ImageContext:
+    return scene_context(scene_world.draw_scene(11, index, held_out=False), 11, index, held_out=False)
 
 
 def relation_templates(phrasings: ModuleType, direction: str) -> list[str]:

@@ -4,8 +4,6 @@
 `pytest tests/datagen/test_scripted_scenes.py -s -n 0` prints the shares of each kind.
 """
 
-import importlib
-import importlib.util
 import random
 from collections import defaultdict
 
@@ -14,21 +12,20 @@ import pytest
 from llava_jax.datagen.categories import scene_vocabulary
 from llava_jax.datagen.claims import KINDS, claims_in
 from llava_jax.datagen.truth import Share, verdict
-from tests.datagen.scripted_scenes import implied, relation_templates, scene_context, sentence
+from tests.datagen import phrasings, unread_phrasings
+from tests.datagen.scripted_scenes import implied, relation_templates, scripted_context, sentence
 
 SCENES = 2000
 PRECISION, RECALL = 98.0, 95.0
 
 
-@pytest.mark.parametrize("name", ["phrasings", "unread_phrasings"])
-def test_claims_and_planted_faults_of_a_scripted_teacher(name):
-    if importlib.util.find_spec(f"tests.datagen.{name}") is None:
-        pytest.skip(f"tests/datagen/{name}.py is missing")
-    phrasings = importlib.import_module(f"tests.datagen.{name}")
+@pytest.mark.parametrize("phrasings", [phrasings, unread_phrasings], ids=["read", "unread"])
+def test_claims_and_planted_faults_of_a_scripted_teacher(phrasings):
     precision, recall, faults, truths = (defaultdict(Share) for _ in range(4))
+    name = phrasings.__name__.rsplit(".", 1)[1]
     vocabulary, rng = scene_vocabulary(), random.Random(name)
     for i in range(SCENES):
-        context = scene_context(i)
+        context = scripted_context(i)
         for text, planted in filter(None, (sentence(phrasings, kind, context, rng) for kind in KINDS)):
             claims = [claim for claim in claims_in("", text, vocabulary) if claim.certain]
             got, expected = {claim.meaning for claim in claims}, implied({planted.meaning})
@@ -50,8 +47,6 @@ def test_claims_and_planted_faults_of_a_scripted_teacher(name):
 
 
 def test_phrasings_are_at_least_30_a_kind():
-    from tests.datagen import phrasings
-
     numbers = {kind: len(set(templates)) for kind, templates in phrasings.PHRASINGS.items()}
     numbers["relation"] = len(
         {t for direction in phrasings.RELATIONS for t in relation_templates(phrasings, direction)}
