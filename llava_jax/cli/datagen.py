@@ -190,7 +190,9 @@ def _log_plan(messages: dict, requests: list, llm: LLMSettings, out: Path, batch
     log("\n".join(estimate_cost(messages, llm, read_replies(out / LEDGER)[0], batch)))
     if opinion.verify_model is not None:
         log(f"besides, one request to {opinion.verify_model} for each question and answer of the replies")
-    first = {request.kind: request.id for request in reversed(requests)}
+    first: dict[str, str] = {}
+    for request in requests:
+        first.setdefault(request.kind, request.id)
     for kind, row_id in first.items():
         log(f"\nthe first request for {kind}, {row_id}, with {json.dumps(llm.parameters)}:")
         for turn in messages[row_id]:
